@@ -1,0 +1,1 @@
+"""What differs between laptop, CI and cluster: the store, tracking, the launcher."""

@@ -1,0 +1,1 @@
+"""TwHIN: entity embeddings from typed edges. Everything here works without Dagster."""

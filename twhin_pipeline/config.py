@@ -1,0 +1,234 @@
+"""TwhinConfig: everything a run depends on, from one YAML file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import types
+import typing
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+
+from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.sections.base import Section
+from twhin_pipeline.sections.data import (
+    NegativesConfig,
+    SourceConfig,
+    SplitConfig,
+    TwhinDataConfig,
+    VocabularyConfig,
+)
+from twhin_pipeline.sections.model import TwhinModelConfig
+from twhin_pipeline.sections.training import (
+    EvaluationConfig,
+    ExportConfig,
+    LaunchConfig,
+    LossConfig,
+    RuntimeConfig,
+    TrainingConfig,
+)
+
+
+class TwhinConfig(Section):
+    """The whole configuration. Sections and field names are the published system's; what it lacks stands beside them."""
+
+    model: TwhinModelConfig
+    """Tables, relations and the scorer."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Numerics of the device."""
+    training: TrainingConfig = TrainingConfig()
+    """The training loop."""
+    train_data: TwhinDataConfig = TwhinDataConfig()
+    """The training edges."""
+    validation_data: TwhinDataConfig = TwhinDataConfig()
+    """The validation edges."""
+    source: SourceConfig | None = None
+    """Where edges come from. Left out: from `train_data.data_root` and `validation_data.data_root`, as published."""
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    """Which entities get a row."""
+    split: SplitConfig = SplitConfig()
+    """Which edges are held out."""
+    negatives: NegativesConfig = NegativesConfig()
+    """How false edges are sampled."""
+    loss: LossConfig = LossConfig()
+    """What is minimized."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured, and what must be reached."""
+    export: ExportConfig = ExportConfig()
+    """How embedding tables are written."""
+    launch: LaunchConfig = LaunchConfig()
+    """Processes and memory."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> TwhinConfig:
+        if self.source is None and self.train_data.data_root is None:
+            raise ValueError("no edges: give source.path, or train_data.data_root as in the published system")
+        for name in self.split.relations or ():
+            if name not in self.model.relation_names:
+                raise ValueError(f"split.relations: {unknown('relation', name, self.model.relation_names)}")
+        columns = self.source.columns if self.source else None
+        if self.split.strategy == "given" and (columns is None or columns.split is None):
+            raise ValueError("split.strategy: given needs source.columns.split, the name of the split column")
+        if self.split.strategy == "temporal" and self.split.later_snapshot is None:
+            if columns is None or columns.time is None:
+                raise ValueError("split.strategy: temporal needs source.columns.time or split.later_snapshot")
+        if self.train_data.global_negatives + self.train_data.in_batch_negatives == 0:
+            raise ValueError(
+                "train_data.global_negatives and train_data.in_batch_negatives are both 0, so nothing would be "
+                "contrasted; set one of them"
+            )
+        return self
+
+    @property
+    def epochs_of_negatives(self) -> int:
+        """Epochs of negatives that the training set holds."""
+        return self.negatives.epochs or self.training.num_epochs
+
+    def hash(self) -> str:
+        """Return 12 hex digits that name this configuration; where and how fast it runs (`launch`) is left out."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"launch"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration, every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def load_config(path: str, overrides: Iterable[str] = ()) -> TwhinConfig:
+    """Read a YAML file (path or URL) and apply overrides such as `training.num_epochs=3`.
+
+    Relative `source.path` and `data_root` stay as they are written: they are relative to the working directory.
+
+    Raises:
+        UserError: The file is missing or no YAML mapping, or a field is wrong; it names the path in the YAML.
+    """
+    try:
+        with fsspec.open(path, "r") as file:
+            text = file.read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); give the path of a YAML file") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold sections such as `model:` and `source:`, got {type(data).__name__}")
+    for override in overrides:
+        apply_override(data, override)
+    return parse_config(data, origin=str(path))
+
+
+def parse_config(data: dict[str, Any], origin: str = "configuration") -> TwhinConfig:
+    """Validate `data`. Raises UserError that names each wrong field by its path in the YAML, `origin` in front."""
+    try:
+        config = TwhinConfig.model_validate(data)
+    except ValidationError as error:
+        told = [_tell(dict(e), data) for e in error.errors()]
+        raise UserError("\n".join(f"{origin}: {line}" for line in told)) from error
+    if config.runtime.wandb is not None:
+        warnings.warn("runtime.wandb is accepted and not used: runs are tracked with MLflow", stacklevel=2)
+    return config
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one field of nested `data` in place, from `path.to.field=value`; the value is YAML; list items by index or name.
+
+    Raises:
+        UserError: It is not of that form, or the path leads through something that has no fields.
+    """
+    path, separator, value = override.partition("=")
+    if not separator or not path.strip():
+        raise UserError(f"override {override!r} must look like training.num_epochs=3")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML") from error
+    *parents, last = path.strip().split(".")
+    node: Any = data
+    for key in parents:
+        node = _descend(node, key, override, create=True)
+    if isinstance(node, list):
+        node[_position(node, last, override)] = parsed
+    elif isinstance(node, dict):
+        node[last] = parsed
+    else:
+        raise UserError(f"override {override!r}: {'.'.join(parents)} has no fields")
+
+
+def _descend(node: Any, key: str, override: str, *, create: bool = False) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, key, override)]
+    if isinstance(node, dict):
+        if create and node.get(key) is None:
+            node[key] = {}
+        return node[key]
+    raise UserError(f"override {override!r}: there is nothing below {key!r}")
+
+
+def _position(items: list[Any], key: str, override: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    known = [str(n) for n in names if n is not None]
+    raise UserError(f"override {override!r}: {unknown('item', key, known or range(len(items)))}")
+
+
+def _tell(error: dict[str, Any], data: Any) -> str:
+    location = error["loc"]
+    where = _yaml_path(location)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        fields = _fields_at(TwhinConfig, location[:-1])
+        parent = _yaml_path(location[:-1])
+        return f"{where}: {unknown('key', location[-1], fields)}" + (f" (in {parent})" if parent else "")
+    if error["type"] == "missing":
+        return f"{where}: is missing; add it"
+    if error["type"] == "value_error":
+        inner = re.match(r"[a-z_]+(\[\d+\])?(\.[a-z_]+)*: ", message)
+        return where + ("." if inner else ": ") + message if where else message
+    return f"{where}: {message}, got {error['input']!r}"
+
+
+def _yaml_path(location: Iterable[int | str]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
+    """Known keys of the section at `location` in the tree of sections."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        found = _section_in(field.annotation) if field else None
+        if found is None:
+            return []
+        model = found
+    return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
+        for argument in typing.get_args(annotation):
+            found = _section_in(argument)
+            if found is not None:
+                return found
+    return None
+
+
+def default_config_path() -> str:
+    """Return `configs/debian.yaml` of this checkout: the bundled example."""
+    return str(Path(__file__).resolve().parent.parent / "configs" / "debian.yaml")

@@ -1,0 +1,26 @@
+"""Mistakes a user can mend: one line that says where, what and how."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in configuration, data or usage. Its message is one sentence or a short list, and ends in the remedy.
+
+    The command line prints it without a traceback and exits with 2.
+    """
+
+
+def nearest(word: str, known: Iterable[object], count: int = 3) -> list[str]:
+    """Return up to `count` members of `known` that look like `word`, best first."""
+    return difflib.get_close_matches(str(word), [str(k) for k in known], n=count, cutoff=0.5)
+
+
+def unknown(what: str, word: object, known: Iterable[object]) -> str:
+    """Say that `word` is not a known `what`, with the nearest known ones or, failing that, all of them."""
+    names = [str(k) for k in known]
+    close = nearest(str(word), names)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"known: {', '.join(sorted(names))}"
+    return f"unknown {what} {word!r}; {hint}"

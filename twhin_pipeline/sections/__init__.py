@@ -1,0 +1,1 @@
+"""The sections of a TwhinConfig, one noun a file."""

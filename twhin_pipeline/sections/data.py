@@ -1,0 +1,141 @@
+"""Where edges come from and how they become training sets."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from twhin_pipeline.sections.base import Section
+
+
+class TwhinDataConfig(Section):
+    """One side of the data: the training edges, or the validation edges."""
+
+    data_root: str | None = None
+    """A path, glob or URL of indexed Parquet (`lhs`, `rel`, `rhs`: integers). Read where there is no `source`."""
+    per_replica_batch_size: int = Field(8192, ge=1)
+    """Edges a rank takes in one step."""
+    global_negatives: int = Field(256, ge=0)
+    """Candidates sampled from the whole entity type, for each chunk and side."""
+    in_batch_negatives: int = Field(64, ge=0)
+    """Candidates taken from the chunk's own entities, for each chunk and side."""
+    limit: int | None = Field(None, ge=1)
+    """Take at most so many edges."""
+    offset: int | None = Field(None, ge=1)
+    """Leave out so many edges first."""
+
+
+class Columns(Section):
+    """Names of the columns in the source."""
+
+    lhs: str = "lhs"
+    """The left-hand entity's id."""
+    rel: str = "rel"
+    """The relation: its name, or its index where `ids` is `indexed`."""
+    rhs: str = "rhs"
+    """The right-hand entity's id."""
+    time: str | None = None
+    """When the edge happened (a timestamp, a date, or seconds since 1970)."""
+    weight: str | None = None
+    """How much the edge counts (finite, not negative)."""
+    split: str | None = None
+    """`train`, `validation` or `test`, for `split.strategy: given`."""
+
+
+class SourceConfig(Section):
+    """Where edges come from."""
+
+    path: str
+    """Parquet, CSV or TSV: a file, glob or URL. `{snapshot}` stands for the snapshot's date."""
+    format: Literal["auto", "parquet", "csv"] = "auto"
+    """`auto` goes by the file name's ending (.parquet, .csv, .tsv, and these with .gz or .zst)."""
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    """The CSV delimiter; left out, it is a tab for .tsv and a comma otherwise."""
+    ids: Literal["named", "indexed"] = "named"
+    """`named`: ids are strings or any integers and `rel` a relation's name. `indexed`: `lhs`, `rhs` are rows, `rel` an
+    index into `model.relations`, as in the published system."""
+    columns: Columns = Columns()
+    """Names of the columns."""
+    window: str | None = None
+    """With a time column: how far back from the snapshot's end edges count, such as `90d`, `12h` or `4w`."""
+    snapshots: list[str] | None = None
+    """The snapshots there are (YYYY-MM-DD). Left out, they are found by listing `path`."""
+    max_rejected_share: float = Field(0.01, ge=0, le=1)
+    """Above this share of rejected rows the check on `raw_edges` fails."""
+
+    @field_validator("window")
+    @classmethod
+    def _window(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[1-9][0-9]*[hdw]", value):
+            raise ValueError(f"window {value!r} must be a number and h, d or w, such as 90d")
+        return value
+
+    @field_validator("snapshots")
+    @classmethod
+    def _dates(cls, value: list[str] | None) -> list[str] | None:
+        for snapshot in value or ():
+            if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", snapshot):
+                raise ValueError(f"snapshot {snapshot!r} must be a date, YYYY-MM-DD")
+        return value
+
+    @model_validator(mode="after")
+    def _window_needs_time(self) -> SourceConfig:
+        if self.window is not None and self.columns.time is None:
+            raise ValueError("window needs columns.time; name the time column or leave the window out")
+        return self
+
+
+class VocabularyConfig(Section):
+    """Which entities get a row."""
+
+    min_count: int = Field(1, ge=1)
+    """An entity with fewer edges gets no row, and its edges are left out (counted, by relation)."""
+
+
+class SplitConfig(Section):
+    """Which edges are held out."""
+
+    strategy: Literal["random", "temporal", "given"] = "random"
+    """`random`: by edge, seeded. `temporal`: the latest by the time column, or, with `later_snapshot`, the edges that are
+    new there between entities known here. `given`: by the source's split column."""
+    validation: float = Field(0.05, ge=0, lt=1)
+    """Share of the edges held out for validation (random, temporal)."""
+    test: float = Field(0.05, ge=0, lt=1)
+    """Share of the edges held out for the test (random, temporal)."""
+    relations: list[str] | None = None
+    """Relations of which edges are held out; left out, all."""
+    later_snapshot: str | None = None
+    """For `temporal`: the snapshot whose new edges are the test; validation is then a random share of this one's."""
+    keep_connected: bool = True
+    """For `random`: an edge that is the last one of an entity stays in training, so that every entity can learn."""
+    seed: int = 0
+    """Seed of the random choice."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> SplitConfig:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation ({self.validation}) and test ({self.test}) leave nothing to train on; lower them"
+            )
+        if self.later_snapshot is not None and self.strategy != "temporal":
+            raise ValueError("later_snapshot is for strategy: temporal; set the strategy or leave it out")
+        return self
+
+
+class NegativesConfig(Section):
+    """How false edges are sampled."""
+
+    chunk_size: int = Field(1000, ge=1, le=65_536)
+    """Positives of one relation that share their candidates."""
+    degree_share: float = Field(0.5, ge=0, le=1)
+    """Share of a pool drawn in proportion to degree^alpha; the rest is uniform over the entity type."""
+    alpha: float = Field(0.75, ge=0, le=2)
+    """The exponent of the degree (word2vec's is 0.75)."""
+    sides: Literal["both", "lhs", "rhs"] = "both"
+    """Which side of an edge is replaced: `rhs` gives false tails only."""
+    epochs: int | None = Field(None, ge=1)
+    """Epochs of negatives to make; training that runs longer uses them again. Left out: `training.num_epochs`."""
+    seed: int = 0
+    """Seed of chunks and pools."""

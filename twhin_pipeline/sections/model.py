@@ -1,0 +1,175 @@
+"""Entity tables, relations, and how an edge is scored."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from twhin_pipeline.errors import unknown
+from twhin_pipeline.sections.base import Section
+from twhin_pipeline.sections.optimizer import Adagrad, OptimizerConfig, RowwiseAdagrad
+
+# The configuration loads without torch, so the names stand here; tests hold them equal to the registries.
+OPERATOR_NAMES = ("translation", "identity")
+COMPARATOR_NAMES = ("dot", "cosine")
+LOSS_NAMES = ("bce", "softmax")
+
+# Names become folders, SQL views and method names.
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+def _check_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"name {name!r} must be a letter, then letters, digits and underscores; rename it")
+    return name
+
+
+class Pretrained(Section):
+    """Where a table's first vectors come from."""
+
+    emb_name: str
+    """The entity type's name in that snapshot (the folder `embeddings/<emb_name>`)."""
+    embedding_snapshot_uri: str
+    """A Parquet file or glob with columns `id` and `embedding` (any DuckDB-readable path or URL)."""
+
+
+class TableConfig(Section):
+    """One entity type's embedding table."""
+
+    name: str
+    """The entity type; relations refer to it."""
+    num_embeddings: int | None = Field(None, ge=1)
+    """Rows of the table. Left out: as many as the vocabulary has. Given: a vocabulary that outgrows it is an error."""
+    embedding_dim: int = Field(128, ge=4, multiple_of=4)
+    """Length of a vector; equal in all tables, and a multiple of 4 (the embedding kernel's vector width)."""
+    data_type: Literal["fp32", "fp16"] = "fp32"
+    """Storage type of the vectors; equal in all tables."""
+    optimizer: OptimizerConfig = OptimizerConfig(rowwise_adagrad=RowwiseAdagrad(lr=0.1))
+    """The optimizer fused into this table's backward pass."""
+    vocab: str | None = None
+    """A Parquet file with columns `id` and `row` that the vocabulary starts from; its ids keep these rows."""
+    pretrained: Pretrained | None = None
+    """Vectors to start from, matched by id; entities that are not in it start at random."""
+
+    _name = field_validator("name")(_check_name)
+
+    @model_validator(mode="after")
+    def _no_fused_momentum(self) -> TableConfig:
+        if self.optimizer.sgd is not None and self.optimizer.sgd.momentum:
+            raise ValueError("the fused sgd of a table has no momentum; set optimizer.sgd.momentum to 0, or use adam")
+        return self
+
+
+class EmbeddingsConfig(Section):
+    """The entity tables."""
+
+    tables: list[TableConfig] = Field(min_length=1)
+    """One table an entity type."""
+    tables_to_log: list[str] | None = None
+    """Tables whose vectors' norms are sampled, shard by shard, and logged at each `training.train_log_every_n`."""
+
+    @model_validator(mode="after")
+    def _alike(self) -> EmbeddingsConfig:
+        names = [table.name for table in self.tables]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two tables are named {name!r}; rename or remove one")
+        for field in ("embedding_dim", "data_type"):
+            values = {table.name: getattr(table, field) for table in self.tables}
+            if len(set(values.values())) > 1:
+                told = ", ".join(f"{name} {value}" for name, value in values.items())
+                raise ValueError(f"{field} must be equal in all tables, got {told}; an edge compares two of them")
+        for name in self.tables_to_log or ():
+            if name not in names:
+                raise ValueError(f"tables_to_log: {unknown('table', name, names)}")
+        return self
+
+
+class Relation(Section):
+    """A named edge type from one entity type to another."""
+
+    name: str
+    """The relation's name, as in the column `rel`."""
+    lhs: str
+    """The table of the left-hand side."""
+    rhs: str
+    """The table of the right-hand side."""
+    operator: str = "translation"
+    """What is applied to the left-hand side's vector: one of the registered operators (`translation`, `identity`)."""
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Factor on the loss of this relation's edges."""
+
+    _name = field_validator("name")(_check_name)
+
+    @field_validator("operator")
+    @classmethod
+    def _known_operator(cls, value: str) -> str:
+        if value not in OPERATOR_NAMES:
+            raise ValueError(unknown("operator", value, OPERATOR_NAMES))
+        return value
+
+
+class TwhinModelConfig(Section):
+    """Tables, relations and the scorer."""
+
+    embeddings: EmbeddingsConfig
+    """The entity tables."""
+    relations: list[Relation] = Field(min_length=1)
+    """The edge types. Their order numbers them: an indexed edge file's `rel` counts from 0 in this list."""
+    translation_optimizer: OptimizerConfig = OptimizerConfig(adagrad=Adagrad(lr=0.1, eps=1e-8))
+    """The optimizer of the operators' parameters."""
+    comparator: str = "dot"
+    """How the two sides' vectors are compared: `dot`, or `cosine` (usually with a `temperature` near 0.1)."""
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Scores are divided by it."""
+    init_scale: float = Field(0.1, gt=0, allow_inf_nan=False)
+    """Standard deviation of a new vector's elements, times the square root of the dimension: the length a new vector has."""
+
+    @field_validator("comparator")
+    @classmethod
+    def _known_comparator(cls, value: str) -> str:
+        if value not in COMPARATOR_NAMES:
+            raise ValueError(unknown("comparator", value, COMPARATOR_NAMES))
+        return value
+
+    @model_validator(mode="after")
+    def _relations_fit(self) -> TwhinModelConfig:
+        tables = [table.name for table in self.embeddings.tables]
+        names = [relation.name for relation in self.relations]
+        for i, relation in enumerate(self.relations):
+            if names.count(relation.name) > 1:
+                raise ValueError(f"relations[{i}].name: two relations are named {relation.name!r}; rename one")
+            for side in ("lhs", "rhs"):
+                if getattr(relation, side) not in tables:
+                    raise ValueError(f"relations[{i}].{side}: {unknown('table', getattr(relation, side), tables)}")
+        used = {side for relation in self.relations for side in (relation.lhs, relation.rhs)}
+        for name in tables:
+            if name not in used:
+                raise ValueError(f"table {name!r} is on no side of any relation; remove it or name it in a relation")
+        if self.translation_optimizer.rowwise_adagrad is not None:
+            raise ValueError("translation_optimizer: rowwise_adagrad is for tables; use adagrad, adam or sgd")
+        return self
+
+    def table(self, name: str) -> TableConfig:
+        """Return the table of that name. Raises KeyError where there is none."""
+        for table in self.embeddings.tables:
+            if table.name == name:
+                return table
+        raise KeyError(unknown("table", name, self.table_names))
+
+    @property
+    def table_names(self) -> list[str]:
+        """Entity types, in the configuration's order."""
+        return [table.name for table in self.embeddings.tables]
+
+    @property
+    def relation_names(self) -> list[str]:
+        """Relations, in the configuration's order; an edge's `rel` is an index into it."""
+        return [relation.name for relation in self.relations]
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of every vector."""
+        return self.embeddings.tables[0].embedding_dim

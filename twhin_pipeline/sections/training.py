@@ -1,0 +1,149 @@
+"""How training runs, where it runs, and what comes out of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from twhin_pipeline.errors import unknown
+from twhin_pipeline.sections.base import Section
+from twhin_pipeline.sections.model import LOSS_NAMES
+
+
+class RuntimeConfig(Section):
+    """Numerics of the device."""
+
+    enable_amp: bool = False
+    """Score in bfloat16 (autocast); tables and loss stay as they are."""
+    enable_tensorfloat32: bool = False
+    """Let CUDA matrix products use TensorFloat-32."""
+    wandb: dict[str, Any] | None = None
+    """Accepted, and not used: runs are tracked with MLflow. A warning says so."""
+
+
+class TrainingConfig(Section):
+    """The training loop."""
+
+    save_dir: str | None = None
+    """Where checkpoints go. Left out: beside the model, in the store."""
+    num_train_steps: int = Field(10_000, ge=1)
+    """Stop after so many steps, even inside an epoch; a log line says so when this comes before `num_epochs`."""
+    num_epochs: int = Field(1, ge=1)
+    """Passes over the training edges."""
+    initial_checkpoint_dir: str | None = None
+    """Start from the vectors of an earlier model: a store's snapshot, matched by id, or a checkpoint folder, by row."""
+    checkpoint_every_n: int = Field(1_000, ge=1)
+    """Steps between checkpoints; one is also written at the end, and when the run is cancelled."""
+    checkpoint_max_to_keep: int | None = Field(None, ge=1)
+    """Keep so many of the latest checkpoints, and the best. Left out: all."""
+    train_log_every_n: int = Field(1_000, ge=1)
+    """Steps between log lines and MLflow points."""
+    num_eval_steps: int = 16_384
+    """Batches of the validation set to evaluate; below 0, all."""
+    eval_log_every_n: int = Field(5_000, ge=1)
+    """Steps between evaluations on the validation set; one is also made at the end."""
+    eval_timeout_in_s: float = Field(3_600, gt=0)
+    """An evaluation stops after so many seconds, and says how far it came."""
+    gradient_accumulation: int | None = Field(None, ge=1)
+    """Only 1 is taken: tables step inside the backward pass, so micro-batches would each be a step."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop when so many evaluations in a row did not better `early_stopping_metric`. Left out: never."""
+    early_stopping_metric: Literal["loss", "auc", "rce", "mrr"] = "loss"
+    """The validation metric that decides on the best checkpoint and on early stopping; `mrr` ranks against the sampled
+    candidates."""
+    seed: int = 0
+    """Seed of initial vectors and of the order of chunks."""
+
+    @model_validator(mode="after")
+    def _no_accumulation(self) -> TrainingConfig:
+        if self.gradient_accumulation not in (None, 1):
+            raise ValueError(
+                "gradient_accumulation above 1 cannot be done with fused optimizers (the tables would step on each "
+                "micro-batch); raise train_data.per_replica_batch_size instead"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """What is minimized."""
+
+    name: str = "softmax"
+    """`bce`: weighted binary cross-entropy (published). `softmax`: cross-entropy of the edge among its candidates."""
+    negative_weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """For `bce`: the weight of all of an edge's negatives together, its positive's being 1."""
+
+    @model_validator(mode="after")
+    def _known(self) -> LossConfig:
+        if self.name not in LOSS_NAMES:
+            raise ValueError(f"name: {unknown('loss', self.name, LOSS_NAMES)}")
+        return self
+
+
+class EvaluationConfig(Section):
+    """What is measured, and what must be reached."""
+
+    hits_at: list[int] = Field(default=[1, 3, 10], min_length=1)
+    """k of Hits@k."""
+    recall_at: list[int] = Field(default=[10, 20], min_length=1)
+    """k of Recall@k and NDCG@k."""
+    candidates: int | None = Field(None, ge=1)
+    """Rank against so many sampled entities of the type; left out, against all."""
+    max_edges: int | None = Field(None, ge=1)
+    """Rank at most so many test edges a relation, drawn by `seed`; left out, all."""
+    auc_negatives: int = Field(10, ge=1)
+    """Sampled negatives an edge for AUC and RCE."""
+    floors: dict[str, float] = {}
+    """Least values of overall metrics, such as `{filtered_mrr: 0.1}`; the check on `evaluation` fails below."""
+    block_size: int = Field(512, ge=1)
+    """Edges ranked at a time; memory is this times the entities of the type times 4 bytes."""
+    seed: int = 0
+    """Seed of sampled edges and candidates."""
+
+
+class ExportConfig(Section):
+    """How embedding tables are written."""
+
+    data_type: Literal["fp32", "fp16"] = "fp32"
+    """Element type of the exported vectors."""
+    normalize: bool = False
+    """Scale each vector to length 1 (for indexes that know dot products only, with the cosine comparator)."""
+    rows_per_file: int = Field(1_000_000, ge=1)
+    """Rows of one Parquet file."""
+
+
+class LaunchConfig(Section):
+    """Processes and memory."""
+
+    nproc_per_node: int = Field(1, ge=1)
+    """Ranks on a node."""
+    nnodes: int = Field(1, ge=1)
+    """Nodes."""
+    node_rank: int = Field(0, ge=0)
+    """This node's number, where `nnodes` is above 1."""
+    rdzv_endpoint: str | None = None
+    """host:port of the first node, where `nnodes` is above 1."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA (NCCL) where it is there, else the CPU (gloo)."""
+    threads_per_process: int | None = Field(None, ge=1)
+    """Threads of a rank's matrix products; left out, the node's cores divided by its ranks."""
+    sharding: Literal["row_wise", "table_wise"] = "row_wise"
+    """How tables are laid on ranks."""
+    hbm_gib: float | None = Field(None, gt=0)
+    """Memory a rank's tables may take, for the sharding planner; left out, what the device has."""
+    prefetch_batches: int = Field(4, ge=1)
+    """Batches read ahead in the background."""
+    env: dict[str, str] = {}
+    """Environment variables of the training processes."""
+    duckdb_memory_limit: str = "4GB"
+    """Memory DuckDB may take in data preparation and checks; beyond it, it spills to disk."""
+    duckdb_threads: int | None = Field(None, ge=1)
+    """Threads of DuckDB; left out, all cores."""
+
+    @model_validator(mode="after")
+    def _nodes(self) -> LaunchConfig:
+        if self.nnodes > 1 and self.rdzv_endpoint is None:
+            raise ValueError("nnodes above 1 needs rdzv_endpoint, the host:port of the first node")
+        if self.node_rank >= self.nnodes:
+            raise ValueError(f"node_rank {self.node_rank} must be below nnodes {self.nnodes}")
+        return self

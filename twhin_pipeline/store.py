@@ -1,0 +1,263 @@
+"""The store: where tables live. A table exists when its manifest does.
+
+    <root>/<asset>/<snapshot>/<version>/*.parquet     the data of one version
+    <root>/<asset>/<snapshot>/manifest.json           written last; names the version that counts
+
+A writer fills a new version's folder and then replaces the manifest, so a crash leaves the old table as it was and
+nothing that a reader would take for finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from twhin_pipeline.errors import UserError
+
+DEFAULT_HOME = ".twhin"
+MAKERS = {
+    "raw_edges": "ingest",
+    "raw_edges_rejected": "ingest",
+    "vocabulary": "vocabulary",
+    "training_set": "sample",
+    "held_out": "sample",
+    "twhin_model": "train",
+    "evaluation": "evaluate",
+    "embeddings": "export",
+}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one version of a table is and where it comes from.
+
+    `parents` maps a parent table to the version that was read; `details` is what the stage counted (JSON values).
+    """
+
+    asset: str
+    snapshot: str
+    version: str
+    created: str
+    rows: int
+    bytes: int
+    files: list[dict[str, Any]]
+    schema: dict[str, str]
+    config_hash: str
+    code_version: str
+    parents: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """Tables under one root: a folder, or any fsspec URL."""
+
+    def __init__(self, root: str | None = None) -> None:
+        root = str(root or os.environ.get("TWHIN_HOME") or DEFAULT_HOME)
+        self.fs, path = fsspec.core.url_to_fs(root)
+        protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
+        self.is_local = protocol in ("file", "local")
+        self.root: str = os.path.abspath(path) if self.is_local else f"{protocol}://{path.rstrip('/')}"
+
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
+
+    def path(self, *parts: str) -> str:
+        """Return the path or URL of something under the root."""
+        return "/".join([self.root, *parts])
+
+    def exists(self, asset: str, snapshot: str) -> bool:
+        """Tell whether the table is finished."""
+        return bool(self.fs.exists(self.path(asset, snapshot, "manifest.json")))
+
+    def manifest(self, asset: str, snapshot: str) -> Manifest:
+        """Read the table's manifest. Raises UserError, with the command that makes the table, where there is none."""
+        try:
+            with self.fs.open(self.path(asset, snapshot, "manifest.json"), "r") as file:
+                return Manifest(**json.load(file))
+        except FileNotFoundError:
+            stage = MAKERS.get(asset.split("/")[0], "run")
+            there = ", ".join(self.snapshots(asset)) or "none"
+            raise UserError(
+                f"{self.root}: no table {asset} for snapshot {snapshot} (snapshots with one: {there}); "
+                f"make it with `twhin {stage} --snapshot {snapshot}`"
+            ) from None
+
+    def snapshots(self, asset: str) -> list[str]:
+        """List the snapshots for which the table is finished, oldest first."""
+        found = self.fs.glob(self.path(asset, "*", "manifest.json"))
+        return sorted(str(path).rstrip("/").split("/")[-2] for path in found)
+
+    def latest_before(self, asset: str, snapshot: str) -> str | None:
+        """Return the newest finished snapshot that is older than `snapshot`, or None."""
+        older = [s for s in self.snapshots(asset) if s < snapshot]
+        return older[-1] if older else None
+
+    def assets(self) -> list[str]:
+        """List every table of which some snapshot is finished, such as `vocabulary/user`."""
+        found = self.fs.glob(self.path("*", "*", "manifest.json")) + self.fs.glob(
+            self.path("*", "*", "*", "manifest.json")
+        )
+        root = self.fs._strip_protocol(self.root).rstrip("/") + "/"
+        return sorted({str(path)[len(root) :].rsplit("/", 2)[0] for path in found})
+
+    def files(self, asset: str, snapshot: str) -> list[str]:
+        """Return the table's Parquet files (paths, or URLs in a remote store), in order."""
+        return self.files_of(self.manifest(asset, snapshot))
+
+    def files_of(self, manifest: Manifest) -> list[str]:
+        """Return the Parquet files that a manifest names."""
+        base = self.path(manifest.asset, manifest.snapshot, manifest.version)
+        return [f"{base}/{file['path']}" for file in manifest.files if file["path"].endswith(".parquet")]
+
+    def dataset(self, asset: str, snapshot: str) -> ds.Dataset:
+        """Open the table as an Arrow dataset, its files in order."""
+        files = [self.fs._strip_protocol(path) for path in self.files(asset, snapshot)]
+        return ds.dataset(files, format="parquet", filesystem=self.fs)
+
+    def read(self, asset: str, snapshot: str, columns: list[str] | None = None) -> pa.Table:
+        """Read the whole table into memory, in the order it was written."""
+        return self.dataset(asset, snapshot).to_table(columns=columns)
+
+    def versions(self, snapshot: str, assets: Iterable[str]) -> dict[str, str]:
+        """Return the present version of each table, for a child's `parents`. Raises UserError where one is missing."""
+        return {asset: self.manifest(asset, snapshot).version for asset in assets}
+
+    def stale(self, asset: str, snapshot: str) -> list[str]:
+        """Return the parents of a finished table that have been made anew (or are gone) since it read them."""
+        stale = []
+        for parent, version in self.manifest(asset, snapshot).parents.items():
+            name, _, at = parent.partition("@")
+            at = at or snapshot
+            if not self.exists(name, at) or self.manifest(name, at).version != version:
+                stale.append(parent)
+        return stale
+
+    def begin(self, asset: str, snapshot: str) -> Draft:
+        """Start a new version of a table. Nothing is visible until `Draft.commit`."""
+        version = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+        return Draft(self, asset, snapshot, version)
+
+    @contextmanager
+    def replace(
+        self, asset: str, snapshot: str, *, config_hash: str, parents: dict[str, str] | None = None
+    ) -> Iterator[Draft]:
+        """Write a new version of a table: committed where the block ends well, discarded where it raises.
+
+        Set `draft.details` inside the block for what the stage counted.
+        """
+        draft = self.begin(asset, snapshot)
+        try:
+            yield draft
+        except BaseException:
+            draft.discard()
+            raise
+        draft.commit(config_hash=config_hash, parents=parents or {})
+
+
+class Draft:
+    """A version of a table in the making. Any process may open one by its version; one of them commits."""
+
+    def __init__(self, store: Store, asset: str, snapshot: str, version: str) -> None:
+        self.store, self.asset, self.snapshot, self.version = store, asset, snapshot, version
+        self.location = store.path(asset, snapshot, version)
+        self.details: dict[str, Any] = {}
+        store.fs.makedirs(self.location, exist_ok=True)
+
+    @contextmanager
+    def local_file(self, name: str) -> Iterator[str]:
+        """Yield a local path to write the file `name` to; in a remote store it is uploaded when the block ends."""
+        if self.store.is_local:
+            path = f"{self.location}/{name}"
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="twhin-") as folder:
+            path = f"{folder}/{Path(name).name}"
+            yield path
+            self.store.fs.put_file(path, f"{self.location}/{name}")
+
+    @contextmanager
+    def writer(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+        """Yield a streaming Parquet writer of the file `name`."""
+        with self.local_file(name) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            yield writer
+
+    def write(self, table: pa.Table, name: str = "part-00000.parquet") -> None:
+        """Write a whole table as the file `name`."""
+        with self.writer(name, table.schema) as writer:
+            writer.write_table(table)
+
+    def commit(self, *, config_hash: str, parents: dict[str, str]) -> Manifest:
+        """Make this version the one that counts, and remove the one before."""
+        fs = self.store.fs
+        base = fs._strip_protocol(self.location).rstrip("/") + "/"
+        names = sorted(str(path)[len(base) :] for path in fs.find(self.location))
+        files: list[dict[str, Any]] = []
+        schema: dict[str, str] = {}
+        for name in names:
+            entry: dict[str, Any] = {"path": name, "bytes": int(fs.size(f"{self.location}/{name}"))}
+            if name.endswith(".parquet"):
+                with fs.open(f"{self.location}/{name}", "rb") as file:
+                    parquet = pq.ParquetFile(file)
+                    entry["rows"] = parquet.metadata.num_rows
+                    schema = schema or {f.name: str(f.type) for f in parquet.schema_arrow}
+            files.append(entry)
+        manifest = Manifest(
+            asset=self.asset,
+            snapshot=self.snapshot,
+            version=self.version,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            rows=sum(f.get("rows", 0) for f in files),
+            bytes=sum(f["bytes"] for f in files),
+            files=files,
+            schema=schema,
+            config_hash=config_hash,
+            code_version=code_version(),
+            parents=parents,
+            details=self.details,
+        )
+        target = self.store.path(self.asset, self.snapshot, "manifest.json")
+        text = json.dumps(asdict(manifest), indent=1, allow_nan=False)
+        if self.store.is_local:
+            draft = f"{target}.{self.version}"
+            Path(draft).write_text(text)
+            os.replace(draft, target)
+        else:
+            fs.pipe_file(target, text.encode())
+        self._remove_others()
+        return manifest
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        if self.store.fs.exists(self.location):
+            self.store.fs.rm(self.location, recursive=True)
+
+    def _remove_others(self) -> None:
+        folder = self.store.path(self.asset, self.snapshot)
+        for path in self.store.fs.ls(folder, detail=False):
+            name = str(path).rstrip("/").split("/")[-1]
+            # A version's name begins with its date; other folders (checkpoints) are not ours to remove.
+            if name != self.version and name[:8].isdigit() and "-" in name:
+                self.store.fs.rm(path, recursive=True)
+
+
+def code_version() -> str:
+    """Return the version of this package that is installed."""
+    try:
+        return metadata.version("twhin-pipeline")
+    except metadata.PackageNotFoundError:
+        return "unknown"
