@@ -125,8 +125,10 @@ class Store:
 
     def dataset(self, asset: str, snapshot: str) -> ds.Dataset:
         """Open the table as an Arrow dataset, its files in order."""
-        files = [self.fs._strip_protocol(path) for path in self.files(asset, snapshot)]
-        return ds.dataset(files, format="parquet", filesystem=self.fs)
+        files = self.files(asset, snapshot)
+        if self.is_local:
+            return ds.dataset(files, format="parquet")
+        return ds.dataset([self.fs._strip_protocol(f) for f in files], format="parquet", filesystem=self.fs)
 
     def read(self, asset: str, snapshot: str, columns: list[str] | None = None) -> pa.Table:
         """Read the whole table into memory, in the order it was written."""
