@@ -164,10 +164,10 @@ class Store:
         draft = self.begin(asset, snapshot)
         try:
             yield draft
+            draft.commit(config_hash=config_hash, parents=parents or {})
         except BaseException:
             draft.discard()
             raise
-        draft.commit(config_hash=config_hash, parents=parents or {})
 
 
 class Draft:

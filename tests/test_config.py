@@ -1,0 +1,197 @@
+"""The configuration accepts what was published and answers each mistake with one line that says where and what to do."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from twhin_pipeline.config import TwhinConfig, apply_override, load_config, parse_config
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.sections.optimizer import LearningRate, OptimizerConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SMALL: dict[str, Any] = {
+    "source": {"path": "edges-{snapshot}.parquet"},
+    "model": {
+        "embeddings": {"tables": [{"name": "user"}, {"name": "item"}]},
+        "relations": [{"name": "likes", "lhs": "user", "rhs": "item"}],
+    },
+}
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """Return a small valid configuration with overrides `a__b=value` for `a.b=value`."""
+    data = copy.deepcopy(SMALL)
+    for path, value in changes.items():
+        apply_override(data, f"{path.replace('__', '.')}={yaml.safe_dump(value, default_flow_style=True).strip()}")
+    return data
+
+
+def test_published_local_yaml_loads_unchanged_with_its_published_values():
+    config = load_config(str(ROOT / "configs" / "twitter.yaml"))
+    sizes = {table.name: table.num_embeddings for table in config.model.embeddings.tables}
+    assert sizes == {"user": 424_241, "tweet": 72_543}
+    assert config.model.embedding_dim == 4
+    assert config.model.relation_names == ["fav", "reply", "retweet", "magic_recs"]
+    assert config.training.num_train_steps == 100_000
+    assert config.train_data.in_batch_negatives == 10 and config.train_data.limit == 9_990
+    assert config.validation_data.offset == 9_990 and config.validation_data.limit == 10
+    assert config.model.table("tweet").optimizer.schedule == LearningRate(constant=0.005)
+    assert config.model.translation_optimizer.schedule == LearningRate(constant=0.05)
+
+
+def test_every_bundled_configuration_loads():
+    for path in (ROOT / "configs").glob("*.yaml"):
+        assert isinstance(load_config(str(path)), TwhinConfig)
+
+
+def test_published_defaults_are_kept():
+    config = parse_config(small())
+    training = config.training
+    assert (training.num_train_steps, training.num_epochs, training.checkpoint_every_n) == (10_000, 1, 1_000)
+    assert (training.train_log_every_n, training.num_eval_steps, training.eval_log_every_n) == (1_000, 16_384, 5_000)
+    assert training.eval_timeout_in_s == 3_600
+    adam = OptimizerConfig(adam={"lr": 0.1}).adam
+    assert adam is not None and adam.betas == (0.9, 0.999) and adam.eps == 1e-7
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "what"),
+    [
+        ({"trainin__num_epochs": 3}, "trainin", "did you mean 'training'"),
+        ({"train_data__per_replica_batch": 3}, "train_data.per_replica_batch", "'per_replica_batch_size'"),
+        ({"training__num_epochs": "many"}, "training.num_epochs", "integer"),
+        ({"model__relations__likes__lhs": "usr"}, "model.relations[0].lhs", "did you mean 'user'"),
+        ({"model__relations__likes__operator": "translate"}, "model.relations[0].operator", "translation"),
+        ({"model__embeddings__tables__item__name": "user"}, "model.embeddings", "two tables are named 'user'"),
+        ({"model__embeddings__tables__item__embedding_dim": 64}, "model.embeddings", "user 128, item 64"),
+        ({"model__embeddings__tables__item__data_type": "fp16"}, "model.embeddings", "data_type must be equal"),
+        ({"model__embeddings__tables_to_log": ["usr"]}, "model.embeddings", "did you mean 'user'"),
+        ({"model__comparator": "cosin"}, "model.comparator", "did you mean 'cosine'"),
+        ({"loss__name": "softmx"}, "loss.name", "did you mean 'softmax'"),
+        ({"training__gradient_accumulation": 4}, "training", "raise train_data.per_replica_batch_size"),
+        ({"split__validation": 0.6, "split__test": 0.5}, "split", "leave nothing to train on"),
+        ({"split__strategy": "given"}, "", "source.columns.split"),
+        ({"split__strategy": "temporal"}, "", "source.columns.time or split.later_snapshot"),
+        ({"split__relations": ["like"]}, "split.relations", "did you mean 'likes'"),
+        ({"source__window": "90 days"}, "source.window", "90d"),
+        ({"source__window": "90d"}, "source", "columns.time"),
+        ({"source__snapshots": ["2025"]}, "source.snapshots", "YYYY-MM-DD"),
+        ({"train_data__global_negatives": 0, "train_data__in_batch_negatives": 0}, "", "nothing would be contrasted"),
+        ({"launch__nnodes": 2}, "launch", "rdzv_endpoint"),
+        ({"source": None}, "", "give source.path, or train_data.data_root"),
+        (
+            {"model__embeddings__tables__user__optimizer": {"sgd": {"lr": 1}, "adam": {"lr": 1}}},
+            "model.embeddings.tables[0].optimizer",
+            "exactly one of",
+        ),
+        (
+            {
+                "model__embeddings__tables__user__optimizer": {
+                    "sgd": {"lr": 1},
+                    "learning_rate": {
+                        "linear_ramp_to_cosine": {
+                            "learning_rate": 1,
+                            "final_learning_rate": 0,
+                            "num_ramp_steps": 10,
+                            "final_num_steps": 5,
+                        }
+                    },
+                }
+            },
+            "model.embeddings.tables[0].optimizer.learning_rate.linear_ramp_to_cosine",
+            "must be above num_ramp_steps",
+        ),
+        (
+            {
+                "model__embeddings__tables__user__optimizer": {
+                    "sgd": {"lr": 1},
+                    "learning_rate": {
+                        "piecewise_constant": {"learning_rate_boundaries": [5, 2], "learning_rate_values": [1, 2, 3]}
+                    },
+                }
+            },
+            "model.embeddings.tables[0].optimizer.learning_rate.piecewise_constant",
+            "ascend",
+        ),
+    ],
+)
+def test_each_mistake_is_one_line_that_names_the_path_and_the_remedy(changes, where, what):
+    with pytest.raises(UserError) as caught:
+        parse_config(small(**changes), origin="c.yaml")
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.startswith("c.yaml: " + where)
+    assert what in message
+
+
+def test_two_tables_without_a_relation_are_refused():
+    data = small()
+    data["model"]["embeddings"]["tables"].append({"name": "alone"})
+    with pytest.raises(UserError, match="'alone' is on no side of any relation"):
+        parse_config(data)
+
+
+def test_overrides_reach_any_field_by_its_path():
+    path = str(ROOT / "configs" / "debian.yaml")
+    overrides = ["training.num_epochs=3", "model.embeddings.tables.tag.optimizer.rowwise_adagrad.lr=0.5"]
+    config = load_config(path, [*overrides, "model.relations.2.weight=0.25"])
+    assert config.training.num_epochs == 3
+    assert config.model.table("tag").optimizer.schedule == LearningRate(constant=0.5)
+    assert config.model.relations[2].weight == 0.25
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("training.num_epochs", "must look like"),
+        ("training.num_epochs.x=3", "no fields|nothing below|unknown key|valid integer"),
+        ("model.relations.dependz.weight=1", "did you mean 'depends'"),
+        ("training.num_epochs=[", "not YAML"),
+    ],
+)
+def test_a_wrong_override_is_one_error(override, what):
+    with pytest.raises(UserError, match=what):
+        load_config(str(ROOT / "configs" / "debian.yaml"), [override])
+
+
+def test_a_missing_or_broken_file_is_one_error(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read"):
+        load_config(str(tmp_path / "nowhere.yaml"))
+    (tmp_path / "broken.yaml").write_text("model: [")
+    with pytest.raises(UserError, match=r"broken\.yaml: is not YAML"):
+        load_config(str(tmp_path / "broken.yaml"))
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="must hold sections"):
+        load_config(str(tmp_path / "list.yaml"))
+
+
+def test_the_hash_follows_what_is_learned_and_not_where_it_runs():
+    config = parse_config(small())
+    assert parse_config(small(launch__nproc_per_node=4)).hash() == config.hash()
+    assert parse_config(small(training__seed=1)).hash() != config.hash()
+
+
+def test_a_resolved_configuration_reads_back_as_itself():
+    config = load_config(str(ROOT / "configs" / "twitter.yaml"))
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_wandb_is_accepted_and_said_not_to_be_used():
+    with pytest.warns(UserWarning, match="MLflow"):
+        parse_config(small(runtime__wandb={"host": "x"}))
+
+
+def test_loading_a_configuration_imports_neither_torch_nor_duckdb():
+    code = (
+        "import sys; from twhin_pipeline.config import load_config; load_config('configs/debian.yaml');"
+        "assert not {'torch', 'duckdb', 'mlflow', 'dagster'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,114 @@
+"""A table exists when its manifest does; a crash leaves the old one as it was."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Draft, Store
+
+S = "2025-01-01"
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request, tmp_path):
+    """A store in a folder, and one behind an fsspec URL."""
+    return Store(str(tmp_path / "home") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
+
+
+def write(store: Store, values: list[int], asset: str = "raw_edges", snapshot: str = S, **parents: str) -> None:
+    with store.replace(asset, snapshot, config_hash="c", parents=parents) as draft:
+        draft.write(pa.table({"a": values}))
+        draft.details["count"] = len(values)
+
+
+def everything(store: Store) -> set[str]:
+    return {str(path) for path in store.fs.find(store.root)}
+
+
+def test_what_is_written_is_read_back_with_its_manifest(store):
+    write(store, [1, 2, 3], asset="vocabulary/user")
+    manifest = store.manifest("vocabulary/user", S)
+    assert store.read("vocabulary/user", S)["a"].to_pylist() == [1, 2, 3]
+    assert (manifest.rows, manifest.schema, manifest.details) == (3, {"a": "int64"}, {"count": 3})
+    assert store.assets() == ["vocabulary/user"] and store.snapshots("vocabulary/user") == [S]
+
+
+def test_a_failing_writer_leaves_the_old_table_and_nothing_else(store):
+    write(store, [1, 2])
+    before = everything(store)
+    with pytest.raises(ZeroDivisionError), store.replace("raw_edges", S, config_hash="c") as draft:
+        draft.write(pa.table({"a": [9]}))
+        _ = 1 / 0
+    assert everything(store) == before
+    assert store.read("raw_edges", S)["a"].to_pylist() == [1, 2]
+
+
+def test_a_writer_that_is_killed_leaves_nothing_a_reader_would_take_for_finished(store):
+    draft = store.begin("raw_edges", S)
+    draft.write(pa.table({"a": [9]}))
+    assert not store.exists("raw_edges", S) and store.assets() == []
+    write(store, [1])
+    assert not any(draft.version in path for path in everything(store)), "the next writer tidies up"
+
+
+def test_a_rerun_replaces_a_table_whole_and_leaves_other_folders(store):
+    write(store, [1, 2, 3], asset="twhin_model")
+    keep = store.path("twhin_model", S, "checkpoints", "abc", "x")
+    store.fs.makedirs(store.path("twhin_model", S, "checkpoints", "abc"), exist_ok=True)
+    store.fs.pipe_file(keep, b"1")
+    write(store, [4], asset="twhin_model")
+    assert store.read("twhin_model", S)["a"].to_pylist() == [4]
+    assert len(everything(store)) == 3 and store.fs.exists(keep)
+
+
+def test_processes_can_fill_one_version_together(store):
+    draft = store.begin("embeddings/user", S)
+    other = Draft(store, "embeddings/user", S, draft.version)
+    other.write(pa.table({"a": [3, 4]}), "part-00001.parquet")
+    draft.write(pa.table({"a": [1, 2]}), "part-00000.parquet")
+    draft.commit(config_hash="c", parents={})
+    assert store.read("embeddings/user", S)["a"].to_pylist() == [1, 2, 3, 4]
+
+
+def test_a_missing_table_names_the_command_that_makes_it(store):
+    write(store, [1], snapshot="2024-01-01")
+    with pytest.raises(UserError, match=rf"raw_edges for snapshot {S}.*2024-01-01.*`twhin ingest --snapshot {S}`"):
+        store.read("raw_edges", S)
+
+
+def test_a_child_is_stale_once_its_parent_is_made_anew(store):
+    write(store, [1])
+    write(store, [1], asset="vocabulary/user", snapshot="2024-01-01")
+    parents = store.versions(S, ["raw_edges"])
+    parents["vocabulary/user@2024-01-01"] = store.manifest("vocabulary/user", "2024-01-01").version
+    write(store, [2], asset="vocabulary/user", **parents)
+    assert store.stale("vocabulary/user", S) == []
+    write(store, [5])
+    assert store.stale("vocabulary/user", S) == ["raw_edges"]
+
+
+def test_snapshots_are_ordered_and_the_one_before_is_found(store):
+    for snapshot in ("2025-01-01", "2023-01-01", "2024-01-01"):
+        write(store, [1], snapshot=snapshot)
+    assert store.snapshots("raw_edges") == ["2023-01-01", "2024-01-01", "2025-01-01"]
+    assert store.latest_before("raw_edges", "2025-01-01") == "2024-01-01"
+    assert store.latest_before("raw_edges", "2023-01-01") is None
+
+
+def test_a_manifest_with_a_number_that_is_not_finite_is_refused(store):
+    with pytest.raises(ValueError, match="JSON"), store.replace("raw_edges", S, config_hash="c") as draft:
+        draft.details["loss"] = float("nan")
+    assert not store.exists("raw_edges", S) and everything(store) == set()
+
+
+def test_the_home_comes_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("TWHIN_HOME", str(tmp_path / "there"))
+    write(Store(), [1])
+    manifest = json.loads((Path(tmp_path) / "there" / "raw_edges" / S / "manifest.json").read_text())
+    assert manifest["rows"] == 1
