@@ -1,0 +1,216 @@
+"""The views that the checks' SQL reads.
+
+`relation(rel, name, lhs, rhs, operator)`, `entity(entity, size, asked)` (asked: the check is about this entity type),
+`floors(metric, least)`, `detail(key, value)` (numbers of the checked table's manifest), and from the store
+`raw_edges`, `raw_edges_rejected`, `previous_edges(rel)`, `vocabulary` and `previous_vocabulary` (`entity`, `id` as text,
+`row`), `positives`, `held_out(split, …)`, `losses`, `model_row`, `model_relation`, `evaluation`,
+`embeddings(entity, id, row, embedding)`, `embedding_relation`.
+
+What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked edges,
+each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `pools` (the checked negatives) and `truth` (edges
+that are true for them). Settings are DuckDB variables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from twhin_pipeline import database
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.store import Store
+
+AUDITED_POOLS = 4_000
+"""Pools that the costliest checks look at; of larger sets every n-th chunk."""
+
+_EDGE_COLUMNS = "0 AS chunk, 0 AS position, 0 AS lhs, 0 AS rhs, 0 AS rel, 1.0 AS weight, '' AS filename"
+
+
+@contextmanager
+def prepare(config: TwhinConfig, store: Store, snapshot: str, table: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield a connection with the views for checks of `table`.
+
+    Raises:
+        UserError: `table` is not finished for this snapshot.
+    """
+    store.manifest(table, snapshot)
+    con = database.connect(config, store)
+    try:
+        _Views(con, config, store, snapshot, table).make()
+        yield con
+    finally:
+        con.close()
+
+
+class _Views:
+    def __init__(
+        self, con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str, table: str
+    ) -> None:
+        self.con, self.config, self.store, self.snapshot, self.table = con, config, store, snapshot, table
+
+    def make(self) -> None:
+        self._config_tables()
+        self._details()
+        self._edges()
+        self._vocabularies()
+        self._training_set()
+        self._model()
+        self._results()
+
+    def _view(self, name: str, query: str) -> None:
+        self.con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {query}")
+
+    def _table(self, name: str, query: str) -> None:
+        self.con.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
+
+    def _variable(self, name: str, value: str) -> None:
+        self.con.execute(f"SET VARIABLE {name} = {value}")
+
+    def _files(self, asset: str, snapshot: str | None = None) -> list[str]:
+        at = snapshot or self.snapshot
+        return self.store.files(asset, at) if self.store.exists(asset, at) else []
+
+    def _scan(self, files: list[str], empty: str) -> str:
+        """A FROM clause over Parquet files, or over no row with the columns of `empty`."""
+        if not files:
+            return f"(SELECT {empty} WHERE false)"
+        return f"read_parquet([{', '.join(_text(f) for f in files)}], filename = true)"
+
+    def _config_tables(self) -> None:
+        model = self.config.model
+        rows = [f"({i}, {_text(r.name)}, {_text(r.lhs)}, {_text(r.rhs)}, {_text(r.operator)})"
+                for i, r in enumerate(model.relations)]  # fmt: skip
+        self._table("relation", f"SELECT * FROM (VALUES {', '.join(rows)}) t(rel, name, lhs, rhs, operator)")
+        floors = [f"({_text(metric)}, {least!r}::DOUBLE)" for metric, least in self.config.evaluation.floors.items()]
+        self._table("floors", f"SELECT * FROM (VALUES {', '.join([*floors, '(NULL, NULL)'])}) t(metric, least) "
+                              "WHERE metric IS NOT NULL")  # fmt: skip
+        data = self.config.train_data if self.table.startswith("training_set") else self.config.validation_data
+        by_degree = round(data.global_negatives * self.config.negatives.degree_share)
+        sides = {"both": [0, 1], "lhs": [0], "rhs": [1]}[self.config.negatives.sides]
+        rejected = self.config.source.max_rejected_share if self.config.source else 0.01
+        self._variable("max_rejected_share", f"{rejected!r}::DOUBLE")
+        self._variable("min_count", str(self.config.vocabulary.min_count))
+        self._variable("chunk_size", str(self.config.negatives.chunk_size))
+        self._variable("in_batch", str(data.in_batch_negatives))
+        self._variable("pool_size", str(data.global_negatives))
+        self._variable("uniform_size", str(data.global_negatives - by_degree))
+        self._variable("alpha", f"{self.config.negatives.alpha!r}::DOUBLE")
+        self._variable("sides", f"{sides}::TINYINT[]")
+        self._variable("embedding_dim", str(model.embedding_dim))
+        split = self.config.split
+        self._variable("held_out_share", f"{(split.test if split.strategy != 'given' else 0.0)!r}::DOUBLE")
+
+    def _details(self) -> None:
+        details = self.store.manifest(self.table, self.snapshot).details
+        numbers = {k: v for k, v in details.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        rows = [f"({_text(key)}, {float(value)!r}::DOUBLE)" for key, value in numbers.items()]
+        self._table("detail", f"SELECT * FROM (VALUES {', '.join([*rows, '(NULL, NULL)'])}) t(key, value) "
+                              "WHERE key IS NOT NULL")  # fmt: skip
+
+    def _edges(self) -> None:
+        edge = "'' AS lhs, '' AS rel, '' AS rhs"
+        self._view("raw_edges", f"SELECT * FROM {self._scan(self._files('raw_edges'), edge + ', 1.0 AS weight')}")
+        rejected = self._scan(self._files("raw_edges_rejected"), edge + ", '' AS reason, '' AS file, 0 AS row")
+        self._view("raw_edges_rejected", f"SELECT * FROM {rejected}")
+        before = self.store.latest_before("raw_edges", self.snapshot)
+        files = self._files("raw_edges", before) if before else []
+        self._view("previous_edges", f"SELECT rel FROM {self._scan(files, edge)}")
+
+    def _vocabularies(self) -> None:
+        asked = self.table.partition("/")[2]
+        entities = self.config.model.table_names
+        kind = self.table.partition("/")[0]
+        queries, before_queries, sizes = [], [], []
+        for entity in entities:
+            table = f"vocabulary/{entity}"
+            is_asked = kind not in ("vocabulary", "embeddings") or entity == asked
+            size = self.store.manifest(table, self.snapshot).rows if self.store.exists(table, self.snapshot) else 0
+            sizes.append(f"({_text(entity)}, {size}, {is_asked})")
+            if kind == "vocabulary" and not is_asked:
+                continue
+            empty = "'' AS id, 0 AS row, 0 AS degree, '' AS first_snapshot"
+            columns = f"{_text(entity)} AS entity, CAST(id AS VARCHAR) AS id, row"
+            queries.append(
+                f"SELECT {columns}, degree, first_snapshot FROM {self._scan(self._files(table), empty)}"
+            )
+            before = self.store.latest_before(table, self.snapshot)
+            before_files = self._files(table, before) if before else []
+            before_queries.append(f"SELECT {columns} FROM {self._scan(before_files, empty)}")
+        self._table("entity", f"SELECT * FROM (VALUES {', '.join(sizes)}) t(entity, size, asked)")
+        self._view("vocabulary", " UNION ALL ".join(queries))
+        self._view("previous_vocabulary", " UNION ALL ".join(before_queries))
+
+    def _positioned(self, asset: str) -> str:
+        files = self._files(asset)
+        if not files:
+            return f"(SELECT {_EDGE_COLUMNS} WHERE false)"
+        paths = ", ".join(_text(f) for f in files)
+        return (
+            "(SELECT chunk, file_row_number - min(file_row_number) OVER (PARTITION BY filename, chunk) AS position, "
+            f"lhs, rhs, rel, weight, filename FROM read_parquet([{paths}], filename = true, file_row_number = true))"
+        )
+
+    def _training_set(self) -> None:
+        if self.table.partition("/")[0] not in ("training_set", "held_out"):
+            return
+        parts = {"validation": "held_out/validation", "test": "held_out/test"}
+        held_out = [f"SELECT {_text(s)} AS split, * FROM {self._scan(self._files(a), _EDGE_COLUMNS)}"
+                    for s, a in parts.items()]  # fmt: skip
+        self._view("held_out", " UNION ALL BY NAME ".join(held_out))
+        self._view("positives", f"SELECT * FROM {self._scan(self._files('training_set/positives'), _EDGE_COLUMNS)}")
+        edges = {"training_set/negatives": "training_set/positives", "held_out/validation_negatives": "held_out/validation"}
+        self._table("chunks", f"SELECT * FROM {self._positioned(edges.get(self.table, self.table))}")
+        self._table("chunk_size", "SELECT chunk, any_value(rel) AS rel, count(*) AS edges FROM chunks GROUP BY chunk")
+        truth = "SELECT rel, lhs, rhs FROM positives"
+        if self.table.startswith("held_out"):
+            truth += " UNION ALL SELECT rel, lhs, rhs FROM held_out"
+        self._view("truth", truth)
+        negatives = self._scan(
+            self._files(self.table) if self.table in edges else [],
+            "0 AS epoch, 0 AS chunk, 0 AS side, [0] AS row, [0] AS mask_position, [0] AS mask_candidate",
+        )
+        self._view("pools", f"SELECT * FROM {negatives}")
+        in_training = self.table.startswith("training_set")
+        self._variable("epochs", str(self.config.epochs_of_negatives if in_training else 1))
+        found = self.con.execute("SELECT count(*) FROM pools").fetchone()
+        self._variable("audit_every", str(max(1, math.ceil((found[0] if found else 0) / AUDITED_POOLS))))
+
+    def _model(self) -> None:
+        if self.table != "twhin_model":
+            return
+        manifest = self.store.manifest("twhin_model", self.snapshot)
+        base = self.store.path("twhin_model", self.snapshot, manifest.version)
+        files = [f["path"] for f in manifest.files if f["path"].endswith(".parquet")]
+        losses = [f"{base}/{path}" for path in files if path == "losses.parquet"]
+        self._view("losses", f"SELECT * FROM {self._scan(losses, '0 AS step, 0 AS epoch, 0.0 AS loss')}")
+        relations = [f"{base}/{path}" for path in files if path == "relations.parquet"]
+        self._view("model_relation", f"SELECT relation FROM {self._scan(relations, chr(39) * 2 + ' AS relation')}")
+        rows = []
+        for entity in self.config.model.table_names:
+            parts = [f"{base}/{path}" for path in files if path.startswith(f"tables/{entity}/")]
+            rows.append(f"SELECT {_text(entity)} AS entity, row FROM {self._scan(parts, '0 AS row')}")
+        self._view("model_row", " UNION ALL ".join(rows))
+
+    def _results(self) -> None:
+        empty = "'' AS relation, '' AS side, '' AS metric, 0.0 AS value, 0.0 AS baseline, 0 AS edges"
+        self._view("evaluation", f"SELECT * FROM {self._scan(self._files('evaluation'), empty)}")
+        kind, _, name = self.table.partition("/")
+        if kind != "embeddings":
+            return
+        if name == "relations":
+            files = self._files("embeddings/relations")
+            self._view("embedding_relation", f"SELECT * FROM {self._scan(files, '1')}")
+            return
+        columns = f"{_text(name)} AS entity, CAST(id AS VARCHAR) AS id, row, CAST(embedding AS FLOAT[]) AS embedding"
+        self._view("embeddings", f"SELECT {columns} FROM {self._scan(self._files(self.table), '1')}")
+
+
+def _text(value: str) -> str:
+    """A DuckDB string literal."""
+    return "'" + value.replace("'", "''") + "'"

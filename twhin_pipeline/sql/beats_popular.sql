@@ -1,0 +1,4 @@
+-- The model ranks held-out edges better than the most-popular baseline does (filtered MRR over all relations).
+SELECT relation, side, metric, value, baseline, edges, coalesce(value > baseline, false) AS ok
+FROM evaluation
+WHERE metric = 'filtered_mrr' AND relation = 'all' AND side = 'both'

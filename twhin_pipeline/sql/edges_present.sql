@@ -1,0 +1,4 @@
+-- There is at least one edge.
+SELECT 'no edge was kept' AS problem
+FROM (SELECT count(*) AS edges FROM raw_edges)
+WHERE edges = 0

@@ -1,0 +1,6 @@
+-- Every relation of the model has edges (a warning: its vector would stay where it started).
+SELECT r.name AS relation, count(e.rel) AS edges, count(e.rel) > 0 AS ok
+FROM relation r
+LEFT JOIN raw_edges e ON e.rel = r.name
+GROUP BY r.rel, r.name
+ORDER BY r.rel

@@ -1,0 +1,5 @@
+-- No edge leads from an entity to itself (a warning: some graphs mean it).
+SELECT e.lhs, e.rel, e.rhs
+FROM raw_edges e
+JOIN relation r ON e.rel = r.name AND r.lhs = r.rhs
+WHERE e.lhs = e.rhs

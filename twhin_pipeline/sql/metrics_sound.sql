@@ -1,0 +1,10 @@
+-- Every metric is a finite number in its range, and the overall ones are there.
+SELECT relation, side, metric, value, baseline, edges
+FROM evaluation
+WHERE value IS NULL OR NOT isfinite(value)
+   OR (regexp_matches(metric, 'mrr|hits|recall|ndcg|auc') AND NOT value BETWEEN 0 AND 1)
+   OR (metric LIKE '%mean_rank' AND value < 1)
+UNION ALL
+SELECT 'all', 'both', wanted.metric, NULL, NULL, NULL
+FROM (SELECT unnest(['filtered_mrr', 'raw_mrr']) AS metric) wanted
+ANTI JOIN evaluation e ON e.metric = wanted.metric AND e.relation = 'all' AND e.side = 'both'

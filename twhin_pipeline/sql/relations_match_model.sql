@@ -1,0 +1,6 @@
+-- There is one vector of finite numbers for each relation of the model, with its operator and ends.
+SELECT r.name AS relation, r.operator, r.lhs, r.rhs, x.operator AS exported_operator, len(x.embedding) AS length
+FROM relation r
+FULL JOIN embedding_relation x ON r.name = x.relation AND r.lhs = x.lhs AND r.rhs = x.rhs AND r.operator = x.operator
+WHERE r.name IS NULL OR x.relation IS NULL OR x.embedding IS NULL
+   OR NOT isfinite(list_sum(list_transform(x.embedding, e -> CAST(e AS DOUBLE))))

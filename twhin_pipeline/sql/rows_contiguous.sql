@@ -1,0 +1,8 @@
+-- Rows are 0, 1, … n-1 without a gap, and there is at least one.
+SELECT entity, count(*) AS entities, min(row) AS first_row, max(row) AS last_row,
+       coalesce(count(*) > 0 AND min(row) = 0 AND max(row) = count(*) - 1, false) AS ok
+FROM vocabulary
+GROUP BY entity
+UNION ALL
+SELECT entity, 0, NULL, NULL, false
+FROM entity WHERE asked AND entity NOT IN (SELECT entity FROM vocabulary)
