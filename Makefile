@@ -1,0 +1,70 @@
+# make demo     the whole pipeline on the bundled graph, with a summary at the end
+# make test     every test
+# make ui       Dagster on http://127.0.0.1:3000
+# make mlflow   MLflow on http://127.0.0.1:5000
+# `make help` lists the rest. Variables: VARIANT=gpu, PYTHON=…, TORCH_INDEX_URL=…, TWHIN_HOME=…, TWHIN_CONFIG=…
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test ui mlflow lint constraints reference chromium clean clean-venv
+
+VARIANT ?= cpu
+TWHIN_HOME ?= .twhin
+SNAPSHOT ?= 2025-08-09
+export VARIANT PYTHON TORCH_INDEX_URL
+# Dagster's and MLflow's processes run in other folders, so they get whole paths.
+export TWHIN_HOME := $(if $(findstring ://,$(TWHIN_HOME)),$(TWHIN_HOME),$(abspath $(TWHIN_HOME)))
+# Dagster's own state is always on this machine, also where the tables are not.
+export DAGSTER_HOME ?= $(if $(findstring ://,$(TWHIN_HOME)),$(abspath .twhin),$(TWHIN_HOME))/dagster_home
+BIN := .venv/bin
+READY := .venv/ready-$(VARIANT)
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## Make .venv with the pinned dependencies (once; again when they change)
+
+$(READY): pyproject.toml constraints/$(VARIANT).txt packaging/setup.sh packaging/fbgemm-gpu/pyproject.toml
+	@rm -f .venv/ready-*
+	@printf 'Setting up .venv (%s); its log is .venv/setup.log\n' "$(VARIANT)"
+	@packaging/setup.sh
+	@touch $@
+
+$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+	@mkdir -p $(DAGSTER_HOME)
+	@cp dagster.yaml $@
+
+demo: $(READY) $(DAGSTER_HOME)/dagster.yaml ## The whole pipeline on the bundled graph (SNAPSHOT=2025-08-09), then a summary
+	@$(BIN)/python scripts/demo.py --snapshot $(SNAPSHOT)
+
+test: $(READY) chromium ## Every test
+	@$(BIN)/python -m pytest -q --durations=10 $(PYTEST)
+
+chromium:
+	@packaging/chromium.sh
+
+ui: $(READY) $(DAGSTER_HOME)/dagster.yaml ## Dagster's UI and daemon on 127.0.0.1:3000
+	@echo "Dagster: http://127.0.0.1:3000 (ctrl-c ends it; its state is in $(DAGSTER_HOME))"
+	@exec env PYTHONWARNINGS=ignore::FutureWarning $(BIN)/dagster dev -h 127.0.0.1 -p 3000 -m twhin_pipeline.definitions
+
+mlflow: $(READY) ## MLflow's UI on 127.0.0.1:5000
+	@exec $(BIN)/twhin tracking --host 127.0.0.1 --port 5000
+
+lint: $(READY) ## Style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+reference: $(READY) ## Write docs/configuration.md from the configuration's own descriptions
+	@$(BIN)/twhin config --reference > docs/configuration.md
+
+constraints: $(READY) ## Pin what .venv holds
+	@packaging/constraints.sh
+
+clean: ## Remove caches (tables in $TWHIN_HOME stay)
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache build dist
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-venv: ## Remove .venv
+	@rm -rf .venv

@@ -1,0 +1,140 @@
+"""The configuration reference, `docs/configuration.md`, made from the sections' own types, defaults and descriptions."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import annotated_types as at
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from twhin_pipeline.config import TwhinConfig
+
+HEAD = """# Configuration
+
+One YAML file holds everything a run depends on. This page is made from the code by `make reference`; a test keeps it
+current. `twhin config` prints a file with every default spelled out, `twhin config --schema` its JSON schema, and
+`--set training.num_epochs=3` overrides a field by its path (items of a list by their name or position:
+`--set model.embeddings.tables.user.embedding_dim=64`). An unknown key is an error that names the nearest known one.
+
+Sections and names are the published system's; `source`, `vocabulary`, `split`, `negatives`, `loss`, `evaluation`, `export`
+and `launch` stand beside them.
+"""
+
+
+def markdown() -> str:
+    """Return the whole page."""
+    parts = [HEAD]
+    for path, section, _ in sections():
+        parts.append(f"\n{'##' if '.' not in path else '###'} `{path}`\n\n{_prose(section.__doc__)}\n")
+        parts.append("\n| field | type | default | |\n|---|---|---|---|\n")
+        for name, field in section.model_fields.items():
+            cells = (f"`{name}`", type_text(field), default_text(field), _prose(field.description))
+            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    return "".join(parts)
+
+
+def sections(root: type[BaseModel] = TwhinConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel], FieldInfo]]:
+    """Yield every section once: its path in the YAML, its class and the field that holds it, in the file's order."""
+    yield from _walk(root, path, set())
+
+
+def _walk(
+    root: type[BaseModel], path: str, seen: set[type[BaseModel]]
+) -> Iterator[tuple[str, type[BaseModel], FieldInfo]]:
+    for name, field in root.model_fields.items():
+        section, many = section_of(field.annotation)
+        if section is None or section in seen:
+            continue
+        seen.add(section)
+        here = f"{path}.{name}" if path else name
+        here += "[]" if many else ""
+        yield here, section, field
+        yield from _walk(section, here, seen)
+
+
+def section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """Return the section an annotation speaks of, and whether it is a list of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    origin = typing.get_origin(annotation)
+    for argument in typing.get_args(annotation) if origin in (list, typing.Union, types.UnionType) else ():
+        section, many = section_of(argument)
+        if section is not None:
+            return section, many or origin is list
+    return None, False
+
+
+def type_text(field: FieldInfo) -> str:
+    """Say what a field takes: its type, and its bounds in mathematical signs."""
+    text = _annotation_text(field.annotation)
+    bounds = list(_bounds(field.metadata))
+    return text + (f", {', '.join(bounds)}" if bounds else "")
+
+
+def _annotation_text(annotation: Any) -> str:
+    section, many = section_of(annotation)
+    if section is not None:
+        return "list of sections" if many else "section"
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        bounds = list(_bounds(arguments[1:]))
+        return " ".join([_annotation_text(arguments[0]), *bounds])
+    if origin is typing.Literal:
+        return " or ".join(f"`{a}`" for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_annotation_text(a) for a in arguments if a is not type(None))
+    if origin is list:
+        return f"list of {_annotation_text(arguments[0])}"
+    if origin is tuple:
+        return f"({', '.join(_annotation_text(a) for a in arguments)})"
+    if origin is dict:
+        return f"mapping of {_annotation_text(arguments[0])} to {_annotation_text(arguments[1])}"
+    names = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", Any: "anything"}
+    return names.get(annotation) or str(getattr(annotation, "__name__", annotation))
+
+
+def _bounds(metadata: typing.Iterable[Any]) -> Iterator[str]:
+    signs = {at.Ge: ("ge", "≥"), at.Gt: ("gt", ">"), at.Le: ("le", "≤"), at.Lt: ("lt", "<")}
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from _bounds(item.metadata)
+        for kind, (attribute, sign) in signs.items():
+            if isinstance(item, kind):
+                yield f"{sign} {getattr(item, attribute):,}"
+        if isinstance(item, at.MultipleOf):
+            yield f"a multiple of {item.multiple_of}"
+        if isinstance(item, at.MinLen) and item.min_length:
+            yield f"at least {item.min_length}"
+
+
+def default_text(field: FieldInfo) -> str:
+    """Say what a field is where it is left out."""
+    default = field.get_default(call_default_factory=True) if not field.is_required() else PydanticUndefined
+    if default is PydanticUndefined:
+        return "required"
+    if default is None:
+        return "–"
+    if isinstance(default, BaseModel):
+        given = default.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        return f"`{_flow(given)}`" if given else "its defaults"
+    return f"`{_flow(default)}`"
+
+
+def _flow(value: Any) -> str:
+    """Write a value as YAML on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_flow(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_flow(v) for v in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _prose(text: str | None) -> str:
+    return " ".join((text or "").split())
