@@ -1,0 +1,95 @@
+"""DuckDB connections: bounded memory, spilling to disk, and able to read the store and any fsspec URL."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import fsspec
+
+from twhin_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.store import Store
+
+
+def connect(config: TwhinConfig | None = None, store: Store | None = None) -> duckdb.DuckDBPyConnection:
+    """Open an in-memory database that spills to the temporary folder (`TMPDIR`) beyond `launch.duckdb_memory_limit`.
+
+    Times are read as UTC. With a remote `store`, its files can be read by their URLs.
+
+    Raises:
+        UserError: The memory limit is not one that DuckDB understands.
+    """
+    con = duckdb.connect(":memory:")
+    # The folder is made when something spills, and removed with the connection.
+    spill = Path(tempfile.gettempdir()) / f"twhin-spill-{uuid.uuid4().hex}"
+    con.execute(f"SET temp_directory = {literal(str(spill))}")
+    con.execute("SET TimeZone = 'UTC'")
+    con.execute("SET enable_progress_bar = false")
+    con.execute("SET autoinstall_known_extensions = false")
+    if config is not None:
+        limit = config.launch.duckdb_memory_limit
+        try:
+            con.execute(f"SET memory_limit = {literal(limit)}")
+        except duckdb.Error as error:
+            raise UserError(f"launch.duckdb_memory_limit: {limit!r} is not a size; write one such as 4GB") from error
+        if config.launch.duckdb_threads is not None:
+            con.execute(f"SET threads = {config.launch.duckdb_threads}")
+    if store is not None and not store.is_local:
+        con.register_filesystem(store.fs)
+    return con
+
+
+def register(con: duckdb.DuckDBPyConnection, url: str) -> None:
+    """Let `con` read what `url`'s fsspec filesystem holds. A local path needs nothing."""
+    fs, _ = fsspec.core.url_to_fs(url)
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    if protocols & {"file", "local"} or any(con.filesystem_is_registered(protocol) for protocol in protocols):
+        return
+    con.register_filesystem(fs)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn DuckDB's errors that a user can mend into a UserError that begins with `what`."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise UserError(
+            f"{what}: out of memory ({_first_line(error)}); raise launch.duckdb_memory_limit, lower "
+            "launch.duckdb_threads, or point TMPDIR at a larger disk"
+        ) from error
+    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
+        raise UserError(f"{what}: cannot be read ({_first_line(error)}); is it whole, and of the format said?") from error
+
+
+def literal(value: str) -> str:
+    """Quote a string for SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def name(value: str) -> str:
+    """Quote an identifier for SQL."""
+    return '"' + value.replace('"', '""') + '"'
+
+
+def parquet(files: Sequence[str], options: str = "") -> str:
+    """Return the SQL that scans Parquet `files` in their order; `options` are `read_parquet`'s."""
+    listed = ", ".join(literal(file) for file in files)
+    return f"read_parquet([{listed}]{', ' + options if options else ''})"
+
+
+def scan(store: Store, asset: str, snapshot: str) -> str:
+    """Return the SQL that scans a table of the store. Raises UserError where the table is not there."""
+    return parquet(store.files(asset, snapshot))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,81 @@
+"""CSV and TSV files, made Parquet once: every value as text, lines that have another number of values set aside."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import fsspec
+import pyarrow as pa
+
+from twhin_pipeline.database import explained, literal
+from twhin_pipeline.errors import UserError
+
+# As PostgreSQL and Hive write a missing value; an empty field is an empty text, and told apart from it.
+NULL_TEXT = "\\N"
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A delimited file as Parquet at `path`; `malformed` are (line, text, error) of lines that are no rows."""
+
+    origin: str
+    path: str
+    malformed: list[tuple[int, str, str]] = field(default_factory=list)
+
+
+def header(file: str, delimiter: str) -> list[str]:
+    """Return the names in the first line of a plain, .gz or .zst file (path or URL). Raises UserError where it is empty."""
+    with _opened(file) as stream:
+        try:
+            line = stream.read(1 << 20).partition(b"\n")[0]
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error})") from error
+    try:
+        text = line.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not UTF-8 text; convert it or mend source.path") from error
+    if not text:
+        raise UserError(f"{file}: is empty; its first line must name the columns")
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    return next(csv.reader([text], delimiter=delimiter, quoting=quoting))
+
+
+def stage(con: duckdb.DuckDBPyConnection, file: str, delimiter: str, path: str) -> Staged:
+    """Write `file` as Parquet to `path`, in its own order. Raises UserError where it cannot be read."""
+    names = header(file, delimiter)
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise UserError(f"{file}: two columns are named {doubled[0]!r}; rename one in its first line")
+    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+    # Tab-separated files quote nothing by custom, so a quotation mark there is part of the value.
+    quote = "quote = '', escape = ''" if delimiter == "\t" else "quote = '\"', escape = '\"'"
+    with explained(file):
+        con.execute(
+            f"COPY (SELECT * FROM read_csv({literal(file)}, auto_detect = false, header = true, "
+            f"columns = {{{columns}}}, delim = {literal(delimiter)}, {quote}, nullstr = {literal(NULL_TEXT)}, "
+            f"store_rejects = true, max_line_size = 16777216)) TO {literal(path)} (FORMAT parquet, COMPRESSION snappy)"
+        )
+        rows = con.execute(
+            "SELECT line, any_value(csv_line), any_value(error_message) FROM reject_errors "
+            "WHERE scan_id = (SELECT max(scan_id) FROM reject_scans) GROUP BY line ORDER BY line"
+        ).fetchall()
+    return Staged(file, path, [(int(line), str(text), str(error)) for line, text, error in rows])
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Any]:
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(Path(file).suffix)
+    try:
+        with fsspec.open(file, "rb") as raw:
+            if compression is None:
+                yield raw
+            else:
+                yield pa.CompressedInputStream(pa.PythonFile(raw, "r"), compression)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: there is no such file; mend source.path") from error

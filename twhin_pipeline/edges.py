@@ -1,0 +1,354 @@
+"""Raw edges: read from the source, typed, cleaned, merged and sorted. Rows that cannot be edges are kept with the reason.
+
+All of it is SQL over Parquet, which DuckDB streams and spills, so the graph may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+
+from twhin_pipeline import database, delimited, source
+from twhin_pipeline.database import explained, literal, name
+from twhin_pipeline.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.source import Input
+    from twhin_pipeline.store import Manifest, Store
+
+SPLITS = ("train", "validation", "test")
+OUTSIDE_WINDOW = "outside window"
+MALFORMED = "malformed line"
+INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
+REJECTED = pa.schema(
+    [(column, pa.string()) for column in ("lhs", "rel", "rhs", "reason", "file")] + [("row", pa.int64())]
+)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An input as Parquet: its files, what they stand for (delimited ones were staged), and its columns' SQL types."""
+
+    input: Input
+    files: list[str]
+    staged: list[delimited.Staged]
+    types: dict[str, str]
+
+    @property
+    def integers(self) -> bool:
+        """Whether both id columns hold integers."""
+        columns = self.input.columns
+        return self.types[columns.lhs] in INTEGERS and self.types[columns.rhs] in INTEGERS
+
+
+def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
+    """Write `raw_edges` and `raw_edges_rejected` of a snapshot, and return the manifest of `raw_edges`.
+
+    Its details: rows `read`, edges `kept`, `rejected`, `rejected_share`, `rejected_by_reason`, `duplicates_merged`,
+    `outside_window`, `self_loops`, `edges_per_relation`, and the `files`. A row whose time is not before the end of the
+    snapshot's day (UTC), or before the window, is left out and counted; it is no rejected row. Duplicates (equal lhs,
+    rel and rhs) become one edge: weights added, the earliest split, the latest time.
+
+    Raises:
+        UserError: Files or columns are missing or of a wrong type, or the memory limit is too low; names the remedy.
+    """
+    with (
+        database.connect(config, store) as con,
+        tempfile.TemporaryDirectory(prefix="twhin-ingest-") as folder,
+    ):
+        scans = [
+            _open(con, given, f"{folder}/{number}") for number, given in enumerate(source.inputs(config, snapshot))
+        ]
+        _create_relations(con, config)
+        integers = all(scan.integers for scan in scans)
+        rows = " UNION ALL ".join(_rows(scan, config, snapshot, integers) for scan in scans)
+        what = ", ".join(scan.input.field for scan in scans)
+        with explained(what):
+            fates = con.execute(f"SELECT fate, count(*) FROM ({rows}) GROUP BY fate ORDER BY fate").fetchall()
+            counts = {str(fate): int(count) for fate, count in fates if fate is not None}
+            good = sum(int(count) for fate, count in fates if fate is None)
+            malformed = _create_malformed(con, scans)
+            if malformed:
+                counts[MALFORMED] = malformed
+            outside = counts.pop(OUTSIDE_WINDOW, 0)
+            _write_rejected(con, config, store, snapshot, rows if sum(counts.values()) > malformed else None)
+            kept = _write_kept(con, config, store, snapshot, rows, scans)
+        read = good + outside + sum(counts.values())
+        kept.details.update(
+            read=read,
+            rejected=sum(counts.values()),
+            rejected_share=sum(counts.values()) / max(read, 1),
+            rejected_by_reason=counts,
+            duplicates_merged=good - kept.details["kept"],
+            outside_window=outside,
+            files=[file for scan in scans for file in scan.input.files],
+        )
+        kept.commit(config_hash=config.hash(), parents={})
+    return store.manifest("raw_edges", snapshot)
+
+
+def _open(con: duckdb.DuckDBPyConnection, given: Input, prefix: str) -> Scan:
+    """Make the input readable, and check that its files have the columns that the configuration names."""
+    staged: list[delimited.Staged] = []
+    files = [_reachable(con, file, f"{prefix}-{number}") for number, file in enumerate(given.files)]
+    if given.format == "csv":
+        for number, (file, origin) in enumerate(zip(files, given.files, strict=True)):
+            names = delimited.header(file, given.delimiter)
+            _check_columns(origin, given, names)
+            told = delimited.stage(con, file, given.delimiter, f"{prefix}-{number}.parquet")
+            staged.append(delimited.Staged(origin, told.path, told.malformed))
+        files = [part.path for part in staged]
+    else:
+        staged = [delimited.Staged(origin, file) for origin, file in zip(given.files, files, strict=True)]
+    types: dict[str, str] = {}
+    for file, part in zip(files, staged, strict=True):
+        with explained(part.origin):
+            described = con.execute(f"DESCRIBE SELECT * FROM {_parquet([file])}").fetchall()
+        found = {str(row[0]): str(row[1]) for row in described}
+        _check_columns(part.origin, given, list(found))
+        _check_types(part.origin, given, found)
+        for column, kind in found.items():
+            # Files of one table may differ in width (INTEGER, BIGINT); the widest sort of value rules.
+            both = {types.get(column, kind), kind}
+            types[column] = kind if len(both) == 1 else "BIGINT" if both <= INTEGERS else "VARCHAR"
+    if given.format == "csv" and not given.indexed:
+        # Text files have no types: ids are integers where every one of them is written as one.
+        for column in (given.columns.lhs, given.columns.rhs):
+            whole = f"regexp_full_match({name(column)}, '0|-?[1-9][0-9]{{0,17}}')"
+            test = con.execute(f"SELECT coalesce(bool_and({whole}), false) FROM {_parquet(files)}").fetchall()
+            types[column] = "BIGINT" if test[0][0] else "VARCHAR"
+    return Scan(given, files, staged, types)
+
+
+def _reachable(con: duckdb.DuckDBPyConnection, file: str, path: str) -> str:
+    """Let DuckDB read a URL; what comes by HTTP is fetched once, since it is read more than once."""
+    if "://" not in file:
+        return file
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(file)
+    if file.startswith(("http://", "https://")):
+        ending = file.partition("?")[0].rpartition("/")[2]
+        local = f"{path}-{ending}"
+        try:
+            fs.get_file(inner, local)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be fetched ({error}); mend the URL") from error
+        return local
+    database.register(con, file)
+    return file
+
+
+def _check_columns(origin: str, given: Input, names: list[str]) -> None:
+    for field in ("lhs", "rel", "rhs", "time", "weight", "split"):
+        column = getattr(given.columns, field)
+        if column is not None and column not in names:
+            close = nearest(column, names)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            remedy = f"set source.columns.{field}" if given.field == "source.path" else f"name its columns like this in {given.field}"
+            raise UserError(
+                f"{origin}: has no column {column!r} (columns there: {', '.join(names) or 'none'}){hint}; {remedy}"
+            )
+
+
+def _check_types(origin: str, given: Input, types: dict[str, str]) -> None:
+    columns = given.columns
+    for field in ("lhs", "rhs", "rel"):
+        column = getattr(columns, field)
+        kind = types[column]
+        plain = kind in INTEGERS or kind in ("VARCHAR", "UUID", "HUGEINT", "UHUGEINT", "DATE") or kind.startswith("ENUM")
+        if not plain:
+            raise UserError(
+                f"{origin}: column {column!r} is of type {kind}; ids and relations must be text or integers, so cast it"
+            )
+
+
+def _create_relations(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> None:
+    """Create the table `relations`: index, name, and the number of rows of each side's table where it is given."""
+    model = config.model
+    rows = [
+        (i, r.name, model.table(r.lhs).num_embeddings, model.table(r.rhs).num_embeddings, r.lhs == r.rhs)
+        for i, r in enumerate(model.relations)
+    ]
+    con.execute("CREATE TABLE relations (index BIGINT, name VARCHAR, lhs_rows BIGINT, rhs_rows BIGINT, loops BOOL)")
+    con.executemany("INSERT INTO relations VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def _rows(scan: Scan, config: TwhinConfig, snapshot: str, integers: bool) -> str:
+    """Return the SQL of typed rows: lhs, rel, rhs, time, weight, split, their raw text, origin and `fate`.
+
+    `fate` is null for an edge, else the reason why the row is none.
+    """
+    given, columns = scan.input, scan.input.columns
+    taken = ["file_row_number AS row", "filename AS file"]
+    taken += [f"{name(getattr(columns, side))} AS raw_{side}" for side in ("lhs", "rel", "rhs")]
+    taken += [
+        f"{name(column)} AS raw_{field}"
+        for field in ("time", "weight", "split")
+        if (column := getattr(columns, field)) is not None
+    ]
+    part = f"SELECT {', '.join(taken)} FROM {_parquet(scan.files)}"
+    if given.limit is not None or given.offset is not None:
+        part += f" LIMIT {given.limit if given.limit is not None else (1 << 62)} OFFSET {given.offset or 0}"
+    identity = "BIGINT" if integers else "VARCHAR"
+    key = "r.index = TRY_CAST(raw_rel AS BIGINT)" if given.indexed else "r.name = CAST(raw_rel AS VARCHAR)"
+    time_sql = _time(scan.types[columns.time]) if columns.time is not None else "NULL::TIMESTAMP"
+    weight_sql = "TRY_CAST(raw_weight AS DOUBLE)" if columns.weight is not None else "1.0::DOUBLE"
+    split_sql = "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(given.split or "")
+    typed = (
+        f"SELECT TRY_CAST(raw_lhs AS {identity}) AS lhs, r.name AS rel, TRY_CAST(raw_rhs AS {identity}) AS rhs, "
+        f"{time_sql} AS time, {weight_sql} AS weight, {split_sql} AS split, p.*, r.lhs_rows, r.rhs_rows "
+        f"FROM ({part}) p LEFT JOIN relations r ON {key}"
+    )
+    fate = _fate(scan, config, snapshot, identity)
+    order = f"list_position([{', '.join(literal(s) for s in SPLITS)}], split)"
+    return (
+        f"SELECT lhs, rel, rhs, time, weight, {order} AS split, CAST(raw_lhs AS VARCHAR) AS raw_lhs, "
+        f"CAST(raw_rel AS VARCHAR) AS raw_rel, CAST(raw_rhs AS VARCHAR) AS raw_rhs, file, row, {fate} AS fate FROM ({typed})"
+    )
+
+
+def _fate(scan: Scan, config: TwhinConfig, snapshot: str, identity: str) -> str:
+    given, columns = scan.input, scan.input.columns
+    raw = ["raw_lhs", "raw_rel", "raw_rhs"]
+    raw += [f"raw_{field}" for field in ("time", "weight", "split") if getattr(columns, field) is not None]
+    cases = [(" OR ".join(f"{column} IS NULL" for column in raw), "null")]
+    if identity == "VARCHAR":
+        cases.append(("trim(CAST(raw_lhs AS VARCHAR)) = '' OR trim(CAST(raw_rhs AS VARCHAR)) = ''", "empty id"))
+    cases.append(("rel IS NULL", "unknown relation"))
+    if given.indexed:
+        left, right = (f"TRY_CAST(raw_{side} AS HUGEINT)" for side in ("lhs", "rhs"))
+        cases += [
+            (f"{left} IS NULL OR {right} IS NULL", "not an index"),
+            (f"{left} < 0 OR {right} < 0", "negative index"),
+            (f"{left} >= coalesce(lhs_rows, 1 << 62) OR {right} >= coalesce(rhs_rows, 1 << 62)", "index out of range"),
+        ]
+    elif identity == "BIGINT":
+        cases.append(("lhs IS NULL OR rhs IS NULL", "id beyond 64 bits"))
+    if columns.weight is not None:
+        cases.append(("weight IS NULL OR NOT isfinite(weight) OR weight < 0 OR weight > 3e38", "bad weight"))
+    if columns.split is not None:
+        cases.append((f"split NOT IN ({', '.join(literal(s) for s in SPLITS)})", "bad split"))
+    if columns.time is not None:
+        cases.append(("time IS NULL", "bad time"))
+        start, end = window(config, snapshot)
+        bounds = [f"time >= TIMESTAMP '{end}'"] + ([f"time < TIMESTAMP '{start}'"] if start is not None else [])
+        cases.append((" OR ".join(bounds), OUTSIDE_WINDOW))
+    return "CASE " + " ".join(f"WHEN {test} THEN {literal(reason)}" for test, reason in cases) + " END"
+
+
+def window(config: TwhinConfig, snapshot: str) -> tuple[datetime | None, datetime]:
+    """Return the first instant that counts (None: no bound) and the first that does not: the end of the day (UTC)."""
+    end = datetime.combine(source.check_snapshot(snapshot), time()) + timedelta(days=1)
+    told = config.source.window if config.source is not None else None
+    if told is None:
+        return None, end
+    unit = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}[told[-1]]
+    return end - int(told[:-1]) * unit, end
+
+
+def _time(kind: str) -> str:
+    """Return the SQL that reads `raw_time` of type `kind` as a timestamp; null where it is none (or beyond year 9999)."""
+    text = "CAST(raw_time AS VARCHAR)"
+    seconds = f"TRY_CAST({text} AS DOUBLE)"
+    moment = f"CASE WHEN abs({seconds}) < 253402300800 THEN make_timestamp(CAST({seconds} * 1000000 AS BIGINT)) END"
+    if kind in INTEGERS or kind in ("FLOAT", "DOUBLE", "HUGEINT") or kind.startswith("DECIMAL"):
+        return moment
+    if kind == "VARCHAR":
+        # A text with an offset (+02:00, Z) is an instant; one without is taken as UTC, which is the session's zone.
+        return f"coalesce(CAST(TRY_CAST({text} AS TIMESTAMPTZ) AS TIMESTAMP), {moment})"
+    return "TRY_CAST(raw_time AS TIMESTAMP)"
+
+
+def _create_malformed(con: duckdb.DuckDBPyConnection, scans: list[Scan]) -> int:
+    """Create the tables `malformed` (lines that are no rows) and `origins` (the files that staged ones stand for)."""
+    con.execute("CREATE TABLE malformed (origin VARCHAR, line BIGINT, text VARCHAR, shift BIGINT)")
+    con.execute("CREATE TABLE origins (path VARCHAR, origin VARCHAR, delimited BOOL)")
+    count = 0
+    for scan in scans:
+        for part in scan.staged:
+            con.execute("INSERT INTO origins VALUES (?, ?, ?)", [part.path, part.origin, scan.input.format == "csv"])
+            if part.malformed:
+                lines = [line for line, _, _ in part.malformed]
+                table = pa.table(  # noqa: F841 (DuckDB reads it by its name)
+                    {
+                        "origin": [part.origin] * len(lines),
+                        "line": lines,
+                        "text": [text for _, text, _ in part.malformed],
+                        "shift": [line - before for before, line in enumerate(lines)],
+                    }
+                )
+                con.execute("INSERT INTO malformed SELECT * FROM table")
+                count += len(lines)
+    return count
+
+
+def _write_rejected(
+    con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str, rows: str | None
+) -> None:
+    """Write what was rejected, by file and row: Parquet rows from 1, delimited ones by their line in the file."""
+    parts = [f"SELECT NULL AS lhs, NULL AS rel, text AS rhs, {literal(MALFORMED)} AS reason, origin AS file, line AS row FROM malformed"]
+    if rows is not None:
+        # Lines before a row are the header, the rows, and the malformed lines among them.
+        before = "(SELECT count(*) FROM malformed m WHERE m.origin = o.origin AND m.shift <= x.row + 2)"
+        parts.append(
+            "SELECT raw_lhs, raw_rel, raw_rhs, fate, o.origin, "
+            f"CASE WHEN o.delimited THEN x.row + 2 + {before} ELSE x.row + 1 END "
+            f"FROM ({rows}) x JOIN origins o ON o.path = x.file WHERE fate IS NOT NULL AND fate <> {literal(OUTSIDE_WINDOW)}"
+        )
+    columns = ", ".join(f"CAST({f.name} AS {'BIGINT' if f.name == 'row' else 'VARCHAR'}) AS {f.name}" for f in REJECTED)
+    with (
+        store.replace("raw_edges_rejected", snapshot, config_hash=config.hash()) as draft,
+        draft.local_file("part-00000.parquet") as path,
+    ):
+        con.execute(
+            f"COPY (SELECT {columns} FROM ({' UNION ALL '.join(parts)}) ORDER BY file, row) "
+            f"TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
+        )
+
+
+def _write_kept(
+    con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str, rows: str, scans: list[Scan]
+) -> Any:
+    """Write the edges to a draft of `raw_edges`, and return it with what can be counted there in its details."""
+    columns = [scan.input.columns for scan in scans]
+    weighted = any(c.weight is not None for c in columns)
+    taken = ["lhs", "rel", "rhs"]
+    if any(c.time is not None for c in columns):
+        taken.append("max(time) AS time")
+    # fsum: the sum must not depend on the order in which threads meet the rows.
+    taken.append(f"CAST({'fsum(weight)' if weighted else 'count(*)'} AS FLOAT) AS weight")
+    if any(c.split is not None for c in columns) or any(scan.input.split for scan in scans):
+        names = ", ".join(literal(s) for s in SPLITS)
+        taken.append(f"[{names}][min(split)] AS split")
+    draft = store.begin("raw_edges", snapshot)
+    try:
+        with draft.local_file("part-00000.parquet") as path:
+            con.execute(
+                f"COPY (SELECT {', '.join(taken)} FROM ({rows}) WHERE fate IS NULL GROUP BY lhs, rel, rhs "
+                f"ORDER BY rel, lhs, rhs) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
+            )
+            counted = con.execute(
+                "SELECT r.name, count(e.rel), count_if(e.lhs = e.rhs AND r.loops) FROM relations r "
+                f"LEFT JOIN {database.parquet([path])} e ON e.rel = r.name GROUP BY r.name, r.index ORDER BY r.index"
+            ).fetchall()
+    except BaseException:
+        draft.discard()
+        raise
+    draft.details = {
+        "kept": sum(int(row[1]) for row in counted),
+        "edges_per_relation": {str(row[0]): int(row[1]) for row in counted},
+        "self_loops": sum(int(row[2]) for row in counted),
+    }
+    return draft
+
+
+def _parquet(files: list[str]) -> str:
+    # Old writers leave text as plain bytes.
+    return database.parquet(files, "filename = true, file_row_number = true, union_by_name = true, binary_as_string = true")
