@@ -1,6 +1,6 @@
 """What is installed and whether it works here: each finding that is wrong ends in its remedy.
 
-Compiled code is tried in a process of its own, so that a library that crashes is a finding and not the end of the doctor.
+Compiled code is tried in a process of its own, so that a library that crashes is a finding, not the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The configuration reference, `docs/configuration.md`, made from the sections' own types, defaults and descriptions."""
+"""The configuration reference, `docs/configuration.md`, made from the sections' types, defaults and descriptions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ current. `twhin config` prints a file with every default spelled out, `twhin con
 `--set training.num_epochs=3` overrides a field by its path (items of a list by their name or position:
 `--set model.embeddings.tables.user.embedding_dim=64`). An unknown key is an error that names the nearest known one.
 
-Sections and names are the published system's; `source`, `vocabulary`, `split`, `negatives`, `loss`, `evaluation`, `export`
-and `launch` stand beside them.
+Sections and names are the published system's; `source`, `vocabulary`, `split`, `negatives`, `loss`, `evaluation`,
+`export` and `launch` stand beside them.
 """
 
 

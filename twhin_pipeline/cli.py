@@ -1,0 +1,368 @@
+"""The command `twhin`. Everything slow is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from twhin_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.pipeline import Run
+    from twhin_pipeline.store import Store
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="TwHIN: entity embeddings from typed edges. Each command reads one YAML file and one store.",
+)
+
+ConfigPath = Annotated[
+    str | None,
+    typer.Option("--config", "-c", envvar="TWHIN_CONFIG", help="YAML file; default: the bundled configs/debian.yaml."),
+]
+Home = Annotated[
+    str | None, typer.Option("--home", envvar="TWHIN_HOME", help="The store: a folder or URL; default: .twhin.")
+]
+Snapshot = Annotated[str | None, typer.Option("--snapshot", "-s", help="YYYY-MM-DD; default: the newest there is.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field by its path, such as training.num_epochs=3.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+
+def _config(path: str | None, overrides: list[str] | None) -> tuple[TwhinConfig, str]:
+    from twhin_pipeline.config import default_config_path, load_config
+
+    path = path or default_config_path()
+    return load_config(path, overrides or ()), path
+
+
+def _store(home: str | None) -> Store:
+    from twhin_pipeline.store import Store
+
+    try:
+        return Store(home)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--home {home}: is no folder or URL of a store ({error})") from error
+
+
+def _newest_source(config: TwhinConfig) -> str:
+    from twhin_pipeline import source
+
+    found = source.find_snapshots(config)
+    if not found:
+        where = config.source.path if config.source else config.train_data.data_root
+        raise UserError(f"no snapshot was found at {where}; mend the path, or pass --snapshot YYYY-MM-DD")
+    return found[-1]
+
+
+def _newest_table(store: Store, asset: str) -> str:
+    found = store.snapshots(asset)
+    if not found:
+        raise UserError(f"{store.root}: there is no {asset} yet; make one with `twhin run`, or pass --home")
+    return found[-1]
+
+
+def _run_of(config: str | None, home: str | None, snapshot: str | None, overrides: list[str] | None) -> Run:
+    from twhin_pipeline.pipeline import Run
+    from twhin_pipeline.source import check_snapshot
+
+    loaded, path = _config(config, overrides)
+    snapshot = snapshot or _newest_source(loaded)
+    check_snapshot(snapshot)
+    return Run(loaded, path, overrides or [], _store(home), snapshot)
+
+
+@app.command("run")
+def run_command(
+    config: ConfigPath = None, snapshot: Snapshot = None, home: Home = None, overrides: Overrides = None
+) -> None:
+    """Run the whole chain, with its checks.
+
+    The stages are ingest, vocabulary, sample, train, evaluate and export. A failed blocking check ends the run.
+    """
+    from twhin_pipeline import pipeline, summary
+
+    run = _run_of(config, home, snapshot, overrides)
+    print(f"snapshot {run.snapshot}, store {run.store.root}")
+    pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
+    print()
+    summary.show(run.config, run.store, run.snapshot)
+
+
+def _stage_command(name: str, text: str) -> None:
+    def command(
+        config: ConfigPath = None, snapshot: Snapshot = None, home: Home = None, overrides: Overrides = None
+    ) -> None:
+        from twhin_pipeline import pipeline
+
+        pipeline.run_stage(_run_of(config, home, snapshot, overrides), pipeline.STAGES[name], print)
+
+    app.command(name, help=text)(command)
+
+
+# The names and lines of pipeline.STAGES (a test holds them equal); importing it here would cost the start-up.
+STAGE_HELP = {
+    "ingest": "Read the source's edges.",
+    "vocabulary": "Give each entity its row.",
+    "sample": "Split the edges and sample negatives.",
+    "train": "Train the model under torchrun.",
+    "evaluate": "Measure the model on held-out edges.",
+    "export": "Write embedding tables by id.",
+}
+for _name, _text in STAGE_HELP.items():
+    _stage_command(_name, _text)
+
+
+@app.command()
+def metrics(snapshot: Snapshot = None, home: Home = None, as_json: AsJson = False) -> None:
+    """Show what evaluation measured.
+
+    Each metric stands beside that of the most-popular baseline, which ranks by degree alone.
+    """
+    from twhin_pipeline import console
+
+    store = _store(home)
+    snapshot = snapshot or _newest_table(store, "evaluation")
+    table = store.read("evaluation", snapshot)
+    if as_json:
+        console.print_json({"snapshot": snapshot, "metrics": table.to_pylist()})
+    else:
+        console.print_metrics(table, snapshot)
+
+
+@app.command()
+def neighbors(
+    entity: Annotated[str, typer.Argument(help="The entity type, such as package.")],
+    id: Annotated[str, typer.Argument(help="The entity's id.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the entities nearest to one."""
+    from twhin_pipeline import console, embeddings
+
+    store = _store(home)
+    snapshot = snapshot or _newest_table(store, "embeddings/relations")
+    model = embeddings.load_model(store, snapshot)
+    try:
+        found = model.neighbors(entity, id, k)
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from error
+    if as_json:
+        console.print_json([{"id": name, "similarity": score} for name, score in found])
+    else:
+        console.print_table(["id", "similarity"], [(name, f"{score:.4f}") for name, score in found])
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="DuckDB SQL over the store's tables; `show tables` lists them.")],
+    snapshot: Annotated[
+        str | None, typer.Option("--snapshot", "-s", help="Only this one's tables; default: all, in a column snapshot.")
+    ] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV on standard output.")] = False,
+) -> None:
+    """Ask the store in SQL.
+
+    Tables are views named after the assets: raw_edges, vocabulary_package, training_set_positives, evaluation, …
+    """
+    import duckdb
+
+    from twhin_pipeline import catalog, console, database
+
+    store = _store(home)
+    con = database.connect(store=store)
+    catalog.views(con, store, snapshot)
+    try:
+        result = con.execute(query)
+        if as_csv:
+            console.print_csv(result)
+            return
+        names = [column[0] for column in result.description or []]
+        rows = result.fetchall()
+    except duckdb.Error as error:
+        raise UserError(f"SQL: {' '.join(str(error).split())}") from error
+    if as_json:
+        console.print_json([dict(zip(names, row, strict=True)) for row in rows])
+    else:
+        console.print_table(names, rows)
+
+
+@app.command()
+def plan(
+    config: ConfigPath = None,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    overrides: Overrides = None,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="Ranks; default: launch.nproc_per_node x launch.nnodes.")
+    ] = None,
+    rows: Annotated[list[str] | None, typer.Option("--rows", help="A table's rows, such as package=70000.")] = None,
+    edges: Annotated[int | None, typer.Option(min=1, help="Training edges; default: the store's, if known.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate a training run: memory, traffic, disk."""
+    from twhin_pipeline import console
+    from twhin_pipeline import plan as room
+
+    loaded, _ = _config(config, overrides)
+    store = _store(home)
+    known = store.snapshots(f"vocabulary/{loaded.model.table_names[0]}")
+    snapshot = snapshot or (known[-1] if known else None)
+    sizes = room.table_rows(loaded, store, snapshot, room.parse_rows(rows or []))
+    ranks = world_size or loaded.launch.nproc_per_node * loaded.launch.nnodes
+    estimate = room.estimate(loaded, sizes, ranks, edges or room.training_edges(store, snapshot))
+    if as_json:
+        console.print_json(estimate.as_dict())
+    else:
+        console.print_plan(estimate)
+
+
+@app.command()
+def doctor(home: Home = None, as_json: AsJson = False) -> None:
+    """Check what is installed and whether it works.
+
+    Each finding that is wrong ends in its remedy, and the exit code is then 1.
+    """
+    from dataclasses import asdict
+
+    from twhin_pipeline import console
+    from twhin_pipeline import doctor as room
+
+    findings = room.examine(_store(home))
+    if as_json:
+        console.print_json([asdict(finding) for finding in findings])
+    else:
+        console.print_findings(findings)
+    if any(finding.status == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("config")
+def config_command(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="The JSON schema of such a file.")] = False,
+    reference: Annotated[bool, typer.Option("--reference", help="The page docs/configuration.md.")] = False,
+) -> None:
+    """Print the configuration, defaults spelled out."""
+    from twhin_pipeline import console
+
+    if schema:
+        from twhin_pipeline.config import TwhinConfig
+
+        console.print_json(TwhinConfig.model_json_schema())
+    elif reference:
+        from twhin_pipeline import reference as room
+
+        sys.stdout.write(room.markdown())
+    else:
+        sys.stdout.write(_config(config, overrides)[0].to_yaml())
+
+
+@app.command()
+def summary(
+    config: ConfigPath = None,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    overrides: Overrides = None,
+    examples: Annotated[
+        str | None, typer.Option(help="ENTITY:ID,ID,… to show neighbors of; default: the best connected.")
+    ] = None,
+) -> None:
+    """Show in short what a run made.
+
+    Sizes, speed, quality beside the baseline, neighbors, and where everything is.
+    """
+    from twhin_pipeline import summary as room
+
+    loaded, _ = _config(config, overrides)
+    store = _store(home)
+    room.show(loaded, store, snapshot or _newest_table(store, "embeddings/relations"), examples)
+
+
+@app.command()
+def mlflow(
+    home: Home = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Serve MLflow's UI on the store's runs."""
+    import os
+
+    from twhin_pipeline import tracking
+
+    store = _store(home)
+    uri = tracking.uri(store)
+    if uri.startswith(("http://", "https://", "databricks")):
+        raise UserError(f"runs are tracked at {uri}: open that page, or unset MLFLOW_TRACKING_URI for the store's own")
+    print(f"MLflow: http://{host}:{port} on {uri} (ctrl-c ends it)", flush=True)
+    arguments = ["ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit: 0, 1 where something failed, 2 (and one line) on a user's mistake, 130 on ctrl-c."""
+    raise SystemExit(run_arguments(arguments))
+
+
+def run_arguments(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code; a mistake is told on standard error without a traceback."""
+    warnings.showwarning = _show_warning
+    command: Any = typer.main.get_command(app)
+    try:
+        return int(command.main(args=arguments, prog_name="twhin", standalone_mode=False) or 0)
+    except UserError as error:
+        _tell(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `twhin sql … | head`
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        return _judge(error)
+
+
+def _judge(error: Exception) -> int:
+    """Tell errors that are known by name, so that their modules need not be imported at the start; raise the others."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "ClickException" in names:
+        usage = getattr(error, "ctx", None)
+        hint = f" (see `{usage.command_path} --help`)" if usage is not None else ""
+        _tell(" ".join(error.format_message().split()) + hint)  # type: ignore[attr-defined]
+        return 2
+    if "Abort" in names:
+        return 130
+    if "TrainingCancelled" in names:
+        _tell(str(error))
+        return 130
+    if "TrainingFailed" in names:
+        _tell(str(error))
+        return 1
+    raise error
+
+
+def _tell(message: str) -> None:
+    print(f"twhin: {message}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, UserWarning):
+        print(f"twhin: note: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The whole chain without Dagster: each stage, its checks, and one line about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.store import Manifest, Store
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage is given. `config_path` and `overrides` made `config`; training's processes read them again."""
+
+    config: TwhinConfig
+    config_path: str
+    overrides: Sequence[str]
+    store: Store
+    snapshot: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the chain, under the name of its command."""
+
+    name: str
+    summary: str
+    function: Callable[[Run], dict[str, Manifest]]
+
+
+def ingest(run: Run) -> dict[str, Manifest]:
+    """Read the source: `raw_edges` and `raw_edges_rejected`."""
+    from twhin_pipeline import edges
+
+    manifest = edges.ingest(run.config, run.store, run.snapshot)
+    rejected = run.store.manifest("raw_edges_rejected", run.snapshot)
+    return {"raw_edges": manifest, "raw_edges_rejected": rejected}
+
+
+def vocabulary(run: Run) -> dict[str, Manifest]:
+    """Number the entities: `vocabulary/<entity>`."""
+    from twhin_pipeline import vocabulary as room
+
+    room.build(run.config, run.store, run.snapshot)
+    return _manifests(run, [f"vocabulary/{name}" for name in run.config.model.table_names])
+
+
+def sample(run: Run) -> dict[str, Manifest]:
+    """Split the edges and sample negatives: `training_set/*` and `held_out/*`."""
+    from twhin_pipeline import negatives, training_set
+
+    training_set.build_positives(run.config, run.store, run.snapshot)
+    negatives.build(run.config, run.store, run.snapshot)
+    parts = ("positives", "negatives"), ("validation", "test", "validation_negatives")
+    names = [f"training_set/{n}" for n in parts[0]] + [f"held_out/{n}" for n in parts[1]]
+    return _manifests(run, [name for name in names if run.store.exists(name, run.snapshot)])
+
+
+def train(run: Run) -> dict[str, Manifest]:
+    """Train under torchrun: `twhin_model`."""
+    from twhin_pipeline import launch
+
+    launch.run(run.config, run.config_path, run.overrides, run.store, run.snapshot)
+    return _manifests(run, ["twhin_model"])
+
+
+def evaluate(run: Run) -> dict[str, Manifest]:
+    """Rank the held-out edges: `evaluation`."""
+    from twhin_pipeline import evaluation
+
+    return {"evaluation": evaluation.evaluate(run.config, run.store, run.snapshot)}
+
+
+def export(run: Run) -> dict[str, Manifest]:
+    """Write the vectors by id: `embeddings/<entity>` and `embeddings/relations`."""
+    from twhin_pipeline import export as room
+
+    room.export(run.config, run.store, run.snapshot)
+    return _manifests(run, [f"embeddings/{name}" for name in (*run.config.model.table_names, "relations")])
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("ingest", "Read the source's edges.", ingest),
+        Stage("vocabulary", "Give each entity its row.", vocabulary),
+        Stage("sample", "Split the edges and sample negatives.", sample),
+        Stage("train", "Train the model under torchrun.", train),
+        Stage("evaluate", "Measure the model on held-out edges.", evaluate),
+        Stage("export", "Write embedding tables by id.", export),
+    )
+}
+
+
+def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
+    """Run one stage and the checks of its tables, saying one line.
+
+    Raises:
+        UserError: The stage or a blocking check says what is wrong.
+    """
+    from twhin_pipeline import checks
+
+    started = time.perf_counter()
+    made = stage.function(run)
+    worked = time.perf_counter()
+    notes = checks.run_blocking(run.config, run.store, run.snapshot, made)
+    checked = time.perf_counter()
+    told = ", ".join(f"{name} {manifest.rows:,} rows" for name, manifest in made.items() if manifest.rows)
+    say(f"{stage.name:<11}{worked - started:7.1f} s + checks {checked - worked:.1f} s: {told or 'nothing'}")
+    for note in notes:
+        say(f"  note: {note}")
+    return made
+
+
+def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: Store, snapshot: str, say: Say) -> None:
+    """Run the whole chain for a snapshot.
+
+    Raises:
+        UserError: A stage or a blocking check says what is wrong; tables of finished stages stay.
+        twhin_pipeline.launch.TrainingFailed: Training ended with an error that is not the user's.
+        twhin_pipeline.launch.TrainingCancelled: It was told to stop.
+    """
+    from twhin_pipeline import catalog
+
+    whole = Run(config, config_path, overrides, store, snapshot)
+    for stage in STAGES.values():
+        run_stage(whole, stage, say)
+    catalog.refresh(store)
+
+
+def _manifests(run: Run, assets: Sequence[str]) -> dict[str, Manifest]:
+    return {asset: run.store.manifest(asset, run.snapshot) for asset in assets}

@@ -1,0 +1,249 @@
+"""Will it fit? Memory, traffic and disk of a training run, estimated before it starts.
+
+Every figure is a formula over the configuration and the tables' sizes (docs/architecture.md names them); nothing is
+measured and nothing is loaded. Counts of a step are upper bounds: rows that repeat within a step are looked up once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.sections.model import TableConfig
+from twhin_pipeline.store import Store
+
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2}
+POSITIVE_BYTES = 12  # an edge in a rank's memory: two int32 rows and a float32 weight
+PROCESS_BYTES = 650 * 2**20  # a rank that has loaded torch, torchrec and fbgemm and holds nothing
+SCORE_COPIES = 5  # scores, their masked copy, what the loss keeps for the backward pass, and two gradients
+VECTOR_COPIES = 6  # looked up, gathered, prepared, and the gradient of each
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """One entity table over all ranks; sizes in bytes."""
+
+    name: str
+    rows: int
+    origin: str
+    """Where the number of rows comes from."""
+    weights: int
+    optimizer: int
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """What one rank holds; sizes in bytes."""
+
+    rank: int
+    rows: dict[str, int]
+    tables: int
+    """Weights and optimizer state of its shards."""
+    step: int
+    """Vectors and scores of one step, their gradients, and the batches read ahead."""
+    edges: int
+    """Training edges, and one epoch's negatives of this rank."""
+    process: int
+    """The process itself, its libraries loaded."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.tables + self.step + self.edges + self.process
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The estimate; sizes in bytes."""
+
+    world_size: int
+    ranks_per_node: int
+    sharding: str
+    tables: list[TablePlan]
+    ranks: list[RankPlan]
+    edges_per_step: int
+    """Of all ranks."""
+    steps: int | None
+    """Of the whole run; None where the number of edges is not known."""
+    sent_per_step: int
+    """What a rank sends in one step: ids, vectors, their gradients, and the operators' gradients."""
+    checkpoint: int
+    checkpoints: int | None
+    """How many are kept; None: all."""
+    scoring: int
+    """Memory of evaluation's blocks of scores."""
+
+    @property
+    def node(self) -> int:
+        """The most that one node's ranks hold together."""
+        totals = sorted((rank.total for rank in self.ranks), reverse=True)
+        return sum(totals[: self.ranks_per_node])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values, the sums included."""
+        ranks = [{**asdict(rank), "total": rank.total} for rank in self.ranks]
+        return {**asdict(self), "ranks": ranks, "node": self.node}
+
+
+def estimate(
+    config: TwhinConfig, rows: Mapping[str, tuple[int, str]], world_size: int, num_edges: int | None = None
+) -> Plan:
+    """Estimate a run.
+
+    Args:
+        config: Everything but the tables' sizes.
+        rows: Table to its number of rows, and where that is known from (`table_rows`).
+        world_size: Ranks.
+        num_edges: Training edges; None where they are not known.
+    """
+    tables = [_table(table, *rows[table.name]) for table in config.model.embeddings.tables]
+    held = _layout(config.launch.sharding, tables, world_size)
+    per_row = {t.name: (t.weights + t.optimizer) / t.rows for t in tables}
+    step, looked_up, edges = _step(config, sum(t.rows for t in tables))
+    epoch_edges = _edges(config, num_edges or 0, world_size)
+    ranks = [
+        RankPlan(
+            rank=rank,
+            rows=shard,
+            tables=round(sum(per_row[name] * n for name, n in shard.items())),
+            step=step,
+            edges=epoch_edges,
+            process=PROCESS_BYTES,
+        )
+        for rank, shard in enumerate(held)
+    ]
+    dim = config.model.embedding_dim
+    elsewhere = (world_size - 1) / world_size
+    # Row-wise, all-to-all: an id of 8 bytes goes out, a float32 vector comes back, and its gradient goes out again.
+    sent = looked_up * (8 + 2 * dim * 4) * elsewhere
+    # A ring all-reduce of the operators' gradients sends each element twice.
+    sent += 2 * len(config.model.relations) * dim * 4 * elsewhere
+    steps = None
+    if num_edges is not None:
+        per_epoch = -(-num_edges // (edges * world_size))
+        steps = min(config.training.num_train_steps, per_epoch * config.training.num_epochs)
+    return Plan(
+        world_size=world_size,
+        ranks_per_node=min(world_size, config.launch.nproc_per_node) if config.launch.nnodes > 1 else world_size,
+        sharding=config.launch.sharding if world_size > 1 else "none (one rank)",
+        tables=tables,
+        ranks=ranks,
+        edges_per_step=edges * world_size,
+        steps=steps,
+        sent_per_step=round(sent),
+        checkpoint=sum(t.weights + t.optimizer for t in tables),
+        checkpoints=None
+        if config.training.checkpoint_max_to_keep is None
+        else config.training.checkpoint_max_to_keep + 1,
+        scoring=2 * config.evaluation.block_size * max(t.rows for t in tables) * 4,
+    )
+
+
+def table_rows(
+    config: TwhinConfig, store: Store, snapshot: str | None, given: Mapping[str, int]
+) -> dict[str, tuple[int, str]]:
+    """Return each table's rows and where the number is from: `given`, else `num_embeddings`, else its vocabulary.
+
+    Raises:
+        UserError: `given` names no table, or a table's size is known from nowhere.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for name, count in given.items():
+        if name not in config.model.table_names:
+            raise UserError(f"--rows {name}={count}: {unknown('table', name, config.model.table_names)}")
+        found[name] = (count, "--rows")
+    missing = []
+    for table in config.model.embeddings.tables:
+        asset = f"vocabulary/{table.name}"
+        if table.name in found:
+            continue
+        if table.num_embeddings is not None:
+            found[table.name] = (table.num_embeddings, "num_embeddings")
+        elif snapshot is not None and store.exists(asset, snapshot):
+            found[table.name] = (store.manifest(asset, snapshot).rows, f"vocabulary {snapshot}")
+        else:
+            missing.append(table.name)
+    if missing:
+        flags = " ".join(f"--rows {name}=100000" for name in missing)
+        raise UserError(
+            f"no vocabulary and no num_embeddings for {', '.join(missing)}: make the vocabulary with "
+            f"`twhin ingest` and `twhin vocabulary`, or give numbers, such as {flags}"
+        )
+    return found
+
+
+def training_edges(store: Store, snapshot: str | None) -> int | None:
+    """Return how many edges a snapshot trains on, as far as the store knows: its positives, else its raw edges."""
+    for asset in ("training_set/positives", "raw_edges") if snapshot is not None else ():
+        if store.exists(asset, str(snapshot)):
+            return store.manifest(asset, str(snapshot)).rows
+    return None
+
+
+def _table(table: TableConfig, rows: int, origin: str) -> TablePlan:
+    elements = rows * table.embedding_dim
+    # fbgemm keeps optimizer state in float32 whatever the weights' type.
+    state = {
+        "sgd": 0,
+        "rowwise_adagrad": 4 * rows,
+        "adagrad": 4 * elements,
+        "adam": 8 * elements,
+    }[table.optimizer.name]
+    return TablePlan(table.name, rows, origin, elements * ELEMENT_BYTES[table.data_type], state)
+
+
+def _layout(sharding: str, tables: list[TablePlan], world_size: int) -> list[dict[str, int]]:
+    """Return each rank's rows of each table."""
+    if sharding == "row_wise":
+        # torchrec cuts a table into blocks of ceil(rows / ranks); the last ranks may get less, or nothing.
+        blocks = {t.name: -(-t.rows // world_size) for t in tables}
+        return [
+            {t.name: max(0, min(blocks[t.name], t.rows - rank * blocks[t.name])) for t in tables}
+            for rank in range(world_size)
+        ]
+    # Table-wise: whole tables, the largest first, each to the rank that holds least so far.
+    shards: list[dict[str, int]] = [{} for _ in range(world_size)]
+    held = [0] * world_size
+    for table in sorted(tables, key=lambda t: t.weights + t.optimizer, reverse=True):
+        rank = held.index(min(held))
+        shards[rank][table.name] = table.rows
+        held[rank] += table.weights + table.optimizer
+    return shards
+
+
+def _step(config: TwhinConfig, all_rows: int) -> tuple[int, int, int]:
+    """Return, of one rank in one step: bytes, rows looked up (at most), and edges."""
+    data, dim = config.train_data, config.model.embedding_dim
+    sides = 2 if config.negatives.sides == "both" else 1
+    chunks = max(1, data.per_replica_batch_size // config.negatives.chunk_size)
+    edges = chunks * config.negatives.chunk_size
+    pool = chunks * data.global_negatives * sides
+    places = 2 * edges + pool
+    looked_up = min(places, all_rows)
+    vectors = VECTOR_COPIES * places * dim * 4
+    window = min(data.in_batch_negatives, config.negatives.chunk_size)
+    scores = sides * edges * (window + data.global_negatives)
+    # A batch read ahead holds an index of 8 bytes a place, its unique ids, and a weight an edge.
+    ahead = config.launch.prefetch_batches * (16 * places + 4 * edges)
+    return vectors + SCORE_COPIES * scores * 4 + scores + ahead, looked_up, edges
+
+
+def _edges(config: TwhinConfig, num_edges: int, world_size: int) -> int:
+    """Return the bytes of all positives and of this rank's share of an epoch's pools."""
+    sides = 2 if config.negatives.sides == "both" else 1
+    chunks = -(-num_edges // config.negatives.chunk_size)
+    return num_edges * POSITIVE_BYTES + chunks * sides * config.train_data.global_negatives * 8 // world_size
+
+
+def parse_rows(given: list[str]) -> dict[str, int]:
+    """Read `table=number` pairs. Raises UserError where one is not of that form."""
+    found = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if not number.replace("_", "").isdigit() or int(number) < 1:
+            raise UserError(f"--rows {text!r} must look like package=70000")
+        found[name] = int(number)
+    return found
