@@ -138,7 +138,7 @@ def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str 
     for one in [table] if table is not None else tables:
         started = time.perf_counter()
         with audit.prepare(config, store, snapshot, one) as con:
-            results.append(_judge(con.execute(check.sql).to_arrow_table(), started))
+            results.append(_judge(con.sql(check.sql).to_arrow_table(), started))
     return results[0] if len(results) == 1 else _combine(results, tables)
 
 

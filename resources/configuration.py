@@ -1,0 +1,43 @@
+"""The pipeline's configuration as a Dagster resource, so that one run reads one configuration in every step and check.
+
+What belongs here: which YAML file, and fields set for one run from the launchpad. What does not: the fields themselves
+(`twhin_pipeline/sections`).
+https://docs.dagster.io/guides/operate/configuration/run-configuration
+"""
+
+from __future__ import annotations
+
+import os
+
+import dagster as dg
+from pydantic import Field
+
+from twhin_pipeline.config import TwhinConfig, default_config_path, load_config
+
+CONFIG_ENV = "TWHIN_CONFIG"
+
+
+def config_path() -> str:
+    """Return the YAML file that TWHIN_CONFIG names, else the bundled example's."""
+    return os.environ.get(CONFIG_ENV) or default_config_path()
+
+
+class ConfigurationResource(dg.ConfigurableResource):
+    """A TwhinConfig: a file, and fields set over it."""
+
+    path: str = Field(
+        default="", description=f"Path or URL of the YAML file. Empty: the environment variable {CONFIG_ENV}, else Debian's."
+    )
+    set: list[str] = Field(
+        default=[],
+        description="Fields to set for this run, each `path.to.field=value`, such as `training.num_epochs=3`.",
+    )
+
+    @property
+    def file(self) -> str:
+        """The YAML file in force."""
+        return self.path or config_path()
+
+    def load(self) -> TwhinConfig:
+        """Return the configuration. Raises UserError that names each wrong field."""
+        return load_config(self.file, self.set)

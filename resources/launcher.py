@@ -1,0 +1,101 @@
+"""The launcher as a Dagster resource: how many processes train, on how many nodes, and how they meet.
+
+What belongs here: what differs between a laptop, CI and a cluster. What does not: what a rank does
+(`twhin_pipeline/train.py`), or torchrun's command line (`twhin_pipeline/launch.py`).
+https://docs.dagster.io/guides/build/external-pipelines
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import dagster as dg
+from pydantic import Field
+
+from resources.tracking import RunHandle
+from twhin_pipeline import launch
+from twhin_pipeline.config import TwhinConfig, load_config
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store
+
+REPORTER = "resources.pipes:PipesReporter"
+TERMINATION_TIMEOUT_S = 60.0
+"""Above torchrun's own grace of 30 s, within which ranks write their checkpoint."""
+
+
+class LauncherResource(dg.ConfigurableResource):
+    """torchrun under Dagster Pipes. What is set here rules over the configuration's `launch`."""
+
+    nproc_per_node: int | None = Field(default=None, description="Ranks on a node. Empty: `launch.nproc_per_node`.")
+    nnodes: int | None = Field(default=None, description="Nodes. Empty: `launch.nnodes`.")
+    node_rank: int | None = Field(default=None, description="This node's number. Empty: `launch.node_rank`.")
+    rdzv_endpoint: str | None = Field(
+        default=None, description="host:port of the first node. Empty: `launch.rdzv_endpoint`."
+    )
+    env: dict[str, str] = Field(default={}, description="Environment variables of the ranks, over `launch.env`.")
+
+    def overrides(self, overrides: Sequence[str]) -> list[str]:
+        """Return `overrides` and, after them, what is set here."""
+        fields = ("nproc_per_node", "nnodes", "node_rank", "rdzv_endpoint")
+        ours = [f"launch.{field}={getattr(self, field)}" for field in fields if getattr(self, field) is not None]
+        return [*overrides, *ours]
+
+    def train(
+        self,
+        context: dg.AssetExecutionContext,
+        config_path: str,
+        overrides: Sequence[str],
+        store: Store,
+        snapshot: str,
+        run: RunHandle,
+    ) -> dg.MaterializeResult:
+        """Train under torchrun and return what rank 0 reported.
+
+        Raises:
+            UserError: A rank met a mistake of the user's.
+            dagster.Failure: Anything else; its description is the traceback of the rank that failed first.
+        """
+        # Private in Dagster, and the one name for "the process ended with an error".
+        from dagster._core.errors import DagsterPipesExecutionError
+
+        overrides = self.overrides(overrides)
+        config: TwhinConfig = load_config(config_path, overrides)
+        log_dir = f"{launch.default_log_dir(store, snapshot)}/{context.run.run_id}-{context.retry_number}"
+        command = launch.torchrun_command(config, config_path, store, snapshot, log_dir, overrides)
+        env = {
+            **launch.environment(config),
+            **self.env,
+            "TWHIN_REPORTER": REPORTER,
+            "MLFLOW_RUN_ID": run.run_id,
+            "MLFLOW_TRACKING_URI": run.tracking_uri,
+        }
+        client = dg.PipesSubprocessClient(termination_timeout_seconds=TERMINATION_TIMEOUT_S)
+        context.log.info(f"ranks' logs: {log_dir}")
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*expected_writer_count.*")
+                done = client.run(context=context, command=command, env=env)
+        except DagsterPipesExecutionError as error:
+            raise self.failure(log_dir, str(error)) from None
+        if not done.get_reported_results():
+            raise dg.Failure(
+                "training ended without an error and reported nothing; see the ranks' logs",
+                metadata={"logs": dg.MetadataValue.path(log_dir)},
+            )
+        return done.get_materialize_result()
+
+    @staticmethod
+    def failure(log_dir: str, ended: str) -> Exception:
+        """Return the exception to raise for a launch that failed: the cause, not the echoes of other ranks."""
+        cause = launch.first_failure(log_dir)
+        if cause is not None and cause.kind == "UserError":
+            return UserError(cause.message)
+        metadata: dict[str, dg.MetadataValue] = {"logs": dg.MetadataValue.path(log_dir)}
+        if cause is None:
+            return dg.Failure(f"torchrun failed and no rank told why ({ended}); see the ranks' logs", metadata)
+        metadata |= {
+            "failing_rank": dg.MetadataValue.int(cause.rank),
+            "traceback": dg.MetadataValue.md(f"```\n{cause.traceback}\n```"),
+        }
+        return dg.Failure(f"rank {cause.rank} failed: {cause.kind}: {cause.message}\n\n{cause.traceback}", metadata)

@@ -1,0 +1,166 @@
+"""Pictures of tables and runs, as PNG. Each takes plain arrays and returns the file's bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+# Told apart by people who see colours differently (Okabe and Ito, 2008).
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+REST = "#B8B8B8"
+INK = "#333333"
+_THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+
+
+def degrees(counts: Mapping[str, np.ndarray]) -> bytes:
+    """Draw how many entities of each type have at least so many edges, both axes logarithmic.
+
+    Args:
+        counts: Per entity type, its entities' degrees (int [N]); zeros are left out.
+    """
+    figure, axes = _figure(6.4, 4.0)
+    for colour, (name, degree) in zip(_colours(len(counts)), counts.items(), strict=True):
+        descending = np.sort(degree[degree > 0])[::-1]
+        if not len(descending):
+            continue
+        # One point a distinct degree: the number of entities that reach it.
+        values, first = np.unique(-descending, return_index=True)
+        reached = np.append(first[1:], len(descending))
+        style = {"marker": "o", "markersize": 3.0, "linewidth": 1.4}
+        axes.plot(-values, reached, color=colour, label=f"{name} ({len(descending):,})", **style)
+    axes.set(xscale="log", yscale="log", xlabel="edges of an entity (at least)", ylabel="entities")
+    _log_ticks(axes)
+    axes.legend(frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def losses(
+    steps: np.ndarray, values: np.ndarray, validation: tuple[np.ndarray, np.ndarray] | None = None, label: str = "loss"
+) -> bytes:
+    """Draw the training loss by step, and the validation loss beside it.
+
+    Args:
+        steps: Steps at which the loss was logged (int [T]).
+        values: The loss there (float [T]).
+        validation: Steps and losses on the validation set.
+        label: The y axis.
+    """
+    figure, axes = _figure(6.4, 3.6)
+    finite = np.isfinite(values)
+    axes.plot(steps[finite], values[finite], color=COLOURS[0], linewidth=1.6, label="training")
+    if validation is not None and len(validation[0]):
+        axes.plot(*validation, color=COLOURS[1], linewidth=1.6, marker="o", markersize=4, label="validation")
+        axes.legend(frameon=False, fontsize=9)
+    axes.set(xlabel="step", ylabel=label)
+    axes.xaxis.set_major_formatter(_THOUSANDS)
+    return _png(figure)
+
+
+def relation_metrics(relations: Sequence[str], model: np.ndarray, baseline: np.ndarray, metric: str) -> bytes:
+    """Draw a metric of each relation as a bar, with a mark where the most-popular baseline is.
+
+    Args:
+        relations: Names, in the order of the bars from the top ([R]).
+        model: The model's values (float [R]).
+        baseline: The baseline's (float [R]; NaN: no mark).
+        metric: The x axis.
+    """
+    figure, axes = _figure(6.4, 0.9 + 0.36 * max(2, len(relations)))
+    place = np.arange(len(relations))
+    axes.barh(place, model, height=0.62, color=COLOURS[0], label="model")
+    axes.scatter(baseline, place, marker="|", s=220, linewidths=2.4, color=COLOURS[1], label="most popular", zorder=3)
+    for y, value in zip(place, model, strict=True):
+        if np.isfinite(value):
+            axes.annotate(f"{value:.3f}", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+    axes.set_yticks(place, list(relations))
+    axes.invert_yaxis()
+    axes.set(xlabel=metric, xlim=(0, max(1e-9, 1.15 * float(np.nanmax([*model, *baseline, 0.0])))))
+    axes.grid(axis="y", visible=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def map_2d(points: np.ndarray, groups: Sequence[str], title: str, kind: str) -> bytes:
+    """Draw points coloured by group: the six largest groups, the others in grey.
+
+    Args:
+        points: Coordinates (float [N, 2]).
+        groups: Each point's group ([N]).
+        title: What the points are.
+        kind: What a group is; the legend's title.
+    """
+    figure, axes = _figure(6.8, 5.0)
+    names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    order = np.argsort(-np.bincount(member, minlength=len(names)), kind="stable")
+    shown = [i for i in order if names[i]][: len(COLOURS) - 1]
+    size = float(np.clip(9_000 / max(1, len(points)), 3, 24))
+    rest = ~np.isin(member, shown)
+    style = {"s": size, "linewidths": 0, "alpha": 0.65}
+    if rest.any():
+        axes.scatter(*points[rest].T, color=REST, label=f"others ({rest.sum():,})", **style)
+    for colour, group in zip(COLOURS, shown, strict=False):
+        mine = member == group
+        axes.scatter(*points[mine].T, color=colour, label=f"{names[group]} ({mine.sum():,})", **style)
+    axes.set(xlabel="first principal component", ylabel="second principal component")
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    legend = figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8.5, title=kind
+    )
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_sizes([28])  # type: ignore[attr-defined]
+            handle.set_alpha(1)
+    return _png(figure)
+
+
+def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, float]:
+    """Project vectors on their two principal components, by a singular value decomposition.
+
+    Args:
+        vectors: float [N, D], with D at least 2.
+
+    Returns:
+        Coordinates (float [N, 2]; the largest of each component is positive) and the share of the variance they explain.
+    """
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    # Of the D x D matrix: N may be large.
+    spectrum, axes = np.linalg.eigh(centred.T @ centred)
+    points = centred @ axes[:, ::-1][:, :2]
+    points *= np.sign(points[np.abs(points).argmax(axis=0), [0, 1]] + 1e-300)
+    return points, float(spectrum[::-1][:2].sum() / max(spectrum.sum(), 1e-300))
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.grid(color="#E6E6E6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_color("#999999")
+    axes.tick_params(colors=INK, labelsize=8.5)
+    return figure, axes
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def _log_ticks(axes: Axes) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(numticks=8))
+        axis.set_major_formatter(_THOUSANDS)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
