@@ -1,0 +1,127 @@
+"""A run in short: what went in, how fast it trained, how good it is, and where everything lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NUM_EXAMPLES = 5
+NUM_NEIGHBORS = 5
+
+
+@dataclass(frozen=True)
+class Example:
+    """An entity and those nearest to it, nearest first, with their similarities."""
+
+    id: str
+    nearest: list[tuple[str, float]]
+
+
+def show(config: TwhinConfig, store: Store, snapshot: str, examples: str | None = None) -> None:
+    """Print the summary of a finished run.
+
+    Args:
+        config: The configuration of the run.
+        store: Where its tables are.
+        snapshot: Which one.
+        examples: `entity:id,id,…` to show neighbors of; left out, the best connected of the first entity type.
+
+    Raises:
+        UserError: A table is missing, or an example is none of its entities.
+    """
+    from twhin_pipeline.console import console, metrics_table
+
+    out = console()
+    out.print(f"[bold]{_title(store, snapshot)}[/]\n")
+    for name, text in facts(config, store, snapshot):
+        out.print(f"{name:<10}{escape(text)}")
+    out.print("\n[bold]Held-out edges, filtered ranks among all entities of the type; popular = by degree alone[/]")
+    out.print(metrics_table(store.read("evaluation", snapshot), ("filtered_mrr", "filtered_hits@10")))
+    entity, ids = chosen(config, store, snapshot, examples)
+    out.print(f"\n[bold]Nearest to some of entity type {entity}[/] (more: twhin neighbors {entity} ID)")
+    for example in neighbors(store, snapshot, entity, ids):
+        nearest = ", ".join(f"{name} {similarity:.2f}" for name, similarity in example.nearest)
+        out.print(f"  {example.id:<16} {escape(nearest)}")
+    _where(out, config, store, snapshot)
+
+
+def _title(store: Store, snapshot: str) -> str:
+    seconds = store.manifest("twhin_model", snapshot).details.get("seconds")
+    return f"Snapshot {snapshot}" + (f", trained in {seconds:,.0f} s" if isinstance(seconds, int | float) else "")
+
+
+def facts(config: TwhinConfig, store: Store, snapshot: str) -> list[tuple[str, str]]:
+    """Return what the tables' manifests tell, as (heading, text)."""
+    edges = store.manifest("raw_edges", snapshot)
+    rejected = store.manifest("raw_edges_rejected", snapshot).rows
+    merged = edges.details.get("duplicates_merged", 0)
+    told = [("edges", f"{edges.rows:,} of {len(config.model.relations)} relations ({rejected:,} rejected, "
+             f"{merged:,} duplicates merged)")]  # fmt: skip
+    vocabularies = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in config.model.table_names}
+    kinds = ", ".join(f"{name} {rows:,}" for name, rows in vocabularies.items())
+    told.append(("entities", f"{sum(vocabularies.values()):,} ({kinds})"))
+    model = store.manifest("twhin_model", snapshot).details
+    told.append(("training", training_text(model)))
+    return told
+
+
+def training_text(details: dict[str, Any]) -> str:
+    """Say how training went, from the model's manifest."""
+    return (
+        f"{details['edges']:,.0f} edges in {details['seconds']:,.1f} s, {details['edges_per_second']:,.0f} edges/s, "
+        f"by {details['world_size']} process(es); loss {details['first_loss']:.3f} to {details['final_loss']:.3f}"
+    )
+
+
+def chosen(config: TwhinConfig, store: Store, snapshot: str, examples: str | None) -> tuple[str, list[Any]]:
+    """Return the entity type and the ids to show. Raises UserError where `examples` is not of its form."""
+    if examples is not None:
+        entity, colon, names = examples.partition(":")
+        if not colon or not names:
+            raise UserError(f"--examples {examples!r} must look like package:vim,nginx")
+        return entity, [name.strip() for name in names.split(",")]
+    entity = config.model.table_names[0]
+    vocabulary = store.read(f"vocabulary/{entity}", snapshot, ["id", "degree"])
+    best = vocabulary.sort_by([("degree", "descending"), ("id", "ascending")]).slice(0, NUM_EXAMPLES)
+    return entity, best["id"].to_pylist()
+
+
+def neighbors(store: Store, snapshot: str, entity: str, ids: list[Any]) -> list[Example]:
+    """Look up the nearest entities. Raises UserError where an id is not in the vocabulary."""
+    from twhin_pipeline.embeddings import load_model
+
+    model = load_model(store, snapshot)
+    found = []
+    for name in ids:
+        try:
+            found.append(Example(str(name), [(str(n), s) for n, s in model.neighbors(entity, name, NUM_NEIGHBORS)]))
+        except KeyError as error:
+            raise UserError(str(error.args[0])) from error
+    return found
+
+
+def _where(out: Console, config: TwhinConfig, store: Store, snapshot: str) -> None:
+    from twhin_pipeline import tracking
+
+    out.print("\n[bold]Where things are[/]")
+    first = config.model.table_names[0]
+    folder = store.manifest(f"embeddings/{first}", snapshot)
+    vectors = f"{store.path(folder.asset, snapshot, folder.version)}/*.parquet"
+    lines = [
+        ("vectors", f"{vectors} (and embeddings/… of the other types)"),
+        ("tables", f'{store.root}; in SQL: twhin sql "show tables", or {store.path("catalog.duckdb")}'),
+        ("runs", tracking.uri(store)),
+        ("Dagster", "make ui, then http://127.0.0.1:3000"),
+        ("MLflow", "make mlflow, then http://127.0.0.1:5000"),
+    ]
+    for name, text in lines:
+        out.print(f"{name:<10}{escape(text)}")
