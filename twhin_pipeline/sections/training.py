@@ -85,8 +85,8 @@ class EvaluationConfig(Section):
 
     hits_at: list[int] = Field(default=[1, 3, 10], min_length=1)
     """k of Hits@k."""
-    recall_at: list[int] = Field(default=[10, 20], min_length=1)
-    """k of Recall@k and NDCG@k."""
+    recall_at: list[int] = [10, 20]
+    """k of Recall@k and NDCG@k, which always rank the whole catalogue; `[]` leaves them out."""
     candidates: int | None = Field(None, ge=1)
     """Rank against so many sampled entities of the type; left out, against all."""
     max_edges: int | None = Field(None, ge=1)
@@ -96,7 +96,8 @@ class EvaluationConfig(Section):
     floors: dict[str, float] = {}
     """Least values of overall metrics, such as `{filtered_mrr: 0.1}`; the check on `evaluation` fails below."""
     block_size: int = Field(512, ge=1)
-    """Edges ranked at a time; memory is this times the entities of the type times 4 bytes."""
+    """Most edges ranked at a time; memory is at most this times the entities of the type times 4 bytes (on a CPU fewer
+    are taken where that is faster)."""
     seed: int = 0
     """Seed of sampled edges and candidates."""
 
