@@ -1,0 +1,152 @@
+"""Which edges are held out. Deterministic whatever the threads: each edge has a number of its own, made from its ids.
+
+The number `h` is a hash of seed, relation and ids, uniform over 64 bits, so an edge meets the same fate in every
+snapshot: what one snapshot holds out, a model warm-started from another has not trained on either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from twhin_pipeline.database import literal
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from twhin_pipeline.config import TwhinConfig
+
+TRAIN, VALIDATION, TEST = range(3)
+PARTS = ("train", "validation", "test")
+
+
+def edge_hash(seed: int, rel: str, lhs: str, rhs: str) -> str:
+    """Return the SQL of an edge's number (UBIGINT). MD5, not DuckDB's `hash`, which another release may change."""
+    # The unit separator keeps ("ab", "c") and ("a", "bc") apart.
+    return f"md5_number_lower(concat_ws('\x1f', '{seed}', {rel}, {lhs}, {rhs}))"
+
+
+def shuffled(seed: int, purpose: str) -> str:
+    """Return the SQL of a sort key (UBIGINT below 2^32) from `h`: another order for every seed and purpose.
+
+    Only the low half of `h` is used; the split goes by its size, so by its high bits.
+    """
+    digest = hashlib.sha256(f"{purpose}/{seed}".encode()).digest()
+    mask, factor = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little") | 1
+    mixed = f"((xor(h & 4294967295, {mask}) * {factor}) & 4294967295)"
+    # A second round, on the halves exchanged: a product alone leaves the low bits as ordered as they were.
+    return f"(xor(({mixed} >> 16) | (({mixed} & 65535) << 16), {mask ^ 0x9E3779B9}) * {factor ^ 0x5BD1E994} & 4294967295)"
+
+
+def assign(con: duckdb.DuckDBPyConnection, config: TwhinConfig, given: bool) -> None:
+    """Add the column `part` (0 training, 1 validation, 2 test) to the table `edges`, and call the result `assigned`.
+
+    `edges` has rel (index), lhs, rhs (rows), h, and `time` or `split` where the strategy asks for them. `given` says
+    that the source has decided (a split column, or the published system's two `data_root`s).
+    """
+    split = config.split
+    if given:
+        part = f"coalesce(list_position([{', '.join(literal(p) for p in PARTS)}], split) - 1, {TRAIN})"
+        con.execute(f"CREATE TABLE assigned AS SELECT *, CAST({part} AS TINYINT) AS part FROM edges")
+    elif split.strategy == "temporal" and split.later_snapshot is None:
+        _temporal(con, config)
+    else:
+        later = split.later_snapshot is not None
+        _random(con, config, validation=split.validation, test=0.0 if later else split.test)
+    con.execute("DROP TABLE edges")
+
+
+def splittable(config: TwhinConfig) -> str:
+    """Return the SQL test of whether a relation's edges may be held out."""
+    names = config.model.relation_names
+    chosen = names if config.split.relations is None else config.split.relations
+    return f"rel IN ({', '.join(str(names.index(r)) for r in chosen)})" if chosen else "false"
+
+
+def _random(con: duckdb.DuckDBPyConnection, config: TwhinConfig, *, validation: float, test: float) -> None:
+    """Hold out the edges with the smallest numbers; the largest of an entity's stays in training, if none other does."""
+    test_below, held_below = int(test * 2**64), int((test + validation) * 2**64)
+    con.execute(
+        f"CREATE TABLE assigned AS SELECT *, CAST(CASE WHEN NOT ({splittable(config)}) OR h >= {held_below} THEN {TRAIN} "
+        f"WHEN h < {test_below} THEN {TEST} ELSE {VALIDATION} END AS TINYINT) AS part FROM edges"
+    )
+    if not config.split.keep_connected or held_below == 0:
+        return
+    # An entity is without a training edge just when all of its edges are held out. Taking back the one with the largest
+    # number for each such entity is enough, and taking back more cannot undo it.
+    con.execute(
+        "CREATE TABLE ends AS "
+        + " UNION ALL ".join(
+            f"SELECT CAST({_type_of(config, side)} AS INTEGER) AS type, {side} AS row, part, h FROM assigned"
+            for side in ("lhs", "rhs")
+        )
+    )
+    con.execute(
+        "CREATE TABLE stranded AS SELECT type, row, max(h) AS h FROM ends GROUP BY type, row "
+        f"HAVING count_if(part = {TRAIN}) = 0"
+    )
+    for side in ("lhs", "rhs"):
+        con.execute(
+            f"UPDATE assigned SET part = {TRAIN} FROM stranded s WHERE part <> {TRAIN} AND s.h = assigned.h "
+            f"AND s.row = assigned.{side} AND s.type = {_type_of(config, side)}"
+        )
+    con.execute("DROP TABLE ends")
+    con.execute("DROP TABLE stranded")
+
+
+def _temporal(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> None:
+    """Hold out the latest edges as the test and those just before them for validation; equal times go by number."""
+    total = int(con.execute(f"SELECT count(*) FROM edges WHERE {splittable(config)}").fetchall()[0][0])
+    test = round(total * config.split.test)
+    held = round(total * (config.split.test + config.split.validation))
+    con.execute(
+        f"CREATE TABLE assigned AS SELECT * EXCLUDE age, CAST(CASE WHEN age <= {test} THEN {TEST} "
+        f"WHEN age <= {held} THEN {VALIDATION} ELSE {TRAIN} END AS TINYINT) AS part FROM "
+        f"(SELECT *, row_number() OVER (ORDER BY time DESC, h, lhs, rhs) AS age FROM edges WHERE {splittable(config)})"
+    )
+    con.execute(f"INSERT INTO assigned SELECT *, CAST({TRAIN} AS TINYINT) FROM edges WHERE NOT ({splittable(config)})")
+
+
+def leakage(con: duckdb.DuckDBPyConnection, config: TwhinConfig, part: int) -> dict[str, dict[str, int]]:
+    """Count, by relation, held-out edges that training gives away: the reverse edge, or the same pair otherwise related."""
+    con.execute(
+        "CREATE OR REPLACE TABLE seen AS SELECT rel, lhs, rhs, "
+        f"{_type_of(config, 'lhs')} AS head, {_type_of(config, 'rhs')} AS tail FROM assigned WHERE part = {TRAIN}"
+    )
+    con.execute(
+        "CREATE OR REPLACE TABLE held AS SELECT rel, lhs, rhs, "
+        f"{_type_of(config, 'lhs')} AS head, {_type_of(config, 'rhs')} AS tail FROM assigned WHERE part = {part}"
+    )
+    pair = "s.head = h.head AND s.tail = h.tail AND s.lhs = h.lhs AND s.rhs = h.rhs"
+    back = "s.head = h.tail AND s.tail = h.head AND s.lhs = h.rhs AND s.rhs = h.lhs AND NOT (h.lhs = h.rhs AND h.head = h.tail)"
+    counts: dict[str, dict[str, int]] = {name: {} for name in config.model.relation_names}
+    for what, test in (("reverse", back), ("same_pair", pair)):
+        rows = con.execute(f"SELECT rel, count(*) FROM held h SEMI JOIN seen s ON {test} GROUP BY rel").fetchall()
+        told = {int(rel): int(count) for rel, count in rows}
+        for rel, name in enumerate(config.model.relation_names):
+            counts[name][what] = told.get(rel, 0)
+    con.execute("DROP TABLE held")
+    con.execute("DROP TABLE seen")
+    return counts
+
+
+def unseen(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> dict[str, int]:
+    """Count, by entity type, entities with an edge but none in training."""
+    parts = " UNION ALL ".join(
+        f"SELECT {_type_of(config, side)} AS type, {side} AS row, part FROM assigned" for side in ("lhs", "rhs")
+    )
+    rows: list[Any] = con.execute(
+        f"SELECT type, count(*) FROM (SELECT type, row FROM ({parts}) GROUP BY type, row "
+        f"HAVING count_if(part = {TRAIN}) = 0) GROUP BY type"
+    ).fetchall()
+    told = {int(number): int(count) for number, count in rows}
+    return {name: told.get(number, 0) for number, name in enumerate(config.model.table_names)}
+
+
+def _type_of(config: TwhinConfig, side: str) -> str:
+    """Return the SQL of the number of the entity type on a side of the relation `rel`."""
+    tables = config.model.table_names
+    numbers = [tables.index(getattr(relation, side)) for relation in config.model.relations]
+    if len(set(numbers)) == 1:
+        return str(numbers[0])
+    return f"[{', '.join(map(str, numbers))}][rel + 1]"

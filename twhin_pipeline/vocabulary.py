@@ -1,0 +1,171 @@
+"""Vocabularies: which row of its table an entity has. A known id keeps its row for ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from twhin_pipeline import database
+from twhin_pipeline.database import explained, literal
+from twhin_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.store import Manifest, Store
+
+
+def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
+    """Write `vocabulary/<entity>` of every entity type, and return the manifests by entity type.
+
+    A vocabulary begins with the newest earlier snapshot's (else with the table's `vocab` file), rows unchanged; new ids
+    follow by degree, the largest first, then by id. An id below `vocabulary.min_count` edges gets no row, unless it has
+    one already. Indexed ids are rows themselves: every index up to the largest (or `num_embeddings`) has its row.
+
+    Raises:
+        UserError: A vocabulary is empty or outgrows `num_embeddings`, or a `vocab` file is not one.
+    """
+    parents = store.versions(snapshot, ["raw_edges"])
+    edges = database.scan(store, "raw_edges", snapshot)
+    manifests = {}
+    with database.connect(config, store) as con, explained("vocabulary"):
+        # Either all of raw_edges' ids are integers or none.
+        kind = _type(con, edges, "lhs")
+        for entity in config.model.table_names:
+            manifests[entity] = _build_one(con, config, store, snapshot, entity, edges, kind, parents)
+    return manifests
+
+
+def _build_one(
+    con: duckdb.DuckDBPyConnection,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    entity: str,
+    edges: str,
+    kind: str,
+    parents: dict[str, str],
+) -> Manifest:
+    asset = f"vocabulary/{entity}"
+    earlier, parents = _earlier(con, config, store, snapshot, entity), dict(parents)
+    before = store.latest_before(asset, snapshot)
+    if before is not None:
+        parents[f"{asset}@{before}"] = store.manifest(asset, before).version
+    kind = "VARCHAR" if "VARCHAR" in (kind, _type(con, earlier, "id")) else "BIGINT"
+    con.execute(f"CREATE OR REPLACE TEMP TABLE known AS SELECT CAST(id AS {kind}) AS id, row, first_snapshot FROM {earlier}")
+    ends = [
+        f"SELECT {side} AS id FROM {edges} WHERE rel IN ({', '.join(literal(r) for r in relations)})"
+        for side in ("lhs", "rhs")
+        if (relations := [r.name for r in config.model.relations if getattr(r, side) == entity])
+    ]
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE degrees AS SELECT CAST(id AS {kind}) AS id, count(*) AS degree "
+        f"FROM ({' UNION ALL '.join(ends)}) GROUP BY 1"
+    )
+    if indexed(config):
+        new = _every_index(con, config, entity)
+    else:
+        new = (
+            "SELECT id, row_number() OVER (ORDER BY degree DESC, id) - 1 AS position FROM degrees "
+            f"ANTI JOIN known USING (id) WHERE degree >= {config.vocabulary.min_count}"
+        )
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE rows AS SELECT id, row, first_snapshot FROM known UNION ALL "
+        "SELECT id, (SELECT count(*) FROM known) + position, "
+        f"{literal(snapshot)} FROM ({new})"
+    )
+    counts = con.execute(
+        "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM known), "
+        "(SELECT count(*) FROM degrees ANTI JOIN rows USING (id)), (SELECT max(degree) FROM degrees)"
+    ).fetchall()[0]
+    rows, known, below, largest = (int(value or 0) for value in counts)
+    _check_size(config, entity, rows, below)
+    with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
+        with draft.local_file("part-00000.parquet") as path:
+            con.execute(
+                "COPY (SELECT r.id, CAST(r.row AS BIGINT) AS row, CAST(coalesce(d.degree, 0) AS BIGINT) AS degree, "
+                "CAST(r.first_snapshot AS VARCHAR) AS first_snapshot FROM rows r LEFT JOIN degrees d USING (id) "
+                f"ORDER BY row) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
+            )
+        draft.details = {
+            "known": known,
+            "new": rows - known,
+            "below_min_count": below,
+            "largest_degree": largest,
+            "earlier_snapshot": before,
+        }
+    return store.manifest(asset, snapshot)
+
+
+def indexed(config: TwhinConfig) -> bool:
+    """Tell whether ids are rows themselves."""
+    return config.source is None or config.source.ids == "indexed"
+
+
+def _earlier(con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str, entity: str) -> str:
+    """Return the SQL of the rows that are given: the newest earlier snapshot's, or those of the `vocab` file."""
+    before = store.latest_before(f"vocabulary/{entity}", snapshot)
+    if before is not None:
+        return f"(SELECT id, row, first_snapshot FROM {database.scan(store, f'vocabulary/{entity}', before)})"
+    path = config.model.table(entity).vocab
+    if path is None:
+        return "(SELECT NULL::BIGINT AS id, NULL::BIGINT AS row, NULL::VARCHAR AS first_snapshot WHERE false)"
+    number = config.model.table_names.index(entity)
+    field = f"model.embeddings.tables[{number}].vocab"
+    if "://" in path:
+        database.register(con, path)
+    try:
+        described = con.execute(f"DESCRIBE SELECT * FROM {database.parquet([path])}").fetchall()
+        kinds = {str(row[0]): str(row[1]) for row in described}
+        if not {"id", "row"} <= set(kinds):
+            raise UserError(f"{field}: {path}: needs the columns id and row (columns there: {', '.join(kinds)}); add them")
+        total, ids, least, most, distinct = con.execute(
+            f"SELECT count(*), count(DISTINCT id), min(row), max(row), count(DISTINCT row) FROM {database.parquet([path])}"
+        ).fetchall()[0]
+    except duckdb.Error as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{field}: {path}: cannot be read as Parquet ({first}); mend the path") from error
+    if not total == ids == distinct or (total and (least, most) != (0, total - 1)):
+        raise UserError(
+            f"{field}: {path}: must give each id one row and use the rows 0 to {total - 1} once each (found {ids} ids, "
+            f"{distinct} rows from {least} to {most}); number them anew"
+        )
+    whole = kinds["id"] != "VARCHAR"
+    return (
+        f"(SELECT CAST(id AS {'BIGINT' if whole else 'VARCHAR'}) AS id, row, {literal(snapshot)} AS first_snapshot "
+        f"FROM {database.parquet([path])})"
+    )
+
+
+def _every_index(con: duckdb.DuckDBPyConnection, config: TwhinConfig, entity: str) -> str:
+    odd = con.execute("SELECT count(*) FROM known WHERE TRY_CAST(id AS BIGINT) IS DISTINCT FROM row").fetchall()[0][0]
+    if odd:
+        raise UserError(
+            f"vocabulary/{entity}: an earlier vocabulary has ids that are not their rows, so its ids were not indexed; "
+            "use another TWHIN_HOME for indexed edges"
+        )
+    known, most = con.execute("SELECT (SELECT count(*) FROM known), (SELECT max(id) FROM degrees)").fetchall()[0]
+    size = config.model.table(entity).num_embeddings or (0 if most is None else int(most) + 1)
+    return f"SELECT range AS id, range - {int(known)} AS position FROM range({int(known)}, {max(size, int(known))})"
+
+
+def _check_size(config: TwhinConfig, entity: str, rows: int, below: int) -> None:
+    number = config.model.table_names.index(entity)
+    limit = config.model.table(entity).num_embeddings
+    if rows == 0:
+        cause = (
+            f"all {below:,} have fewer edges than vocabulary.min_count ({config.vocabulary.min_count}); lower it"
+            if below
+            else "no edge of its relations was kept; see raw_edges_rejected for the reasons and mend source.columns or "
+            "model.relations"
+        )
+        raise UserError(f"vocabulary/{entity}: no entity of this type: {cause}")
+    if limit is not None and rows > limit:
+        raise UserError(
+            f"model.embeddings.tables[{number}].num_embeddings: {entity} has {rows:,} entities, more than {limit:,}; "
+            "raise it, leave it out, or raise vocabulary.min_count"
+        )
+
+
+def _type(con: duckdb.DuckDBPyConnection, scanned: str, column: str) -> str:
+    return str(con.execute(f"DESCRIBE SELECT {column} FROM {scanned}").fetchall()[0][1])
