@@ -1,0 +1,270 @@
+"""The read API: `load_model(path)` gives vectors, probabilities of relations, neighbours and candidates.
+
+>>> model = load_model("/data/twhin")
+>>> model.get_user_embedding(12)
+>>> model.predict_relation(12, 34, "fav")
+>>> model.neighbors("tweet", 34, k=10)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from twhin_pipeline.entity_table import BATCH_ROWS, EntityTable, UnknownId
+from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.relation_scores import RelationScores, to_tensor
+from twhin_pipeline.scorer import Scorer
+from twhin_pipeline.sections.model import TwhinModelConfig
+from twhin_pipeline.store import Manifest, Store
+
+MLFLOW_URI = re.compile(r"(models|runs):/")
+AT_SNAPSHOT = re.compile(r"(?P<root>.+)@(?P<snapshot>\d{4}-\d{2}-\d{2})")
+GETTER = re.compile(r"get_(?P<entity>\w+)_embedding")
+RELATIONS = "embeddings/relations"
+
+
+class UnknownName(UnknownId):
+    """An entity type or a relation that the model does not have: a KeyError that names the nearest ones."""
+
+
+class TwhinEmbeddings:
+    """A trained model, to read: the vectors of each entity type, and the scorer that training used.
+
+    Each entity type has its getter: `get_user_embedding(id)` is `get_embedding("user", id)`.
+    """
+
+    def __init__(
+        self,
+        model_config: TwhinModelConfig,
+        tables: Mapping[str, EntityTable],
+        scorer: Scorer,
+        snapshot: str,
+        *,
+        normalized: bool = False,
+    ) -> None:
+        self.config = model_config
+        self.tables = dict(tables)
+        self.scorer = scorer.eval()
+        self.snapshot = snapshot
+        self.normalized = normalized
+        self.dim = model_config.embedding_dim
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items())
+        return f"TwhinEmbeddings({self.snapshot}: {sizes}; relations {', '.join(self.relations)})"
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *(f"get_{name}_embedding" for name in self.entities)]
+
+    def __getattr__(self, name: str) -> Callable[[Any], np.ndarray]:
+        getter = GETTER.fullmatch(name)
+        tables = self.__dict__.get("tables", {})
+        if getter and getter["entity"] in tables:
+            return partial(self.get_embedding, getter["entity"])
+        told = f"; {unknown('entity type', getter['entity'], tables)}" if getter else ""
+        known = ", ".join(tables)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{told} (entity types: {known})")
+
+    @property
+    def entities(self) -> list[str]:
+        """Entity types."""
+        return list(self.tables)
+
+    @property
+    def relations(self) -> list[str]:
+        """Relations."""
+        return self.config.relation_names
+
+    def get_embedding(self, entity: str, ids: Any) -> np.ndarray:
+        """Return the vector of an id, float32 `[D]`, or of a sequence of n ids, `[n, D]`.
+
+        Raises:
+            KeyError: The entity type or an id is unknown; the message names the nearest known ones.
+        """
+        table = self._table(entity)
+        if _is_one(ids):
+            return np.array(table.vectors[table.rows([ids])[0]])
+        return table.vectors[table.rows(ids)]
+
+    def predict_relation(self, lhs: Any, rhs: Any, relation: str | None = None) -> float | np.ndarray:
+        """Return the probability sigmoid(score) that `lhs` has `relation` to `rhs`.
+
+        Args:
+            lhs: An id, a sequence of n ids, or vectors of floats, `[D]` or `[n, D]`.
+            rhs: Likewise; one entity is paired with all of the other side's n.
+            relation: The relation's name; may be left out where the model has only one.
+
+        Returns:
+            A float for one edge, or float32 `[n]`.
+
+        Raises:
+            KeyError: The relation or an id is unknown.
+            UserError: The relation is left out where there are several, or vectors or counts do not fit.
+        """
+        number, left, right = self._relation(relation)
+        a, one_a = self._vectors(left, lhs)
+        b, one_b = self._vectors(right, rhs)
+        if not one_a and not one_b and len(a) != len(b):
+            raise UserError(f"predict_relation pairs lhs and rhs one to one, got {len(a)} and {len(b)}")
+        with torch.inference_mode():
+            probability = torch.sigmoid(self.scorer.score(a, number, b)).numpy()
+        return float(probability[0]) if one_a and one_b else probability
+
+    def neighbors(self, entity: str, id: Any, k: int = 10) -> list[tuple[Any, float]]:
+        """Return the k entities of the same type whose vectors are nearest by cosine, as (id, cosine), best first.
+
+        Raises:
+            KeyError: The entity type or the id is unknown.
+        """
+        table = self._table(entity)
+        row = int(table.rows([id])[0])
+        query = np.array(table.vectors[row])
+        lengths = table.lengths() * np.linalg.norm(query)
+
+        def cosines(part: slice) -> np.ndarray:
+            found = table.vectors[part] @ query / np.maximum(lengths[part], np.float32(1e-30))
+            if part.start <= row < part.stop:
+                found[row - part.start] = -np.inf
+            return found
+
+        return self._best(table, min(k, len(table) - 1), cosines)
+
+    def candidates(self, relation: str | None, lhs: Any, k: int = 10) -> list[tuple[Any, float]]:
+        """Return the k tails that `lhs` (an id or a vector `[D]`) most probably has `relation` to, as (id, score).
+
+        The score is the model's; `1 / (1 + exp(-score))` is `predict_relation`'s probability. Edges that are known
+        are not left out.
+
+        Raises:
+            KeyError: The relation or the id is unknown.
+            UserError: More than one head was given.
+        """
+        number, left, right = self._relation(relation)
+        vectors, one = self._vectors(left, lhs)
+        if not one:
+            raise UserError(f"candidates takes one head, got {len(vectors)}; call it once for each")
+        table = self._table(right)
+        tails = to_tensor(table.vectors)
+        scores = RelationScores(self.scorer, number, vectors, tails)
+        with torch.inference_mode():
+            query = scores.encode("lhs")
+
+            def against(part: slice) -> np.ndarray:
+                return scores.compare(query, scores.encode_vectors("rhs", tails[part]))[0].numpy()
+
+            return self._best(table, k, against)
+
+    @staticmethod
+    def _best(table: EntityTable, k: int, score: Callable[[slice], np.ndarray]) -> list[tuple[Any, float]]:
+        """Return the k best (id, score) by blocks of rows, best first; equal scores in the order of rows."""
+        if k < 1:
+            return []
+        rows, values = np.empty(0, np.int64), np.empty(0, np.float32)
+        for start in range(0, len(table), BATCH_ROWS):
+            part = slice(start, min(start + BATCH_ROWS, len(table)))
+            found = score(part)
+            top = np.argpartition(-found, k - 1)[:k] if k < len(found) else np.arange(len(found))
+            rows, values = np.concatenate([rows, top + start]), np.concatenate([values, found[top]])
+            best = np.lexsort((rows, -values))[:k]
+            rows, values = rows[best], values[best]
+        return [(name, float(value)) for name, value in zip(table.ids(rows), values, strict=True)]
+
+    def _table(self, entity: str) -> EntityTable:
+        if entity not in self.tables:
+            raise UnknownName(unknown("entity type", entity, self.entities))
+        return self.tables[entity]
+
+    def _relation(self, name: str | None) -> tuple[int, str, str]:
+        """Return a relation's number and the entity types of its sides."""
+        if self.normalized:
+            raise UserError(
+                "these vectors were exported with export.normalize: true, and the scorer needs their lengths; "
+                "export again with normalize: false"
+            )
+        if name is None:
+            if len(self.relations) > 1:
+                raise UserError(f"the model has several relations; say which one: {', '.join(self.relations)}")
+            name = self.relations[0]
+        if name not in self.relations:
+            raise UnknownName(unknown("relation", name, self.relations))
+        number = self.relations.index(name)
+        relation = self.config.relations[number]
+        return number, relation.lhs, relation.rhs
+
+    def _vectors(self, entity: str, given: Any) -> tuple[torch.Tensor, bool]:
+        """Return `[n, D]` of ids or vectors, and whether it was one that was given."""
+        if isinstance(given, torch.Tensor):
+            given = given.detach().cpu().numpy()
+        if not _is_one(given):
+            array = np.asarray(given)
+            if np.issubdtype(array.dtype, np.floating):
+                if array.ndim not in (1, 2) or array.shape[-1] != self.dim:
+                    raise UserError(
+                        f"vectors of {entity} must be [{self.dim}] or [n, {self.dim}], got {list(array.shape)}"
+                    )
+                return torch.from_numpy(np.atleast_2d(array).astype(np.float32)), array.ndim == 1
+        vectors = self.get_embedding(entity, given)
+        return torch.from_numpy(np.atleast_2d(vectors)), vectors.ndim == 1
+
+
+def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
+    """Open exported embeddings: nothing is read until it is asked for.
+
+    Args:
+        path: A store's root (path or URL); that with `@YYYY-MM-DD` for one of its snapshots; or an MLflow model URI
+            (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
+        snapshot: The snapshot, in place of `@YYYY-MM-DD`. Left out: the newest that has embeddings.
+
+    Raises:
+        UserError: There are no embeddings there, or they are not one whole set.
+    """
+    path = str(path)
+    if MLFLOW_URI.match(path):
+        from twhin_pipeline import tracking  # loads mlflow
+
+        path, snapshot = tracking.resolve_model(path)
+    elif (at := AT_SNAPSHOT.fullmatch(path)) is not None:
+        if snapshot not in (None, at["snapshot"]):
+            raise UserError(f"load_model: {path} and snapshot={snapshot!r} name two snapshots; give one of them")
+        path, snapshot = at["root"], at["snapshot"]
+    store = Store(path)
+    if snapshot is None:
+        there = store.snapshots(RELATIONS)
+        if not there:
+            raise UserError(f"{store.root}: no embeddings in this store; make them with `twhin run` or `twhin export`")
+        snapshot = there[-1]
+    relations = store.manifest(RELATIONS, snapshot)
+    model_config = TwhinModelConfig.model_validate(relations.details["model"])
+    tables = {}
+    for name in model_config.table_names:
+        manifest = store.manifest(f"embeddings/{name}", snapshot)
+        if relations.parents[manifest.asset] != manifest.version:
+            raise UserError(
+                f"{store.root}: {manifest.asset} of {snapshot} is not of the same export as {RELATIONS}; an export is "
+                f"under way or broke off: run `twhin export --snapshot {snapshot}`"
+            )
+        tables[name] = EntityTable.open(store, manifest)
+    scorer = Scorer.from_rows(model_config, _relation_rows(store, relations))
+    return TwhinEmbeddings(model_config, tables, scorer, snapshot, normalized=relations.details["normalize"])
+
+
+def _relation_rows(store: Store, manifest: Manifest) -> dict[str, torch.Tensor]:
+    rows: dict[str, torch.Tensor] = {}
+    for path in store.files_of(manifest):
+        with store.fs.open(path, "rb") as file:
+            table = pq.read_table(file, columns=["relation", "embedding"])
+        for name, vector in zip(table["relation"].to_pylist(), table["embedding"].to_pylist(), strict=True):
+            rows[name] = torch.tensor(vector)
+    return rows
+
+
+def _is_one(ids: Any) -> bool:
+    """Tell whether `ids` is a single id rather than a sequence."""
+    return np.ndim(ids) == 0
