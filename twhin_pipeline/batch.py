@@ -65,10 +65,6 @@ class EdgeBatch:
     """`int64 [G, K]`, K may be 0."""
     rhs_pool_index: torch.Tensor
     """`int64 [G, K']`, K' may be 0."""
-    num_lhs_pool: torch.Tensor
-    """`int64 [G]` how many of the K are real."""
-    num_rhs_pool: torch.Tensor
-    """`int64 [G]` how many of the K' are real."""
     lhs_mask: torch.Tensor
     """`int64 [M, 3]` (chunk, position, candidate) to be masked; candidates count over `n + K`."""
     rhs_mask: torch.Tensor
@@ -95,13 +91,19 @@ class EdgeBatch:
 
     @classmethod
     def assemble(cls, chunks: Sequence[Chunk], model_config: TwhinModelConfig, global_edges: int) -> EdgeBatch:
-        """Put chunks together: unique rows a table, indices, padding to the longest chunk, window and pool.
+        """Put chunks together: unique rows a table, indices, padding to the longest chunk and widest window.
 
         Args:
             chunks: G chunks, possibly none.
             model_config: Names the tables and each relation's two of them.
             global_edges: Edges of all ranks in this step.
+
+        Raises:
+            ValueError: The chunks' pools of a side are not of one length.
         """
+        for side in ("lhs_pool", "rhs_pool"):
+            if len({len(getattr(chunk, side)) for chunk in chunks}) > 1:
+                raise ValueError(f"chunks of one batch must have a {side} of one length")
         sides = [(r.lhs, r.rhs) for r in model_config.relations]
         rows = _Rows(model_config.table_names)
         for chunk in chunks:
@@ -120,8 +122,6 @@ class EdgeBatch:
             num_in_batch=torch.tensor([len(c.in_batch) for c in chunks], dtype=torch.int64),
             lhs_pool_index=_padded([rows.index(sides[c.relation][0], c.lhs_pool) for c in chunks]),
             rhs_pool_index=_padded([rows.index(sides[c.relation][1], c.rhs_pool) for c in chunks]),
-            num_lhs_pool=torch.tensor([len(c.lhs_pool) for c in chunks], dtype=torch.int64),
-            num_rhs_pool=torch.tensor([len(c.rhs_pool) for c in chunks], dtype=torch.int64),
             lhs_mask=_masks([c.lhs_mask for c in chunks], [len(c.in_batch) for c in chunks], width),
             rhs_mask=_masks([c.rhs_mask for c in chunks], [len(c.in_batch) for c in chunks], width),
             num_edges=sum(len(c.lhs) for c in chunks),

@@ -43,7 +43,8 @@ class TwhinModel(nn.Module):
         super().__init__()
         self.tables = model_config.table_names
         self.dim = model_config.embedding_dim
-        # torchrec leaves a table of a sharded model on the meta device alone, so that no rank ever holds a whole one.
+        self.init_scale = model_config.init_scale
+        # A table that will be sharded is made without memory, so that no rank ever holds a whole one.
         meta = dist.is_available() and dist.is_initialized()
         self.embeddings = EmbeddingCollection(
             tables=[
@@ -104,13 +105,13 @@ class TwhinModel(nn.Module):
             pool = self.scorer.prepare(_take(vectors, batch.rhs_pool_index))
             candidates = torch.cat([right.gather(1, window), pool], dim=1)
             scores = self.scorer.compare(left, candidates).float()
-            masked = _mask(scores, batch, batch.rhs_mask, batch.num_rhs_pool)
+            masked = _mask(scores, batch, batch.rhs_mask)
             outputs["rhs_logits"] = scores.masked_fill(masked, float("-inf"))
         if sides in ("both", "lhs"):
             pool = self.scorer.transform(_take(vectors, batch.lhs_pool_index), batch.relation)
             candidates = torch.cat([left.gather(1, window), pool], dim=1)
             scores = self.scorer.compare(candidates, right).float().transpose(1, 2)
-            masked = _mask(scores, batch, batch.lhs_mask, batch.num_lhs_pool)
+            masked = _mask(scores, batch, batch.lhs_mask)
             outputs["lhs_logits"] = scores.masked_fill(masked, float("-inf"))
         return outputs
 
@@ -201,11 +202,11 @@ def _take(vectors: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return vectors.index_select(0, index.reshape(-1)).reshape(*index.shape, vectors.shape[1])
 
 
-def _mask(scores: torch.Tensor, batch: EdgeBatch, pairs: torch.Tensor, num_pool: torch.Tensor) -> torch.Tensor:
-    """Return the mask `bool [G, C, n + K]`: `pairs`, and the candidates that are padding."""
-    masked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    masked[pairs[:, 0], pairs[:, 1], pairs[:, 2]] = True
+def _mask(scores: torch.Tensor, batch: EdgeBatch, pairs: torch.Tensor) -> torch.Tensor:
+    """Return the mask `bool [G, C, n + K]`: `pairs`, and the window's candidates that are padding."""
     width = batch.in_batch.shape[1]
-    number = torch.arange(scores.shape[2], device=scores.device)
-    real = torch.where(number < width, number < batch.num_in_batch[:, None], number - width < num_pool[:, None])
-    return masked | ~real.unsqueeze(1)
+    padding = torch.arange(width, device=scores.device) >= batch.num_in_batch[:, None]
+    masked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    masked[:, :, :width] = padding.unsqueeze(1)
+    masked[pairs[:, 0], pairs[:, 1], pairs[:, 2]] = True
+    return masked
