@@ -153,7 +153,7 @@ def neighbors(
 
     store = _store(home)
     snapshot = snapshot or _newest_table(store, "embeddings/relations")
-    model = embeddings.load_model(store, snapshot)
+    model = embeddings.load_model(store.root, snapshot)
     try:
         found = model.neighbors(entity, id, k)
     except KeyError as error:

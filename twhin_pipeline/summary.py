@@ -99,7 +99,7 @@ def neighbors(store: Store, snapshot: str, entity: str, ids: list[Any]) -> list[
     """Look up the nearest entities. Raises UserError where an id is not in the vocabulary."""
     from twhin_pipeline.embeddings import load_model
 
-    model = load_model(store, snapshot)
+    model = load_model(store.root, snapshot)
     found = []
     for name in ids:
         try:
