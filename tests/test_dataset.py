@@ -1,0 +1,234 @@
+"""EdgesDataset: each edge once an epoch, in a seeded order, with the candidates and masks that were written."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers import SNAPSHOT, planted_config, write_planted
+
+from twhin_pipeline.batch import Chunk, EdgeBatch
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.dataset import EdgesDataset, Prefetcher, table_sizes
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store
+
+
+@pytest.fixture(scope="module")
+def config() -> TwhinConfig:
+    return planted_config(training={"num_epochs": 3})
+
+
+@pytest.fixture(scope="module")
+def store(config: TwhinConfig, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    write_planted(store, config)
+    return store
+
+
+def edges_of(batch: EdgeBatch, config: TwhinConfig) -> list[tuple[int, int, int, float]]:
+    """The batch's edges (relation, lhs, rhs, weight), found through its ids and indices."""
+    rows = torch.cat([batch.ids[name] for name in config.model.table_names])
+    table = np.repeat(config.model.table_names, [len(batch.ids[name]) for name in config.model.table_names])
+    edges = []
+    for g, c in (batch.weight > 0).nonzero().tolist():
+        relation = config.model.relations[int(batch.relation[g])]
+        lhs, rhs = int(batch.lhs_index[g, c]), int(batch.rhs_index[g, c])
+        assert (table[lhs], table[rhs]) == (relation.lhs, relation.rhs)
+        edges.append((int(batch.relation[g]), int(rows[lhs]), int(rows[rhs]), float(batch.weight[g, c])))
+    return edges
+
+
+def written(store: Store) -> Counter[tuple[int, int, int, float]]:
+    table = store.read("training_set/positives", SNAPSHOT)
+    return Counter(zip(*(table.column(name).to_pylist() for name in ("rel", "lhs", "rhs", "weight")), strict=True))
+
+
+def equal(a: EdgeBatch, b: EdgeBatch) -> None:
+    for field in dataclasses.fields(EdgeBatch):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(left, dict):
+            assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left), field.name
+        elif isinstance(left, torch.Tensor):
+            assert left.dtype == right.dtype and torch.equal(left, right), field.name
+        else:
+            assert left == right, field.name
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_each_edge_is_read_once_an_epoch_at_any_world_size(config: TwhinConfig, store: Store, world_size: int) -> None:
+    ranks = [EdgesDataset(config, store, SNAPSHOT, rank=r, world_size=world_size) for r in range(world_size)]
+    read: dict[int, Counter[Any]] = {epoch: Counter() for epoch in range(3)}
+    steps = 0
+    for batches in zip(*ranks, strict=True):
+        epoch = steps // ranks[0].steps_per_epoch
+        steps += 1
+        assert len({batch.global_edges for batch in batches}) == 1
+        assert sum(batch.num_edges for batch in batches) == batches[0].global_edges
+        for batch in batches:
+            edges = edges_of(batch, config)
+            assert len(edges) == batch.num_edges
+            read[epoch].update(edges)
+    assert steps == 3 * ranks[0].steps_per_epoch
+    assert all(counts == written(store) for counts in read.values())
+
+
+def test_the_same_global_batch_is_read_by_one_rank_and_by_two(config: TwhinConfig, store: Store) -> None:
+    one = EdgesDataset(planted_config(train_data={"per_replica_batch_size": 128}), store, SNAPSHOT)
+    two = [EdgesDataset(config, store, SNAPSHOT, rank=r, world_size=2) for r in (0, 1)]
+    for whole, left, right in zip(one, *two, strict=False):
+        assert sorted(edges_of(whole, config)) == sorted(edges_of(left, config) + edges_of(right, config))
+
+
+def test_epochs_have_different_orders_and_a_seed_gives_the_same_ones(config: TwhinConfig, store: Store) -> None:
+    first, second = (list(EdgesDataset(config, store, SNAPSHOT)) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        equal(a, b)
+    per_epoch = len(first) // 3
+    assert edges_of(first[0], config) != edges_of(first[per_epoch], config)
+    other = EdgesDataset(planted_config(training={"seed": 1}), store, SNAPSHOT)
+    assert edges_of(first[0], config) != edges_of(next(iter(other)), config)
+
+
+def test_a_saved_position_goes_on_with_the_batches_that_would_have_come(config: TwhinConfig, store: Store) -> None:
+    whole = list(EdgesDataset(config, store, SNAPSHOT))
+    first = EdgesDataset(config, store, SNAPSHOT)
+    batches = iter(first)
+    read = [next(batches) for _ in range(len(whole) // 2)]
+    second = EdgesDataset(config, store, SNAPSHOT)
+    second.load_state_dict(first.state_dict())
+    assert second.steps_left == len(whole) - len(read)
+    for a, b in zip(whole, read + list(second), strict=True):
+        equal(a, b)
+
+
+def test_a_position_saved_by_two_ranks_goes_on_at_three_without_losing_or_repeating_an_edge(
+    config: TwhinConfig, store: Store
+) -> None:
+    config = planted_config(training={"num_epochs": 1})
+    counts: Counter[Any] = Counter()
+    two = [EdgesDataset(config, store, SNAPSHOT, rank=r, world_size=2) for r in range(2)]
+    for dataset in two:
+        batches = iter(dataset)
+        for _ in range(3):
+            counts.update(edges_of(next(batches), config))
+    assert two[0].state_dict() == two[1].state_dict()
+    for rank in range(3):
+        dataset = EdgesDataset(config, store, SNAPSHOT, rank=rank, world_size=3)
+        dataset.load_state_dict(two[0].state_dict())
+        for batch in dataset:
+            counts.update(edges_of(batch, config))
+    assert counts == written(store)
+
+
+@pytest.mark.parametrize("sides", ["both", "rhs", "lhs"])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_batches_equal_those_assembled_chunk_by_chunk(store: Store, split: Any, sides: str) -> None:
+    config = planted_config(negatives={"chunk_size": 32, "epochs": 2, "sides": sides}, training={"num_epochs": 3})
+    asset, negatives_asset = (
+        ("training_set/positives", "training_set/negatives")
+        if split == "train"
+        else ("held_out/validation", "held_out/validation_negatives")
+    )
+    positives = store.read(asset, SNAPSHOT).to_pandas()
+    files = [pq.read_table(path).to_pandas() for path in store.files(negatives_asset, SNAPSHOT)]
+    dataset = EdgesDataset(config, store, SNAPSHOT, split)
+    per_step, step = dataset.chunks_per_step, 0
+    for batch in dataset:
+        epoch, place = divmod(step, dataset.steps_per_epoch)
+        order = np.random.default_rng([config.training.seed, epoch]).permutation(dataset.num_chunks)
+        chunks = []
+        for number in order[place * per_step : (place + 1) * per_step]:
+            edges = positives[positives.chunk == number]
+            table = files[epoch % len(files)]
+            table = table[table.chunk == number].set_index("side")
+            count = len(edges)
+            window = [(epoch % len(files) * 6 + j) % count for j in range(min(6, count))]
+            sided: dict[str, Any] = {}
+            for side, name in ((0, "lhs"), (1, "rhs")):
+                used = sides in ("both", name)
+                line = table.loc[side]
+                sided[f"{name}_pool"] = np.asarray(line["row"]) if used else np.zeros(0, np.int64)
+                pairs = np.stack([line["mask_position"], line["mask_candidate"]], 1)
+                sided[f"{name}_mask"] = pairs if used else np.zeros((0, 2), np.int64)
+            chunks.append(
+                Chunk(
+                    relation=int(edges["rel"].iloc[0]),
+                    lhs=edges["lhs"].to_numpy(),
+                    rhs=edges["rhs"].to_numpy(),
+                    weight=edges["weight"].to_numpy(),
+                    in_batch=np.array(window),
+                    **sided,
+                )
+            )
+        edges_here = sum(len(chunk.lhs) for chunk in chunks)
+        equal(batch, EdgeBatch.assemble(chunks, config.model, edges_here))
+        step += 1
+    assert step == dataset.num_epochs * dataset.steps_per_epoch
+
+
+def test_a_rank_without_edges_gets_an_empty_batch(store: Store) -> None:
+    config = planted_config(train_data={"per_replica_batch_size": 100_000}, training={"num_epochs": 1})
+    chunks = EdgesDataset(config, store, SNAPSHOT).num_chunks
+    batches = list(EdgesDataset(config, store, SNAPSHOT, rank=chunks, world_size=chunks + 1))
+    assert [batch.num_edges for batch in batches] == [0] and batches[0].global_edges > 0
+    equal(batches[0], EdgeBatch.empty(config.model, batches[0].global_edges))
+
+
+def test_an_error_of_the_background_thread_reaches_the_loop_and_the_thread_ends(
+    tmp_path: Path, config: TwhinConfig
+) -> None:
+    store = Store(str(tmp_path))
+    write_planted(store, config)
+    dataset = EdgesDataset(config, store, SNAPSHOT)
+    Path(store.files("training_set/negatives", SNAPSHOT)[1]).unlink()
+    batches = iter(dataset)
+    for _ in range(dataset.steps_per_epoch):
+        next(batches)
+    with pytest.raises(FileNotFoundError):
+        next(batches)
+    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_reading_ahead_is_bounded_and_stops_with_the_reader() -> None:
+    made = []
+
+    def items() -> Any:
+        for i in range(1000):
+            made.append(i)
+            yield i
+
+    with Prefetcher(items(), depth=3) as ahead:
+        assert next(iter(ahead)) == 0
+    assert len(made) <= 6
+    assert not ahead.thread.is_alive()
+
+
+def test_pools_of_another_size_than_configured_are_refused(store: Store) -> None:
+    config = planted_config(train_data={"global_negatives": 9})
+    with pytest.raises(UserError, match=r"global_negatives.*twhin sample"):
+        next(iter(EdgesDataset(config, store, SNAPSHOT)))
+
+
+def test_a_vocabulary_that_outgrew_its_table_is_refused(store: Store, config: TwhinConfig) -> None:
+    data = config.model.model_dump()
+    data["embeddings"]["tables"][1]["num_embeddings"] = 40
+    with pytest.raises(UserError, match=r"tables\[1\].num_embeddings is 40.*48 rows"):
+        table_sizes(planted_config(model=data), store, SNAPSHOT)
+
+
+def test_a_training_set_beyond_its_vocabulary_is_refused(tmp_path: Path, config: TwhinConfig) -> None:
+    store = Store(str(tmp_path))
+    write_planted(store, config)
+    items = store.read("vocabulary/item", SNAPSHOT)
+    with store.replace("vocabulary/item", SNAPSHOT, config_hash="test") as draft:
+        draft.write(items.slice(0, 30))
+    with pytest.raises(UserError, match=r"\(likes\) has a rhs beyond the 30 rows of table 'item'"):
+        EdgesDataset(config, store, SNAPSHOT)

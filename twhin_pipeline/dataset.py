@@ -1,0 +1,384 @@
+"""EdgesDataset: the training set as EdgeBatches, in a seeded order, each edge once an epoch at any world size."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from twhin_pipeline.batch import EdgeBatch
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Manifest, Store
+
+T = TypeVar("T")
+Array = np.ndarray[Any, Any]
+INT32_MAX = np.iinfo(np.int32).max
+
+
+def table_sizes(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, int]:
+    """Return the rows of each embedding table: `num_embeddings` where it is given, else the vocabulary's.
+
+    Raises:
+        UserError: A vocabulary is missing, empty, or has outgrown its table.
+    """
+    sizes = {}
+    for i, table in enumerate(config.model.embeddings.tables):
+        rows = store.manifest(f"vocabulary/{table.name}", snapshot).rows
+        if table.num_embeddings is not None and rows > table.num_embeddings:
+            raise UserError(
+                f"model.embeddings.tables[{i}].num_embeddings is {table.num_embeddings}, but the vocabulary of "
+                f"{table.name!r} for {snapshot} has {rows} rows; raise it, or leave it out"
+            )
+        sizes[table.name] = table.num_embeddings or rows
+        if not sizes[table.name]:
+            raise UserError(f"the vocabulary of {table.name!r} for {snapshot} is empty; no edge of the source uses it")
+    return sizes
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Lists of unequal length: list i is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: Array
+    offsets: Array
+
+    @classmethod
+    def from_lists(cls, lists: list[pa.Array], dtype: Any) -> Ragged:
+        """Join Arrow list arrays."""
+        lengths = [a.value_lengths().to_numpy(zero_copy_only=False) for a in lists]
+        values = [a.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False) for a in lists]
+        offsets = np.zeros(sum(len(part) for part in lengths) + 1, np.int64)
+        if lists:
+            np.cumsum(np.concatenate(lengths), out=offsets[1:])
+        return cls(np.concatenate(values) if values else np.zeros(0, dtype), offsets)
+
+    def take(self, lists: Array) -> tuple[Array, Array]:
+        """Return the values of some lists, end to end, and the length of each."""
+        starts = self.offsets[lists]
+        lengths = self.offsets[lists + 1] - starts
+        return self.values[_ranges(starts, lengths)], lengths
+
+
+def _ranges(starts: Array, lengths: Array) -> Array:
+    """Return `starts[0], …, starts[0] + lengths[0] - 1, starts[1], …` as int64."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+
+
+class Positives:
+    """All positives in memory, chunk after chunk: 12 bytes an edge (20 where a table has over 2^31 rows)."""
+
+    def __init__(self, config: TwhinConfig, store: Store, manifest: Manifest, sizes: dict[str, int]) -> None:
+        dtype = np.int32 if max(sizes.values()) <= INT32_MAX else np.int64
+        parts: dict[str, list[Array]] = {name: [] for name in ("chunk", "rel", "lhs", "rhs", "weight")}
+        dtypes = {"chunk": np.int32, "rel": np.int32, "lhs": dtype, "rhs": dtype, "weight": np.float32}
+        for path in store.files_of(manifest):
+            with store.fs.open(path, "rb") as file:
+                for batch in pq.ParquetFile(file).iter_batches(1 << 20, columns=list(parts)):
+                    for name, arrays in parts.items():
+                        arrays.append(batch.column(name).to_numpy(zero_copy_only=False).astype(dtypes[name]))
+        joined = {name: np.concatenate(arrays) if arrays else np.zeros(0, int) for name, arrays in parts.items()}
+        if not len(joined["lhs"]):
+            raise UserError(
+                f"{manifest.asset} for {manifest.snapshot} has no edges; see raw_edges_rejected and `split`"
+            )
+        starts = np.flatnonzero(np.diff(joined["chunk"], prepend=-1))
+        self.offsets = np.append(starts, len(joined["lhs"])).astype(np.int64)
+        self.relation = joined["rel"][starts].astype(np.int64)
+        self.lhs, self.rhs, self.weight = joined["lhs"], joined["rhs"], joined["weight"]
+        if not np.array_equal(joined["chunk"][starts], np.arange(len(starts))):
+            raise UserError(
+                f"{manifest.asset}: chunks are not numbered 0, 1, … in order; make it anew (`twhin sample`)"
+            )
+        self._check_rows(config, manifest, sizes)
+
+    def _check_rows(self, config: TwhinConfig, manifest: Manifest, sizes: dict[str, int]) -> None:
+        relations = config.model.relations
+        if int(self.relation.max()) >= len(relations):
+            raise UserError(f"{manifest.asset} has relations that model.relations lacks; run `twhin sample` again")
+        for side, rows in (("lhs", self.lhs), ("rhs", self.rhs)):
+            limit = np.array([sizes[getattr(relation, side)] for relation in relations])[self.relation]
+            worst = np.flatnonzero(np.maximum.reduceat(rows, self.offsets[:-1]) >= limit)
+            if len(worst):
+                relation = relations[self.relation[worst[0]]]
+                raise UserError(
+                    f"{manifest.asset}: chunk {worst[0]} ({relation.name}) has a {side} beyond the {limit[worst[0]]} "
+                    f"rows of table {getattr(relation, side)!r}; run `twhin sample` again after the vocabulary"
+                )
+
+    @property
+    def lengths(self) -> Array:
+        """Edges of each chunk, int64 [chunks]."""
+        return np.diff(self.offsets)
+
+
+class Negatives:
+    """One epoch's pools and masks of some chunks: about 8 * (pool + masked pairs) bytes a chunk and side."""
+
+    def __init__(self, store: Store, path: str, wanted: Array, pool: int, sides: tuple[int, ...]) -> None:
+        """Read the chunks for which `wanted` (bool [chunks]) is true. Raises UserError where one lacks its pool."""
+        columns = ("row", "mask_position", "mask_candidate")
+        found: dict[int, list[Array]] = {side: [] for side in sides}
+        lists: dict[int, dict[str, list[pa.Array]]] = {side: {name: [] for name in columns} for side in sides}
+        with store.fs.open(path, "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(4096, columns=["chunk", "side", *columns]):
+                chunk = batch.column("chunk").to_numpy(zero_copy_only=False)
+                side = batch.column("side").to_numpy(zero_copy_only=False)
+                for s in sides:
+                    picked = batch.filter(pa.array((side == s) & wanted[chunk]))
+                    found[s].append(picked.column("chunk").to_numpy(zero_copy_only=False))
+                    for name in columns:
+                        lists[s][name].append(picked.column(name))
+        self.place: dict[int, Array] = {}
+        self.pool: dict[int, Array] = {}
+        self.mask: dict[int, tuple[Ragged, Ragged]] = {}
+        for s in sides:
+            chunks = np.concatenate(found[s]) if found[s] else np.zeros(0, np.int64)
+            place = np.full(len(wanted), -1, np.int64)
+            place[chunks] = np.arange(len(chunks))
+            missing = np.flatnonzero(wanted & (place < 0))
+            if len(missing):
+                raise UserError(f"{path}: chunk {missing[0]} has no pool for side {s}; make it anew (`twhin sample`)")
+            rows = Ragged.from_lists(lists[s]["row"], np.int64)
+            if not (np.diff(rows.offsets) == pool).all():
+                raise UserError(
+                    f"{path}: pools are not of {pool} candidates, as configured (global_negatives); run `twhin sample` again"
+                )
+            self.place[s] = place
+            self.pool[s] = rows.values.reshape(len(chunks), pool)
+            self.mask[s] = (
+                Ragged.from_lists(lists[s]["mask_position"], np.int32),
+                Ragged.from_lists(lists[s]["mask_candidate"], np.int32),
+            )
+
+
+class EdgesDataset:
+    """Batches of one rank, from the present position to the end of the last epoch, assembled in the background.
+
+    Each epoch has its own seeded permutation of all chunks. A step takes the next `world_size * m` of them
+    (m = per_replica_batch_size // chunk size, at least 1) and divides them evenly, in order, among the ranks; the last
+    step of an epoch takes what is left, and a rank may then get an empty batch. So each edge is read once an epoch at
+    any world size, and a position saved at one world size continues at another.
+
+    Memory: positives whole (see Positives), plus this rank's share of the negatives of up to two epochs.
+    """
+
+    def __init__(
+        self,
+        config: TwhinConfig,
+        store: Store,
+        snapshot: str,
+        split: Literal["train", "validation"] = "train",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Open the split. Raises UserError where it is missing, or does not fit the configuration or vocabularies."""
+        self.store, self.rank, self.world_size = store, rank, world_size
+        training = split == "train"
+        assets = (
+            ("training_set/positives", "training_set/negatives")
+            if training
+            else ("held_out/validation", "held_out/validation_negatives")
+        )
+        data = config.train_data if training else config.validation_data
+        manifest = store.manifest(assets[0], snapshot)
+        self.version = manifest.version
+        self.seed = config.training.seed
+        self.num_epochs = config.training.num_epochs if training else 1
+        self.in_batch, self.pool = data.in_batch_negatives, data.global_negatives
+        self.sides = {"both": (0, 1), "lhs": (0,), "rhs": (1,)}[config.negatives.sides]
+        self.prefetch = config.launch.prefetch_batches
+        sizes = table_sizes(config, store, snapshot)
+        self.positives = Positives(config, store, manifest, sizes)
+        self.files = store.files(assets[1], snapshot)
+        if not self.files:
+            raise UserError(f"{assets[1]} for {snapshot} is empty; make it anew (`twhin sample`)")
+
+        # One number line for the rows of all tables: a single unique() then finds every table's ids.
+        self.model_config = config.model
+        self.tables = config.model.table_names
+        self.base = np.concatenate([[0], np.cumsum([sizes[name] for name in self.tables])]).astype(np.int64)
+        place = {name: self.base[i] for i, name in enumerate(self.tables)}
+        self.side_base = tuple(
+            np.array([place[getattr(relation, side)] for relation in config.model.relations], np.int64)
+            for side in ("lhs", "rhs")
+        )
+        chunk_size = int(manifest.details.get("chunk_size", self.positives.lengths.max()))
+        self.chunks_per_rank = max(1, data.per_replica_batch_size // chunk_size)
+        self.num_chunks = len(self.positives.relation)
+        self.num_edges = int(self.positives.offsets[-1])
+        self.epoch, self.chunks_done = 0, 0
+
+    @property
+    def chunks_per_step(self) -> int:
+        """Chunks that all ranks together take in a step."""
+        return self.chunks_per_rank * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch that is read from its start."""
+        return -(-self.num_chunks // self.chunks_per_step)
+
+    @property
+    def steps_left(self) -> int:
+        """Steps from the present position to the end of the last epoch."""
+        if self.epoch >= self.num_epochs:
+            return 0
+        here = -(-(self.num_chunks - self.chunks_done) // self.chunks_per_step)
+        return here + (self.num_epochs - self.epoch - 1) * self.steps_per_epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: the batches that the loop has received, not those read ahead."""
+        return {"epoch": self.epoch, "chunks_done": self.chunks_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a saved position, at this or another world size."""
+        self.epoch, self.chunks_done = int(state["epoch"]), int(state["chunks_done"])
+
+    def __iter__(self) -> Iterator[EdgeBatch]:
+        """Yield the batches that are left; an error of the background thread is raised here."""
+        with Prefetcher(self._produce(self.epoch, self.chunks_done), self.prefetch) as produced:
+            for batch, epoch, chunks_done in produced:
+                self.epoch, self.chunks_done = epoch, chunks_done
+                yield batch
+
+    def _produce(self, epoch: int, done: int) -> Iterator[tuple[EdgeBatch, int, int]]:
+        lengths = self.positives.lengths
+        for e in range(epoch, self.num_epochs):
+            order = np.random.default_rng([self.seed, e]).permutation(self.num_chunks)
+            steps = [order[i : i + self.chunks_per_step] for i in range(done, self.num_chunks, self.chunks_per_step)]
+            mine = [np.array_split(step, self.world_size)[self.rank] for step in steps]
+            wanted = np.zeros(self.num_chunks, bool)
+            wanted[np.concatenate([*mine, np.zeros(0, np.int64)])] = True
+            file_epoch = e % len(self.files)
+            negatives = Negatives(self.store, self.files[file_epoch], wanted, self.pool, self.sides)
+            for step, chunks in zip(steps, mine, strict=True):
+                done += len(step)
+                after = (e + 1, 0) if done == self.num_chunks else (e, done)
+                yield self._batch(chunks, negatives, file_epoch, int(lengths[step].sum())), *after
+            done = 0
+
+    def _batch(self, chunks: Array, negatives: Negatives, epoch: int, global_edges: int) -> EdgeBatch:
+        """Assemble the chunks ([G]) into a batch, as EdgeBatch.assemble does, by whole arrays."""
+        if not len(chunks):
+            return EdgeBatch.empty(self.model_config, global_edges)
+        positives = self.positives
+        groups = len(chunks)
+        starts = positives.offsets[chunks]
+        lengths = positives.offsets[chunks + 1] - starts
+        width = int(lengths.max())
+        flat = _ranges(starts, lengths)
+        group = np.repeat(np.arange(groups), lengths)
+        position = _ranges(np.zeros_like(starts), lengths)
+        relation = positives.relation[chunks]
+        bases = [base[relation] for base in self.side_base]
+
+        keys = [side[flat] + base[group] for side, base in zip((positives.lhs, positives.rhs), bases, strict=True)]
+        for side, base in enumerate(bases):
+            if side in self.sides:
+                pool = negatives.pool[side][negatives.place[side][chunks]]
+                keys.append((pool + base[:, None]).ravel())
+        unique, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+        inverse = inverse.astype(np.int64, copy=False)
+        cuts = np.searchsorted(unique, self.base)
+        ids = {
+            name: torch.from_numpy(unique[cuts[i] : cuts[i + 1]] - self.base[i]) for i, name in enumerate(self.tables)
+        }
+
+        def grid(values: Array) -> torch.Tensor:
+            result = np.zeros((groups, width), values.dtype)
+            result[group, position] = values
+            return torch.from_numpy(result)
+
+        edges = len(flat)
+        rest = inverse[2 * edges :].reshape(-1, groups, self.pool)
+        pools = {side: rest[i] for i, side in enumerate(self.sides)}
+        nothing = np.zeros((groups, 0), np.int64)
+
+        num_in_batch = np.minimum(lengths, self.in_batch)
+        window = int(num_in_batch.max())
+        columns = np.arange(window)
+        in_batch = (epoch * self.in_batch + columns[None, :]) % lengths[:, None]
+        masks = [self._mask(negatives, side, chunks, num_in_batch, window) for side in (0, 1)]
+        return EdgeBatch(
+            ids=ids,
+            lhs_index=grid(inverse[:edges]),
+            rhs_index=grid(inverse[edges : 2 * edges]),
+            relation=torch.from_numpy(relation),
+            weight=grid(positives.weight[flat]),
+            lhs_pool_index=torch.from_numpy(pools.get(0, nothing)),
+            rhs_pool_index=torch.from_numpy(pools.get(1, nothing)),
+            in_batch=torch.from_numpy(in_batch.astype(np.int64)),
+            num_in_batch=torch.from_numpy(num_in_batch),
+            lhs_mask=masks[0],
+            rhs_mask=masks[1],
+            num_edges=edges,
+            global_edges=global_edges,
+        )
+
+    def _mask(self, negatives: Negatives, side: int, chunks: Array, num_in_batch: Array, window: int) -> torch.Tensor:
+        """Return int64 [M, 3]: chunk, position and candidate, counted in the padded list `[window | pool]`."""
+        if side not in self.sides:
+            return torch.zeros((0, 3), dtype=torch.int64)
+        place = negatives.place[side][chunks]
+        positions, counts = negatives.mask[side][0].take(place)
+        candidates, _ = negatives.mask[side][1].take(place)
+        group = np.repeat(np.arange(len(chunks)), counts)
+        padding = np.where(candidates >= num_in_batch[group], window - num_in_batch[group], 0)
+        return torch.from_numpy(np.stack([group, positions, candidates + padding], axis=1).astype(np.int64))
+
+
+class Prefetcher(Generic[T]):
+    """Runs an iterator in a background thread, up to `depth` items ahead; its exception is raised to the reader."""
+
+    def __init__(self, items: Iterator[T], depth: int) -> None:
+        self.items = items
+        self.queue: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+
+    def __enter__(self) -> Prefetcher[T]:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stopping.set()
+        self.thread.join()
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield the items in order."""
+        while True:
+            kind, value = self.queue.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+
+    def _put(self, kind: str, value: Any) -> bool:
+        while not self.stopping.is_set():
+            try:
+                self.queue.put((kind, value), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _run(self) -> None:
+        try:
+            for item in self.items:
+                if not self._put("item", item):
+                    return
+        except BaseException as error:
+            self._put("error", error)
+        else:
+            self._put("end", None)

@@ -1,0 +1,232 @@
+"""MLflow: a run for each training, its curves, and the model registry. mlflow is imported at first use."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store
+
+EXPERIMENT = "twhin"
+MODEL_FOLDER, POINTER = "model", "twhin.json"
+MAX_PARAM = 500
+
+
+def uri(store: Store) -> str:
+    """Return the tracking URI: MLFLOW_TRACKING_URI, else SQLite in the store (for a remote store, in `./.twhin`)."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    folder = store.root if store.is_local else str(Path(".twhin").absolute())
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def artifact_root(store: Store) -> str | None:
+    """Return where artifacts go, or None where the tracking server decides."""
+    return None if os.environ.get("MLFLOW_TRACKING_URI") else store.path("mlartifacts")
+
+
+def _client(store: Store) -> Any:
+    # MLflow's own telemetry is not ours to send.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    import logging
+
+    # The migrations of a new SQLite file are no news to a user.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri(store), registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri(store))
+
+
+def experiment_id(store: Store, name: str = EXPERIMENT) -> str:
+    """Return the experiment's id; it is made where there is none."""
+    client = _client(store)
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_root(store)))
+        except Exception:  # another process was quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+class Run:
+    """A run that is being written. Closing it sets its end, where this process started it."""
+
+    def __init__(self, store: Store, run_id: str, owned: bool) -> None:
+        self.client, self.run_id, self.owned = _client(store), run_id, owned
+
+    def log_config(self, config: TwhinConfig, **more: Any) -> None:
+        """Log every field as a parameter, by its path, and the resolved YAML as an artifact."""
+        from mlflow.entities import Param
+
+        known = self.client.get_run(self.run_id).data.params
+        values = flatten({**config.model_dump(mode="json", exclude_none=True), **more})
+        # A parameter cannot change: a resumed run has it already.
+        params = [Param(k, str(v)[:MAX_PARAM]) for k, v in values.items() if k not in known]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(self.run_id, params=params[start : start + 100])
+        self.client.log_text(self.run_id, config.to_yaml(), "config.yaml")
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log finite numbers at a step."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(k, float(v), now, step) for k, v in values.items() if abs(float(v)) < float("inf")]
+        if metrics:
+            self.client.log_batch(self.run_id, metrics=metrics)
+
+    def log_text(self, text: str, file: str) -> None:
+        """Log a text as an artifact."""
+        self.client.log_text(self.run_id, text, file)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        for key, value in tags.items():
+            self.client.set_tag(self.run_id, key, value)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Set the run's end, as FINISHED, FAILED or KILLED, unless who gave us the run does."""
+        if self.owned:
+            self.client.set_terminated(self.run_id, status)
+
+
+def start_run(store: Store, snapshot: str, config: TwhinConfig, tags: Mapping[str, str] | None = None) -> Run:
+    """Start a run for a snapshot's training; with MLFLOW_RUN_ID set, go on with that one."""
+    given = os.environ.get("MLFLOW_RUN_ID")
+    if given:
+        return resume_run(store, given, owned=False)
+    client = _client(store)
+    run = client.create_run(
+        experiment_id(store),
+        run_name=f"{snapshot} {config.hash()}",
+        tags={
+            "twhin.snapshot": snapshot,
+            "twhin.config_hash": config.hash(),
+            "twhin.store": store.root,
+            **(tags or {}),
+        },
+    )
+    return Run(store, run.info.run_id, owned=True)
+
+
+def resume_run(store: Store, run_id: str, owned: bool = True) -> Run:
+    """Go on with a run. Raises UserError where the tracking store has no such run."""
+    run = Run(store, run_id, owned)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run.client.get_run(run_id)
+    except MlflowException as error:
+        raise UserError(
+            f"MLflow has no run {run_id} at {uri(store)}; unset MLFLOW_RUN_ID, or set MLFLOW_TRACKING_URI to its store"
+        ) from error
+    if owned:
+        run.client.update_run(run_id, status="RUNNING")
+    return run
+
+
+def run_exists(store: Store, run_id: str) -> bool:
+    """Tell whether the tracking store has the run."""
+    try:
+        resume_run(store, run_id, owned=False)
+    except UserError:
+        return False
+    return True
+
+
+def register_model(
+    store: Store, snapshot: str, metrics: Mapping[str, float] | None = None, name: str = EXPERIMENT
+) -> str:
+    """Register a snapshot's trained model with its metrics, and return the version's URI (`models:/<name>/<version>`).
+
+    The version holds a pointer into the store, not the vectors. Metrics become its tags (and its run's metrics), and
+    the aliases `newest` and `snapshot-<date>` point to it.
+    """
+    manifest = store.manifest("twhin_model", snapshot)
+    run_id = manifest.details.get("mlflow_run_id")
+    if not run_id or not run_exists(store, run_id):
+        raise UserError(
+            f"the model for {snapshot} has no run at {uri(store)}; set MLFLOW_TRACKING_URI as it was in training"
+        )
+    client = _client(store)
+    with tempfile.TemporaryDirectory(prefix="twhin-") as folder:
+        pointer = {
+            "store": store.root,
+            "snapshot": snapshot,
+            "version": manifest.version,
+            "model": manifest.details["model"],
+        }
+        (Path(folder) / POINTER).write_text(json.dumps(pointer, indent=1))
+        source = store.path("twhin_model", snapshot, manifest.version, "relations.parquet")
+        store.fs.get_file(store.fs._strip_protocol(source), f"{folder}/relations.parquet")
+        client.log_artifacts(run_id, folder, MODEL_FOLDER)
+    found = client.search_registered_models(filter_string=f"name = '{name}'")
+    if not found:
+        client.create_registered_model(name, description="TwHIN embeddings; open with twhin_pipeline load_model")
+    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
+    tags = {"snapshot": snapshot, "store": store.root, "store_version": manifest.version}
+    tags |= {key: f"{value:.6g}" for key, value in (metrics or {}).items()}
+    version = str(client.create_model_version(name, source, run_id, tags=tags).version)
+    for alias in ("newest", f"snapshot-{snapshot}"):
+        client.set_registered_model_alias(name, alias, version)
+    Run(store, run_id, owned=False).log_metrics(metrics or {}, int(manifest.details.get("steps", 0)))
+    return f"models:/{name}/{version}"
+
+
+def resolve_model(model_uri: str) -> tuple[str, str]:
+    """Return store root and snapshot of a registered model (`models:/twhin/1`, `models:/twhin@newest`, `runs:/…`).
+
+    The tracking store is MLFLOW_TRACKING_URI, else that of the default store.
+
+    Raises:
+        UserError: There is no such model, or it is not one of ours.
+    """
+    store = Store()
+    client = _client(store)
+    import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if model_uri.startswith("models:/"):
+            reference = model_uri.removeprefix("models:/")
+            if "@" in reference:
+                version = client.get_model_version_by_alias(*reference.split("@", 1))
+            else:
+                version = client.get_model_version(*reference.split("/", 1))
+            source = version.source
+        else:
+            run_id, _, rest = model_uri.removeprefix("runs:/").partition("/")
+            source = f"{client.get_run(run_id).info.artifact_uri}/{rest or MODEL_FOLDER}"
+        text = mlflow.artifacts.load_text(f"{source}/{POINTER}")
+    except (MlflowException, OSError, TypeError) as error:
+        raise UserError(f"{model_uri}: no such model at {uri(store)}; set MLFLOW_TRACKING_URI or TWHIN_HOME") from error
+    pointer = json.loads(text)
+    return pointer["store"], pointer["snapshot"]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested sections as `{"model.relations.fav.lhs": "user"}`; list items go by their name, else number."""
+    if isinstance(value, dict):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = [(str(item.get("name", i)), item) for i, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else key)
+    return flat
