@@ -155,7 +155,7 @@ class _Rows:
 
 def _padded(rows: Sequence[np.ndarray], dtype: type = np.int64) -> torch.Tensor:
     """Stack arrays of unequal length to `[len(rows), longest]`, zeros behind."""
-    out = np.zeros((len(rows), max((len(row) for row in rows), default=0)), dtype=dtype)
+    out: np.ndarray = np.zeros((len(rows), max((len(row) for row in rows), default=0)), dtype=dtype)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return torch.from_numpy(out)

@@ -76,6 +76,8 @@ class EmbeddingsConfig(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two tables are named {name!r}; rename or remove one")
+        if "translation" in names:
+            raise ValueError("no table may be named 'translation': so is the operators' learning rate; rename it")
         for field in ("embedding_dim", "data_type"):
             values = {table.name: getattr(table, field) for table in self.tables}
             if len(set(values.values())) > 1:
