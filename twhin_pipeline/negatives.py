@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from twhin_pipeline import database
 from twhin_pipeline.database import explained
@@ -39,6 +40,8 @@ SCHEMA = pa.schema(
         ("mask_candidate", pa.list_(pa.int32())),
     ]
 )
+# Positions ascend, and rows are small beside their 64 bits: a third smaller than by default, and faster to read.
+ENCODING = {"mask_position.list.element": "DELTA_BINARY_PACKED", "row.list.element": "BYTE_STREAM_SPLIT"}
 # Bounds a row group, and with it the memory of the writer and of every reader.
 MASKS_PER_ROW_GROUP, POOLS_PER_ROW_GROUP = 1_000_000, 512
 
@@ -197,7 +200,10 @@ class Sampler:
     def _write_epoch(self, draft: Draft, epoch: int) -> tuple[int, int]:
         candidates = masked = 0
         pools = Pools()
-        with draft.writer(f"epoch-{epoch:05d}.parquet", SCHEMA) as writer:
+        with (
+            draft.local_file(f"epoch-{epoch:05d}.parquet") as path,
+            pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=ENCODING) as writer,
+        ):
             for chunk, side, row, position, candidate, count in self._pools(epoch):
                 pools.epoch.append(epoch)
                 pools.chunk.append(chunk)
