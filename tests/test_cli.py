@@ -1,0 +1,183 @@
+"""The command line: quick to start, one line and exit code 2 on a mistake, and the same chain as its stages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from twhin_pipeline import cli, pipeline
+from twhin_pipeline.cli import run_arguments
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+SNAPSHOT = "2025-01-01"
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """A store with one small table of each of two snapshots."""
+    store = Store(str(tmp_path / "home"))
+    for snapshot, rows in (("2024-01-01", 2), (SNAPSHOT, 3)):
+        with store.replace("raw_edges", snapshot, config_hash="0") as draft:
+            ids = [f"u{i}" for i in range(rows)]
+            draft.write(pa.table({"lhs": ids, "rel": ["likes"] * rows, "rhs": ids}))
+    with store.replace("evaluation", SNAPSHOT, config_hash="0") as draft:
+        rows_of = [
+            ("likes", "both", "filtered_mrr", 0.5, 0.25, 10),
+            ("likes", "both", "filtered_hits@10", 0.75, 0.5, 10),
+            ("all", "both", "filtered_mrr", 0.5, 0.25, 10),
+            ("all", "both", "rce", float("nan"), None, 10),
+        ]
+        names = ["relation", "side", "metric", "value", "baseline", "edges"]
+        draft.write(pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows_of]))
+    return store
+
+
+def test_help_is_quick_and_loads_nothing_slow():
+    code = (
+        "import sys; from twhin_pipeline.cli import run_arguments; run_arguments(['--help']);"
+        "slow = {'torch', 'duckdb', 'mlflow', 'pandas', 'pyarrow', 'dagster', 'pydantic'} & set(sys.modules);"
+        "sys.exit(f'loaded {slow}' if slow else 0)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - started < 3  # about 0.2 s; the rest is for a busy machine
+
+
+def test_every_command_is_there_and_explains_itself(capsys):
+    commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    stages = {"ingest", "vocabulary", "sample", "train", "evaluate", "export"}
+    assert stages | {"run", "metrics", "neighbors", "sql", "plan", "generate", "doctor", "config"} <= commands
+    for command in sorted(commands):
+        assert run_arguments([command, "--help"]) == 0
+        assert "Usage: twhin" in capsys.readouterr().out
+
+
+def test_stage_commands_are_the_stages_of_the_chain_in_order():
+    assert {name: stage.summary for name, stage in pipeline.STAGES.items()} == cli.STAGE_HELP
+    assert list(pipeline.STAGES) == list(cli.STAGE_HELP)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nosuch"], "No such command"),
+        (["neighbors"], "Missing argument"),
+        (["run", "--nosuch"], "No such option"),
+        (["plan", "--world-size", "0"], "--world-size"),
+        (["config", "--config", "absent.yaml"], "absent.yaml: cannot be read"),
+        (["config", "--set", "training.num_epoch=3"], "did you mean 'num_epochs'"),
+        (["config", "--set", "nothing"], "must look like training.num_epochs=3"),
+        (["run", "--snapshot", "yesterday"], "must be a date, YYYY-MM-DD"),
+        (["ingest", "--set", "source.path=absent-{snapshot}.parquet"], "no snapshot was found at absent-{snapshot}"),
+        (["ingest", "--snapshot", "1999-01-01"], "no file for snapshot 1999-01-01"),
+        (["metrics"], "there is no evaluation yet; make one with `twhin run`"),
+        (["neighbors", "package", "vim"], "there is no embeddings/relations yet"),
+        (["evaluate"], "make it with `twhin"),
+        (["summary"], "there is no embeddings/relations yet"),
+        (["plan"], "--rows package="),
+        (["generate"], "Missing"),
+    ],
+)
+def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(arguments, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TWHIN_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(ROOT)
+    assert run_arguments(arguments) == 2
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert captured.err.startswith("twhin: ") and captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_mistake_shows_no_traceback_from_the_shell(tmp_path):
+    command = [sys.executable, "-m", "twhin_pipeline.cli", "metrics", "--home", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and done.stderr.startswith("twhin: ")
+
+
+def test_an_error_that_is_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("twhin_pipeline.doctor.examine", lambda store: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_arguments(["doctor"])
+
+
+def test_config_prints_a_file_that_loads_to_the_same(capsys, tmp_path):
+    assert run_arguments(["config", "--set", "training.num_epochs=3"]) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["training"]["num_epochs"] == 3
+    (tmp_path / "again.yaml").write_text(text)
+    assert run_arguments(["config", "--config", str(tmp_path / "again.yaml")]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_config_schema_names_every_section(capsys):
+    assert run_arguments(["config", "--schema"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["properties"]) == set(TwhinConfig.model_fields)
+
+
+def test_metrics_are_json_for_programs_and_a_table_for_people(store, capsys):
+    assert run_arguments(["metrics", "--home", store.root, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["snapshot"] == SNAPSHOT
+    assert found["metrics"][0] == {
+        "relation": "likes", "side": "both", "metric": "filtered_mrr", "value": 0.5, "baseline": 0.25, "edges": 10,
+    }  # fmt: skip
+    assert found["metrics"][3]["value"] is None
+    assert run_arguments(["metrics", "--home", store.root]) == 0
+    shown = capsys.readouterr().out
+    assert ["likes", "10", "0.500", "0.250", "0.750", "0.500"] in [line.split() for line in shown.splitlines()]
+
+
+def test_sql_sees_the_tables_of_all_snapshots_or_of_one(store, capsys):
+    query = "select snapshot, count(*) as n from raw_edges group by all order by 1"
+    assert run_arguments(["sql", query, "--home", store.root, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"snapshot": "2024-01-01", "n": 2}, {"snapshot": SNAPSHOT, "n": 3}]
+    arguments = ["sql", "select count(*) as n from raw_edges", "--home", store.root, "--snapshot", SNAPSHOT]
+    assert run_arguments([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"n": 3}]
+    assert run_arguments(["sql", "select lhs from raw_edges order by 1", "--home", store.root, "-s", SNAPSHOT]) == 0
+    assert "u2" in capsys.readouterr().out
+
+
+def test_sql_prints_csv(store):
+    query = "select lhs, rel from raw_edges order by lhs"
+    command = [sys.executable, "-m", "twhin_pipeline.cli", "sql", query, "--home", store.root, "-s", SNAPSHOT, "--csv"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.replace('"', "").splitlines() == ["lhs,rel", "u0,likes", "u1,likes", "u2,likes"]
+
+
+def test_a_mistake_in_sql_is_one_line(store, capsys):
+    assert run_arguments(["sql", "select nosuch\nfrom raw_edges", "--home", store.root]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("twhin: SQL: Binder Error") and error.count("\n") == 1
+
+
+def test_a_stage_says_what_it_made_and_runs_its_checks(tmp_path, capsys):
+    """The blocking check on `raw_edges` ends the command when too many rows were rejected."""
+    edges = tmp_path / "edges.csv"
+    edges.write_text("lhs,rel,rhs\na,likes,x\nb,likes,y\nb,hates,y\n")
+    data = {
+        "source": {"path": str(edges)},
+        "model": {
+            "embeddings": {"tables": [{"name": "user", "embedding_dim": 4}, {"name": "item", "embedding_dim": 4}]},
+            "relations": [{"name": "likes", "lhs": "user", "rhs": "item"}],
+        },
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(data))
+    home = ["--config", str(config), "--home", str(tmp_path / "home"), "--snapshot", SNAPSHOT]
+    assert run_arguments(["ingest", *home]) == 2
+    assert "edges_rejected_share" in capsys.readouterr().err
+    assert run_arguments(["ingest", *home, "--set", "source.max_rejected_share=0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("ingest") and "raw_edges 2 rows, raw_edges_rejected 1 rows" in shown
