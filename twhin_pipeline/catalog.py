@@ -92,7 +92,8 @@ def _tables(manifests: list[Manifest]) -> str:
     if not manifests:
         return f"SELECT * FROM (VALUES ('', '', 0::BIGINT, 0::BIGINT, now())) AS t({columns}) WHERE false"
     rows = ", ".join(
-        f"({literal(m.asset)}, {literal(m.snapshot)}, {m.rows}::BIGINT, {m.bytes}::BIGINT, {literal(m.created)}::TIMESTAMPTZ)"
+        f"({literal(m.asset)}, {literal(m.snapshot)}, {m.rows}::BIGINT, {m.bytes}::BIGINT, "
+        f"{literal(m.created)}::TIMESTAMPTZ)"
         for m in manifests
     )
     return f"SELECT * FROM (VALUES {rows}) AS t({columns})"

@@ -67,7 +67,9 @@ def explained(what: str) -> Iterator[None]:
             "launch.duckdb_threads, or point TMPDIR at a larger disk"
         ) from error
     except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
-        raise UserError(f"{what}: cannot be read ({_first_line(error)}); is it whole, and of the format said?") from error
+        raise UserError(
+            f"{what}: cannot be read ({_first_line(error)}); is it whole, and of the format said?"
+        ) from error
 
 
 def literal(value: str) -> str:

@@ -30,7 +30,7 @@ class Staged:
 
 
 def header(file: str, delimiter: str) -> list[str]:
-    """Return the names in the first line of a plain, .gz or .zst file (path or URL). Raises UserError where it is empty."""
+    """Return the names in the first line of a plain, .gz or .zst file. Raises UserError where there is none."""
     with _opened(file) as stream:
         try:
             line = stream.read(1 << 20).partition(b"\n")[0]
@@ -42,8 +42,9 @@ def header(file: str, delimiter: str) -> list[str]:
         raise UserError(f"{file}: is not UTF-8 text; convert it or mend source.path") from error
     if not text:
         raise UserError(f"{file}: is empty; its first line must name the columns")
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    return next(csv.reader([text], delimiter=delimiter, quoting=quoting))
+    if delimiter == "\t":
+        return text.split(delimiter)
+    return next(csv.reader([text], delimiter=delimiter))
 
 
 def stage(con: duckdb.DuckDBPyConnection, file: str, delimiter: str, path: str) -> Staged:

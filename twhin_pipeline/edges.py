@@ -1,4 +1,4 @@
-"""Raw edges: read from the source, typed, cleaned, merged and sorted. Rows that cannot be edges are kept with the reason.
+"""Raw edges: read from the source, typed, cleaned, merged and sorted; rows that cannot be edges are kept apart.
 
 All of it is SQL over Parquet, which DuckDB streams and spills, so the graph may be larger than memory.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -151,7 +151,11 @@ def _check_columns(origin: str, given: Input, names: list[str]) -> None:
         if column is not None and column not in names:
             close = nearest(column, names)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            remedy = f"set source.columns.{field}" if given.field == "source.path" else f"name its columns like this in {given.field}"
+            remedy = (
+                f"set source.columns.{field}"
+                if given.field == "source.path"
+                else f"name its columns like this in {given.field}"
+            )
             raise UserError(
                 f"{origin}: has no column {column!r} (columns there: {', '.join(names) or 'none'}){hint}; {remedy}"
             )
@@ -162,7 +166,9 @@ def _check_types(origin: str, given: Input, types: dict[str, str]) -> None:
     for field in ("lhs", "rhs", "rel"):
         column = getattr(columns, field)
         kind = types[column]
-        plain = kind in INTEGERS or kind in ("VARCHAR", "UUID", "HUGEINT", "UHUGEINT", "DATE") or kind.startswith("ENUM")
+        plain = (
+            kind in INTEGERS or kind in ("VARCHAR", "UUID", "HUGEINT", "UHUGEINT", "DATE") or kind.startswith("ENUM")
+        )
         if not plain:
             raise UserError(
                 f"{origin}: column {column!r} is of type {kind}; ids and relations must be text or integers, so cast it"
@@ -210,7 +216,8 @@ def _rows(scan: Scan, config: TwhinConfig, snapshot: str, integers: bool) -> str
     order = f"list_position([{', '.join(literal(s) for s in SPLITS)}], split)"
     return (
         f"SELECT lhs, rel, rhs, time, weight, {order} AS split, CAST(raw_lhs AS VARCHAR) AS raw_lhs, "
-        f"CAST(raw_rel AS VARCHAR) AS raw_rel, CAST(raw_rhs AS VARCHAR) AS raw_rhs, file, row, {fate} AS fate FROM ({typed})"
+        f"CAST(raw_rel AS VARCHAR) AS raw_rel, CAST(raw_rhs AS VARCHAR) AS raw_rhs, file, row, "
+        f"{fate} AS fate FROM ({typed})"
     )
 
 
@@ -254,7 +261,7 @@ def window(config: TwhinConfig, snapshot: str) -> tuple[datetime | None, datetim
 
 
 def _time(kind: str) -> str:
-    """Return the SQL that reads `raw_time` of type `kind` as a timestamp; null where it is none (or beyond year 9999)."""
+    """Return the SQL that reads `raw_time` as a timestamp; null where it is none (or is beyond year 9999)."""
     text = "CAST(raw_time AS VARCHAR)"
     seconds = f"TRY_CAST({text} AS DOUBLE)"
     moment = f"CASE WHEN abs({seconds}) < 253402300800 THEN make_timestamp(CAST({seconds} * 1000000 AS BIGINT)) END"
@@ -293,14 +300,18 @@ def _write_rejected(
     con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str, rows: str | None
 ) -> None:
     """Write what was rejected, by file and row: Parquet rows from 1, delimited ones by their line in the file."""
-    parts = [f"SELECT NULL AS lhs, NULL AS rel, text AS rhs, {literal(MALFORMED)} AS reason, origin AS file, line AS row FROM malformed"]
+    parts = [
+        f"SELECT NULL AS lhs, NULL AS rel, text AS rhs, {literal(MALFORMED)} AS reason, origin AS file, line AS row "
+        "FROM malformed"
+    ]
     if rows is not None:
         # Lines before a row are the header, the rows, and the malformed lines among them.
         before = "(SELECT count(*) FROM malformed m WHERE m.origin = o.origin AND m.shift <= x.row + 2)"
         parts.append(
             "SELECT raw_lhs, raw_rel, raw_rhs, fate, o.origin, "
             f"CASE WHEN o.delimited THEN x.row + 2 + {before} ELSE x.row + 1 END "
-            f"FROM ({rows}) x JOIN origins o ON o.path = x.file WHERE fate IS NOT NULL AND fate <> {literal(OUTSIDE_WINDOW)}"
+            f"FROM ({rows}) x JOIN origins o ON o.path = x.file "
+            f"WHERE fate IS NOT NULL AND fate <> {literal(OUTSIDE_WINDOW)}"
         )
     columns = ", ".join(f"CAST({f.name} AS {'BIGINT' if f.name == 'row' else 'VARCHAR'}) AS {f.name}" for f in REJECTED)
     with (
@@ -351,4 +362,6 @@ def _write_kept(
 
 def _parquet(files: list[str]) -> str:
     # Old writers leave text as plain bytes.
-    return database.parquet(files, "filename = true, file_row_number = true, union_by_name = true, binary_as_string = true")
+    return database.parquet(
+        files, "filename = true, file_row_number = true, union_by_name = true, binary_as_string = true"
+    )

@@ -30,7 +30,7 @@ Ids = Literal["string", "integer", "indexed"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A relation to generate: its name, its sides' entity types, and its share of the edges (relative to the others)."""
+    """A relation to generate: its name, its sides' entity types, and its share of the edges, beside the others'."""
 
     name: str
     lhs: str
@@ -62,8 +62,8 @@ def generate(
     """Write a graph of users and items as the Parquet file `path`, and return the path of a ready configuration.
 
     The configuration lies beside the edges (`<name>.yaml`) and has the one snapshot. `within` is the probability that
-    an edge joins two of a community (by draw from the whole type it does so by chance too). Ids are `string` (`user_17`),
-    `integer`, or `indexed` (rows, as in the published system); the graph is the same. Edges may repeat, as popular
+    an edge joins two of a community (by draw from the whole type it does so by chance too). Ids are `string`
+    (`user_17`), `integer`, or `indexed` (rows, as in the published system); the graph is the same. Edges may repeat, as popular
     pairs do; ingestion merges them.
 
     Raises:

@@ -61,7 +61,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Positives:
-    """Positives in files mapped into memory: `lhs`, `rhs` [E]; chunk i is `start[i]:start[i + 1]`, of relation `rel[i]`."""
+    """Positives mapped into memory: `lhs`, `rhs` [E]; chunk i is `start[i]:start[i + 1]`, of relation `rel[i]`."""
 
     lhs: np.ndarray
     rhs: np.ndarray
@@ -202,7 +202,9 @@ class Sampler:
         pools = Pools()
         with (
             draft.local_file(f"epoch-{epoch:05d}.parquet") as path,
-            pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=ENCODING) as writer,
+            pq.ParquetWriter(
+                path, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=ENCODING
+            ) as writer,
         ):
             for chunk, side, row, position, candidate, count in self._pools(epoch):
                 pools.epoch.append(epoch)
@@ -221,7 +223,7 @@ class Sampler:
         return candidates, masked
 
     def _pools(self, epoch: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray, int]]:
-        """Yield chunk, side, pool [K], mask positions [M], mask candidates [M], and the number of edge-candidate pairs."""
+        """Yield chunk, side, pool [K], mask positions [M], mask candidates [M], and how many pairs there are."""
         for chunk in range(len(self.positives.rel)):
             ends = self.positives.chunk(chunk)
             rel = int(self.positives.rel[chunk])
@@ -253,7 +255,9 @@ def _positives(con: duckdb.DuckDBPyConnection, store: Store, asset: str, snapsho
         part = slice(position, position + len(batch))
         lhs[part], rhs[part] = batch.column("lhs").to_numpy(), batch.column("rhs").to_numpy()
         position += len(batch)
-    chunks = con.execute(f"SELECT chunk, any_value(rel), count(*) FROM {scanned} GROUP BY chunk ORDER BY chunk").fetchnumpy()
+    chunks = con.execute(
+        f"SELECT chunk, any_value(rel), count(*) FROM {scanned} GROUP BY chunk ORDER BY chunk"
+    ).fetchnumpy()
     start = np.concatenate([[0], np.cumsum(chunks["count_star()"])]).astype(np.int64)
     return Positives(lhs, rhs, start, np.asarray(chunks["any_value(rel)"], dtype=np.int64))
 

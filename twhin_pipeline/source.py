@@ -57,7 +57,7 @@ def inputs(config: TwhinConfig, snapshot: str) -> list[Input]:
             f"source.path: {source.path}: no file for snapshot {snapshot} (snapshots there: {there}; working "
             f"directory {os.getcwd()}); mend the path or choose another snapshot"
         )
-    kind = source.format
+    kind: str = source.format
     if kind == "auto":
         kinds = {_format(file, "source.path") for file in files}
         if len(kinds) > 1:
@@ -83,7 +83,9 @@ def _published(part: str, data: TwhinDataConfig) -> Input:
 
 
 def find_snapshots(config: TwhinConfig) -> list[str]:
-    """List the snapshots there are edges for, oldest first; a path without `{snapshot}` has the date of its newest file.
+    """List the snapshots there are edges for, oldest first.
+
+    A path without `{snapshot}` has one, the day of its newest file (UTC).
 
     Raises:
         UserError: The listing fails, with what to mend.
@@ -120,7 +122,9 @@ def list_files(path: str) -> list[str]:
             return sorted(str(fs.unstrip_protocol(file)) for file in fs.glob(inner))
         return [path] if fs.exists(inner) else []
     except (ImportError, ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be listed: {' '.join(str(error).split())}; mend the URL or install what it needs") from error
+        raise UserError(
+            f"{path}: cannot be listed: {' '.join(str(error).split())}; mend the URL or install what it needs"
+        ) from error
 
 
 def check_snapshot(snapshot: str) -> date:

@@ -35,7 +35,9 @@ def shuffled(seed: int, purpose: str) -> str:
     mask, factor = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little") | 1
     mixed = f"((xor(h & 4294967295, {mask}) * {factor}) & 4294967295)"
     # A second round, on the halves exchanged: a product alone leaves the low bits as ordered as they were.
-    return f"(xor(({mixed} >> 16) | (({mixed} & 65535) << 16), {mask ^ 0x9E3779B9}) * {factor ^ 0x5BD1E994} & 4294967295)"
+    return (
+        f"(xor(({mixed} >> 16) | (({mixed} & 65535) << 16), {mask ^ 0x9E3779B9}) * {factor ^ 0x5BD1E994} & 4294967295)"
+    )
 
 
 def assign(con: duckdb.DuckDBPyConnection, config: TwhinConfig, given: bool) -> None:
@@ -64,11 +66,11 @@ def splittable(config: TwhinConfig) -> str:
 
 
 def _random(con: duckdb.DuckDBPyConnection, config: TwhinConfig, *, validation: float, test: float) -> None:
-    """Hold out the edges with the smallest numbers; the largest of an entity's stays in training, if none other does."""
+    """Hold out the edges with the smallest numbers; an entity's largest stays in training, if none other does."""
     test_below, held_below = int(test * 2**64), int((test + validation) * 2**64)
     con.execute(
-        f"CREATE TABLE assigned AS SELECT *, CAST(CASE WHEN NOT ({splittable(config)}) OR h >= {held_below} THEN {TRAIN} "
-        f"WHEN h < {test_below} THEN {TEST} ELSE {VALIDATION} END AS TINYINT) AS part FROM edges"
+        f"CREATE TABLE assigned AS SELECT *, CAST(CASE WHEN NOT ({splittable(config)}) OR h >= {held_below} "
+        f"THEN {TRAIN} WHEN h < {test_below} THEN {TEST} ELSE {VALIDATION} END AS TINYINT) AS part FROM edges"
     )
     if not config.split.keep_connected or held_below == 0:
         return
@@ -108,7 +110,7 @@ def _temporal(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> None:
 
 
 def leakage(con: duckdb.DuckDBPyConnection, config: TwhinConfig, part: int) -> dict[str, dict[str, int]]:
-    """Count, by relation, held-out edges that training gives away: the reverse edge, or the same pair otherwise related."""
+    """Count, by relation, held-out edges that training gives away: the reverse, or the pair otherwise related."""
     con.execute(
         "CREATE OR REPLACE TABLE seen AS SELECT rel, lhs, rhs, "
         f"{_type_of(config, 'lhs')} AS head, {_type_of(config, 'rhs')} AS tail FROM assigned WHERE part = {TRAIN}"
@@ -118,7 +120,8 @@ def leakage(con: duckdb.DuckDBPyConnection, config: TwhinConfig, part: int) -> d
         f"{_type_of(config, 'lhs')} AS head, {_type_of(config, 'rhs')} AS tail FROM assigned WHERE part = {part}"
     )
     pair = "s.head = h.head AND s.tail = h.tail AND s.lhs = h.lhs AND s.rhs = h.rhs"
-    back = "s.head = h.tail AND s.tail = h.head AND s.lhs = h.rhs AND s.rhs = h.lhs AND NOT (h.lhs = h.rhs AND h.head = h.tail)"
+    back = "s.head = h.tail AND s.tail = h.head AND s.lhs = h.rhs AND s.rhs = h.lhs"
+    back += " AND NOT (h.lhs = h.rhs AND h.head = h.tail)"  # a self-loop is its own reverse
     counts: dict[str, dict[str, int]] = {name: {} for name in config.model.relation_names}
     for what, test in (("reverse", back), ("same_pair", pair)):
         rows = con.execute(f"SELECT rel, count(*) FROM held h SEMI JOIN seen s ON {test} GROUP BY rel").fetchall()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from twhin_pipeline import database, edges, source, split, vocabulary
+from twhin_pipeline import database, edges, source, split
 from twhin_pipeline.database import explained, literal
 from twhin_pipeline.errors import UserError
 
@@ -35,7 +35,7 @@ def build_positives(config: TwhinConfig, store: Store, snapshot: str) -> dict[st
     """Write `training_set/positives`, `held_out/validation` and `held_out/test`; return their manifests by asset.
 
     Positives of a relation are in a seeded random order and cut into chunks of nearly equal size, at most
-    `negatives.chunk_size`. Details of each: `chunk_size`, `num_chunks`, `edges_per_relation`, `weight`; of the positives
+    `negatives.chunk_size`. Details of each: `chunk_size`, `num_chunks`, `edges_per_relation`, `weight`; of positives
     also edges `without_row` (an entity is in no vocabulary) by relation, `entities_without_training_edge` by type, and
     edges `left_out` by `limit` and `offset`; of held-out edges `leakage` by relation (the reverse, or the same pair
     under another relation, is in training) and `dropped` ones (an entity is in no vocabulary).
@@ -83,7 +83,9 @@ def _create_vocabulary(con: duckdb.DuckDBPyConnection, config: TwhinConfig, stor
         scanned = database.scan(store, f"vocabulary/{name}", snapshot)
         con.execute(f"CREATE TABLE vocabulary_{number} AS SELECT id, row FROM {scanned}")
     con.execute("CREATE TABLE relations (name VARCHAR, index INTEGER)")
-    con.executemany("INSERT INTO relations VALUES (?, ?)", list(zip(config.model.relation_names, range(1 << 30))))
+    con.executemany(
+        "INSERT INTO relations VALUES (?, ?)", [(name, rel) for rel, name in enumerate(config.model.relation_names)]
+    )
 
 
 def _encoded(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scanned: str, extra: str) -> str:
@@ -102,7 +104,11 @@ def _encoded(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scanned: str, 
                 for column, what in ((side, scanned), ("id", f"vocabulary_{table}"))
             }
             # A vocabulary that once met a text id is of text; integers are then compared as they are written.
-            ids = (f"{side[0]}.id", f"e.{side}") if len(kinds) == 1 else (f"CAST({side[0]}.id AS VARCHAR)", f"CAST(e.{side} AS VARCHAR)")
+            ids = (
+                (f"{side[0]}.id", f"e.{side}")
+                if len(kinds) == 1
+                else (f"CAST({side[0]}.id AS VARCHAR)", f"CAST(e.{side} AS VARCHAR)")
+            )
             joins.append(f"LEFT JOIN vocabulary_{table} {side[0]} ON {ids[0]} = {ids[1]}")
         queries.append(
             f"SELECT CAST(n.index AS INTEGER) AS rel, l.row AS lhs, r.row AS rhs, e.weight, {number} AS h{extra} "
@@ -112,7 +118,9 @@ def _encoded(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scanned: str, 
     return " UNION ALL ".join(queries)
 
 
-def _create_edges(con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str) -> list[dict[str, int]]:
+def _create_edges(
+    con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str
+) -> list[dict[str, int]]:
     """Create the table `edges`, and count the edges that have no row, by part (as far as it is given) and relation."""
     extra = ""
     by = str(split.TRAIN)
@@ -124,7 +132,7 @@ def _create_edges(con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: St
     con.execute(f"CREATE TABLE edges AS {rows}")
     lost = "lhs IS NULL OR rhs IS NULL"
     counted = con.execute(f"SELECT {by} AS part, rel, count(*) FROM edges WHERE {lost} GROUP BY ALL").fetchall()
-    dropped = [{name: 0 for name in config.model.relation_names} for _ in split.PARTS]
+    dropped = [dict.fromkeys(config.model.relation_names, 0) for _ in split.PARTS]
     for part, rel, count in counted:
         dropped[int(part)][config.model.relation_names[int(rel)]] = int(count)
     if counted:
@@ -174,7 +182,9 @@ def _details(
     con: duckdb.DuckDBPyConnection, config: TwhinConfig, part: int, dropped: list[dict[str, int]]
 ) -> dict[str, Any]:
     names = config.model.relation_names
-    counted = con.execute(f"SELECT rel, count(*), fsum(weight) FROM assigned WHERE part = {part} GROUP BY rel").fetchall()
+    counted = con.execute(
+        f"SELECT rel, count(*), fsum(weight) FROM assigned WHERE part = {part} GROUP BY rel"
+    ).fetchall()
     edges_of = {int(rel): int(count) for rel, count, _ in counted}
     total = sum(edges_of.values())
     if part == split.TRAIN and total == 0:

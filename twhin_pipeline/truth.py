@@ -44,7 +44,10 @@ def write_adjacency(
     `ends` gives the numbers of entities of each relation's sides. DuckDB sorts, on disk where memory does not suffice.
     """
     scanned = database.parquet(files)
-    counts = {int(rel): int(count) for rel, count in con.execute(f"SELECT rel, count(*) FROM {scanned} GROUP BY rel").fetchall()}
+    counts = {
+        int(rel): int(count)
+        for rel, count in con.execute(f"SELECT rel, count(*) FROM {scanned} GROUP BY rel").fetchall()
+    }
     found = {}
     for side, order in enumerate(("lhs, rhs", "rhs, lhs")):
         keys = {rel: _Appender(f"{prefix}-{side}-{rel}.keys", counts.get(rel, 0)) for rel in range(len(ends))}
@@ -109,7 +112,9 @@ def _grouped(values: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarr
     """Return the distinct values, ascending, and where they are: an order of positions and where each group begins."""
     order = np.argsort(values, kind="stable")
     ranked = values[order]
-    first = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]])) if len(values) else np.zeros(0, np.int64)
+    first = (
+        np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]])) if len(values) else np.zeros(0, np.int64)
+    )
     return ranked[first], (order, np.append(first, len(values)))
 
 

@@ -52,7 +52,9 @@ def _build_one(
     if before is not None:
         parents[f"{asset}@{before}"] = store.manifest(asset, before).version
     kind = "VARCHAR" if "VARCHAR" in (kind, _type(con, earlier, "id")) else "BIGINT"
-    con.execute(f"CREATE OR REPLACE TEMP TABLE known AS SELECT CAST(id AS {kind}) AS id, row, first_snapshot FROM {earlier}")
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE known AS SELECT CAST(id AS {kind}) AS id, row, first_snapshot FROM {earlier}"
+    )
     ends = [
         f"SELECT {side} AS id FROM {edges} WHERE rel IN ({', '.join(literal(r) for r in relations)})"
         for side in ("lhs", "rhs")
@@ -118,9 +120,12 @@ def _earlier(con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, 
         described = con.execute(f"DESCRIBE SELECT * FROM {database.parquet([path])}").fetchall()
         kinds = {str(row[0]): str(row[1]) for row in described}
         if not {"id", "row"} <= set(kinds):
-            raise UserError(f"{field}: {path}: needs the columns id and row (columns there: {', '.join(kinds)}); add them")
+            raise UserError(
+                f"{field}: {path}: needs the columns id and row (columns there: {', '.join(kinds)}); add them"
+            )
         total, ids, least, most, distinct = con.execute(
-            f"SELECT count(*), count(DISTINCT id), min(row), max(row), count(DISTINCT row) FROM {database.parquet([path])}"
+            "SELECT count(*), count(DISTINCT id), min(row), max(row), count(DISTINCT row) "
+            f"FROM {database.parquet([path])}"
         ).fetchall()[0]
     except duckdb.Error as error:
         first = str(error).strip().splitlines()[0]
