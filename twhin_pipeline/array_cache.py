@@ -1,4 +1,4 @@
-"""A local cache of what is made from a table once and then memory-mapped, kept by the table's version."""
+"""A local copy of a table in another form, made once for each version of it, to be memory-mapped."""
 
 from __future__ import annotations
 
@@ -15,35 +15,33 @@ from twhin_pipeline.store import Manifest, Store
 def cached(store: Store, manifest: Manifest, build: Callable[[Path], None]) -> Path:
     """Return the folder that `build` filled for this version of a table; it is filled once, and appears whole.
 
-    The cache is `<root>/.cache`, or for a remote store or one that cannot be written `$XDG_CACHE_HOME/twhin`;
-    `TWHIN_CACHE` sets it. Earlier versions of the same table are removed.
+    It lies in the version's own folder and goes when that goes. Where the store is remote or cannot be written, it lies
+    under `$XDG_CACHE_HOME/twhin`, and what was made of earlier versions is removed.
     """
-    home = _home(store) / manifest.asset / manifest.snapshot
-    folder = home / manifest.version
+    version = Path(store.path(manifest.asset, manifest.snapshot, manifest.version))
+    inside = store.is_local and os.access(version, os.W_OK)
+    folder = version / "mapped" if inside else _away(store, manifest)
     if folder.exists():
         return folder
-    home.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=home))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     try:
         build(draft)
         draft.rename(folder)
     except OSError:
-        # Another process was first: a folder that is not empty cannot be renamed onto.
+        # Another process may have been first: a folder that is not empty cannot be renamed onto.
         if not folder.exists():
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    for path in home.iterdir():
-        if path.name < manifest.version and not path.name.startswith("."):
-            shutil.rmtree(path, ignore_errors=True)
+    if not inside:
+        for path in folder.parent.iterdir():
+            if path.name < folder.name and not path.name.startswith("."):
+                shutil.rmtree(path, ignore_errors=True)
     return folder
 
 
-def _home(store: Store) -> Path:
-    if chosen := os.environ.get("TWHIN_CACHE"):
-        base = Path(chosen)
-    elif store.is_local and os.access(store.root, os.W_OK):
-        return Path(store.root, ".cache")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "twhin")
-    return base / hashlib.sha256(store.root.encode()).hexdigest()[:12]
+def _away(store: Store, manifest: Manifest) -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "twhin")
+    root = hashlib.sha256(store.root.encode()).hexdigest()[:12]
+    return base / root / manifest.asset / manifest.snapshot / manifest.version

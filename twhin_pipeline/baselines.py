@@ -8,7 +8,7 @@ import duckdb
 import numpy as np
 
 from twhin_pipeline.known_edges import KnownEdges
-from twhin_pipeline.ranking import CandidateSet, Ranks
+from twhin_pipeline.ranking import CandidateSet, Counts
 
 PAIRS_AT_A_TIME = 4_000_000
 
@@ -33,29 +33,29 @@ def popular_ranks(
     targets: np.ndarray,
     candidates: CandidateSet,
     filters: Sequence[KnownEdges],
-) -> Ranks:
-    """Rank the same edges as `ranking.rank_edges` by the candidates' `degrees` `[num_entities]`.
+) -> list[Counts]:
+    """Rank the same edges as `ranking.rank_edges` by the candidates' `degrees` `[num_entities]`; returns the same.
 
     The score does not depend on the query, so one sort answers for all edges.
     """
-    scores = degrees if candidates.rows is None else degrees[candidates.rows]
-    ordered = np.sort(scores)
+    ordered = np.sort(degrees if candidates.rows is None else degrees[candidates.rows])
     own = degrees[targets]
-    less = np.searchsorted(ordered, own, "left")
-    greater = len(ordered) - np.searchsorted(ordered, own, "right")
-    known = [_known(degrees, queries, targets, candidates, edges) for edges in filters]
-    return Ranks.of(candidates.others(targets), (greater - less).astype(float), known)
+    below = np.searchsorted(ordered, own, "left")
+    above = len(ordered) - np.searchsorted(ordered, own, "right")
+    raw = Counts(above.astype(float), (candidates.others(targets) - above - below).astype(float))
+    return [raw, *(raw.less(_known(degrees, queries, targets, candidates, edges)) for edges in filters)]
 
 
 def _known(
     degrees: np.ndarray, queries: np.ndarray, targets: np.ndarray, candidates: CandidateSet, edges: KnownEdges
-) -> tuple[np.ndarray, np.ndarray]:
-    count, balance = np.zeros(len(queries)), np.zeros(len(queries))
+) -> Counts:
+    """Count a filter's candidates above and tied, some millions of pairs at a time."""
+    above, tied = np.zeros(len(queries)), np.zeros(len(queries))
     pairs = np.cumsum(edges.counts(queries))
     cuts = [0, *np.searchsorted(pairs, np.arange(PAIRS_AT_A_TIME, int(pairs.max(initial=0)), PAIRS_AT_A_TIME))]
     for start, end in zip(cuts, [*cuts[1:], len(queries)], strict=True):
         position, entity = candidates.left_out(edges, queries[start:end], targets[start:end])
-        signs = np.sign(degrees[entity] - degrees[targets[start:end]][position])
-        count[start:end] = np.bincount(position, minlength=end - start)
-        balance[start:end] = np.bincount(position, signs, end - start)
-    return count, balance
+        difference = degrees[entity] - degrees[targets[start:end]][position]
+        above[start:end] = np.bincount(position, difference > 0, end - start)
+        tied[start:end] = np.bincount(position, difference == 0, end - start)
+    return Counts(above, tied)

@@ -19,7 +19,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.known_edges import read_known
 from twhin_pipeline.model_files import ModelTables
 from twhin_pipeline.rank_metrics import rank_metrics, retrieval_metrics
-from twhin_pipeline.ranking import CandidateSet, Ranks, rank_edges
+from twhin_pipeline.ranking import CandidateSet, Counts, rank_edges
 from twhin_pipeline.relation_scores import SIDES, RelationScores, other, to_tensor
 from twhin_pipeline.sections.training import EvaluationConfig
 from twhin_pipeline.store import Manifest, Store
@@ -41,21 +41,22 @@ ALL, BOTH = "all", "both"
 class Scored:
     """What one scorer (the model, or the baseline) makes of the test edges of one relation and side.
 
-    `ranks` has one filter: all known edges. `true` `[E]` and `false` `[M]` are scores of edges and sampled non-edges.
+    `raw` and `filtered` rank them; `true` `[E]` and `false` `[M]` are scores of edges and of sampled non-edges.
     """
 
-    ranks: Ranks
+    raw: np.ndarray
+    filtered: np.ndarray
     true: np.ndarray
     false: np.ndarray
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Ranks `[E]` of relevant tails in the whole catalogue less the head's training edges; `query` `[E]` the heads."""
+    """Where `[E]` relevant tails are in the whole catalogue less the head's training edges; `query` `[E]` the heads."""
 
     query: np.ndarray
-    model: np.ndarray
-    baseline: np.ndarray
+    model: Counts
+    baseline: Counts
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class HeldOut:
     train: list[str]
     validation: list[str]
 
+    @property
+    def seen(self) -> list[str]:
+        """What the model or its tuning has seen, which retrieval leaves out."""
+        return [*self.train, *self.validation]
+
     @classmethod
     def open(cls, store: Store, snapshot: str) -> HeldOut:
         """Take the test edges, or the validation edges where there are no test edges."""
@@ -97,14 +103,14 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         UserError: The model or its data is missing, or they do not belong together.
     """
     started = time.monotonic()
-    versions = _parents(config, store, snapshot)
     tables = ModelTables.open(store, snapshot)
+    versions = _parents(tables, config, store, snapshot)
     held_out = HeldOut.open(store, snapshot)
     device = torch.device("cuda" if config.launch.device != "cpu" and torch.cuda.is_available() else "cpu")
     scorer = tables.scorer().to(device)
     vectors = {
         name: to_tensor(_rows(tables.table(name), name, store.manifest(f"vocabulary/{name}", snapshot)), device)
-        for name in config.model.table_names
+        for name in tables.names
     }
     measured = []
     with database.connect(config, store) as con:
@@ -128,9 +134,15 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     return store.manifest("evaluation", snapshot)
 
 
-def _parents(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, str]:
-    model = store.manifest("twhin_model", snapshot)
-    vocabularies = [f"vocabulary/{name}" for name in config.model.table_names]
+def _parents(tables: ModelTables, config: TwhinConfig, store: Store, snapshot: str) -> dict[str, str]:
+    """Return the versions that are read. Raises UserError where the model was trained on other ones."""
+    model = tables.manifest
+    if tables.config.relation_names != config.model.relation_names:
+        raise UserError(
+            f"twhin_model of {snapshot} was trained with the relations {', '.join(tables.config.relation_names)}, not "
+            f"with model.relations; train again with `twhin train --snapshot {snapshot}`"
+        )
+    vocabularies = [f"vocabulary/{name}" for name in tables.names]
     data = ["training_set/positives", "held_out/validation", "held_out/test", *vocabularies]
     versions = store.versions(snapshot, data)
     moved = [name for name in data if model.parents.get(name, versions[name]) != versions[name]]
@@ -173,20 +185,28 @@ def _measure(
     chosen = np.arange(total)
     if options.max_edges is not None and options.max_edges < total:
         chosen = np.sort(rng.choice(total, options.max_edges, replace=False))
-    everything = list(dict.fromkeys([*held_out.train, *held_out.validation, *held_out.test]))
+    everything = list(dict.fromkeys([*held_out.seen, *held_out.test]))
     model, baseline = {}, {}
+    retrieved: Retrieved | None = None
     for side in SIDES:
         queries, targets = edges[other(side)][chosen], edges[side][chosen]
-        known = read_known(con, everything, relation, other(side), queries)
+        filters = [read_known(con, everything, relation, other(side), queries)]
         degrees = read_degrees(con, held_out.train, relation, side, scores.num_entities(side))
         candidates = CandidateSet.sample(scores.num_entities(side), options.candidates, rng)
-        drawn, valid = sample_negatives(scores.num_entities(side), queries, known, options.auc_negatives, rng)
+        drawn, valid = sample_negatives(scores.num_entities(side), queries, filters[0], options.auc_negatives, rng)
         true, false = score_sampled(scores, side, queries, targets, drawn, options.block_size)
-        ranks = rank_edges(scores, side, queries, targets, candidates, [known], options.block_size)
-        model[side] = Scored(ranks, true, false[valid])
-        ranks = popular_ranks(degrees, queries, targets, candidates, [known])
-        baseline[side] = Scored(ranks, degrees[targets], degrees[drawn[valid]])
-    retrieved = _retrieve(con, relation, scores, held_out, edges, options, rng) if options.recall_at else None
+        # Where these are all tails of their heads and all candidates, retrieval is the same scores with another filter.
+        same = side == "rhs" and bool(options.recall_at) and candidates.rows is None and len(chosen) == total
+        if same:
+            filters.append(read_known(con, held_out.seen, relation, "lhs", queries))
+        ours = rank_edges(scores, side, queries, targets, candidates, filters, options.block_size)
+        theirs = popular_ranks(degrees, queries, targets, candidates, filters)
+        model[side] = Scored(ours[0].ranks, ours[1].ranks, true, false[valid])
+        baseline[side] = Scored(theirs[0].ranks, theirs[1].ranks, degrees[targets], degrees[drawn[valid]])
+        if same:
+            retrieved = Retrieved(queries, ours[2], theirs[2])
+    if options.recall_at and retrieved is None:
+        retrieved = _retrieve(con, relation, scores, held_out, edges, options, rng)
     return Measured(name, len(chosen), model, baseline, retrieved)
 
 
@@ -199,20 +219,20 @@ def _retrieve(
     options: EvaluationConfig,
     rng: np.random.Generator,
 ) -> Retrieved:
-    """Rank all test tails of heads in the whole catalogue; of so many heads as have `max_edges` test edges together."""
+    """Rank all test tails of some heads in the whole catalogue: of heads that have at most `max_edges` together."""
     heads, counts = np.unique(edges["lhs"], return_counts=True)
-    if options.max_edges is not None and options.max_edges < len(edges["lhs"]):
+    if options.max_edges is not None:
         order = rng.permutation(len(heads))
         enough = np.searchsorted(np.cumsum(counts[order]), options.max_edges, "right")
         heads = heads[order[: max(1, enough)]]
     chosen = np.isin(edges["lhs"], heads)
     queries, targets = edges["lhs"][chosen], edges["rhs"][chosen]
-    seen = [read_known(con, [*held_out.train, *held_out.validation], relation, "lhs", heads)]
+    seen = [read_known(con, held_out.seen, relation, "lhs", heads)]
     everything = CandidateSet(scores.num_entities("rhs"))
     degrees = read_degrees(con, held_out.train, relation, "rhs", scores.num_entities("rhs"))
     model = rank_edges(scores, "rhs", queries, targets, everything, seen, options.block_size)
     baseline = popular_ranks(degrees, queries, targets, everything, seen)
-    return Retrieved(queries, model.filtered[0], baseline.filtered[0])
+    return Retrieved(queries, model[1], baseline[1])
 
 
 def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:
@@ -230,11 +250,9 @@ def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:
         retrieved = [m.retrieved for m in group if m.retrieved is not None]
         if retrieved:
             query = _distinct(r.query for r in retrieved)
-            ours, theirs = (np.concatenate(r) for r in zip(*((r.model, r.baseline) for r in retrieved), strict=True))
-            ours_found = retrieval_metrics(query, ours, options.recall_at)
-            rows += _table_rows(
-                name, "rhs", len(query), ours_found, retrieval_metrics(query, theirs, options.recall_at)
-            )
+            ours, theirs = _joined([r.model for r in retrieved]), _joined([r.baseline for r in retrieved])
+            found = [retrieval_metrics(query, counts, options.recall_at) for counts in (ours, theirs)]
+            rows += _table_rows(name, "rhs", len(query), *found)
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
@@ -244,17 +262,22 @@ def _table_rows(
     return [
         {"relation": relation, "side": side, "metric": m, "value": value[m], "baseline": baseline[m], "edges": edges}
         for m in value
+        if value[m] is not None
     ]
 
 
 def _scored_metrics(scored: list[Scored], options: EvaluationConfig) -> dict[str, float | None]:
-    filtered = np.concatenate([s.ranks.filtered[0] for s in scored])
-    raw = np.concatenate([s.ranks.raw for s in scored])
+    filtered = np.concatenate([s.filtered for s in scored])
+    raw = np.concatenate([s.raw for s in scored])
     true, false = np.concatenate([s.true for s in scored]), np.concatenate([s.false for s in scored])
     found: dict[str, float | None] = {}
     found |= rank_metrics("filtered", filtered, options.hits_at)
     found |= rank_metrics("raw", raw, options.hits_at)
     return found | {"auc": auc(true, false), "rce": rce(true, false)}
+
+
+def _joined(counts: list[Counts]) -> Counts:
+    return Counts(np.concatenate([c.above for c in counts]), np.concatenate([c.tied for c in counts]))
 
 
 def _distinct(groups: Iterable[np.ndarray]) -> np.ndarray:

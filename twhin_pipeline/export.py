@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.model_files import ModelTables, vectors_array, vectors_of
 from twhin_pipeline.sections.training import ExportConfig
 from twhin_pipeline.store import Draft, Manifest, Store
 
@@ -29,26 +30,26 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
     Raises:
         UserError: The model or a vocabulary is missing, or they do not belong together.
     """
-    model = store.manifest("twhin_model", snapshot)
+    tables = ModelTables.open(store, snapshot)
+    model, model_config = tables.manifest, tables.config
     written: dict[str, Manifest] = {}
-    for entity in config.model.table_names:
+    for entity in tables.names:
         vocabulary = store.manifest(f"vocabulary/{entity}", snapshot)
         _check_vocabulary(model, vocabulary)
         asset = f"embeddings/{entity}"
         parents = {"twhin_model": model.version, vocabulary.asset: vocabulary.version}
         with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
-            parts = [f for f in store.files_of(model) if f"/tables/{entity}/" in f]
             rows = _batches(store, store.files_of(vocabulary), ["id", "row"])
-            vectors = _Vectors(_batches(store, parts, ["row", "embedding"]), entity)
-            _write_entity(draft, rows, vectors, config.model.embedding_dim, config.export)
+            vectors = _Vectors(_batches(store, tables.parts(entity), ["row", "embedding"]), entity)
+            _write_entity(draft, rows, vectors, model_config.embedding_dim, config.export)
             draft.details = {"data_type": config.export.data_type, "normalize": config.export.normalize}
         written[asset] = store.manifest(asset, snapshot)
     asset = "embeddings/relations"
     parents = {"twhin_model": model.version, **{name: manifest.version for name, manifest in written.items()}}
     with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
-        draft.write(_relations(config, store, model))
+        draft.write(_relations(tables))
         draft.details = {
-            "model": config.model.model_dump(mode="json"),
+            "model": model_config.model_dump(mode="json"),
             "normalize": config.export.normalize,
             "mlflow_run_id": model.details.get("mlflow_run_id"),
         }
@@ -129,29 +130,18 @@ class _Vectors:
         found = pa.Table.from_batches(taken).combine_chunks()
         if not found.column("row").equals(pa.chunked_array([rows])):
             raise UserError(f"twhin_model's rows of {self.entity} are not its vocabulary's; train again")
-        vectors = found.column("embedding").chunk(0)
-        return vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1).astype(np.float32)
+        return vectors_of(found.column("embedding"))
 
 
-def _relations(config: TwhinConfig, store: Store, model: Manifest) -> pa.Table:
-    path = next(f for f in store.files_of(model) if f.endswith("/relations.parquet"))
-    with store.fs.open(path, "rb") as file:
-        stored = pq.read_table(file)
-    vectors = dict(zip(stored.column("relation").to_pylist(), stored.column("embedding").to_pylist(), strict=True))
-    missing = [relation.name for relation in config.model.relations if relation.name not in vectors]
-    if missing:
-        raise UserError(
-            f"twhin_model of {model.snapshot} was trained without the relations {', '.join(missing)}; "
-            f"train again with `twhin train --snapshot {model.snapshot}`"
-        )
-    rows = [r.model_dump(include={"name", "lhs", "rhs", "operator"}) for r in config.model.relations]
-    width = len(next(iter(vectors.values())))
+def _relations(tables: ModelTables) -> pa.Table:
+    relations = tables.config.relations
+    vectors = tables.relation_rows()
     return pa.table(
         {
-            "relation": pa.array([r["name"] for r in rows], pa.string()),
-            "lhs": pa.array([r["lhs"] for r in rows], pa.string()),
-            "rhs": pa.array([r["rhs"] for r in rows], pa.string()),
-            "operator": pa.array([r["operator"] for r in rows], pa.string()),
-            "embedding": pa.array([vectors[r["name"]] for r in rows], pa.list_(pa.float32(), width)),
+            "relation": pa.array([r.name for r in relations], pa.string()),
+            "lhs": pa.array([r.lhs for r in relations], pa.string()),
+            "rhs": pa.array([r.rhs for r in relations], pa.string()),
+            "operator": pa.array([r.operator for r in relations], pa.string()),
+            "embedding": vectors_array(np.stack([vectors[r.name].numpy() for r in relations])),
         }
     )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from twhin_pipeline.ranking import Counts
+
 
 def rank_metrics(kind: str, ranks: np.ndarray, hits_at: Sequence[int]) -> dict[str, float]:
     """Return `<kind>_mrr`, `<kind>_mean_rank` and `<kind>_hits@k` of ranks `[E]` (from 1, halves where tied), E ≥ 1."""
@@ -13,19 +15,26 @@ def rank_metrics(kind: str, ranks: np.ndarray, hits_at: Sequence[int]) -> dict[s
     return found | {f"{kind}_hits@{k}": float((ranks <= k).mean()) for k in hits_at}
 
 
-def retrieval_metrics(query: np.ndarray, ranks: np.ndarray, recall_at: Sequence[int]) -> dict[str, float]:
+def retrieval_metrics(query: np.ndarray, counts: Counts, recall_at: Sequence[int]) -> dict[str, float]:
     """Return `recall@k` and `ndcg@k`, each the mean over queries (LightGCN's protocol; He et al., 2020).
 
-    `query` int64 `[E]` numbers the query that each relevant item belongs to, and `ranks` `[E]` is the item's rank in
-    that query's list. Gains are 1, discounts 1 / log2(1 + rank); the ideal list has the relevant items first.
+    `query` int64 `[E]` numbers the query that each relevant item belongs to, and `counts` `[E]` says where the item is
+    in that query's list. Gains are 1, discounts 1 / log2(1 + rank); the ideal list has the relevant items first. Where
+    items are tied, it is the expectation over their orders (McSherry and Najork, 2008).
     """
     _, number = np.unique(query, return_inverse=True)
     relevant = np.bincount(number)
-    ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, relevant.max() + 2)))])
+    longest = max(*recall_at, 1)
+    # gained[n]: the sum of the discounts of the first n ranks.
+    gained = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, longest + 2)))])
     found = {}
     for k in recall_at:
-        hit = ranks <= k
+        first = np.minimum(counts.above, k).astype(np.int64)
+        last = np.minimum(counts.above + 1 + counts.tied, k).astype(np.int64)
+        hit = (last - first) / (1 + counts.tied)
+        gain = (gained[last] - gained[first]) / (1 + counts.tied)
         found[f"recall@{k}"] = float((np.bincount(number, hit) / relevant).mean())
-        gained = np.bincount(number, hit / np.log2(1 + ranks))
-        found[f"ndcg@{k}"] = float((gained / ideal[np.minimum(relevant, k)]).mean())
+        # Rounding must not lift a perfect list above 1.
+        share = np.bincount(number, gain) / gained[np.minimum(relevant, k)]
+        found[f"ndcg@{k}"] = float(np.minimum(share, 1).mean())
     return found

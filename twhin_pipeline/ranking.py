@@ -17,23 +17,25 @@ EXACT_FLOAT = 2**24
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Ranks of E edges, from 1: `raw` float64 `[E]`, and `filtered` float64 `[E]` for each filter that was given."""
+class Counts:
+    """How many of each edge's other candidates score `above` it and how many are `tied` with it, `[E]` each."""
 
-    raw: np.ndarray
-    filtered: tuple[np.ndarray, ...]
+    above: np.ndarray
+    tied: np.ndarray
 
-    @staticmethod
-    def of(others: np.ndarray, balance: np.ndarray, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> Ranks:
-        """Make ranks from counts, each `[E]`.
+    @classmethod
+    def of_signs(cls, candidates: np.ndarray, total: np.ndarray, unequal: np.ndarray) -> Counts:
+        """Count from the signs of (candidate's score - edge's score): their sum, and that of their absolute values."""
+        return cls((unequal + total) / 2, candidates - unequal)
 
-        `others` is how many other candidates an edge has and `balance` how many of them score above it less how many
-        score below. With a above, b below and t tied, the best rank is 1 + a, the worst 1 + a + t, and their mean
-        1 + (others + balance) / 2. `known` holds, for each filter, the same two counts of the candidates to leave out.
-        """
-        raw = 1 + (others + balance) / 2
-        filtered = tuple(1 + (others - count + balance - its_balance) / 2 for count, its_balance in known)
-        return Ranks(raw, filtered)
+    def less(self, left_out: Counts) -> Counts:
+        """Leave some candidates out."""
+        return Counts(self.above - left_out.above, self.tied - left_out.tied)
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """Ranks from 1, float64 `[E]`: the mean of the best one, 1 + above, and the worst, 1 + above + tied."""
+        return 1 + self.above + self.tied / 2
 
 
 class CandidateSet:
@@ -77,32 +79,43 @@ def rank_edges(
     candidates: CandidateSet,
     filters: Sequence[KnownEdges],
     block_size: int,
-) -> Ranks:
+) -> list[Counts]:
     """Rank E edges: `targets` (rows of `side`) among candidates, for `queries` (rows of the other side), int64 `[E]`.
 
     Ties count by the mean of the best and the worst rank (the "realistic" rank of Berrendorf et al., 2020), so a model
     that scores everything alike gets the middle and not the top. The true edge's score is an element of the same matrix
     product as its rivals', so that equal vectors are equal to the last bit.
 
+    Returns:
+        The raw ranks, then for each filter those without its known edges (the ranked edge itself stays).
+
     Raises:
         UserError: A score is not a number.
     """
     size = len(queries)
-    balance = np.empty(size)
-    known = [(np.empty(size), np.empty(size)) for _ in filters]
+    # Sums of signs and of their absolute values: of all candidates, then of each filter's.
+    sums = np.zeros((1 + len(filters), 2, size))
+    numbers = np.zeros((len(filters), size))
     fixed = scores.encode(side, candidates.rows)
     block = scores.block(candidates.size, block_size)
     for start in range(0, size, block):
         part = slice(start, min(start + block, size))
         signs, own = _signs(scores, side, queries[part], targets[part], candidates, fixed)
-        total = signs.sum(1, dtype=torch.float64 if candidates.size >= EXACT_FLOAT else None)
-        balance[part] = total.double().cpu().numpy() - own
-        for (count, its_balance), edges in zip(known, filters, strict=True):
+        exact = torch.float64 if candidates.size >= EXACT_FLOAT else None
+        sums[0, 0, part] = signs.sum(1, dtype=exact).double().cpu().numpy() - own
+        sums[0, 1, part] = torch.linalg.vector_norm(signs, 1, dim=1, dtype=exact).double().cpu().numpy() - abs(own)
+        for i, edges in enumerate(filters):
             position, entity = candidates.left_out(edges, queries[part], targets[part])
-            count[part], its_balance[part] = _count(signs, position, candidates.columns[entity])
-    if not np.isfinite(balance).all():
+            column = torch.from_numpy(candidates.columns[entity])
+            values = signs[torch.from_numpy(position), column].double().cpu().numpy()
+            rows = len(signs)
+            sums[1 + i, 0, part] = np.bincount(position, values, rows)
+            sums[1 + i, 1, part] = np.bincount(position, abs(values), rows)
+            numbers[i, part] = np.bincount(position, minlength=rows)
+    if not np.isfinite(sums).all():
         raise UserError("the model scores some edges as NaN, so its vectors are not finite; train at a lower rate")
-    return Ranks.of(candidates.others(targets), balance, known)
+    raw = Counts.of_signs(candidates.others(targets), *sums[0])
+    return [raw, *(raw.less(Counts.of_signs(numbers[i], *sums[1 + i])) for i in range(len(filters)))]
 
 
 def _signs(
@@ -126,10 +139,3 @@ def _signs(
     column = candidates.columns[targets]
     own = signs[torch.arange(len(column)), torch.from_numpy(np.maximum(column, 0))].double().cpu().numpy()
     return signs, np.where(column >= 0, own, 0.0)
-
-
-def _count(signs: torch.Tensor, position: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each row of `signs` `[P, N]` how many pairs it has and the sum of their signs: float64 `[P]` each."""
-    values = signs[torch.from_numpy(position), torch.from_numpy(column)].double().cpu().numpy()
-    rows = signs.shape[0]
-    return np.bincount(position, minlength=rows).astype(float), np.bincount(position, values, rows)

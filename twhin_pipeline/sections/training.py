@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -83,9 +83,9 @@ class LossConfig(Section):
 class EvaluationConfig(Section):
     """What is measured, and what must be reached."""
 
-    hits_at: list[int] = Field(default=[1, 3, 10], min_length=1)
+    hits_at: list[Annotated[int, Field(ge=1)]] = Field(default=[1, 3, 10], min_length=1)
     """k of Hits@k."""
-    recall_at: list[int] = [10, 20]
+    recall_at: list[Annotated[int, Field(ge=1)]] = [10, 20]
     """k of Recall@k and NDCG@k, which always rank the whole catalogue; `[]` leaves them out."""
     candidates: int | None = Field(None, ge=1)
     """Rank against so many sampled entities of the type; left out, against all."""
