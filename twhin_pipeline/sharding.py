@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import warnings
 
 import psutil
 import torch
@@ -14,9 +15,9 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.planner.types import KernelConfig, PlannerError, TopologyFactory, TrainerConfig
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv, ShardingPlan
 
 from twhin_pipeline.errors import UserError
@@ -62,13 +63,16 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
     sharder = EmbeddingCollectionSharder()
     plan = _agreed_plan(model, sharder, device, launch)
     text = plan_text(model, plan)
-    sharded = DistributedModelParallel(
-        model,
-        env=ShardingEnv.from_process_group(dist.group.WORLD),
-        device=device,
-        plan=plan,
-        sharders=[sharder],
-    )
+    with warnings.catch_warnings():
+        # torchrec passes DistributedDataParallel an argument that torch is about to rename.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        sharded = DistributedModelParallel(
+            model,
+            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            device=device,
+            plan=plan,
+            sharders=[sharder],
+        )
     _keep_plan(sharded, text)
     if dist.get_rank() == 0:
         print(text, flush=True)
@@ -214,12 +218,10 @@ def _agreed_plan(
     answer: list[ShardingPlan | str | None] = [None]
     if dist.get_rank() == 0:
         capacity = _capacity(device, launch, local_world_size)
-        topology = Topology(
-            world_size=world_size,
-            local_world_size=local_world_size,
-            compute_device=device.type,
-            hbm_cap=capacity if device.type == "cuda" else 0,
-            ddr_cap=capacity if device.type == "cpu" else None,
+        memory = {"hbm_cap_bytes" if device.type == "cuda" else "ddr_cap_bytes": capacity}
+        topology = TopologyFactory.create_topology(
+            TrainerConfig(world_size=world_size, local_world_size=local_world_size, **memory),
+            kernel_config=KernelConfig(compute_device=device.type),
         )
         constraint = ParameterConstraints(
             sharding_types=[launch.sharding], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
