@@ -8,6 +8,7 @@ https://docs.dagster.io/guides/operate/configuration/run-configuration
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
@@ -26,7 +27,8 @@ class ConfigurationResource(dg.ConfigurableResource):
     """A TwhinConfig: a file, and fields set over it."""
 
     path: str = Field(
-        default="", description=f"Path or URL of the YAML file. Empty: the environment variable {CONFIG_ENV}, else Debian's."
+        default="",
+        description=f"Path or URL of the YAML file. Empty: the environment variable {CONFIG_ENV}, else Debian's.",
     )
     set: list[str] = Field(
         default=[],
@@ -40,4 +42,18 @@ class ConfigurationResource(dg.ConfigurableResource):
 
     def load(self) -> TwhinConfig:
         """Return the configuration. Raises UserError that names each wrong field."""
-        return load_config(self.file, self.set)
+        return load_config(self.file, self.overrides())
+
+    def overrides(self) -> list[str]:
+        """Return the fields that are set over the file, for a process that reads the file itself."""
+        return [*found_from_anywhere(self.file), *self.set]
+
+
+def found_from_anywhere(file: str) -> list[str]:
+    """Return what to set so that the bundled example is found from another working directory than the checkout's."""
+    if file != default_config_path():
+        return []
+    path = load_config(file).source.path  # type: ignore[union-attr]
+    if os.path.isabs(path) or os.path.isdir(os.path.dirname(path)):
+        return []
+    return [f"source.path={Path(file).parent.parent / path}"]

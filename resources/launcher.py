@@ -8,12 +8,11 @@ https://docs.dagster.io/guides/build/external-pipelines
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 from pydantic import Field
 
-from resources.tracking import RunHandle
 from twhin_pipeline import launch
 from twhin_pipeline.config import TwhinConfig, load_config
 from twhin_pipeline.errors import UserError
@@ -48,7 +47,7 @@ class LauncherResource(dg.ConfigurableResource):
         overrides: Sequence[str],
         store: Store,
         snapshot: str,
-        run: RunHandle,
+        tracking_env: Mapping[str, str],
     ) -> dg.MaterializeResult:
         """Train under torchrun and return what rank 0 reported.
 
@@ -67,8 +66,7 @@ class LauncherResource(dg.ConfigurableResource):
             **launch.environment(config),
             **self.env,
             "TWHIN_REPORTER": REPORTER,
-            "MLFLOW_RUN_ID": run.run_id,
-            "MLFLOW_TRACKING_URI": run.tracking_uri,
+            **tracking_env,
         }
         client = dg.PipesSubprocessClient(termination_timeout_seconds=TERMINATION_TIMEOUT_S)
         context.log.info(f"ranks' logs: {log_dir}")

@@ -136,15 +136,20 @@ class _Views:
                 continue
             empty = "'' AS id, 0 AS row, 0 AS degree, '' AS first_snapshot"
             columns = f"{_text(entity)} AS entity, CAST(id AS VARCHAR) AS id, row"
-            queries.append(
-                f"SELECT {columns}, degree, first_snapshot FROM {self._scan(self._files(table), empty)}"
-            )
-            before = self.store.latest_before(table, self.snapshot)
-            before_files = self._files(table, before) if before else []
+            queries.append(f"SELECT {columns}, degree, first_snapshot FROM {self._scan(self._files(table), empty)}")
+            before_files = self._files(table, before) if (before := self._made_before(table)) else []
             before_queries.append(f"SELECT {columns} FROM {self._scan(before_files, empty)}")
         self._table("entity", f"SELECT * FROM (VALUES {', '.join(sizes)}) t(entity, size, asked)")
         self._view("vocabulary", " UNION ALL ".join(queries))
         self._view("previous_vocabulary", " UNION ALL ".join(before_queries))
+
+    def _made_before(self, table: str) -> str | None:
+        """The newest earlier snapshot that was there when this one was made: backfills go in any order."""
+        if not self.store.exists(table, self.snapshot):
+            return None
+        created = self.store.manifest(table, self.snapshot).created
+        older = [s for s in self.store.snapshots(table) if s < self.snapshot]
+        return next((s for s in reversed(older) if self.store.manifest(table, s).created <= created), None)
 
     def _positioned(self, asset: str) -> str:
         files = self._files(asset)
@@ -164,7 +169,10 @@ class _Views:
                     for s, a in parts.items()]  # fmt: skip
         self._view("held_out", " UNION ALL BY NAME ".join(held_out))
         self._view("positives", f"SELECT * FROM {self._scan(self._files('training_set/positives'), _EDGE_COLUMNS)}")
-        edges = {"training_set/negatives": "training_set/positives", "held_out/validation_negatives": "held_out/validation"}
+        edges = {
+            "training_set/negatives": "training_set/positives",
+            "held_out/validation_negatives": "held_out/validation",
+        }
         self._table("chunks", f"SELECT * FROM {self._positioned(edges.get(self.table, self.table))}")
         self._table("chunk_size", "SELECT chunk, any_value(rel) AS rel, count(*) AS edges FROM chunks GROUP BY chunk")
         truth = "SELECT rel, lhs, rhs FROM positives"

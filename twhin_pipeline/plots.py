@@ -76,7 +76,9 @@ def relation_metrics(relations: Sequence[str], model: np.ndarray, baseline: np.n
     axes.scatter(baseline, place, marker="|", s=220, linewidths=2.4, color=COLOURS[1], label="most popular", zorder=3)
     for y, value in zip(place, model, strict=True):
         if np.isfinite(value):
-            axes.annotate(f"{value:.3f}", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+            axes.annotate(
+                f"{value:.3f}", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+            )
     axes.set_yticks(place, list(relations))
     axes.invert_yaxis()
     axes.set(xlabel=metric, xlim=(0, max(1e-9, 1.15 * float(np.nanmax([*model, *baseline, 0.0])))))

@@ -1,0 +1,65 @@
+"""Asset checks, made from the registry of `twhin_pipeline/checks.py`: one step a stage, each check selectable.
+
+What belongs here: how a check's result looks in Dagster. What does not: what is checked (`twhin_pipeline/sql`).
+https://docs.dagster.io/guides/test/asset-checks
+"""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+
+from assets import provenance
+from assets.stage import POOL, mistakes
+from resources.configuration import ConfigurationResource
+from resources.store import StoreResource
+from twhin_pipeline import checks
+from twhin_pipeline.config import TwhinConfig
+
+SEVERITY = {"ERROR": dg.AssetCheckSeverity.ERROR, "WARN": dg.AssetCheckSeverity.WARN}
+SHOWN = 20
+
+
+def make(name: str, config: TwhinConfig, tables: Sequence[str]) -> dg.AssetChecksDefinition:
+    """Return one definition with every check of `tables`. One step for all: a process each would take far longer."""
+    pairs = checks.of_tables(config, tables)
+    specs = [
+        dg.AssetCheckSpec(
+            check.name,
+            asset=provenance.key(table),
+            description=check.description,
+            blocking=check.blocking,
+            metadata={"sql": dg.MetadataValue.md(f"```sql\n{check.sql}\n```")},
+        )
+        for check, table in pairs
+    ]
+
+    @dg.multi_asset_check(name=name, specs=specs, can_subset=True, pool=POOL)
+    def run_checks(
+        context: dg.AssetCheckExecutionContext, configuration: ConfigurationResource, store: StoreResource
+    ) -> Iterator[dg.AssetCheckResult]:
+        with mistakes():
+            loaded, tables_, snapshot = configuration.load(), store.open(), context.partition_key
+            for check, table in pairs:
+                wanted = dg.AssetCheckKey(provenance.key(table), check.name)
+                if wanted in context.selected_asset_check_keys:
+                    yield as_result(check, table, checks.run(check.name, loaded, tables_, snapshot, table))
+
+    return run_checks
+
+
+def as_result(check: checks.Check, table: str, result: checks.CheckResult) -> dg.AssetCheckResult:
+    """Return what Dagster shows: on failure the offending rows, and what was measured."""
+    metadata = {**result.metadata}
+    for name, rows in (("offending", result.offending), ("measured", result.measured)):
+        if rows is not None and rows.num_rows:
+            metadata[name] = dg.MetadataValue.md(checks.rows_as_markdown(rows, SHOWN))
+    return dg.AssetCheckResult(
+        passed=result.passed,
+        asset_key=provenance.key(table),
+        check_name=check.name,
+        severity=SEVERITY[check.severity],
+        metadata=metadata,
+        description=None
+        if result.passed
+        else f"{check.description} {result.metadata['offending_rows']:,} rows do not.",
+    )

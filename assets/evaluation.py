@@ -1,0 +1,89 @@
+"""Evaluation: how the model ranks the edges it has not seen, beside the most-popular baseline."""
+
+import math
+from typing import Any
+
+import dagster as dg
+
+from assets import checks, provenance
+from assets.stage import OWNERS, POOL, counts, opened, picture, table, table_metadata
+from resources.configuration import ConfigurationResource
+from resources.store import StoreResource
+from resources.tracking import TrackingResource
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.store import Manifest, Store
+
+OVERALL = "all"
+CODE = ("evaluation", "ranking", "rank_metrics", "classification", "baselines", "relation_scores")
+
+
+def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Return the stage and its checks."""
+    above = ["twhin_model", "held_out/test", "held_out/validation", "training_set/positives"]
+
+    @dg.asset(
+        deps=[provenance.key(name) for name in above],
+        partitions_def=partitions,
+        group_name="evaluation",
+        description="Filtered and raw ranks, Recall and NDCG, AUC and RCE of held-out edges: a row a relation, side and metric.",
+        kinds={"torch", "parquet", "mlflow"},
+        owners=OWNERS,
+        code_version=provenance.code(*CODE),
+        pool=POOL,
+    )
+    def evaluation(
+        context: dg.AssetExecutionContext,
+        configuration: ConfigurationResource,
+        store: StoreResource,
+        tracking: TrackingResource,
+    ) -> dg.MaterializeResult:
+        from twhin_pipeline.evaluation import evaluate
+
+        with opened(context, configuration, store, above) as (loaded, tables, snapshot):
+            manifest = evaluate(loaded, tables, snapshot)
+            metadata = table_metadata(tables, manifest) | counts(manifest.details, leave_out=["metrics", "baseline"])
+            metadata |= _metadata(tables, manifest)
+            model = tables.manifest("twhin_model", snapshot)
+            tracking.log_metrics(tables, model, manifest.details["metrics"])
+            if run_id := model.details.get("mlflow_run_id"):
+                metadata["mlflow_run"] = tracking.link(tables, run_id)
+            return dg.MaterializeResult(metadata=metadata)
+
+    return [evaluation, checks.make("evaluation_checks", config, ["evaluation"])]
+
+
+def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """Overall metrics as numbers, so that the page draws them across runs; each relation's as a table and bars."""
+    import numpy as np
+
+    from twhin_pipeline import plots
+
+    rows = [r for r in store.read("evaluation", manifest.snapshot).to_pylist() if r["side"] == "both"]
+    shown: dict[str, Any] = {}
+    for row in rows:
+        if row["relation"] == OVERALL and row["value"] is not None and math.isfinite(row["value"]):
+            shown[row["metric"]] = float(row["value"])
+            if row["baseline"] is not None and math.isfinite(row["baseline"]):
+                shown[f"baseline_{row['metric']}"] = float(row["baseline"])
+    relations = list(dict.fromkeys(r["relation"] for r in rows))
+    if not relations:
+        return shown
+    by_metric: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        by_metric.setdefault(row["metric"], {})[row["relation"]] = row
+    columns: dict[str, list[Any]] = {"relation": relations}
+    mrr = by_metric.get("filtered_mrr", {})
+    columns["edges"] = [mrr[r]["edges"] if r in mrr else None for r in relations]
+    for metric, found in by_metric.items():
+        columns[metric] = [found[r]["value"] if r in found else None for r in relations]
+        if metric.startswith("filtered"):
+            columns[f"{metric} of most popular"] = [found[r]["baseline"] if r in found else None for r in relations]
+    shown["relations"] = table(columns)
+
+    def values(name: str) -> Any:
+        return np.array([mrr[r][name] if r in mrr and mrr[r][name] is not None else np.nan for r in relations], float)
+
+    shown["filtered_mrr_by_relation"] = picture(
+        plots.relation_metrics(relations, values("value"), values("baseline"), "filtered MRR"), "filtered MRR"
+    )
+    return shown

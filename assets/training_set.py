@@ -1,0 +1,89 @@
+"""The training set: positives in chunks, their sampled negatives, and the edges that are held out."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from assets import checks
+from assets.provenance import key
+from assets.stage import POOL, counts, opened, spec, table_metadata
+from resources.configuration import ConfigurationResource
+from resources.store import StoreResource
+from twhin_pipeline.config import TwhinConfig
+
+EDGES = {
+    "training_set/positives": "Training edges as rows of their tables, in chunks of one relation that share candidates.",
+    "held_out/validation": "Edges that training does not see and that choose its best checkpoint.",
+    "held_out/test": "Edges that training does not see and that `evaluation` ranks.",
+}
+NEGATIVES = {
+    "training_set/negatives": "A pool of sampled candidates for each epoch, chunk and side, and the pairs that are true edges.",
+    "held_out/validation_negatives": "Pools for the validation edges.",
+}
+
+
+def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Return the stage's two steps and their checks."""
+    vocabularies = [f"vocabulary/{entity}" for entity in config.model.table_names]
+    above = ["raw_edges", *vocabularies]
+
+    @dg.multi_asset(
+        name="positives",
+        specs=[
+            spec(
+                name,
+                group=name.split("/")[0],
+                description=text,
+                code=["split", "training_set"],
+                deps=above,
+                kinds=["duckdb"],
+            )
+            for name, text in EDGES.items()
+        ],
+        partitions_def=partitions,
+        pool=POOL,
+    )
+    def positives(
+        context: dg.AssetExecutionContext, configuration: ConfigurationResource, store: StoreResource
+    ) -> Iterator[dg.MaterializeResult]:
+        from twhin_pipeline.training_set import build_positives
+
+        with opened(context, configuration, store, above) as (loaded, tables, snapshot):
+            build_positives(loaded, tables, snapshot)
+            for name in EDGES:
+                manifest = tables.manifest(name, snapshot)
+                metadata = table_metadata(tables, manifest) | counts(manifest.details)
+                yield dg.MaterializeResult(asset_key=key(name), metadata=metadata)
+
+    @dg.multi_asset(
+        name="negatives",
+        specs=[
+            spec(
+                name, group=name.split("/")[0], description=text, code=["negatives"], deps=list(EDGES), kinds=["duckdb"]
+            )
+            for name, text in NEGATIVES.items()
+        ],
+        partitions_def=partitions,
+        pool=POOL,
+    )
+    def negatives(
+        context: dg.AssetExecutionContext, configuration: ConfigurationResource, store: StoreResource
+    ) -> Iterator[dg.MaterializeResult]:
+        from twhin_pipeline.negatives import build
+
+        with opened(context, configuration, store, EDGES) as (loaded, tables, snapshot):
+            build(loaded, tables, snapshot)
+            edges = tables.manifest("training_set/positives", snapshot).rows
+            for name in NEGATIVES:
+                manifest = tables.manifest(name, snapshot)
+                metadata = table_metadata(tables, manifest) | counts(manifest.details)
+                if name.startswith("training_set"):
+                    metadata["bytes_per_edge_and_epoch"] = manifest.bytes / edges / loaded.epochs_of_negatives
+                yield dg.MaterializeResult(asset_key=key(name), metadata=metadata)
+
+    return [
+        positives,
+        checks.make("positives_checks", config, list(EDGES)),
+        negatives,
+        checks.make("negatives_checks", config, list(NEGATIVES)),
+    ]

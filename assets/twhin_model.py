@@ -1,0 +1,85 @@
+"""The model: torchrun's processes train it; this step starts them, listens, and shows what came out."""
+
+from typing import Any
+
+import dagster as dg
+
+from assets import checks, provenance
+from assets.stage import OWNERS, POOL, counts, opened, picture, table
+from resources.configuration import ConfigurationResource
+from resources.launcher import LauncherResource
+from resources.store import StoreResource
+from resources.tracking import TrackingResource
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.store import Manifest, Store
+
+CODE = ("dataset", "model", "scorer", "operators", "comparators", "losses")
+SHOWN_ELSEWHERE = ("model", "mlflow_run_id")
+
+
+def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Return the stage and its checks."""
+    above = [
+        "training_set/positives",
+        "training_set/negatives",
+        "held_out/validation",
+        "held_out/validation_negatives",
+        *(f"vocabulary/{entity}" for entity in config.model.table_names),
+    ]
+    tables_of = ", ".join(config.model.table_names)
+
+    @dg.asset(
+        deps=[provenance.key(name) for name in above],
+        partitions_def=partitions,
+        group_name="model",
+        description=f"Embedding tables ({tables_of}) and relations' operators, trained by torchrun; a retry resumes.",
+        kinds={"torch", "torchrec", "mlflow"},
+        owners=OWNERS,
+        code_version=provenance.code(*CODE),
+        retry_policy=dg.RetryPolicy(max_retries=2, delay=5),
+        pool=POOL,
+    )
+    def twhin_model(
+        context: dg.AssetExecutionContext,
+        configuration: ConfigurationResource,
+        store: StoreResource,
+        tracking: TrackingResource,
+        launcher: LauncherResource,
+    ) -> dg.MaterializeResult:
+        with opened(context, configuration, store, above) as (loaded, tables, snapshot):
+            with tracking.run(context, tables, snapshot, loaded) as run:
+                env = {"MLFLOW_RUN_ID": run.run_id, "MLFLOW_TRACKING_URI": tracking.uri(tables)}
+                overrides = configuration.overrides()
+                reported = launcher.train(context, configuration.file, overrides, tables, snapshot, env)
+            manifest = tables.manifest("twhin_model", snapshot)
+            shown = {**(reported.metadata or {}), **_metadata(tables, manifest, loaded)}
+            return dg.MaterializeResult(metadata=shown | {"mlflow_run": tracking.link(tables, run.run_id)})
+
+    return [twhin_model, checks.make("twhin_model_checks", config, ["twhin_model"])]
+
+
+def _metadata(store: Store, manifest: Manifest, config: TwhinConfig) -> dict[str, Any]:
+    import numpy as np
+
+    from twhin_pipeline import plots
+    from twhin_pipeline.model_files import ModelTables
+
+    model = ModelTables.open(store, manifest.snapshot)
+    losses, metrics = model.read("losses.parquet"), model.read("metrics.parquet")
+    steps, values = (np.asarray(losses[name], dtype=np.float64) for name in ("step", "loss"))
+    at = [row for row in metrics.to_pylist() if row["metric"] == "loss"]
+    validation = np.array([row["step"] for row in at]), np.array([row["value"] for row in at])
+    rows = [model.rows(name) for name in model.names]
+    bytes_of = 4 if config.model.embeddings.tables[0].data_type == "fp32" else 2
+    sizes = [round(n * config.model.embedding_dim * bytes_of / 2**20, 2) for n in rows]
+    return {
+        **counts(manifest.details, leave_out=SHOWN_ELSEWHERE),
+        "dagster/row_count": sum(rows),
+        "loss_curve": picture(plots.losses(steps, values, validation, f"{config.loss.name} loss"), "loss"),
+        "tables": table({"table": model.names, "rows": rows, "MiB": sizes}),
+        "size_mib": round(manifest.bytes / 2**20, 3),
+        "path": dg.MetadataValue.path(store.path("twhin_model", manifest.snapshot, manifest.version)),
+        "config_hash": manifest.config_hash,
+        "store_version": manifest.version,
+        "parents": dg.MetadataValue.json(manifest.parents),
+    }

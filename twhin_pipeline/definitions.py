@@ -1,0 +1,58 @@
+"""Dagster's front door: the one place where assets, checks, resources and schedules are put together.
+
+What belongs here: the assembly. What does not: anything else. This is the only module of `twhin_pipeline` that knows
+Dagster; tests assemble with resources of their own.
+https://docs.dagster.io/guides/build/projects-and-components
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from assets import automation, edges, embeddings, evaluation, training_set, twhin_model, vocabularies
+from resources.configuration import ConfigurationResource
+from resources.launcher import LauncherResource
+from resources.store import StoreResource
+from resources.tracking import TrackingResource
+from twhin_pipeline.source import find_snapshots
+
+STAGES = (edges, vocabularies, training_set, twhin_model, evaluation, embeddings)
+
+
+def build_defs(
+    *, config_path: str | None = None, resource_overrides: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """Assemble everything for one configuration.
+
+    Args:
+        config_path: A YAML file; left out, the one TWHIN_CONFIG names, else the bundled example's.
+        resource_overrides: Resources by name, in place of the usual ones.
+
+    Raises:
+        UserError: The configuration is wrong; definitions cannot be made without its entity types.
+    """
+    configuration = ConfigurationResource(path=config_path or "")
+    config = configuration.load()
+    snapshots = dg.StaticPartitionsDefinition(find_snapshots(config))
+    resources = {
+        "configuration": configuration,
+        "store": StoreResource(),
+        "tracking": TrackingResource(),
+        "launcher": LauncherResource(),
+        **(resource_overrides or {}),
+    }
+    made = [definition for stage in STAGES for definition in stage.make(config, snapshots)]
+    return dg.Definitions(
+        assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
+        asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
+        resources=resources,
+        jobs=[automation.chain],
+        schedules=[automation.retraining(lambda: find_snapshots(configuration.load()))],
+        sensors=[automation.tell_failure],
+    )
+
+
+defs = build_defs()
