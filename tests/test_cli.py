@@ -85,7 +85,8 @@ def test_stage_commands_are_the_stages_of_the_chain_in_order():
         (["evaluate"], "make it with `twhin"),
         (["summary"], "there is no embeddings/relations yet"),
         (["plan"], "--rows package="),
-        (["generate"], "Missing"),
+        (["generate"], "give the path of the Parquet file"),
+        (["generate", "graph.csv"], "must be a local path that ends in .parquet"),
     ],
 )
 def test_a_mistake_is_one_line_on_standard_error_and_exit_code_2(arguments, told, tmp_path, monkeypatch, capsys):

@@ -294,6 +294,48 @@ def summary(
 
 
 @app.command()
+def generate(
+    path: Annotated[str | None, typer.Argument(help="The Parquet file to write.")] = None,
+    like: Annotated[
+        str | None, typer.Option(help="A configuration with num_embeddings: write edges that fit it.")
+    ] = None,
+    edges: Annotated[int | None, typer.Option(min=1, help="Default: 1,000,000; with --like 10,000.")] = None,
+    users: Annotated[int, typer.Option(min=2, help="Entities of the type user.")] = 50_000,
+    items: Annotated[int, typer.Option(min=2, help="Entities of the type item.")] = 20_000,
+    communities: Annotated[int, typer.Option(min=1, help="Planted communities.")] = 50,
+    within: Annotated[float, typer.Option(min=0, max=1, help="Share of edges that stay in a community.")] = 0.8,
+    exponent: Annotated[float, typer.Option(min=0, max=3, help="Of the power law of degrees.")] = 0.75,
+    ids: Annotated[str, typer.Option(help="string, integer or indexed.")] = "string",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write a synthetic graph, with a configuration for it.
+
+    Degrees follow a power law, and most edges stay in planted communities, so there is something to learn.
+    """
+    from twhin_pipeline import generate as room
+
+    if like is not None:
+        config, _ = _config(like, None)
+        written = room.generate_like(config, path, edges or 10_000, seed)
+        print(f"{written}: {edges or 10_000:,} edges; next: twhin run --config {like}")
+    elif path is None:
+        raise UserError("generate: give the path of the Parquet file to write, or --like CONFIG")
+    else:
+        written = room.generate(
+            path,
+            users=users,
+            items=items,
+            edges=edges or 1_000_000,
+            communities=communities,
+            within=within,
+            exponent=exponent,
+            ids=ids,  # type: ignore[arg-type]
+            seed=seed,
+        )
+        print(f"{path}: {edges or 1_000_000:,} edges; next: twhin run --config {written}")
+
+
+@app.command()
 def mlflow(
     home: Home = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -320,7 +362,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_arguments(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; a mistake is told on standard error without a traceback."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     command: Any = typer.main.get_command(app)
     try:
         return int(command.main(args=arguments, prog_name="twhin", standalone_mode=False) or 0)
@@ -359,7 +401,7 @@ def _tell(message: str) -> None:
     print(f"twhin: {message}", file=sys.stderr)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if issubclass(category, UserWarning):
         print(f"twhin: note: {message}", file=sys.stderr)
 

@@ -44,6 +44,7 @@ def print_csv(result: duckdb.DuckDBPyConnection) -> None:
     import pyarrow.csv as csv
 
     reader = result.to_arrow_reader(10_000)
+    assert reader is not None  # only before a query
     with csv.CSVWriter(sys.stdout.buffer, reader.schema) as writer:
         for batch in reader:
             writer.write_batch(batch)
@@ -94,13 +95,13 @@ def metrics_table(evaluation: pa.Table, names: Sequence[str]) -> Table:
     columns = ["relation", "edges"]
     for name in names:
         columns += [name, "popular"]
-    rows = []
+    lines = []
     for relation in sorted(values, key=lambda r: (r == "all", -edges[r])):
-        row: list[str] = [relation, f"{edges[relation]:,}"]
+        line = [relation, f"{edges[relation]:,}"]
         for name in names:
-            row += [_three(value) for value in values[relation].get(name, (None, None))]
-        rows.append(row)
-    return table_of(columns, rows)
+            line += [_three(value) for value in values[relation].get(name, (None, None))]
+        lines.append(line)
+    return table_of(columns, lines)
 
 
 def _three(value: float | None) -> str:
