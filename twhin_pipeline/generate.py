@@ -63,8 +63,8 @@ def generate(
 
     The configuration lies beside the edges (`<name>.yaml`) and has the one snapshot. `within` is the probability that
     an edge joins two of a community (by draw from the whole type it does so by chance too). Ids are `string`
-    (`user_17`), `integer`, or `indexed` (rows, as in the published system); the graph is the same. Edges may repeat, as popular
-    pairs do; ingestion merges them.
+    (`user_17`), `integer`, or `indexed` (rows, as in the published system); the graph is the same. Edges may repeat, as
+    popular pairs do; ingestion merges them.
 
     Raises:
         UserError: A number is out of its range, or the path does not end in .parquet.
