@@ -362,7 +362,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_arguments(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; a mistake is told on standard error without a traceback."""
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.showwarning = _show_warning
     command: Any = typer.main.get_command(app)
     try:
         return int(command.main(args=arguments, prog_name="twhin", standalone_mode=False) or 0)
