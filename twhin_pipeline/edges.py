@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from twhin_pipeline.source import Input
     from twhin_pipeline.store import Manifest, Store
 
+SIDES = ("lhs", "rhs")
 SPLITS = ("train", "validation", "test")
 OUTSIDE_WINDOW = "outside window"
 MALFORMED = "malformed line"
+OUT_OF_RANGE = "index out of range"
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 REJECTED = pa.schema(
     [(column, pa.string()) for column in ("lhs", "rel", "rhs", "reason", "file")] + [("row", pa.int64())]
@@ -42,9 +44,9 @@ class Scan:
 
     @property
     def integers(self) -> bool:
-        """Whether both id columns hold integers."""
+        """Whether ids are integers: indexed ones always are."""
         columns = self.input.columns
-        return self.types[columns.lhs] in INTEGERS and self.types[columns.rhs] in INTEGERS
+        return self.input.indexed or self.types[columns.lhs] in INTEGERS and self.types[columns.rhs] in INTEGERS
 
 
 def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
@@ -120,8 +122,11 @@ def _open(con: duckdb.DuckDBPyConnection, given: Input, prefix: str) -> Scan:
     if given.format == "csv" and not given.indexed:
         # Text files have no types: ids are integers where every one of them is written as one.
         for column in (given.columns.lhs, given.columns.rhs):
-            whole = f"regexp_full_match({name(column)}, '0|-?[1-9][0-9]{{0,17}}')"
-            test = con.execute(f"SELECT coalesce(bool_and({whole}), false) FROM {_parquet(files)}").fetchall()
+            text = name(column)
+            whole = f"regexp_full_match({text}, '0|-?[1-9][0-9]*') AND TRY_CAST({text} AS BIGINT) IS NOT NULL"
+            test = con.execute(
+                f"SELECT coalesce(bool_and({whole}) FILTER ({name(column)} IS NOT NULL), false) FROM {_parquet(files)}"
+            ).fetchall()
             types[column] = "BIGINT" if test[0][0] else "VARCHAR"
     return Scan(given, files, staged, types)
 
@@ -201,7 +206,7 @@ def _rows(scan: Scan, config: TwhinConfig, snapshot: str, integers: bool) -> str
     ]
     part = f"SELECT {', '.join(taken)} FROM {_parquet(scan.files)}"
     if given.limit is not None or given.offset is not None:
-        part += f" LIMIT {given.limit if given.limit is not None else (1 << 62)} OFFSET {given.offset or 0}"
+        part += f" LIMIT {given.limit if given.limit is not None else 2**62} OFFSET {given.offset or 0}"
     identity = "BIGINT" if integers else "VARCHAR"
     key = "r.index = TRY_CAST(raw_rel AS BIGINT)" if given.indexed else "r.name = CAST(raw_rel AS VARCHAR)"
     time_sql = _time(scan.types[columns.time]) if columns.time is not None else "NULL::TIMESTAMP"
@@ -230,11 +235,18 @@ def _fate(scan: Scan, config: TwhinConfig, snapshot: str, identity: str) -> str:
         cases.append(("trim(CAST(raw_lhs AS VARCHAR)) = '' OR trim(CAST(raw_rhs AS VARCHAR)) = ''", "empty id"))
     cases.append(("rel IS NULL", "unknown relation"))
     if given.indexed:
-        left, right = (f"TRY_CAST(raw_{side} AS HUGEINT)" for side in ("lhs", "rhs"))
+        left, right = (f"TRY_CAST(raw_{side} AS HUGEINT)" for side in SIDES)
         cases += [
-            (f"{left} IS NULL OR {right} IS NULL", "not an index"),
+            # A cast alone would round 1.5 to an integer.
+            (
+                " OR ".join(f"NOT regexp_full_match(CAST(raw_{s} AS VARCHAR), '-?[0-9]+')" for s in SIDES),
+                "not an index",
+            ),
             (f"{left} < 0 OR {right} < 0", "negative index"),
-            (f"{left} >= coalesce(lhs_rows, 1 << 62) OR {right} >= coalesce(rhs_rows, 1 << 62)", "index out of range"),
+            (
+                " OR ".join(f"{i} >= coalesce({n}, {2**62})" for i, n in ((left, "lhs_rows"), (right, "rhs_rows"))),
+                OUT_OF_RANGE,
+            ),
         ]
     elif identity == "BIGINT":
         cases.append(("lhs IS NULL OR rhs IS NULL", "id beyond 64 bits"))
@@ -283,7 +295,7 @@ def _create_malformed(con: duckdb.DuckDBPyConnection, scans: list[Scan]) -> int:
             con.execute("INSERT INTO origins VALUES (?, ?, ?)", [part.path, part.origin, scan.input.format == "csv"])
             if part.malformed:
                 lines = [line for line, _, _ in part.malformed]
-                table = pa.table(  # noqa: F841 (DuckDB reads it by its name)
+                lines_found = pa.table(  # noqa: F841 (DuckDB reads it by its name)
                     {
                         "origin": [part.origin] * len(lines),
                         "line": lines,
@@ -291,7 +303,7 @@ def _create_malformed(con: duckdb.DuckDBPyConnection, scans: list[Scan]) -> int:
                         "shift": [line - before for before, line in enumerate(lines)],
                     }
                 )
-                con.execute("INSERT INTO malformed SELECT * FROM table")
+                con.execute("INSERT INTO malformed SELECT * FROM lines_found")
                 count += len(lines)
     return count
 
@@ -346,7 +358,7 @@ def _write_kept(
                 f"ORDER BY rel, lhs, rhs) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
             )
             counted = con.execute(
-                "SELECT r.name, count(e.rel), count_if(e.lhs = e.rhs AND r.loops) FROM relations r "
+                "SELECT r.name, count(e.rel), count(*) FILTER (e.lhs = e.rhs AND r.loops) FROM relations r "
                 f"LEFT JOIN {database.parquet([path])} e ON e.rel = r.name GROUP BY r.name, r.index ORDER BY r.index"
             ).fetchall()
     except BaseException:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.store import Manifest, Store
 
+# Indexed ids may leave rows unused, but hardly more than this many for each one used.
+SPARSEST = 100
+
 
 def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
     """Write `vocabulary/<entity>` of every entity type, and return the manifests by entity type.
@@ -149,8 +152,15 @@ def _every_index(con: duckdb.DuckDBPyConnection, config: TwhinConfig, entity: st
             f"vocabulary/{entity}: an earlier vocabulary has ids that are not their rows, so its ids were not indexed; "
             "use another TWHIN_HOME for indexed edges"
         )
-    known, most = con.execute("SELECT (SELECT count(*) FROM known), (SELECT max(id) FROM degrees)").fetchall()[0]
-    size = config.model.table(entity).num_embeddings or (0 if most is None else int(most) + 1)
+    known, used, most = con.execute(
+        "SELECT (SELECT count(*) FROM known), count(*), coalesce(max(id), -1) FROM degrees"
+    ).fetchall()[0]
+    size = config.model.table(entity).num_embeddings or int(most) + 1
+    if config.model.table(entity).num_embeddings is None and size > SPARSEST * int(used) + 1_000_000:
+        raise UserError(
+            f"vocabulary/{entity}: {int(used):,} entities with edges would need {size:,} rows, so their ids are hardly "
+            "rows; set source.ids to named, or give num_embeddings"
+        )
     return f"SELECT range AS id, range - {int(known)} AS position FROM range({int(known)}, {max(size, int(known))})"
 
 
