@@ -236,11 +236,12 @@ def _agreed_plan(
         try:
             answer[0] = planner.plan(model, [sharder])
         except PlannerError as error:
+            reason = str(error).splitlines()[0].strip(" .")
             size = sum(weight.numel() * weight.element_size() for weight in _weights(model).values()) / 2**30
             answer[0] = (
                 f"tables of {size:.3g} GiB and their optimizer state do not fit, {launch.sharding}, on {world_size} "
                 f"ranks of {capacity / 2**30:.3g} GiB; use more ranks, raise launch.hbm_gib, or take data_type fp16, "
-                f"rowwise_adagrad or a smaller embedding_dim ({str(error).strip().splitlines()[0]})"
+                f"rowwise_adagrad or a smaller embedding_dim ({reason})"
             )
     dist.broadcast_object_list(answer, src=0, device=device)
     plan = answer[0]

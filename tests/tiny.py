@@ -1,0 +1,66 @@
+"""A tiny configuration and random batches, for tests of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from twhin_pipeline.batch import Chunk, EdgeBatch
+from twhin_pipeline.config import TwhinConfig, parse_config
+from twhin_pipeline.sections.model import TwhinModelConfig
+
+ROWS = {"user": 24, "item": 33}
+DIM = 8
+
+
+def config(**model: Any) -> TwhinConfig:
+    """Users like and hide items; items resemble items. `model` overrides fields of the model section."""
+    tables = [{"name": name, "embedding_dim": DIM, "optimizer": {"sgd": {"lr": 0.1}}} for name in ROWS]
+    relations = [
+        {"name": "likes", "lhs": "user", "rhs": "item"},
+        {"name": "resembles", "lhs": "item", "rhs": "item", "operator": "identity"},
+        {"name": "hides", "lhs": "user", "rhs": "item", "weight": 0.5},
+    ]
+    section = {"embeddings": {"tables": tables}, "relations": relations, **model}
+    return parse_config({"source": {"path": "edges.parquet"}, "model": section})
+
+
+def chunk(
+    rng: np.random.Generator, model: TwhinModelConfig, relation: int, edges: int, window: int, pool: int
+) -> Chunk:
+    """Random edges of one relation, with the masks that the training set would have for them."""
+    rows = {side: ROWS[getattr(model.relations[relation], side)] for side in ("lhs", "rhs")}
+    drawn = {side: rng.integers(0, rows[side], edges) for side in rows}
+    pools = {side: rng.integers(0, rows[side], pool) for side in rows}
+    window = min(window, edges)
+    in_batch = (np.arange(window) + int(rng.integers(edges))) % edges
+    true = set(zip(drawn["lhs"].tolist(), drawn["rhs"].tolist(), strict=True))
+
+    def mask(side: str) -> np.ndarray:
+        candidates = np.concatenate([drawn[side][in_batch], pools[side]])
+        pairs = []
+        for i in range(edges):
+            for j, candidate in enumerate(candidates.tolist()):
+                edge = (candidate, drawn["rhs"][i]) if side == "lhs" else (drawn["lhs"][i], candidate)
+                if edge in true:
+                    pairs.append((i, j))
+        return np.array(pairs, np.int64).reshape(-1, 2)
+
+    weight = rng.uniform(0.5, 2.0, edges).astype(np.float32)
+    return Chunk(
+        relation, drawn["lhs"], drawn["rhs"], weight, in_batch, pools["lhs"], pools["rhs"], mask("lhs"), mask("rhs")
+    )
+
+
+def chunks(seed: int, model: TwhinModelConfig) -> list[Chunk]:
+    """One chunk of each relation, of different lengths; the last is shorter than the in-batch window."""
+    rng = np.random.default_rng(seed)
+    lengths = [6, 5, 2]
+    return [chunk(rng, model, r, lengths[r], window=3, pool=4) for r in range(len(model.relations))]
+
+
+def batch(seed: int, model: TwhinModelConfig) -> EdgeBatch:
+    """`chunks` as one batch."""
+    made = chunks(seed, model)
+    return EdgeBatch.assemble(made, model, sum(len(c.lhs) for c in made))
