@@ -151,7 +151,7 @@ class Negatives:
             rows = Ragged.from_lists(lists[s]["row"], np.int64)
             if not (np.diff(rows.offsets) == pool).all():
                 raise UserError(
-                    f"{path}: pools are not of {pool} candidates, as configured (global_negatives); run `twhin sample` again"
+                    f"{path}: pools are not of {pool} candidates, as global_negatives says; run `twhin sample` again"
                 )
             self.place[s] = place
             self.pool[s] = rows.values.reshape(len(chunks), pool)
@@ -235,6 +235,11 @@ class EdgesDataset:
             return 0
         here = -(-(self.num_chunks - self.chunks_done) // self.chunks_per_step)
         return here + (self.num_epochs - self.epoch - 1) * self.steps_per_epoch
+
+    @property
+    def epoch_of_last_batch(self) -> int:
+        """The epoch of the last batch that the loop received, from 0."""
+        return self.epoch if self.chunks_done else max(self.epoch - 1, 0)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position: the batches that the loop has received, not those read ahead."""

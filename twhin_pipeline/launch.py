@@ -184,10 +184,9 @@ def first_failure(log_dir: str, ignoring: Collection[str] = ()) -> Failure | Non
         text, extra = (message["message"], message["extraInfo"]) if isinstance(message, dict) else (str(message), {})
         kind, _, rest = text.partition(": ")
         told = Failure(int(rank) if rank.isdigit() else -1, kind, rest, str(extra.get("py_callstack") or text))
-        found.append((int(extra.get("timestamp", 0)), told))
-    # Timestamps are whole seconds. Within one, a broken connection is the echo.
-    found.sort(key=lambda item: (item[0], "onnection" in item[1].message, item[1].rank))
-    return found[0][1] if found else None
+        # torch's own timestamp has whole seconds, within which the others already feel the broken connection.
+        found.append((Path(path).stat().st_mtime_ns, told))
+    return min(found, key=lambda item: (item[0], item[1].rank))[1] if found else None
 
 
 def _error_files(log_dir: str) -> list[str]:

@@ -174,12 +174,12 @@ class ModelTables:
             mapped.flush()
 
 
-def locate(path: str) -> tuple[Store, str]:
-    """Find the model that `path` names: a store, one of its snapshots (`<store>@YYYY-MM-DD`, or the folder
+def locate(path: str, asset: str = ASSET) -> tuple[Store, str]:
+    """Find the model (or another table) that `path` names: a store, one of its snapshots (`<store>@YYYY-MM-DD`, or the folder
     `<store>/twhin_model/YYYY-MM-DD`), or an MLflow model URI (`models:/name/version`, `runs:/…`).
 
     Raises:
-        UserError: There is no model.
+        UserError: There is none.
     """
     if path.startswith(("models:/", "runs:/")):
         from twhin_pipeline.tracking import resolve_model
@@ -189,10 +189,10 @@ def locate(path: str) -> tuple[Store, str]:
         named = re.fullmatch(rf"(.+?)(?:@|/{ASSET}/)(\d{{4}}-\d{{2}}-\d{{2}})/?", path)
         root, snapshot = (named[1], named[2]) if named else (path, "")
     store = Store(root)
-    made = store.snapshots(ASSET)
+    made = store.snapshots(asset)
     if not made or (snapshot and snapshot not in made):
-        there = f"it has models of {', '.join(made)}" if made else "it has none"
-        raise UserError(f"{path}: no trained model there ({there}); give a store in which `twhin train` has ended")
+        there = f"it has {', '.join(made)}" if made else "it has none of any snapshot"
+        raise UserError(f"{path}: no {asset} there ({there}); give a store, or a snapshot of one, that has it")
     return store, snapshot or made[-1]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def _client(store: Store) -> Any:
     # MLflow's own telemetry is not ours to send.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import logging
 
     # The migrations of a new SQLite file are no news to a user.
@@ -86,8 +88,11 @@ class Run:
 
         now = int(time.time() * 1000)
         metrics = [Metric(k, float(v), now, step) for k, v in values.items() if abs(float(v)) < float("inf")]
-        if metrics:
-            self.client.log_batch(self.run_id, metrics=metrics)
+        try:
+            if metrics:
+                self.client.log_batch(self.run_id, metrics=metrics)
+        except Exception as error:  # hours of training are not to be lost to a tracking server
+            warnings.warn(f"MLflow did not take the metrics of step {step}: {error}", stacklevel=2)
 
     def log_text(self, text: str, file: str) -> None:
         """Log a text as an artifact."""
@@ -102,6 +107,31 @@ class Run:
         """Set the run's end, as FINISHED, FAILED or KILLED, unless who gave us the run does."""
         if self.owned:
             self.client.set_terminated(self.run_id, status)
+
+
+class QuietRun:
+    """Stands for the run on ranks that track nothing."""
+
+    run_id: str | None = None
+
+    def log_config(self, config: TwhinConfig, **more: Any) -> None:
+        """Do nothing."""
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_text(self, text: str, file: str) -> None:
+        """Do nothing."""
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Do nothing."""
+
+
+def open_run(store: Store, snapshot: str, config: TwhinConfig, earlier: str | None = None) -> Run:
+    """Go on with MLFLOW_RUN_ID's run, else with the `earlier` run of a resumed training, else start one."""
+    if earlier and not os.environ.get("MLFLOW_RUN_ID") and run_exists(store, earlier):
+        return resume_run(store, earlier)
+    return start_run(store, snapshot, config)
 
 
 def start_run(store: Store, snapshot: str, config: TwhinConfig, tags: Mapping[str, str] | None = None) -> Run:
