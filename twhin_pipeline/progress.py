@@ -55,9 +55,9 @@ class Interval:
             name for name, value in zip(self.relations, by_relation.tolist(), strict=True) if not math.isfinite(value)
         ]
         raise FloatingPointError(
-            f"the loss is {float(loss)} at step {step}, in relation {', '.join(names) or 'none alone (their sum)'}; lower "
-            "the learning rates of its tables and of translation_optimizer, or lengthen their ramp; look at edge weights "
-            "too"
+            f"the loss is {float(loss)} at step {step}, in relation {', '.join(names) or 'none alone (their sum)'}; "
+            "lower the learning rates of its tables and of translation_optimizer, or lengthen their ramp; look at edge "
+            "weights too"
         )
 
     @property

@@ -1,4 +1,4 @@
-"""`python -m twhin_pipeline.train`: trains one snapshot, alone or as a rank under torchrun. See `launch` for the rest."""
+"""`python -m twhin_pipeline.train`: trains one snapshot, alone or as a rank under torchrun."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
         stop.set()
         signal.signal(number, previous[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         previous[number] = signal.signal(number, handle)
     try:
         yield stop

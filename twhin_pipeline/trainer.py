@@ -144,8 +144,8 @@ class Trainer:
         steps_left = min(self.dataset.steps_left, self.config.training.num_train_steps - self.progress.step)
         self.total = self.progress.step + max(steps_left, 0)
         self.reporter.milestone(
-            f"training {self.snapshot}: {self.dataset.num_edges:,} edges, {self.config.training.num_epochs} epoch(s) of "
-            f"{self.dataset.steps_per_epoch:,} steps, to step {self.total:,}, {self.ranks.world_size} process(es) on "
+            f"training {self.snapshot}: {self.dataset.num_edges:,} edges, {self.config.training.num_epochs} epoch(s) "
+            f"of {self.dataset.steps_per_epoch:,} steps, to step {self.total:,}, {self.ranks.world_size} process(es) on "
             f"{self.ranks.device.type}; ready in {time.monotonic() - self.started:.1f} s"
         )
 
