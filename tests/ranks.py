@@ -1,0 +1,166 @@
+"""What test_sharding.py runs under torchrun: trains tiny models on all ranks, and writes what it saw as JSON.
+
+Run by hand: `torchrun --standalone --nproc-per-node 2 tests/ranks.py out.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+import torch
+import torch.distributed as dist
+
+from twhin_pipeline.batch import EdgeBatch
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.losses import LOSSES
+from twhin_pipeline.metrics import create_metrics
+from twhin_pipeline.model import TwhinModel, TwhinModelAndLoss
+from twhin_pipeline.optimizer import apply_optimizers, build_optimizer
+from twhin_pipeline.sections.training import LaunchConfig, LossConfig
+from twhin_pipeline.sharding import (
+    init_tables,
+    local_shards,
+    log_sharded_tensor_content,
+    maybe_shard_model,
+    table_weights,
+    unwrapped,
+)
+
+# Beyond one block of initial vectors, so that shards begin and end inside blocks.
+tiny.ROWS.update(user=9001, item=5003)
+STEPS = 5
+RAMP = {"learning_rate": {"linear_ramp_to_constant": {"learning_rate": 0.2, "num_ramp_steps": 4}}}
+
+
+def configured(optimizer: dict[str, Any], data_type: str = "fp32") -> TwhinConfig:
+    """Both tables have the same algorithm; only the items' rate has a ramp."""
+    tables = [
+        {"name": name, "embedding_dim": tiny.DIM, "data_type": data_type, "optimizer": optimizer | schedule}
+        for name, schedule in (("user", {}), ("item", RAMP))
+    ]
+    return tiny.config(
+        embeddings={"tables": tables}, init_scale=1.0, translation_optimizer={"sgd": {"lr": 0.05, "momentum": 0.9}}
+    )
+
+
+def alone() -> TwhinConfig:
+    """One table, so that under table_wise one of two ranks holds nothing."""
+    return tiny.config(
+        embeddings={
+            "tables": [
+                {"name": "item", "embedding_dim": tiny.DIM, "optimizer": {"rowwise_adagrad": {"lr": 0.1}} | RAMP}
+            ]
+        },
+        relations=[{"name": "resembles", "lhs": "item", "rhs": "item"}],
+        init_scale=1.0,
+    )
+
+
+ROWWISE = {"rowwise_adagrad": {"lr": 0.1}}
+CASES: dict[str, tuple[TwhinConfig, str, str]] = {
+    "rowwise_adagrad row_wise": (configured(ROWWISE), "softmax", "row_wise"),
+    "rowwise_adagrad table_wise": (configured(ROWWISE), "bce", "table_wise"),
+    "adagrad row_wise": (configured({"adagrad": {"lr": 0.1}}), "bce", "row_wise"),
+    "sgd table_wise": (configured({"sgd": {"lr": 0.1}}), "softmax", "table_wise"),
+    "fp16 row_wise": (configured(ROWWISE, "fp16"), "softmax", "row_wise"),
+    "one table table_wise": (alone(), "softmax", "table_wise"),
+}
+
+
+def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
+    """Train a few steps, in the last but one of which only rank 0 has edges; return all that can be seen."""
+    grouped = dist.is_initialized()
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+    model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
+    sharded = maybe_shard_model(model, "cpu", LaunchConfig(nproc_per_node=world_size, sharding=sharding))
+    init_tables(sharded, seed=3)
+    first = {table: gathered(weight) for table, weight in table_weights(sharded).items()}
+    optimizer, schedule = build_optimizer(sharded, config.model)
+    optimizer.load_state_dict(optimizer.state_dict())
+    trainable = TwhinModelAndLoss(sharded, LOSSES[loss_name](LossConfig(name=loss_name)), config.model)
+    losses, rates = [], []
+    for step in range(STEPS):
+        chunks = [chunk for part in range(2) for chunk in tiny.chunks(10 * step + part, config.model)]
+        if step == STEPS - 2:
+            chunks = chunks[:1]
+        mine = [chunks[i] for i in np.array_split(np.arange(len(chunks)), world_size)[rank]]
+        batch = EdgeBatch.assemble(mine, config.model, sum(len(chunk.lhs) for chunk in chunks))
+        rates.append(schedule.rates())
+        optimizer.zero_grad()
+        loss, _ = trainable(batch)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total = loss.detach().clone()
+        if grouped:
+            dist.all_reduce(total)
+        losses.append(total.item() / world_size)
+    return {
+        "losses": losses,
+        "rates": rates,
+        "first": first,
+        "last": {table: gathered(weight) for table, weight in table_weights(sharded).items()},
+        "relations": {name: row.tolist() for name, row in unwrapped(sharded).scorer.state_rows().items()},
+        "held": {table: [len(shard) for _, shard in local_shards(w)] for table, w in table_weights(sharded).items()},
+        "plan": sharded.sharding_plan_text,
+        "norms": {t: log_sharded_tensor_content("weight", t, w) for t, w in table_weights(sharded).items()},
+    }
+
+
+def gathered(weight: Any) -> list[list[float]]:
+    """Every 97th row of a whole table, from all ranks' shards."""
+    mine = [(first, shard.float().clone()) for first, shard in local_shards(weight)]
+    parts: list[Any] = [mine]
+    if dist.is_initialized():
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, mine)
+    shards = sorted((shard for part in parts for shard in part), key=lambda shard: shard[0])
+    return torch.cat([shard for _, shard in shards])[::97].tolist()
+
+
+def metrics() -> dict[str, float]:
+    """Each rank has its own share of 1,000 examples."""
+    grouped = dist.is_initialized()
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+    generator = torch.Generator().manual_seed(0)
+    p, w = torch.rand(1000, generator=generator), torch.rand(1000, generator=generator)
+    y = (torch.rand(1000, generator=generator) < p).float()
+    made = create_metrics("cpu")
+    made.update(p[rank::world_size], y[rank::world_size], w[rank::world_size])
+    return {name: value.item() for name, value in made.compute().items()}
+
+
+def refusals() -> dict[str, str]:
+    """The message that this rank gets where a plan cannot be made."""
+    told = {}
+    for name, config, launch in (
+        ("memory", configured(ROWWISE), LaunchConfig(hbm_gib=1e-6)),
+        ("adam", configured({"adam": {"lr": 0.1}}), LaunchConfig()),
+    ):
+        model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
+        try:
+            maybe_shard_model(model, "cpu", launch)
+        except UserError as error:
+            told[name] = str(error)
+    return told
+
+
+def main() -> None:
+    """Run everything on all ranks; rank 0 writes the list of what each rank saw."""
+    dist.init_process_group("gloo")
+    seen = {"cases": {name: train(*case) for name, case in CASES.items()}, "metrics": metrics(), "refused": refusals()}
+    everything: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everything, seen)
+    if dist.get_rank() == 0:
+        Path(sys.argv[1]).write_text(json.dumps(everything))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
