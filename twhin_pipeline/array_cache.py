@@ -36,7 +36,7 @@ def cached(store: Store, manifest: Manifest, build: Callable[[Path], None]) -> P
         shutil.rmtree(draft, ignore_errors=True)
     if not inside:
         for path in folder.parent.iterdir():
-            if path.name < folder.name and not path.name.startswith("."):
+            if path.name != folder.name and not path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
     return folder
 

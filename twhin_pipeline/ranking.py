@@ -90,13 +90,13 @@ def rank_edges(
         The raw ranks, then for each filter those without its known edges (the ranked edge itself stays).
 
     Raises:
-        UserError: A score is not a number.
+        UserError: A vector or a true edge's score is not finite.
     """
     size = len(queries)
     # Sums of signs and of their absolute values: of all candidates, then of each filter's.
     sums = np.zeros((1 + len(filters), 2, size))
     numbers = np.zeros((len(filters), size))
-    fixed = scores.encode(side, candidates.rows)
+    fixed = _finite(scores.encode(side, candidates.rows))
     block = scores.block(candidates.size, block_size)
     for start in range(0, size, block):
         part = slice(start, min(start + block, size))
@@ -112,8 +112,6 @@ def rank_edges(
             sums[1 + i, 0, part] = np.bincount(position, values, rows)
             sums[1 + i, 1, part] = np.bincount(position, abs(values), rows)
             numbers[i, part] = np.bincount(position, minlength=rows)
-    if not np.isfinite(sums).all():
-        raise UserError("the model scores some edges as NaN, so its vectors are not finite; train at a lower rate")
     raw = Counts.of_signs(candidates.others(targets), *sums[0])
     return [raw, *(raw.less(Counts.of_signs(numbers[i], *sums[1 + i])) for i in range(len(filters)))]
 
@@ -130,12 +128,19 @@ def _signs(
     encoded = scores.encode(other(side), queries)
     if candidates.rows is None:
         signs = scores.compare(encoded, fixed)
-        true = signs.gather(1, torch.from_numpy(targets)[:, None].to(signs.device))
+        true = _finite(signs.gather(1, torch.from_numpy(targets)[:, None].to(signs.device)))
         # In place, since fresh memory for a second matrix would cost more than the arithmetic.
         return signs.sub_(true).sign_(), np.zeros(len(queries))
     both = scores.compare(encoded, torch.cat([fixed, scores.encode(side, targets)]))
-    true = both[:, candidates.size :].diagonal()[:, None].clone()
+    true = _finite(both[:, candidates.size :].diagonal()[:, None].clone())
     signs = both[:, : candidates.size].sub_(true).sign_()
     column = candidates.columns[targets]
     own = signs[torch.arange(len(column)), torch.from_numpy(np.maximum(column, 0))].double().cpu().numpy()
     return signs, np.where(column >= 0, own, 0.0)
+
+
+def _finite(values: torch.Tensor) -> torch.Tensor:
+    """Return the values. The sign of NaN is 0 in torch, so it would pass for a tie."""
+    if not values.isfinite().all():
+        raise UserError("the model's vectors or scores are not finite; train again, at a lower learning rate")
+    return values

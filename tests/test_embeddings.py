@@ -1,0 +1,231 @@
+"""The read API: vectors, probabilities, neighbours and candidates, as training scored them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import small_store
+import torch
+from small_store import DIM, NUM, SNAPSHOT, Small
+
+from twhin_pipeline.batch import Chunk, EdgeBatch
+from twhin_pipeline.embeddings import TwhinEmbeddings, load_model
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.evaluation import evaluate
+from twhin_pipeline.export import export
+from twhin_pipeline.model import TwhinModel
+
+
+def make(tmp_path, model=None, **options) -> tuple[Small, TwhinEmbeddings]:
+    small = small_store.make(tmp_path, config=small_store.config(export=options, model=model or {}))
+    export(small.config, small.store, SNAPSHOT)
+    return small, load_model(small.store.root)
+
+
+@pytest.mark.parametrize("model", [{}, {"comparator": "cosine", "temperature": 0.1}], ids=["dot", "cosine"])
+def test_serving_scores_equal_those_of_the_training_forward_pass(tmp_path, model):
+    small, served = make(tmp_path, model)
+    trained = TwhinModel(small.config.model, NUM)
+    with torch.no_grad():
+        for name, vectors in small.vectors.items():
+            trained.embeddings.embeddings[name].weight.copy_(torch.from_numpy(vectors))
+    trained.scorer.load_rows(small.scorer.state_rows())
+    none, masks = np.empty(0, np.int64), np.empty((0, 2), np.int64)
+    for number, (name, (lhs, rhs)) in enumerate(small_store.RELATIONS.items()):
+        heads, tails, pool = np.array([3, 9, 3]), np.array([1, 4, 0]), np.arange(NUM[rhs])
+        ones = np.ones(3, np.float32)
+        chunk = Chunk(number, heads, tails, ones, none, none, pool, masks, masks)
+        with torch.no_grad():
+            outputs = trained(EdgeBatch.assemble([chunk], small.config.model, 3), "rhs")
+        lhs_ids, rhs_ids = ([small_store.ids(e)[row] for row in rows] for e, rows in ((lhs, heads), (rhs, tails)))
+        found = served.predict_relation(lhs_ids, rhs_ids, name)
+        assert found == pytest.approx(outputs["probabilities"][0].numpy(), rel=1e-5)
+        best = served.candidates(name, lhs_ids[1], 5)
+        top = outputs["rhs_logits"][0, 1].topk(5)
+        assert [i for i, _ in best] == [small_store.ids(rhs)[row] for row in top.indices]
+        assert [s for _, s in best] == pytest.approx(top.values.tolist(), rel=1e-4)
+
+
+def test_an_id_gives_its_vector_and_a_sequence_of_ids_a_matrix_in_its_order(tmp_path):
+    small, model = make(tmp_path)
+    for entity in NUM:
+        ids = small_store.ids(entity)
+        rows = [7, 2, 7]
+        asked = [ids[row] for row in rows]
+        for given in (asked, tuple(asked), np.array(asked)):
+            assert np.array_equal(model.get_embedding(entity, given), small.vectors[entity][rows])
+        assert np.array_equal(model.get_embedding(entity, ids[4]), small.vectors[entity][4])
+    assert model.get_embedding("item", np.int64(small_store.ids("item")[4])).shape == (DIM,)
+    assert model.get_embedding("item", []).shape == (0, DIM)
+
+
+def test_every_entity_type_has_its_getter_and_others_are_refused_by_name(tmp_path):
+    small, model = make(tmp_path)
+    assert {"get_user_embedding", "get_item_embedding"} <= set(dir(model))
+    assert np.array_equal(model.get_user_embedding(small_store.ids("user")[3]), small.vectors["user"][3])
+    with pytest.raises(AttributeError, match=r"did you mean 'item'.*entity types: user, item"):
+        model.get_items_embedding(1)
+    with pytest.raises(AttributeError, match="entity types: user, item"):
+        _ = model.nonsense
+    assert not hasattr(model, "get_tweet_embedding")
+
+
+def test_an_unknown_id_is_a_key_error_that_names_the_nearest(tmp_path):
+    _, model = make(tmp_path)
+    with pytest.raises(KeyError, match=r"no user has the id 'u100'; nearest: 'u10'"):
+        model.get_user_embedding("u100")
+    with pytest.raises(KeyError, match="no item has the id 123; nearest: 120, 130, 110"):
+        model.get_item_embedding([120, 123])
+    with pytest.raises(KeyError, match="nearest: 390"):
+        model.get_item_embedding(10**30)
+    with pytest.raises(KeyError, match="no item has the id 'vim'; nearest"):
+        model.get_item_embedding("vim")
+    with pytest.raises(KeyError, match=r"no item has the id 120\.5"):
+        model.get_item_embedding(120.5)
+    with pytest.raises(UserError):  # so that the command line tells it in one line
+        model.neighbors("user", "nobody")
+
+
+def test_an_integer_id_may_come_as_text_as_from_a_command_line(tmp_path):
+    _, model = make(tmp_path)
+    assert np.array_equal(model.get_item_embedding("120"), model.get_item_embedding(120))
+
+
+def test_an_unknown_entity_type_or_relation_names_the_nearest(tmp_path):
+    _, model = make(tmp_path)
+    with pytest.raises(KeyError, match="unknown entity type 'users'; did you mean 'user'"):
+        model.get_embedding("users", "u01")
+    with pytest.raises(KeyError, match="unknown relation 'like'; did you mean 'likes'"):
+        model.predict_relation("u01", 10, "like")
+    assert model.entities == ["user", "item"] and model.relations == ["likes", "follows", "rates"]
+
+
+def test_probabilities_are_those_of_a_plain_formula_for_ids_vectors_and_mixtures(tmp_path):
+    small, model = make(tmp_path)
+    users, items = small_store.ids("user")[:3], small_store.ids("item")[5:8]
+    plain = [1 / (1 + np.exp(-small_store.score(small, 0, i, 5 + i))) for i in range(3)]
+    assert model.predict_relation(users, items, "likes") == pytest.approx(plain, rel=1e-5)
+    user_vectors, item_vectors = model.get_user_embedding(users), model.get_item_embedding(items)
+    assert model.predict_relation(user_vectors, item_vectors, "likes") == pytest.approx(plain, rel=1e-5)
+    assert model.predict_relation(torch.from_numpy(user_vectors), items, "likes") == pytest.approx(plain, rel=1e-5)
+    one = model.predict_relation(model.get_user_embedding(users[0]), items[0], "likes")
+    assert isinstance(one, float) and one == pytest.approx(plain[0], rel=1e-5)
+    many = model.predict_relation(users[0], items, "likes")
+    assert many == pytest.approx([model.predict_relation(users[0], item, "likes") for item in items], rel=1e-5)
+
+
+def test_vectors_and_counts_that_do_not_fit_are_refused(tmp_path):
+    _, model = make(tmp_path)
+    with pytest.raises(UserError, match=r"vectors of user must be \[8\] or \[n, 8\], got \[3\]"):
+        model.predict_relation([0.1, 0.2, 0.3], 10, "likes")
+    with pytest.raises(UserError, match="got 2 and 3"):
+        model.predict_relation(["u01", "u02"], [10, 20, 30], "likes")
+    with pytest.raises(UserError, match="one head"):
+        model.candidates("likes", ["u01", "u02"])
+
+
+def test_the_relation_may_be_left_out_only_where_there_is_one(tmp_path, monkeypatch):
+    _, model = make(tmp_path / "a")
+    with pytest.raises(UserError, match="several relations; say which one: likes, follows, rates"):
+        model.predict_relation("u01", 10)
+    monkeypatch.setattr(small_store, "RELATIONS", {"likes": ("user", "item")})
+    monkeypatch.setattr(small_store, "edges", lambda: {s: np.zeros((1, 3), np.int64) for s in ("train", "validation", "test")})  # fmt: skip # noqa: E501
+    _, single = make(tmp_path / "b")
+    assert single.predict_relation("u01", 10) == single.predict_relation("u01", 10, "likes")
+
+
+@pytest.mark.parametrize("block", [4, 262_144])
+def test_neighbors_are_the_nearest_by_cosine_without_the_entity_itself_in_blocks_of_any_size(
+    tmp_path, monkeypatch, block
+):
+    for module in ("embeddings", "entity_table"):
+        monkeypatch.setattr(f"twhin_pipeline.{module}.BATCH_ROWS", block)
+    small, model = make(tmp_path)
+    vectors = small.vectors["user"] / np.linalg.norm(small.vectors["user"], axis=1, keepdims=True)
+    cosines = vectors @ vectors[6]
+    order = [row for row in np.argsort(-cosines) if row != 6]
+    ids = small_store.ids("user")
+    found = model.neighbors("user", ids[6], 5)
+    assert [name for name, _ in found] == [ids[row] for row in order[:5]]
+    assert [value for _, value in found] == pytest.approx(cosines[order[:5]], rel=1e-5)
+    assert len(model.neighbors("user", ids[6], 1000)) == NUM["user"] - 1
+    assert len(model.candidates("likes", ids[6], 1000)) == NUM["item"]
+
+
+def test_normalized_vectors_give_neighbors_but_no_scores(tmp_path):
+    _, model = make(tmp_path, normalize=True)
+    assert len(model.neighbors("user", "u01", 3)) == 3
+    for call in (model.predict_relation, model.candidates):
+        with pytest.raises(UserError, match="normalize: false"):
+            call("likes", "u01", 1)
+
+
+def test_a_snapshot_is_named_by_argument_or_by_path_and_the_newest_is_the_default(tmp_path, monkeypatch):
+    small, _ = make(tmp_path)
+    monkeypatch.setattr(small_store, "SNAPSHOT", "2025-01-01")
+    later = small_store.make(tmp_path, config=small.config)
+    export(later.config, later.store, "2025-01-01")
+    root = small.store.root
+    assert load_model(root).snapshot == "2025-01-01"
+    assert load_model(f"{root}@{SNAPSHOT}").snapshot == load_model(root, snapshot=SNAPSHOT).snapshot == SNAPSHOT
+    with pytest.raises(UserError, match="two snapshots"):
+        load_model(f"{root}@{SNAPSHOT}", snapshot="2025-01-01")
+    with pytest.raises(UserError, match=r"2023-03-03.*twhin export"):
+        load_model(f"{root}@2023-03-03")
+
+
+def test_a_store_without_embeddings_is_refused_with_its_remedy(tmp_path):
+    with pytest.raises(UserError, match=r"no embeddings in this store.*twhin export"):
+        load_model(str(tmp_path / "nothing"))
+
+
+def test_tables_of_two_exports_are_not_mixed(tmp_path):
+    small, _ = make(tmp_path)
+    with small.store.replace("embeddings/user", SNAPSHOT, config_hash="other") as draft:
+        draft.write(small.store.read("embeddings/user", SNAPSHOT))
+    with pytest.raises(UserError, match="not of the same export"):
+        load_model(small.store.root)
+
+
+def test_vectors_are_mapped_from_one_local_copy_that_goes_with_its_version(tmp_path):
+    small, model = make(tmp_path)
+    assert isinstance(model.tables["user"].vectors, np.memmap)
+    copies = sorted((tmp_path / "home").rglob("vectors.npy"))
+    written = [path.stat().st_mtime_ns for path in copies]
+    load_model(small.store.root)
+    assert len(copies) == len(NUM) and [path.stat().st_mtime_ns for path in copies] == written
+    export(small.config, small.store, SNAPSHOT)
+    assert not any(path.exists() for path in copies)
+    assert model.get_user_embedding("u01").shape == (DIM,)  # who holds the old ones can go on
+    assert load_model(small.store.root).get_user_embedding("u01").shape == (DIM,)
+
+
+def test_a_remote_store_is_evaluated_exported_and_mapped_from_the_users_cache_whose_old_versions_go(
+    tmp_path, monkeypatch
+):
+    for name in ("XDG_CACHE_HOME", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    here = small_store.make(tmp_path, config=small_store.config())
+    remote = small_store.make("memory://evaluate", config=small_store.config())
+    values = [evaluate(each.config, each.store, SNAPSHOT).details["metrics"] for each in (here, remote)]
+    assert values[0] == pytest.approx(values[1])
+    copies = set()
+    for _ in range(2):
+        export(remote.config, remote.store, SNAPSHOT)
+        model = load_model("memory://evaluate/home")
+        assert np.array_equal(model.get_item_embedding(120), remote.vectors["item"][small_store.ids("item").index(120)])
+        found = set((tmp_path / "twhin").rglob("vectors.npy"))
+        assert len(found) == len(NUM) and not found & copies
+        copies = found
+
+
+def test_a_copy_that_broke_off_is_not_taken_for_whole(tmp_path, monkeypatch):
+    small = small_store.make(tmp_path, config=small_store.config())
+    export(small.config, small.store, SNAPSHOT)
+    with monkeypatch.context() as patched:
+        patched.setattr("twhin_pipeline.entity_table.pc.sort_indices", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            load_model(small.store.root)
+    assert not list((tmp_path / "home").rglob("mapped")) and not list((tmp_path / "home").rglob(".draft-*"))
+    assert load_model(small.store.root).get_user_embedding("u01").shape == (DIM,)
