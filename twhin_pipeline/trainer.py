@@ -145,8 +145,8 @@ class Trainer:
         self.total = self.progress.step + max(steps_left, 0)
         self.reporter.milestone(
             f"training {self.snapshot}: {self.dataset.num_edges:,} edges, {self.config.training.num_epochs} epoch(s) "
-            f"of {self.dataset.steps_per_epoch:,} steps, to step {self.total:,}, {self.ranks.world_size} process(es) on "
-            f"{self.ranks.device.type}; ready in {time.monotonic() - self.started:.1f} s"
+            f"of {self.dataset.steps_per_epoch:,} steps, to step {self.total:,}, {self.ranks.world_size} process(es) "
+            f"on {self.ranks.device.type}; ready in {time.monotonic() - self.started:.1f} s"
         )
 
     def _loop(self, stop: threading.Event) -> str:
