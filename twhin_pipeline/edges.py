@@ -46,7 +46,7 @@ class Scan:
     def integers(self) -> bool:
         """Whether ids are integers: indexed ones always are."""
         columns = self.input.columns
-        return self.input.indexed or self.types[columns.lhs] in INTEGERS and self.types[columns.rhs] in INTEGERS
+        return self.input.indexed or (self.types[columns.lhs] in INTEGERS and self.types[columns.rhs] in INTEGERS)
 
 
 def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:

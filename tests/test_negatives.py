@@ -1,0 +1,199 @@
+"""Negatives: typed, masked, distributed as asked, and the same bits for a seed."""
+
+from __future__ import annotations
+
+import uuid
+from itertools import product
+
+import numpy as np
+import pytest
+from edge_files import SNAPSHOT, make_config, rows_of, store_at, triples, write
+from scipy.stats import chisquare
+from test_split import RELATION_SIDES, random_edges
+
+from twhin_pipeline import edges, negatives, training_set, truth, vocabulary
+from twhin_pipeline.store import Store
+
+SMALL = {"global_negatives": 12, "in_batch_negatives": 6}
+
+
+def build(config, store):
+    edges.ingest(config, store, SNAPSHOT)
+    vocabulary.build(config, store, SNAPSHOT)
+    training_set.build_positives(config, store, SNAPSHOT)
+    return negatives.build(config, store, SNAPSHOT)
+
+
+def make(tmp_path, rows, **sections):
+    sections = {"train_data": SMALL, "validation_data": SMALL, **sections}
+    return make_config(write(tmp_path / "e.parquet", rows), **sections)
+
+
+def chunks_of(store, asset):
+    """Return the edges of each chunk, in order."""
+    found: dict[int, list[tuple[int, int, int]]] = {}
+    for row in rows_of(store, asset):
+        found.setdefault(row["chunk"], []).append((row["lhs"], row["rel"], row["rhs"]))
+    return found
+
+
+def masks_by_a_plain_loop(chunk, side, epoch, pool, window, true):
+    """Return the (position, candidate) pairs that the contract asks for, one edge and one candidate at a time."""
+    entities = [edge[0] if side == 0 else edge[2] for edge in chunk]
+    candidates = [entities[(epoch * window + j) % len(chunk)] for j in range(min(window, len(chunk)))] + pool
+    pairs = []
+    for position, (lhs, rel, rhs) in enumerate(chunk):
+        for number, entity in enumerate(candidates):
+            if ((entity, rel, rhs) if side == 0 else (lhs, rel, entity)) in true:
+                pairs.append((position, number))
+    return pairs
+
+
+@pytest.mark.parametrize("chunk_size", [7, 32])
+def test_masks_are_exactly_the_true_edges(tmp_path, chunk_size):
+    config = make(
+        tmp_path, random_edges(500, users=30, items=20), negatives={"chunk_size": chunk_size, "epochs": 3, "seed": 5}
+    )
+    store = store_at(tmp_path)
+    build(config, store)
+    trained = triples(store, "training_set/positives")
+    everything = trained | triples(store, "held_out/validation") | triples(store, "held_out/test")
+    for asset, positives, true, epochs in (
+        ("training_set/negatives", "training_set/positives", trained, 3),
+        ("held_out/validation_negatives", "held_out/validation", everything, 1),
+    ):
+        chunks = chunks_of(store, positives)
+        rows = rows_of(store, asset)
+        assert [(r["epoch"], r["chunk"], r["side"]) for r in rows] == list(
+            product(range(epochs), sorted(chunks), (0, 1))
+        )
+        masked = 0
+        for row in rows:
+            found = list(zip(row["mask_position"], row["mask_candidate"], strict=True))
+            chunk = chunks[row["chunk"]]
+            assert found == masks_by_a_plain_loop(chunk, row["side"], row["epoch"], row["row"], 6, true)
+            masked += len(found)
+        assert masked == store.manifest(asset, SNAPSHOT).details["masked"] > 0
+
+
+@pytest.mark.parametrize("cost", [0, 1, 10**6])
+def test_pairs_are_the_same_however_they_are_searched(tmp_path, monkeypatch, cost):
+    """Expanding neighbours and probing pairs must agree; a cost of 0 probes all, one of 10^6 expands all."""
+    monkeypatch.setattr(truth, "PROBE_COST", cost)
+    config = make(tmp_path, random_edges(700, users=25, items=15), negatives={"chunk_size": 50, "epochs": 2})
+    store = store_at(tmp_path)
+    build(config, store)
+    true = triples(store, "training_set/positives")
+    chunks = chunks_of(store, "training_set/positives")
+    for row in rows_of(store, "training_set/negatives"):
+        found = list(zip(row["mask_position"], row["mask_candidate"], strict=True))
+        assert found == masks_by_a_plain_loop(chunks[row["chunk"]], row["side"], row["epoch"], row["row"], 6, true)
+
+
+def test_pools_are_of_the_sides_entity_type(tmp_path):
+    # Rows from 5 on are users only, so an item pool drawn from the wrong type would show.
+    config = make(tmp_path, random_edges(300, users=60, items=5))
+    store = store_at(tmp_path)
+    build(config, store)
+    relation = {chunk: edges[0][1] for chunk, edges in chunks_of(store, "training_set/positives").items()}
+    largest = {"user": 0, "item": 0}
+    for row in rows_of(store, "training_set/negatives"):
+        kind = RELATION_SIDES[relation[row["chunk"]]][row["side"]]
+        assert len(row["row"]) == 12
+        largest[kind] = max(largest[kind], *row["row"])
+    assert largest["item"] <= 4 < largest["user"]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.75, 1.0])
+def test_pools_are_distributed_as_asked(tmp_path, alpha):
+    config = make(
+        tmp_path,
+        random_edges(600, users=40, items=25),
+        train_data={"global_negatives": 400, "in_batch_negatives": 0},
+        negatives={"chunk_size": 16, "degree_share": 0.25, "alpha": alpha, "epochs": 2},
+    )
+    store = store_at(tmp_path)
+    build(config, store)
+    chunks = chunks_of(store, "training_set/positives")
+    sizes = {e: len(rows_of(store, f"vocabulary/{e}")) for e in ("user", "item")}
+    degree = {e: np.zeros(n) for e, n in sizes.items()}
+    for edge in (edge for chunk in chunks.values() for edge in chunk):
+        for kind, row in zip(RELATION_SIDES[edge[1]], (edge[0], edge[2]), strict=True):
+            degree[kind][row] += 1
+    uniform = {e: np.zeros(n) for e, n in sizes.items()}
+    popular = {e: np.zeros(n) for e, n in sizes.items()}
+    for row in rows_of(store, "training_set/negatives"):
+        kind = RELATION_SIDES[chunks[row["chunk"]][0][1]][row["side"]]
+        np.add.at(uniform[kind], row["row"][:300], 1)
+        np.add.at(popular[kind], row["row"][300:], 1)
+    for kind in sizes:
+        assert chisquare(uniform[kind]).pvalue > 1e-3
+        weight = degree[kind] ** alpha
+        assert chisquare(popular[kind], weight / weight.sum() * popular[kind].sum()).pvalue > 1e-3
+
+
+def test_a_seed_gives_the_same_bits_at_any_number_of_threads(tmp_path):
+    rows = random_edges(500)
+    tables = []
+    for number, (threads, seed) in enumerate(((1, 3), (2, 3), (2, 4))):
+        config = make(
+            tmp_path, rows, negatives={"seed": seed, "epochs": 3, "chunk_size": 20}, launch={"duckdb_threads": threads}
+        )
+        store = store_at(tmp_path / str(number))
+        build(config, store)
+        tables.append(store.read("training_set/negatives", SNAPSHOT))
+    assert tables[0].equals(tables[1]) and not tables[0].equals(tables[2])
+
+
+def test_pools_differ_between_epochs_chunks_sides_and_validation(tmp_path):
+    config = make(tmp_path, random_edges(500, users=300, items=300), negatives={"chunk_size": 20, "epochs": 2})
+    store = store_at(tmp_path)
+    build(config, store)
+    pools = [
+        tuple(r["row"]) for a in ("training_set/negatives", "held_out/validation_negatives") for r in rows_of(store, a)
+    ]
+    assert len(pools) == len(set(pools))
+
+
+@pytest.mark.parametrize(("sides", "expected"), [("rhs", {1}), ("lhs", {0})])
+def test_only_the_sides_asked_for_are_made(tmp_path, sides, expected):
+    store = store_at(tmp_path)
+    build(make(tmp_path, random_edges(100), negatives={"sides": sides}), store)
+    assert {row["side"] for row in rows_of(store, "training_set/negatives")} == expected
+
+
+def test_a_pool_may_be_larger_than_its_entity_type_or_absent(tmp_path):
+    rows = random_edges(60, users=6, items=5)
+    for number, pool in enumerate((50, 0)):
+        store = store_at(tmp_path / str(number))
+        build(make(tmp_path, rows, train_data={"global_negatives": pool, "in_batch_negatives": 3}), store)
+        found = rows_of(store, "training_set/negatives")
+        assert found and all(len(row["row"]) == pool for row in found)
+        assert all(row["mask_position"] for row in found)
+
+
+def test_without_held_out_edges_there_are_no_validation_negatives(tmp_path):
+    store = store_at(tmp_path)
+    build(make(tmp_path, random_edges(100), split={"validation": 0, "test": 0}), store)
+    assert rows_of(store, "held_out/validation_negatives") == [] and rows_of(store, "training_set/negatives")
+
+
+def test_one_file_an_epoch_and_parents_are_recorded(tmp_path):
+    store = store_at(tmp_path)
+    build(make(tmp_path, random_edges(100), training={"num_epochs": 3}), store)
+    manifest = store.manifest("training_set/negatives", SNAPSHOT)
+    assert [file["path"] for file in manifest.files] == [f"epoch-{i:05d}.parquet" for i in range(3)]
+    assert not store.stale("training_set/negatives", SNAPSHOT)
+    assert set(store.manifest("held_out/validation_negatives", SNAPSHOT).parents) > {
+        "held_out/validation",
+        "held_out/test",
+    }
+
+
+def test_a_remote_store_holds_the_same_tables(tmp_path):
+    config = make(tmp_path, random_edges(200))
+    local, remote = store_at(tmp_path), Store(f"memory://{uuid.uuid4().hex}")
+    for store in (local, remote):
+        build(config, store)
+    for asset in ("vocabulary/user", *training_set.ASSETS, "training_set/negatives", "held_out/validation_negatives"):
+        assert local.read(asset, SNAPSHOT).equals(remote.read(asset, SNAPSHOT)), asset

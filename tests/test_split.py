@@ -1,0 +1,257 @@
+"""The split: nothing held out is trained on, entities stay connected, and chunks are what they say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+import numpy as np
+import pytest
+from edge_files import SNAPSHOT, make_config, rows_of, store_at, triples, write
+
+from twhin_pipeline import edges, training_set, vocabulary
+from twhin_pipeline.errors import UserError
+
+PARTS = training_set.ASSETS
+RELATION_SIDES = [("user", "user"), ("user", "item"), ("user", "item")]
+
+
+def random_edges(count, users=40, items=30, seed=0):
+    rng = np.random.default_rng(seed)
+    found = set()
+    while len(found) < count:
+        rel = ("follows", "fav", "reply")[rng.integers(3)]
+        tail = f"u{rng.integers(users)}" if rel == "follows" else f"i{rng.integers(items)}"
+        found.add((f"u{rng.integers(users)}", rel, tail))
+    return sorted(found)
+
+
+def build(config, store, snapshot=SNAPSHOT):
+    edges.ingest(config, store, snapshot)
+    vocabulary.build(config, store, snapshot)
+    return training_set.build_positives(config, store, snapshot)
+
+
+def encoded(config, store, snapshot=SNAPSHOT):
+    """Encode raw edges by a plain loop: (lhs row, rel index, rhs row) by raw edge."""
+    rows = {
+        entity: {r["id"]: r["row"] for r in rows_of(store, f"vocabulary/{entity}", snapshot)}
+        for entity in ("user", "item")
+    }
+    found = {}
+    for lhs, rel, rhs in triples(store, snapshot=snapshot):
+        number = config.model.relation_names.index(rel)
+        left, right = RELATION_SIDES[number]
+        found[lhs, rel, rhs] = (rows[left].get(lhs), number, rows[right].get(rhs))
+    return found
+
+
+def test_every_edge_is_in_one_part_and_none_held_out_is_in_training(tmp_path):
+    config = make_config(write(tmp_path / "e.parquet", random_edges(800)))
+    store = store_at(tmp_path)
+    build(config, store)
+    found = [triples(store, part) for part in PARTS]
+    assert not (found[0] & found[1] or found[0] & found[2] or found[1] & found[2])
+    assert set.union(*found) == set(encoded(config, store).values())
+    assert sum(map(len, found)) == 800 and len(found[1]) > 20 and len(found[2]) > 20
+
+
+def test_every_entity_keeps_a_training_edge(tmp_path):
+    # So sparse that, left to chance, many entities would lose all their edges.
+    rows = random_edges(400, users=200, items=150)
+    split = {"validation": 0.3, "test": 0.3}
+    config = make_config(write(tmp_path / "e.parquet", rows), split=split)
+    store = store_at(tmp_path)
+    details = build(config, store)[PARTS[0]].details
+    trained = {
+        (side, row)
+        for lhs, rel, rhs in triples(store, PARTS[0])
+        for side, row in zip(RELATION_SIDES[rel], (lhs, rhs), strict=True)
+    }
+    everyone = {(e, r["row"]) for e in ("user", "item") for r in rows_of(store, f"vocabulary/{e}")}
+    assert trained == everyone
+    assert details["entities_without_training_edge"] == {"user": 0, "item": 0}
+    loose = make_config(tmp_path / "e.parquet", split={**split, "keep_connected": False})
+    details = build(loose, store_at(tmp_path / "loose"))[PARTS[0]].details
+    assert details["entities_without_training_edge"]["user"] > 0
+
+
+def test_shares_are_those_asked_for_and_only_of_the_relations_asked_for(tmp_path):
+    rows = random_edges(4000, users=100, items=80)
+    config = make_config(
+        write(tmp_path / "e.parquet", rows), split={"validation": 0.1, "test": 0.2, "relations": ["fav", "reply"]}
+    )
+    store = store_at(tmp_path)
+    manifests = build(config, store)
+    splittable = sum(rel != "follows" for _, rel, _ in rows)
+    for part, share in ((1, 0.1), (2, 0.2)):
+        held = manifests[PARTS[part]]
+        assert held.details["edges_per_relation"]["follows"] == 0
+        # Four standard deviations of a binomial.
+        assert abs(held.rows - share * splittable) < 4 * (splittable * share * (1 - share)) ** 0.5
+
+
+def test_the_split_depends_on_its_seed_and_not_on_threads_or_the_order_of_rows(tmp_path):
+    rows = random_edges(1000)
+    write(tmp_path / "a.parquet", rows)
+    write(tmp_path / "b.parquet", rows[::-1])
+    tables = []
+    for number, (file, threads, seed) in enumerate((("a", 1, 0), ("b", 2, 0), ("a", 2, 1))):
+        config = make_config(tmp_path / f"{file}.parquet", split={"seed": seed}, launch={"duckdb_threads": threads})
+        store = store_at(tmp_path / str(number))
+        build(config, store)
+        tables.append([store.read(part, SNAPSHOT) for part in PARTS])
+    assert all(one.equals(other) for one, other in zip(tables[0], tables[1], strict=True))
+    assert not tables[0][1].equals(tables[2][1])
+
+
+def test_an_edge_keeps_its_part_in_a_later_snapshot(tmp_path):
+    first = random_edges(1000)
+    write(tmp_path / "2024-01-01.parquet", first)
+    write(tmp_path / "2024-02-01.parquet", first[::2] + random_edges(500, seed=1))
+    config = make_config(f"{tmp_path}/{{snapshot}}.parquet", split={"keep_connected": False})
+    store = store_at(tmp_path)
+    for snapshot in ("2024-01-01", "2024-02-01"):
+        build(config, store, snapshot)
+    held = triples(store, PARTS[2], "2024-01-01")
+    assert held and not held & triples(store, PARTS[0], "2024-02-01")
+
+
+def test_chunks_hold_one_relation_each_are_contiguous_and_lie_in_one_file(tmp_path):
+    config = make_config(write(tmp_path / "e.parquet", random_edges(1500)), negatives={"chunk_size": 32})
+    store = store_at(tmp_path)
+    manifest = build(config, store)[PARTS[0]]
+    seen, number = Counter(), 0
+    assert len(manifest.files) > 4
+    for file in store.dataset(PARTS[0], SNAPSHOT).get_fragments():
+        table = file.to_table()
+        chunk, rel = table["chunk"].to_numpy(), table["rel"].to_numpy()
+        assert (np.diff(chunk) >= 0).all() and set(np.diff(chunk)) <= {0, 1}
+        assert chunk[0] == number
+        number = chunk[-1] + 1
+        for one in np.unique(chunk):
+            assert len(set(rel[chunk == one])) == 1
+            seen[int(one)] += int((chunk == one).sum())
+    assert number == manifest.details["num_chunks"] == len(seen)
+    # A relation's chunks differ by one at most, so none is left with a few edges.
+    assert max(seen.values()) <= 32 and min(seen.values()) >= 28
+    per_relation = Counter(row["rel"] for row in rows_of(store, PARTS[0]))
+    assert manifest.details["edges_per_relation"] == {
+        name: per_relation[i] for i, name in enumerate(config.model.relation_names)
+    }
+
+
+def test_edges_of_rare_entities_are_left_out_and_counted(tmp_path):
+    rows = [("a", "fav", "x"), ("a", "fav", "y"), ("b", "fav", "x"), ("b", "fav", "y"), ("c", "fav", "x")]
+    config = make_config(
+        write(tmp_path / "e.parquet", rows), vocabulary={"min_count": 2}, split={"validation": 0, "test": 0}
+    )
+    store = store_at(tmp_path)
+    details = build(config, store)[PARTS[0]].details
+    assert details["without_row"] == {"follows": 0, "fav": 1, "reply": 0}
+    assert len(triples(store, PARTS[0])) == 4
+
+
+def test_the_temporal_split_holds_out_the_latest_edges(tmp_path):
+    start = datetime(2024, 1, 1)
+    rows = [(*edge, start + timedelta(minutes=(7 * i) % 1000)) for i, edge in enumerate(random_edges(1000))]
+    path = write(tmp_path / "e.parquet", rows, ("lhs", "rel", "rhs", "at"))
+    config = make_config(
+        path, source={"columns": {"time": "at"}}, split={"strategy": "temporal", "validation": 0.1, "test": 0.2}
+    )
+    store = store_at(tmp_path)
+    manifests = build(config, store)
+    when = {key: row[3] for row, key in ((row, encoded(config, store)[row[:3]]) for row in rows)}
+    times = [[when[edge] for edge in triples(store, part)] for part in PARTS]
+    assert [manifests[part].rows for part in PARTS] == [700, 100, 200]
+    assert max(times[0]) < min(times[1]) and max(times[1]) < min(times[2])
+
+
+def test_a_later_snapshots_new_edges_between_known_entities_are_the_test(tmp_path):
+    first = [(f"u{i}", "fav", f"i{i % 5}") for i in range(40)]
+    new = [("u1", "fav", "i3"), ("u2", "fav", "i4")]
+    write(tmp_path / "2024-01-01.parquet", first)
+    write(tmp_path / "2024-02-01.parquet", [*first[:10], *new, ("stranger", "fav", "i1")])
+    config = make_config(
+        f"{tmp_path}/{{snapshot}}.parquet",
+        split={"strategy": "temporal", "later_snapshot": "2024-02-01", "validation": 0.2},
+    )
+    store = store_at(tmp_path)
+    manifests = build(config, store, "2024-01-01")
+    ids = {e: {r["row"]: r["id"] for r in rows_of(store, f"vocabulary/{e}", "2024-01-01")} for e in ("user", "item")}
+    test = {(ids["user"][lhs], "fav", ids["item"][rhs]) for lhs, _, rhs in triples(store, PARTS[2], "2024-01-01")}
+    assert test == set(new)
+    assert manifests[PARTS[2]].details["dropped"] == 1
+    assert "raw_edges@2024-02-01" in manifests[PARTS[2]].parents
+    vocabulary.build(config, store, "2024-02-01")
+    with pytest.raises(UserError, match=r"later_snapshot: 2024-02-01 must be later than the snapshot, 2024-02-01"):
+        training_set.build_positives(config, store, "2024-02-01")
+
+
+def test_the_given_split_is_taken_as_it_is(tmp_path):
+    parts = ("train", "validation", "test")
+    rows = [(*edge, parts[i % 7 % 3]) for i, edge in enumerate(random_edges(300))]
+    path = write(tmp_path / "e.parquet", rows, ("lhs", "rel", "rhs", "part"))
+    config = make_config(path, source={"columns": {"split": "part"}}, split={"strategy": "given"})
+    store = store_at(tmp_path)
+    build(config, store)
+    codes = encoded(config, store)
+    for part, asset in zip(parts, PARTS, strict=True):
+        assert triples(store, asset) == {codes[row[:3]] for row in rows if row[3] == part}
+
+
+def test_published_data_roots_are_the_split(tmp_path):
+    path = write(tmp_path / "e.parquet", [(i, 1, i % 3) for i in range(20)])
+    root = {"data_root": str(path)}
+    config = make_config(
+        None, {"user": 20, "item": 3}, train_data={**root, "limit": 15}, validation_data={**root, "offset": 15}
+    )
+    store = store_at(tmp_path)
+    build(config, store)
+    assert {lhs for lhs, *_ in triples(store, PARTS[0])} == set(range(15))
+    assert {lhs for lhs, *_ in triples(store, PARTS[1])} == set(range(15, 20))
+    assert triples(store, PARTS[2]) == set()
+
+
+def test_limit_and_offset_take_part_of_the_edges_after_the_split(tmp_path):
+    path = write(tmp_path / "e.parquet", random_edges(1000))
+    whole, some, rest = (store_at(tmp_path / name) for name in ("whole", "some", "rest"))
+    build(make_config(path), whole)
+    details = build(make_config(path, train_data={"limit": 300}, validation_data={"limit": 5}), some)[PARTS[0]].details
+    build(make_config(path, train_data={"offset": 300}), rest)
+    taken, left = triples(some, PARTS[0]), triples(rest, PARTS[0])
+    assert len(taken) == 300 and taken | left == triples(whole, PARTS[0]) and not taken & left
+    assert len(triples(some, PARTS[1])) == 5
+    held = len(triples(whole, PARTS[1]))
+    assert details["left_out"] == len(left) + held - 5
+    assert {rel for _, rel, _ in taken} == {0, 1, 2}
+
+
+def test_leakage_is_counted_by_relation(tmp_path):
+    rows = [
+        ("a", "follows", "b", "train"),
+        ("b", "follows", "a", "test"),  # its reverse is in training
+        ("a", "fav", "x", "train"),
+        ("a", "reply", "x", "test"),  # the pair is in training under another relation
+        ("c", "follows", "c", "test"),  # a self-loop is no reverse of its own
+        ("c", "fav", "x", "train"),
+        ("b", "reply", "y", "validation"),
+        ("b", "fav", "y", "validation"),  # both held out: nothing given away
+    ]
+    path = write(tmp_path / "e.parquet", rows, ("lhs", "rel", "rhs", "part"))
+    config = make_config(path, source={"columns": {"split": "part"}}, split={"strategy": "given"})
+    manifests = build(config, store_at(tmp_path))
+    nothing = {"reverse": 0, "same_pair": 0}
+    assert manifests[PARTS[2]].details["leakage"] == {
+        "follows": {"reverse": 1, "same_pair": 0},
+        "fav": nothing,
+        "reply": {"reverse": 0, "same_pair": 1},
+    }
+    assert manifests[PARTS[1]].details["leakage"] == {"follows": nothing, "fav": nothing, "reply": nothing}
+
+
+def test_nothing_to_train_on_is_one_clear_error(tmp_path):
+    path = write(tmp_path / "e.parquet", [("a", "fav", "x", "test")], ("lhs", "rel", "rhs", "part"))
+    config = make_config(path, source={"columns": {"split": "part"}}, split={"strategy": "given"})
+    with pytest.raises(UserError, match="no edge is left to train on"):
+        build(config, store_at(tmp_path))
