@@ -174,6 +174,22 @@ def test_a_snapshot_is_named_by_argument_or_by_path_and_the_newest_is_the_defaul
         load_model(f"{root}@2023-03-03")
 
 
+def test_a_registered_model_is_opened_and_refused_where_the_store_has_since_replaced_it(tmp_path, monkeypatch):
+    small, model = make(tmp_path)
+    registered = {"store": small.store.root, "snapshot": SNAPSHOT, "version": model.version}
+    asked = []
+    monkeypatch.setattr("twhin_pipeline.tracking.pointer", lambda uri: asked.append(uri) or registered)
+    for uri in ("models:/twhin/3", "models:/twhin@newest", "runs:/abc/model"):
+        assert load_model(uri).snapshot == SNAPSHOT
+    assert asked == ["models:/twhin/3", "models:/twhin@newest", "runs:/abc/model"]
+    small_store.write_model(
+        small.store, small.config, {**small.vectors, "item": np.ones((45, DIM), np.float32)}, small.scorer
+    )
+    export(small.config, small.store, SNAPSHOT)
+    with pytest.raises(UserError, match=r"models:/twhin/3 is version .* trained later"):
+        load_model("models:/twhin/3")
+
+
 def test_a_store_without_embeddings_is_refused_with_its_remedy(tmp_path):
     with pytest.raises(UserError, match=r"no embeddings in this store.*twhin export"):
         load_model(str(tmp_path / "nothing"))

@@ -46,13 +46,15 @@ class TwhinEmbeddings:
         tables: Mapping[str, EntityTable],
         scorer: Scorer,
         snapshot: str,
+        version: str,
         *,
         normalized: bool = False,
     ) -> None:
+        """Put together what `load_model` found; `version` is that of the table `twhin_model` it was exported from."""
         self.config = model_config
         self.tables = dict(tables)
         self.scorer = scorer.eval()
-        self.snapshot = snapshot
+        self.snapshot, self.version = snapshot, version
         self.normalized = normalized
         self.dim = model_config.embedding_dim
 
@@ -223,14 +225,22 @@ def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
         snapshot: The snapshot, in place of `@YYYY-MM-DD`. Left out: the newest that has embeddings.
 
     Raises:
-        UserError: There are no embeddings there, or they are not one whole set.
+        UserError: There are no embeddings there, they are not one whole set, or the store has replaced the
+            registered model by a later one.
     """
     path = str(path)
     if MLFLOW_URI.match(path):
         from twhin_pipeline import tracking  # loads mlflow
 
-        path, snapshot = tracking.resolve_model(path)
-    elif (at := AT_SNAPSHOT.fullmatch(path)) is not None:
+        registered = tracking.pointer(path)
+        model = load_model(registered["store"], registered["snapshot"])
+        if model.version != registered["version"]:
+            raise UserError(
+                f"{path} is version {registered['version']} of snapshot {model.snapshot}, and the store now holds "
+                f"{model.version}, trained later; load a newer version of the registered model"
+            )
+        return model
+    if (at := AT_SNAPSHOT.fullmatch(path)) is not None:
         if snapshot not in (None, at["snapshot"]):
             raise UserError(f"load_model: {path} and snapshot={snapshot!r} name two snapshots; give one of them")
         path, snapshot = at["root"], at["snapshot"]
@@ -252,7 +262,8 @@ def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
             )
         tables[name] = EntityTable.open(store, manifest)
     scorer = Scorer.from_rows(model_config, _relation_rows(store, relations))
-    return TwhinEmbeddings(model_config, tables, scorer, snapshot, normalized=relations.details["normalize"])
+    version = relations.parents["twhin_model"]
+    return TwhinEmbeddings(model_config, tables, scorer, snapshot, version, normalized=relations.details["normalize"])
 
 
 def _relation_rows(store: Store, manifest: Manifest) -> dict[str, torch.Tensor]:

@@ -194,13 +194,13 @@ def register_model(
         )
     client = _client(store)
     with tempfile.TemporaryDirectory(prefix="twhin-") as folder:
-        pointer = {
+        registered = {
             "store": store.root,
             "snapshot": snapshot,
             "version": manifest.version,
             "model": manifest.details["model"],
         }
-        (Path(folder) / POINTER).write_text(json.dumps(pointer, indent=1))
+        (Path(folder) / POINTER).write_text(json.dumps(registered, indent=1))
         source = store.path("twhin_model", snapshot, manifest.version, "relations.parquet")
         store.fs.get_file(store.fs._strip_protocol(source), f"{folder}/relations.parquet")
         client.log_artifacts(run_id, folder, MODEL_FOLDER)
@@ -218,7 +218,13 @@ def register_model(
 
 
 def resolve_model(model_uri: str) -> tuple[str, str]:
-    """Return store root and snapshot of a registered model (`models:/twhin/1`, `models:/twhin@newest`, `runs:/…`).
+    """Return store root and snapshot of a registered model. Raises UserError as `pointer` does."""
+    found = pointer(model_uri)
+    return found["store"], found["snapshot"]
+
+
+def pointer(model_uri: str) -> dict[str, Any]:
+    """Return what was registered (`models:/twhin/1`, `models:/twhin@newest`, `runs:/…`): store, snapshot, version, model.
 
     The tracking store is MLFLOW_TRACKING_URI, else that of the default store.
 
@@ -244,8 +250,7 @@ def resolve_model(model_uri: str) -> tuple[str, str]:
         text = mlflow.artifacts.load_text(f"{source}/{POINTER}")
     except (MlflowException, OSError, TypeError) as error:
         raise UserError(f"{model_uri}: no such model at {uri(store)}; set MLFLOW_TRACKING_URI or TWHIN_HOME") from error
-    pointer = json.loads(text)
-    return pointer["store"], pointer["snapshot"]
+    return json.loads(text)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
