@@ -224,7 +224,7 @@ def resolve_model(model_uri: str) -> tuple[str, str]:
 
 
 def pointer(model_uri: str) -> dict[str, Any]:
-    """Return what was registered (`models:/twhin/1`, `models:/twhin@newest`, `runs:/…`): store, snapshot, version, model.
+    """Return `store`, `snapshot`, `version`, `model` as registered (`models:/twhin/1`, `models:/twhin@newest`, `runs:/…`).
 
     The tracking store is MLFLOW_TRACKING_URI, else that of the default store.
 
