@@ -224,7 +224,7 @@ def resolve_model(model_uri: str) -> tuple[str, str]:
 
 
 def pointer(model_uri: str) -> dict[str, Any]:
-    """Return `store`, `snapshot`, `version`, `model` as registered (`models:/twhin/1`, `models:/twhin@newest`, `runs:/…`).
+    """Return `store`, `snapshot`, `version` and `model` behind `models:/twhin/1`, `models:/twhin@newest` or `runs:/…`.
 
     The tracking store is MLFLOW_TRACKING_URI, else that of the default store.
 
