@@ -177,7 +177,7 @@ class ModelTables:
 def locate(path: str, asset: str = ASSET) -> tuple[Store, str]:
     """Find the model (or another table) that `path` names.
 
-    A path is a store, one of its snapshots (`<store>@YYYY-MM-DD`, or the folder `<store>/twhin_model/YYYY-MM-DD`), or an
+    A path is a store, one of its snapshots (`<store>@YYYY-MM-DD`, or the folder `<store>/twhin_model/YYYY-MM-DD`),
     or an MLflow model URI (`models:/name/version`, `runs:/…`).
 
     Raises:

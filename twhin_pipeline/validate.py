@@ -63,6 +63,7 @@ class Validator:
         self.dataset = EdgesDataset(config, store, snapshot, "validation", ranks.rank, ranks.world_size)
         limit = config.training.num_eval_steps
         self.steps = self.dataset.steps_per_epoch if limit < 0 else min(limit, self.dataset.steps_per_epoch)
+        self.negatives = config.evaluation.auc_negatives
         self.metrics = create_metrics(ranks.device)
 
     @torch.no_grad()
@@ -99,9 +100,14 @@ class Validator:
         return Validation(metrics, steps, self.steps, edges, time.monotonic() - started)
 
     def _classify(self, outputs: Outputs, real: torch.Tensor) -> None:
-        """Add the batch to AUC and RCE: each edge once, and its unmasked candidates."""
+        """Add the batch to AUC and RCE: each edge once, and some of its unmasked candidates, evenly spaced."""
         positive = outputs["probabilities"][real]
-        parts = [outputs[f"{side}_logits"][real].flatten() for side in self.sides]
+        parts = []
+        for side in self.sides:
+            logits = outputs[f"{side}_logits"]
+            count = min(self.negatives, logits.shape[-1])
+            columns = torch.linspace(0, max(logits.shape[-1] - 1, 0), count, device=logits.device).long()
+            parts.append(logits[..., columns][real].flatten())
         negative = torch.cat([part[torch.isfinite(part)] for part in parts]).sigmoid()
         labels = torch.cat([torch.ones_like(positive), torch.zeros_like(negative)])
         self.metrics.update(torch.cat([positive, negative]), labels)

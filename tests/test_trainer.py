@@ -1,0 +1,318 @@
+"""Training: it learns, it goes on where it was stopped with the same bits, and it says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from helpers import SNAPSHOT, planted_config, write_config, write_planted
+
+from twhin_pipeline import launch, train
+from twhin_pipeline.checkpoint import folder_of
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.dataset import EdgesDataset
+from twhin_pipeline.distributed import Ranks
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.launch import TrainingCancelled
+from twhin_pipeline.model_files import ModelTables
+from twhin_pipeline.progress import Interval
+from twhin_pipeline.store import Store
+
+EPOCHS = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_tracking_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Making MLflow's SQLite file takes seconds: once for all tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        yield
+
+
+def make_store(path: Path, config: TwhinConfig) -> Store:
+    store = Store(str(path))
+    write_planted(store, config)
+    return store
+
+
+def train_here(config: TwhinConfig, store: Store, **kwargs: Any) -> dict[str, Any]:
+    """Train in this process, without a process group."""
+    return train.run(config, store, SNAPSHOT, **kwargs)
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """An event that is set once so many batches have been read."""
+    stop, read = threading.Event(), 0
+    original = EdgesDataset.__iter__
+
+    def counted(self: EdgesDataset) -> Iterator[Any]:
+        nonlocal read
+        for batch in original(self):
+            read += self.num_epochs > 1
+            if read == steps:
+                stop.set()
+            yield batch
+
+    monkeypatch.setattr(EdgesDataset, "__iter__", counted)
+    return stop
+
+
+def assert_same_training(a: Store, b: Store, *, exact: bool) -> None:
+    left, right = ModelTables.open(a, SNAPSHOT), ModelTables.open(b, SNAPSHOT)
+    compare: Any = np.testing.assert_array_equal if exact else _close
+    for table in ("user", "item"):
+        compare(left.table(table), right.table(table))
+    for relation, row in left.relation_rows().items():
+        compare(row.numpy(), right.relation_rows()[relation].numpy())
+    for name in ("losses", "metrics"):
+        first, second = left.read(name), right.read(name)
+        assert first.column_names == second.column_names
+        for column in set(first.column_names) - {"edges_per_second"}:
+            if pa.types.is_floating(first.column(column).type):
+                compare(first.column(column).to_numpy(), second.column(column).to_numpy())
+            else:
+                assert first.column(column).to_pylist() == second.column(column).to_pylist(), column
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> None:
+    np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def config() -> TwhinConfig:
+    return planted_config(training={"num_epochs": EPOCHS})
+
+
+@pytest.fixture(scope="module")
+def two_ranks(config: TwhinConfig, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with a model that two processes trained without interruption."""
+    folder = tmp_path_factory.mktemp("two")
+    store = make_store(folder / "home", config)
+    launch.run(config, write_config(config, folder), [], store, SNAPSHOT, output=lambda line: None)
+    return store
+
+
+def test_two_processes_learn_a_planted_graph(two_ranks: Store) -> None:
+    found = ModelTables.open(two_ranks, SNAPSHOT).read("metrics").to_pylist()
+    mrr = [row["value"] for row in found if row["metric"] == "mrr"]
+    # An edge among its 14 candidates has a reciprocal rank of 0.22 by chance.
+    assert max(mrr) > 0.6
+    details = two_ranks.manifest("twhin_model", SNAPSHOT).details
+    assert details["world_size"] == 2 and details["final_loss"] < details["first_loss"] / 2
+    assert details["edges"] == EPOCHS * two_ranks.manifest("training_set/positives", SNAPSHOT).rows
+
+
+def test_each_rank_writes_its_rows_and_every_row_is_there_once(two_ranks: Store) -> None:
+    tables = ModelTables.open(two_ranks, SNAPSHOT)
+    for name, rows in (("user", 60), ("item", 48)):
+        assert len(tables.parts(name)) == 2
+        numbers = np.concatenate([numbers for numbers, _ in tables.blocks(name)])
+        np.testing.assert_array_equal(numbers, np.arange(rows))
+
+
+@pytest.fixture(scope="module")
+def interrupted(config: TwhinConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, str]:
+    """A store whose training by two processes was stopped by a signal, and the configuration's path."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    store = make_store(folder / "home", config)
+    path = write_config(config, folder)
+
+    def interrupt(line: str) -> None:
+        if line.startswith("step 12 of"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingCancelled, match=r"stopped at step \d+"):
+        launch.run(config, path, [], store, SNAPSHOT, output=interrupt)
+    assert not store.exists("twhin_model", SNAPSHOT)
+    return store, path
+
+
+def test_a_run_stopped_by_a_signal_and_resumed_equals_an_uninterrupted_one_bit_for_bit(
+    config: TwhinConfig, two_ranks: Store, interrupted: tuple[Store, str], tmp_path: Path
+) -> None:
+    store, path = interrupted
+    copy = Store(str(tmp_path / "copy"))
+    copy.fs.copy(store.root, copy.root, recursive=True)
+    lines: list[str] = []
+    launch.run(config, path, [], copy, SNAPSHOT, output=lines.append)
+    assert any(line.startswith("resumed from step") for line in lines)
+    assert_same_training(two_ranks, copy, exact=True)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_at_one_and_reads_every_edge(
+    config: TwhinConfig, interrupted: tuple[Store, str], tmp_path: Path
+) -> None:
+    store, _ = interrupted
+    copy = Store(str(tmp_path / "copy"))
+    copy.fs.copy(store.root, copy.root, recursive=True)
+    details = train_here(config, copy)
+    assert details["world_size"] == 1
+    assert details["edges"] == EPOCHS * copy.manifest("training_set/positives", SNAPSHOT).rows
+    tables = ModelTables.open(copy, SNAPSHOT)
+    steps = tables.read("losses").column("step").to_pylist()
+    assert steps == sorted(set(steps))
+    assert max(row["value"] for row in tables.read("metrics").to_pylist() if row["metric"] == "mrr") > 0.6
+
+
+def test_one_process_trains_the_same_vectors_as_two(config: TwhinConfig, two_ranks: Store, tmp_path: Path) -> None:
+    alone = planted_config(
+        training={"num_epochs": EPOCHS},
+        train_data={"per_replica_batch_size": 128},
+        validation_data={"per_replica_batch_size": 128},
+    )
+    store = make_store(tmp_path, alone)
+    train_here(alone, store)
+    assert_same_training(two_ranks, store, exact=False)
+
+
+@pytest.mark.parametrize("steps", [3, 10, 14])
+def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = planted_config(training={"num_epochs": 2})
+    whole, stopped = make_store(tmp_path / "whole", config), make_store(tmp_path / "stopped", config)
+    train_here(config, whole)
+    with monkeypatch.context() as patch, pytest.raises(TrainingCancelled, match=f"step {steps};"):
+        train_here(config, stopped, stop=stop_after(steps, patch))
+    train_here(config, stopped)
+    assert_same_training(whole, stopped, exact=True)
+
+
+def test_num_train_steps_ends_a_run_and_says_so(tmp_path: Path) -> None:
+    config = planted_config(training={"num_train_steps": 5})
+    details = train_here(config, make_store(tmp_path, config))
+    assert details["steps"] == 5 and "comes before the end of num_epochs" in details["stop_reason"]
+
+
+def test_a_finished_run_and_a_new_training_set_both_start_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = planted_config(training={"num_epochs": 2})
+    store = make_store(tmp_path, config)
+    train_here(config, store)
+    assert train_here(config, store)["steps"] == 32
+    with monkeypatch.context() as patch, pytest.raises(TrainingCancelled):
+        train_here(config, store, stop=stop_after(9, patch))
+    write_planted(store, config, seed=1)
+    capsys.readouterr()
+    train_here(config, store)
+    assert "resumed" not in capsys.readouterr().out
+
+
+def test_training_stops_early_and_keeps_the_best_model(tmp_path: Path) -> None:
+    config = planted_config(
+        training={"num_epochs": 40, "early_stopping_patience": 2, "eval_log_every_n": 8, "checkpoint_max_to_keep": 1}
+    )
+    store = make_store(tmp_path, config)
+    details = train_here(config, store)
+    assert details["stop_reason"].startswith("early stopping") and details["steps"] < 40 * 16
+    found = ModelTables.open(store, SNAPSHOT).read("metrics").to_pylist()
+    losses = {row["step"]: row["value"] for row in found if row["metric"] == "loss"}
+    assert details["best_validation"] == min(losses.values()) == losses[details["best_step"]]
+    folder = Path(folder_of(config, store, SNAPSHOT))
+    kept = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    assert kept == [details["best_step"], details["steps"]]
+
+
+def test_a_second_run_on_the_same_checkpoints_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = planted_config()
+    store = make_store(tmp_path, config)
+    refused: list[str] = []
+    original = train.Trainer._start
+
+    def start_another(self: Any) -> None:
+        original(self)
+        with pytest.raises(UserError) as error:
+            train.Trainer(config, store, SNAPSHOT, Ranks(0, 1, torch.device("cpu")), self.reporter)
+        refused.append(str(error.value))
+        raise TrainingCancelled("enough")
+
+    monkeypatch.setattr(train.Trainer, "_start", start_another)
+    with pytest.raises(TrainingCancelled, match="enough"):
+        train_here(config, store)
+    assert "trains this snapshot with this configuration" in refused[0]
+
+
+def test_a_loss_that_is_not_finite_names_step_and_relation() -> None:
+    interval = Interval(["likes", "follows"], Ranks(0, 1, torch.device("cpu")))
+
+    class Batch:
+        global_edges = 4
+
+    def outputs(*losses: float) -> dict[str, torch.Tensor]:
+        return {"relation_loss": torch.tensor(losses), "relation_edges": torch.ones(2)}
+
+    interval.add(7, torch.tensor(1.0), outputs(1.0, 1.0), Batch())  # type: ignore[arg-type]
+    interval.check_finite()
+    interval.add(8, torch.tensor(float("nan")), outputs(1.0, float("nan")), Batch())  # type: ignore[arg-type]
+    with pytest.raises(FloatingPointError, match=r"nan at step 8, in relation follows; lower the learning rates"):
+        interval.check_finite()
+
+
+def test_training_that_diverges_fails_with_that_error_and_leaves_no_model(tmp_path: Path) -> None:
+    config = planted_config(training={"num_epochs": 2})
+    store = make_store(tmp_path, config)
+    table = store.read("training_set/positives", SNAPSHOT).to_pandas()
+    table.loc[table.rel == 1, "weight"] = np.float32(np.inf)
+    details = store.manifest("training_set/positives", SNAPSHOT).details
+    with store.replace("training_set/positives", SNAPSHOT, config_hash="test") as draft:
+        draft.write(pa.Table.from_pandas(table, preserve_index=False))
+        draft.details = details
+    with pytest.raises(FloatingPointError, match=r"step 1, in relation follows"):
+        train_here(config, store)
+    assert not store.exists("twhin_model", SNAPSHOT)
+
+
+def test_a_warm_start_finds_each_id_its_earlier_vector(tmp_path: Path) -> None:
+    config = planted_config(training={"num_epochs": 2})
+    earlier = make_store(tmp_path / "earlier", config)
+    train_here(config, earlier)
+    # The same ids in the opposite order, and one that is new.
+    later = make_store(tmp_path / "later", config)
+    ids = [f"user-{i}" for i in range(59, 0, -1)] + ["newcomer"]
+    table = later.read("vocabulary/user", SNAPSHOT).set_column(0, "id", pa.array(ids))
+    with later.replace("vocabulary/user", SNAPSHOT, config_hash="test") as draft:
+        draft.write(table)
+    still = json.loads(config.model.model_dump_json())
+    for entry in still["embeddings"]["tables"]:
+        entry["optimizer"] = {"rowwise_adagrad": {"lr": 0.0}}
+    still["translation_optimizer"] = {"sgd": {"lr": 0.0}}
+    frozen = {"num_train_steps": 1, "initial_checkpoint_dir": f"{earlier.root}@{SNAPSHOT}"}
+    train_here(planted_config(model=still, training=frozen), later)
+    before, after = ModelTables.open(earlier, SNAPSHOT), ModelTables.open(later, SNAPSHOT)
+    np.testing.assert_array_equal(after.table("user")[:59], before.table("user")[:0:-1])
+    np.testing.assert_array_equal(after.table("item"), before.table("item"))
+    assert not np.isin(after.table("user")[59], before.table("user")).any()
+    for relation, row in before.relation_rows().items():
+        assert torch.equal(after.relation_rows()[relation], row)
+
+
+def test_pretrained_vectors_are_matched_by_id(tmp_path: Path) -> None:
+    vectors = np.arange(32, dtype=np.float32).reshape(2, 16)
+    from twhin_pipeline.model_files import vectors_array
+
+    pa.parquet.write_table(
+        pa.table({"id": ["item-7", "item-3"], "embedding": vectors_array(vectors)}), tmp_path / "vectors.parquet"
+    )
+    model = json.loads(planted_config().model.model_dump_json())
+    model["embeddings"]["tables"][1] |= {
+        "pretrained": {"emb_name": "item", "embedding_snapshot_uri": str(tmp_path / "vectors.parquet")},
+        "optimizer": {"sgd": {"lr": 0.0}},
+    }
+    config = planted_config(model=model, training={"num_train_steps": 1})
+    store = make_store(tmp_path / "store", config)
+    train_here(config, store)
+    table = ModelTables.open(store, SNAPSHOT).table("item")
+    np.testing.assert_array_equal(table[[7, 3]], vectors)
+    assert abs(table[4]).max() < 1
