@@ -103,7 +103,6 @@ def rank_edges(
         signs, own = _signs(scores, side, queries[part], targets[part], candidates, fixed)
         exact = torch.float64 if candidates.size >= EXACT_FLOAT else None
         sums[0, 0, part] = signs.sum(1, dtype=exact).double().cpu().numpy() - own
-        sums[0, 1, part] = torch.linalg.vector_norm(signs, 1, dim=1, dtype=exact).double().cpu().numpy() - abs(own)
         for i, edges in enumerate(filters):
             position, entity = candidates.left_out(edges, queries[part], targets[part])
             column = torch.from_numpy(candidates.columns[entity])
@@ -112,6 +111,7 @@ def rank_edges(
             sums[1 + i, 0, part] = np.bincount(position, values, rows)
             sums[1 + i, 1, part] = np.bincount(position, abs(values), rows)
             numbers[i, part] = np.bincount(position, minlength=rows)
+        sums[0, 1, part] = signs.abs_().sum(1, dtype=exact).double().cpu().numpy() - abs(own)
     raw = Counts.of_signs(candidates.others(targets), *sums[0])
     return [raw, *(raw.less(Counts.of_signs(numbers[i], *sums[1 + i])) for i in range(len(filters)))]
 
