@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.store import Store
 
-AUDITED_POOLS = 4_000
+AUDITED_POOLS = 400
 """Pools that the costliest checks look at; of larger sets every n-th chunk."""
 
 _EDGE_COLUMNS = "0 AS chunk, 0 AS position, 0 AS lhs, 0 AS rhs, 0 AS rel, 1.0 AS weight, '' AS filename"
@@ -186,8 +186,10 @@ class _Views:
         self._view("pools", f"SELECT * FROM {negatives}")
         in_training = self.table.startswith("training_set")
         self._variable("epochs", str(self.config.epochs_of_negatives if in_training else 1))
-        found = self.con.execute("SELECT count(*) FROM pools").fetchone()
-        self._variable("audit_every", str(max(1, math.ceil((found[0] if found else 0) / AUDITED_POOLS))))
+        manifest = self.store.manifest(self.table, self.snapshot)
+        pairs = float(manifest.details.get("masked", 0))
+        every = max(1, math.ceil(manifest.rows / AUDITED_POOLS), math.ceil(pairs / AUDITED_PAIRS))
+        self._variable("audit_every", str(every))
 
     def _model(self) -> None:
         if self.table != "twhin_model":
