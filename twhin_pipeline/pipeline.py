@@ -130,6 +130,21 @@ def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: 
     for stage in STAGES.values():
         run_stage(whole, stage, say)
     catalog.refresh(store)
+    register(whole, say)
+
+
+def register(run: Run, say: Say) -> None:
+    """Register the model in MLflow with what evaluation measured; where its run is not to be found, say so."""
+    from twhin_pipeline import tracking
+
+    run_id = run.store.manifest("twhin_model", run.snapshot).details.get("mlflow_run_id")
+    if not run_id or not tracking.run_exists(run.store, run_id):
+        say(f"  note: the model is not registered: no run of it at {tracking.uri(run.store)}")
+        return
+    measured = run.store.manifest("evaluation", run.snapshot).details["metrics"]
+    # MLflow refuses `hits@10` as a name.
+    metrics = {name.replace("@", "_at_"): float(value) for name, value in measured.items() if value is not None}
+    say(f"registered {tracking.register_model(run.store, run.snapshot, metrics)} at {tracking.uri(run.store)}")
 
 
 def _manifests(run: Run, assets: Sequence[str]) -> dict[str, Manifest]:

@@ -89,6 +89,15 @@ def test_the_model_has_learned_the_communities(made):
     assert np.mean(same) > 3 / communities
 
 
+def test_the_registered_model_is_the_one_in_the_store(made, monkeypatch):
+    home, _, shown = made
+    assert "registered models:/" in shown
+    monkeypatch.setenv("TWHIN_HOME", str(home))
+    uri = next(word for word in shown.split() if word.startswith("models:/"))
+    expected = load_model(str(home)).get_embedding("item", "item_1")
+    np.testing.assert_array_equal(load_model(uri).get_embedding("item", "item_1"), expected)
+
+
 def test_neighbors_from_the_shell_are_those_of_the_model(made):
     home, _, _ = made
     found = json.loads(twhin("neighbors", "item", "item_1", "-k", "3", "--json", home=home).stdout)
