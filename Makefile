@@ -24,6 +24,7 @@ help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY) ## Make .venv with the pinned dependencies (once; again when they change)
+	@:
 
 $(READY): pyproject.toml constraints/$(VARIANT).txt packaging/setup.sh packaging/fbgemm-gpu/pyproject.toml
 	@rm -f .venv/ready-*

@@ -69,6 +69,8 @@ class Digest:
         log = LOG.match(rest)
         if level == "DEBUG" or log is None:
             return None
+        if log["text"].startswith("Dependencies for step"):  # follows from the failure that was shown
+            return None
         if level in ("ERROR", "CRITICAL"):
             self.showing_error = True
             return f"  ✗ {log['step']}: {log['text']}"
