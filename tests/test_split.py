@@ -161,7 +161,8 @@ def test_the_temporal_split_holds_out_the_latest_edges(tmp_path):
     )
     store = store_at(tmp_path)
     manifests = build(config, store)
-    when = {key: row[3] for row, key in ((row, encoded(config, store)[row[:3]]) for row in rows)}
+    codes = encoded(config, store)
+    when = {codes[row[:3]]: row[3] for row in rows}
     times = [[when[edge] for edge in triples(store, part)] for part in PARTS]
     assert [manifests[part].rows for part in PARTS] == [700, 100, 200]
     assert max(times[0]) < min(times[1]) and max(times[1]) < min(times[2])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import uuid
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +30,9 @@ def connect(config: TwhinConfig | None = None, store: Store | None = None) -> du
         UserError: The memory limit is not one that DuckDB understands.
     """
     con = duckdb.connect(":memory:")
-    # The folder is made when something spills, and removed with the connection.
+    # DuckDB makes the folder when something spills, and empties it, but leaves it there.
     spill = Path(tempfile.gettempdir()) / f"twhin-spill-{uuid.uuid4().hex}"
+    weakref.finalize(con, shutil.rmtree, spill, ignore_errors=True)
     con.execute(f"SET temp_directory = {literal(str(spill))}")
     con.execute("SET TimeZone = 'UTC'")
     con.execute("SET enable_progress_bar = false")

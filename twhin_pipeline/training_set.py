@@ -78,14 +78,15 @@ def _ingested_later(config: TwhinConfig, store: Store, snapshot: str, later: str
 
 
 def _create_vocabulary(con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str) -> None:
-    """Create a table `vocabulary_<n>` (id, row) for each entity type n, and the table `relations` (name, index)."""
+    """Create a table `vocabulary_<n>` (id, row, hash) for each entity type n, and `relations` (name, index, hash)."""
     for number, name in enumerate(config.model.table_names):
         scanned = database.scan(store, f"vocabulary/{name}", snapshot)
-        con.execute(f"CREATE TABLE vocabulary_{number} AS SELECT id, row FROM {scanned}")
-    con.execute("CREATE TABLE relations (name VARCHAR, index INTEGER)")
-    con.executemany(
-        "INSERT INTO relations VALUES (?, ?)", [(name, rel) for rel, name in enumerate(config.model.relation_names)]
-    )
+        hashed = split.text_hash("CAST(id AS VARCHAR)")
+        con.execute(f"CREATE TABLE vocabulary_{number} AS SELECT id, row, {hashed} AS hash FROM {scanned}")
+    con.execute("CREATE TABLE relations (name VARCHAR, index INTEGER, hash UBIGINT)")
+    seeded = split.text_hash(f"concat_ws('/', {config.split.seed}, $1::VARCHAR)")
+    for rel, name in enumerate(config.model.relation_names):
+        con.execute(f"INSERT INTO relations SELECT $1::VARCHAR, $2::INTEGER, {seeded}", [name, rel])
 
 
 def _encoded(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scanned: str, extra: str) -> str:
@@ -94,7 +95,6 @@ def _encoded(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scanned: str, 
     pairs: dict[tuple[int, int], list[str]] = {}
     for relation in config.model.relations:
         pairs.setdefault((tables.index(relation.lhs), tables.index(relation.rhs)), []).append(relation.name)
-    number = split.edge_hash(config.split.seed, "e.rel", "e.lhs", "e.rhs")
     queries = []
     for (left, right), names in pairs.items():
         joins = []
@@ -111,11 +111,13 @@ def _encoded(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scanned: str, 
             )
             joins.append(f"LEFT JOIN vocabulary_{table} {side[0]} ON {ids[0]} = {ids[1]}")
         queries.append(
-            f"SELECT CAST(n.index AS INTEGER) AS rel, l.row AS lhs, r.row AS rhs, e.weight, {number} AS h{extra} "
+            f"SELECT CAST(n.index AS INTEGER) AS rel, l.row AS lhs, r.row AS rhs, e.weight{extra}, "
+            "l.hash AS lhs_hash, r.hash AS rhs_hash, n.hash AS rel_hash "
             f"FROM {scanned} e JOIN relations n ON n.name = e.rel {' '.join(joins)} "
             f"WHERE e.rel IN ({', '.join(literal(name) for name in names)})"
         )
-    return " UNION ALL ".join(queries)
+    columns = "rel, lhs, rhs, weight" + extra.replace("e.", "")
+    return split.numbered(" UNION ALL ".join(queries), columns)
 
 
 def _create_edges(
@@ -147,8 +149,8 @@ def _add_later_test(con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: 
     lost = "lhs IS NULL OR rhs IS NULL"
     dropped = int(con.execute(f"SELECT count(*) FROM later WHERE {lost}").fetchall()[0][0])
     con.execute(
-        f"INSERT INTO assigned SELECT rel, lhs, rhs, weight, h, CAST({split.TEST} AS TINYINT) FROM later "
-        f"ANTI JOIN assigned USING (rel, lhs, rhs) WHERE NOT ({lost})"
+        f"INSERT INTO assigned BY NAME SELECT rel, lhs, rhs, weight, h, CAST({split.TEST} AS TINYINT) AS part "
+        f"FROM later ANTI JOIN assigned USING (rel, lhs, rhs) WHERE NOT ({lost})"
     )
     con.execute("DROP TABLE later")
     return dropped
