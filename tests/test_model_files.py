@@ -1,0 +1,110 @@
+"""Model files: what ranks write is what readers see, memory-mapped, by version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from helpers import SNAPSHOT, planted_config
+
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.model_files import ModelTables, Writer, locate, vectors_array, vectors_of
+from twhin_pipeline.progress import LOSSES_SCHEMA
+from twhin_pipeline.store import Draft, Store
+
+CONFIG = planted_config()
+
+
+def write_model(store: Store, seed: int = 0, snapshot: str = SNAPSHOT) -> dict[str, torch.Tensor]:
+    """Write a model as three ranks would: rank 1 holds no user, and items are on rank 2 alone, in half precision."""
+    generator = torch.Generator().manual_seed(seed)
+    tables = {name: torch.randn(rows, 16, generator=generator) for name, rows in (("user", 60), ("item", 48))}
+    tables["item"] = tables["item"].half()
+    draft = store.begin("twhin_model", snapshot)
+    for rank, users in ((2, [(35, 60)]), (0, [(0, 10), (10, 35)]), (1, [])):
+        writer = Writer(Draft(store, "twhin_model", snapshot, draft.version), rank)
+        writer.table("user", [(first, tables["user"][first:last]) for first, last in users])
+        writer.table("item", [(0, tables["item"])] if rank == 2 else [])
+    writer = Writer(draft, 0)
+    writer.relations(CONFIG.model, {"likes": torch.arange(16.0), "follows": torch.zeros(16)})
+    writer.records("losses", [{"step": 1, "epoch": 0, "loss": 2.5, "loss/likes": 2.0}], LOSSES_SCHEMA)
+    draft.details = {"model": CONFIG.model.model_dump(mode="json")}
+    draft.commit(config_hash="test", parents={})
+    return tables
+
+
+def test_tables_are_read_whole_and_in_order_whatever_rank_wrote_them(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    written = write_model(store)
+    tables = ModelTables.open(store, SNAPSHOT)
+    for name, vectors in written.items():
+        found = tables.table(name)
+        assert isinstance(found, np.memmap) and not found.flags.writeable and found.dtype == np.float32
+        np.testing.assert_array_equal(found, vectors.float().numpy())
+        assert tables.rows(name) == len(vectors)
+
+
+def test_a_new_version_is_read_after_an_old_one(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    write_model(store, seed=0)
+    before = np.array(ModelTables.open(store, SNAPSHOT).table("user"))
+    written = write_model(store, seed=1)
+    after = ModelTables.open(store, SNAPSHOT).table("user")
+    assert not np.array_equal(before, after)
+    np.testing.assert_array_equal(after, written["user"].numpy())
+
+
+def test_the_scorer_has_the_trained_operators(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    write_model(store)
+    rows = ModelTables.open(store, SNAPSHOT).scorer().state_rows()
+    assert torch.equal(rows["likes"], torch.arange(16.0)) and torch.equal(rows["follows"], torch.zeros(16))
+
+
+def test_extra_figures_of_a_record_become_columns(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    write_model(store)
+    assert ModelTables.open(store, SNAPSHOT).read("losses").to_pylist() == [
+        {"step": 1, "epoch": 0, "loss": 2.5, "edges_per_second": None, "loss/likes": 2.0}
+    ]
+
+
+def test_an_unknown_table_names_the_nearest(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    write_model(store)
+    with pytest.raises(UserError, match="unknown table 'users'; did you mean 'user'"):
+        ModelTables.open(store, SNAPSHOT).table("users")
+
+
+def test_a_model_is_found_by_store_snapshot_and_folder(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    write_model(store, snapshot="2025-01-01")
+    write_model(store, snapshot="2025-02-01")
+    for path, snapshot in (
+        (f"{tmp_path}", "2025-02-01"),
+        (f"{tmp_path}@2025-01-01", "2025-01-01"),
+        (f"{tmp_path}/twhin_model/2025-01-01/", "2025-01-01"),
+    ):
+        found, at = locate(path)
+        assert (found.root, at) == (store.root, snapshot)
+    with pytest.raises(UserError, match=r"no twhin_model there \(it has 2025-01-01, 2025-02-01\)"):
+        locate(f"{tmp_path}@2024-01-01")
+
+
+def test_vectors_survive_the_way_through_arrow() -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    np.testing.assert_array_equal(vectors_of(vectors_array(vectors)), vectors)
+    np.testing.assert_array_equal(vectors_of(vectors_array(vectors).slice(2, 2)), vectors[2:4])
+    np.testing.assert_array_equal(vectors_of(pa.array(vectors.tolist())), vectors)
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [(pa.array([[1.0, 2.0], [1.0]]), "different lengths"), (pa.array([[1.0], None]), "nulls")],
+)
+def test_vectors_that_are_not_alike_are_refused(column: pa.Array, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        vectors_of(column)
