@@ -31,13 +31,13 @@ def reasons(store: Store) -> dict[str, list[int]]:
     return found
 
 
-def test_edges_are_sorted_and_weigh_one(tmp_path):
+def test_edges_are_sorted_by_relation_and_ids_and_weigh_one(tmp_path):
     store = store_at(tmp_path)
     manifest = edges.ingest(make_config(write(tmp_path / "e.parquet", NAMED)), store, SNAPSHOT)
     assert [(r["rel"], r["lhs"], r["rhs"], r["weight"]) for r in rows_of(store, "raw_edges")] == [
-        ("fav", "a", "x", 1.0),
         ("follows", "a", "b", 1.0),
         ("follows", "b", "a", 1.0),
+        ("fav", "a", "x", 1.0),
         ("reply", "b", "x", 1.0),
     ]
     assert manifest.details["edges_per_relation"] == {"follows": 2, "fav": 1, "reply": 1}

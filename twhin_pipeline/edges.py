@@ -213,7 +213,7 @@ def _rows(scan: Scan, config: TwhinConfig, snapshot: str, integers: bool) -> str
     weight_sql = "TRY_CAST(raw_weight AS DOUBLE)" if columns.weight is not None else "1.0::DOUBLE"
     split_sql = "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(given.split or "")
     typed = (
-        f"SELECT TRY_CAST(raw_lhs AS {identity}) AS lhs, r.name AS rel, TRY_CAST(raw_rhs AS {identity}) AS rhs, "
+        f"SELECT TRY_CAST(raw_lhs AS {identity}) AS lhs, r.index AS rel, TRY_CAST(raw_rhs AS {identity}) AS rhs, "
         f"{time_sql} AS time, {weight_sql} AS weight, {split_sql} AS split, p.*, r.lhs_rows, r.rhs_rows "
         f"FROM ({part}) p LEFT JOIN relations r ON {key}"
     )
@@ -353,9 +353,12 @@ def _write_kept(
     draft = store.begin("raw_edges", snapshot)
     try:
         with draft.local_file("part-00000.parquet") as path:
+            # Grouped and sorted by the relation's number, a shorter key than its name.
+            grouped = f"SELECT {', '.join(taken)} FROM ({rows}) WHERE fate IS NULL GROUP BY lhs, rel, rhs"
+            names = ", ".join(literal(relation) for relation in config.model.relation_names)
             con.execute(
-                f"COPY (SELECT {', '.join(taken)} FROM ({rows}) WHERE fate IS NULL GROUP BY lhs, rel, rhs "
-                f"ORDER BY rel, lhs, rhs) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
+                f"COPY (SELECT * REPLACE ([{names}][rel + 1] AS rel) FROM ({grouped}) g ORDER BY g.rel, lhs, rhs) "
+                f"TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
             )
             counted = con.execute(
                 "SELECT r.name, count(e.rel), count(*) FILTER (e.lhs = e.rhs AND r.loops) FROM relations r "

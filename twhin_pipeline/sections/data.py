@@ -37,7 +37,8 @@ class Columns(Section):
     rhs: str = "rhs"
     """The right-hand entity's id."""
     time: str | None = None
-    """When the edge happened (a timestamp, a date, or seconds since 1970)."""
+    """When the edge happened: a timestamp, a date, or seconds since 1970 (UTC). Edges after the snapshot's day do not
+    count."""
     weight: str | None = None
     """How much the edge counts (finite, not negative)."""
     split: str | None = None
@@ -50,7 +51,7 @@ class SourceConfig(Section):
     path: str
     """Parquet, CSV or TSV: a file, glob or URL. `{snapshot}` stands for the snapshot's date."""
     format: Literal["auto", "parquet", "csv"] = "auto"
-    """`auto` goes by the file name's ending (.parquet, .csv, .tsv, and these with .gz or .zst)."""
+    """`auto` goes by the file name's ending: .parquet, .csv, .tsv, .csv.gz, .tsv.gz, .csv.zst or .tsv.zst."""
     delimiter: str | None = Field(None, min_length=1, max_length=1)
     """The CSV delimiter; left out, it is a tab for .tsv and a comma otherwise."""
     ids: Literal["named", "indexed"] = "named"
@@ -91,15 +92,16 @@ class VocabularyConfig(Section):
     """Which entities get a row."""
 
     min_count: int = Field(1, ge=1)
-    """An entity with fewer edges gets no row, and its edges are left out (counted, by relation)."""
+    """An entity with fewer edges gets no row, and its edges are left out (counted, by relation). Indexed ids
+    have theirs."""
 
 
 class SplitConfig(Section):
     """Which edges are held out."""
 
     strategy: Literal["random", "temporal", "given"] = "random"
-    """`random`: by edge, seeded. `temporal`: the latest by the time column, or, with `later_snapshot`, the edges that are
-    new there between entities known here. `given`: by the source's split column."""
+    """`random`: by edge, seeded. `temporal`: the latest by the time column, or, with `later_snapshot`, the edges that
+    are new there between entities known here. `given`: by the source's split column."""
     validation: float = Field(0.05, ge=0, lt=1)
     """Share of the edges held out for validation (random, temporal)."""
     test: float = Field(0.05, ge=0, lt=1)
@@ -111,7 +113,7 @@ class SplitConfig(Section):
     keep_connected: bool = True
     """For `random`: an edge that is the last one of an entity stays in training, so that every entity can learn."""
     seed: int = 0
-    """Seed of the random choice."""
+    """Seed of the random choice. An edge meets the same fate in every snapshot."""
 
     @model_validator(mode="after")
     def _shares(self) -> SplitConfig:
