@@ -305,7 +305,7 @@ class EdgesDataset:
             return torch.from_numpy(result)
 
         edges = len(flat)
-        rest = inverse[2 * edges :].reshape(-1, groups, self.pool)
+        rest = inverse[2 * edges :].reshape(len(self.sides), groups, self.pool)
         pools = {side: rest[i] for i, side in enumerate(self.sides)}
         nothing = np.zeros((groups, 0), np.int64)
 
