@@ -174,6 +174,15 @@ def test_batches_equal_those_assembled_chunk_by_chunk(store: Store, split: Any, 
     assert step == dataset.num_epochs * dataset.steps_per_epoch
 
 
+def test_in_batch_candidates_alone_are_enough(tmp_path: Path) -> None:
+    config = planted_config(train_data={"global_negatives": 0})
+    store = Store(str(tmp_path))
+    write_planted(store, config)
+    batch = next(iter(EdgesDataset(config, store, SNAPSHOT)))
+    assert batch.lhs_pool_index.shape == batch.rhs_pool_index.shape == (len(batch.relation), 0)
+    assert batch.in_batch.shape[1] == 6 and batch.num_edges == len(edges_of(batch, config))
+
+
 def test_a_rank_without_edges_gets_an_empty_batch(store: Store) -> None:
     config = planted_config(train_data={"per_replica_batch_size": 100_000}, training={"num_epochs": 1})
     chunks = EdgesDataset(config, store, SNAPSHOT).num_chunks

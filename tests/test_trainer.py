@@ -225,6 +225,25 @@ def test_training_stops_early_and_keeps_the_best_model(tmp_path: Path) -> None:
     assert kept == [details["best_step"], details["steps"]]
 
 
+def test_an_evaluation_out_of_time_is_told_and_decides_on_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = planted_config(training={"num_epochs": 2, "eval_timeout_in_s": 1e-9, "early_stopping_patience": 1})
+    store = make_store(tmp_path, config)
+    details = train_here(config, store)
+    assert "stopped after eval_timeout_in_s, 0 of" in capsys.readouterr().out
+    assert details["best_step"] is None and details["stop_reason"].startswith("num_epochs")
+
+
+def test_without_held_out_edges_the_last_step_is_the_model(tmp_path: Path) -> None:
+    config = planted_config(training={"num_epochs": 2})
+    store = make_store(tmp_path, config)
+    store.fs.rm(f"{store.root}/held_out", recursive=True)
+    details = train_here(config, store)
+    assert details["best_step"] is None and details["steps"] == 32
+    assert ModelTables.open(store, SNAPSHOT).read("metrics").num_rows == 0
+
+
 def test_a_second_run_on_the_same_checkpoints_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = planted_config()
     store = make_store(tmp_path, config)

@@ -130,7 +130,7 @@ class Negatives:
         found: dict[int, list[Array]] = {side: [] for side in sides}
         lists: dict[int, dict[str, list[pa.Array]]] = {side: {name: [] for name in columns} for side in sides}
         with store.fs.open(path, "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(4096, columns=["chunk", "side", *columns]):
+            for batch in pq.ParquetFile(file).iter_batches(256, columns=["chunk", "side", *columns]):
                 chunk = batch.column("chunk").to_numpy(zero_copy_only=False)
                 side = batch.column("side").to_numpy(zero_copy_only=False)
                 for s in sides:

@@ -136,9 +136,14 @@ class Progress:
         """The last step that was evaluated."""
         return int(self.validations[-1]["step"]) if self.validations else None
 
-    def add_validation(self, metrics: dict[str, float], metric: str, higher_is_better: bool) -> bool:
-        """Add an evaluation at this step; return whether it is the best so far by `metric`."""
+    def add_validation(self, metrics: dict[str, float], metric: str, higher_is_better: bool, complete: bool) -> bool:
+        """Add an evaluation at this step; return whether it is the best so far by `metric`.
+
+        One that was cut short saw other edges than the others, so it decides on nothing.
+        """
         self.validations.append({"step": self.step, **metrics})
+        if not complete:
+            return False
         value, best = metrics[metric], self.best_value
         better = math.isfinite(value) and (best is None or (value > best if higher_is_better else value < best))
         if better:

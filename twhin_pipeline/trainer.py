@@ -230,7 +230,7 @@ class Trainer:
         if self.validator is None or progress.evaluated_step == progress.step:
             return False
         found = self.validator.evaluate(self.model)
-        better = progress.add_validation(found.metrics, metric, HIGHER_IS_BETTER[metric])
+        better = progress.add_validation(found.metrics, metric, HIGHER_IS_BETTER[metric], found.complete)
         self.tracking.log_metrics({f"validation/{k}": v for k, v in found.metrics.items()}, progress.step)
         told = "  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
         note = (

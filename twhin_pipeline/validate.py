@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -92,10 +93,10 @@ class Validator:
         loss, reciprocal, total = self.ranks.sum([loss, reciprocal, ranked])
         computed = self.metrics.compute()
         metrics = {
-            "loss": loss / max(edges, 1),
+            "loss": loss / edges if edges else math.nan,
             "auc": float(computed["auc"]),
             "rce": float(computed["rce"]),
-            "mrr": reciprocal / max(total, 1.0),
+            "mrr": reciprocal / total if total else math.nan,
         }
         return Validation(metrics, steps, self.steps, edges, time.monotonic() - started)
 
