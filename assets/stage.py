@@ -79,7 +79,7 @@ def table_metadata(store: Store, manifest: Manifest, *, preview: bool = True) ->
     metadata: dict[str, Any] = {
         "dagster/row_count": manifest.rows,
         "size_mib": round(manifest.bytes / 2**20, 3),
-        "files": len(manifest.files),
+        "num_files": len(manifest.files),
         "dagster/column_schema": dg.TableSchema([dg.TableColumn(name, kind) for name, kind in manifest.schema.items()]),
         "path": dg.MetadataValue.path(store.path(manifest.asset, manifest.snapshot, manifest.version)),
         "dagster/uri": store.path(manifest.asset, manifest.snapshot),

@@ -3,6 +3,8 @@
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from assets import checks, provenance
 from assets.stage import OWNERS, POOL, counts, opened, picture, table
@@ -52,7 +54,8 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
                 overrides = configuration.overrides()
                 reported = launcher.train(context, configuration.file, overrides, tables, snapshot, env)
             manifest = tables.manifest("twhin_model", snapshot)
-            shown = {**(reported.metadata or {}), **_metadata(tables, manifest, loaded)}
+            told = {k: v for k, v in (reported.metadata or {}).items() if k not in SHOWN_ELSEWHERE}
+            shown = {**told, **_metadata(tables, manifest, loaded)}
             return dg.MaterializeResult(metadata=shown | {"mlflow_run": tracking.link(tables, run.run_id)})
 
     return [twhin_model, checks.make("twhin_model_checks", config, ["twhin_model"])]
@@ -62,24 +65,28 @@ def _metadata(store: Store, manifest: Manifest, config: TwhinConfig) -> dict[str
     import numpy as np
 
     from twhin_pipeline import plots
-    from twhin_pipeline.model_files import ModelTables
 
-    model = ModelTables.open(store, manifest.snapshot)
-    losses, metrics = model.read("losses.parquet"), model.read("metrics.parquet")
+    losses, metrics = (_read(store, manifest, name) for name in ("losses.parquet", "metrics.parquet"))
     steps, values = (np.asarray(losses[name], dtype=np.float64) for name in ("step", "loss"))
     at = [row for row in metrics.to_pylist() if row["metric"] == "loss"]
     validation = np.array([row["step"] for row in at]), np.array([row["value"] for row in at])
-    rows = [model.rows(name) for name in model.names]
+    names = config.model.table_names
+    rows = [sum(f.get("rows", 0) for f in manifest.files if f["path"].startswith(f"tables/{n}/")) for n in names]
     bytes_of = 4 if config.model.embeddings.tables[0].data_type == "fp32" else 2
     sizes = [round(n * config.model.embedding_dim * bytes_of / 2**20, 2) for n in rows]
     return {
         **counts(manifest.details, leave_out=SHOWN_ELSEWHERE),
         "dagster/row_count": sum(rows),
         "loss_curve": picture(plots.losses(steps, values, validation, f"{config.loss.name} loss"), "loss"),
-        "tables": table({"table": model.names, "rows": rows, "MiB": sizes}),
+        "tables": table({"table": names, "rows": rows, "MiB": sizes}),
         "size_mib": round(manifest.bytes / 2**20, 3),
         "path": dg.MetadataValue.path(store.path("twhin_model", manifest.snapshot, manifest.version)),
         "config_hash": manifest.config_hash,
         "store_version": manifest.version,
         "parents": dg.MetadataValue.json(manifest.parents),
     }
+
+
+def _read(store: Store, manifest: Manifest, file: str) -> pa.Table:
+    with store.fs.open(store.path(manifest.asset, manifest.snapshot, manifest.version, file), "rb") as opened_file:
+        return pq.read_table(opened_file)

@@ -76,7 +76,7 @@ class LauncherResource(dg.ConfigurableResource):
                 done = client.run(context=context, command=command, env=env)
         except DagsterPipesExecutionError as error:
             raise self.failure(log_dir, str(error)) from None
-        if not done.get_reported_results():
+        if not done.get_results(implicit_materializations=False):
             raise dg.Failure(
                 "training ended without an error and reported nothing; see the ranks' logs",
                 metadata={"logs": dg.MetadataValue.path(log_dir)},

@@ -7,7 +7,7 @@
 `embeddings(entity, id, row, embedding)`, `embedding_relation`.
 
 What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked edges,
-each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `pools` (the checked negatives) and `truth` (edges
+each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `audited(chunk)`, `pools` (the checked negatives) and `truth` (edges
 that are true for them). Settings are DuckDB variables.
 """
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.store import Store
 
-AUDITED_POOLS = 400
-"""Pools that the costliest checks look at; of larger sets every n-th chunk."""
+AUDITED_POOLS, AUDITED_PAIRS = 500, 6_000_000
+"""Pools, and masked pairs, that the costliest checks look at; of larger sets every n-th chunk of a relation."""
 
 _EDGE_COLUMNS = "0 AS chunk, 0 AS position, 0 AS lhs, 0 AS rhs, 0 AS rel, 1.0 AS weight, '' AS filename"
 
@@ -189,7 +189,12 @@ class _Views:
         manifest = self.store.manifest(self.table, self.snapshot)
         pairs = float(manifest.details.get("masked", 0))
         every = max(1, math.ceil(manifest.rows / AUDITED_POOLS), math.ceil(pairs / AUDITED_PAIRS))
-        self._variable("audit_every", str(every))
+        # Every relation has one at least, also where it has fewer chunks than are skipped.
+        self._table(
+            "audited",
+            "SELECT chunk FROM (SELECT chunk, row_number() OVER (PARTITION BY rel ORDER BY hash(chunk)) AS i FROM chunk_size) "
+            f"WHERE (i - 1) % {every} = 0",
+        )
 
     def _model(self) -> None:
         if self.table != "twhin_model":

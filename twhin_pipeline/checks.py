@@ -138,7 +138,13 @@ def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str 
     for one in [table] if table is not None else tables:
         started = time.perf_counter()
         with audit.prepare(config, store, snapshot, one) as con:
-            results.append(_judge(con.sql(check.sql).to_arrow_table(), started))
+            result = _judge(con.sql(check.sql).to_arrow_table(), started)
+            if "FROM audited" in check.sql:
+                counts = con.sql("SELECT (SELECT count(*) FROM audited), (SELECT count(*) FROM chunk_size)").fetchall()[
+                    0
+                ]
+                result.metadata.update(audited_chunks=counts[0], chunks=counts[1])
+            results.append(result)
     return results[0] if len(results) == 1 else _combine(results, tables)
 
 

@@ -1,29 +1,39 @@
 -- Every masked pair is a true edge, so that no negative is lost (of very large sets an even sample of chunks).
-WITH pool AS (
-    SELECT n.epoch, n.chunk, n.side, c.rel, least(getvariable('in_batch'), c.edges) AS in_batch, c.edges, n.row,
+WITH pool AS MATERIALIZED (
+    SELECT n.epoch, n.chunk, n.side, least(getvariable('in_batch'), c.edges) AS in_batch, c.edges, n.row,
            n.mask_position, n.mask_candidate
     FROM pools n JOIN chunk_size c ON n.chunk = c.chunk
-    WHERE n.chunk % getvariable('audit_every') = 0
+    WHERE n.chunk IN (SELECT chunk FROM audited)
 ),
-mask AS (
-    SELECT epoch, chunk, side, rel, in_batch, edges, row,
-           unnest(mask_position) AS position, unnest(mask_candidate) AS candidate
+window_candidate AS (
+    SELECT epoch, chunk, side, unnest(range(in_batch)) AS candidate,
+           (epoch * getvariable('in_batch') + unnest(range(in_batch))) % edges AS position
     FROM pool
 ),
-named AS (
-    SELECT m.epoch, m.chunk, m.side, m.rel, m.position, m.candidate,
-           CASE m.side WHEN 0 THEN c.rhs ELSE c.lhs END AS anchor,
-           CASE WHEN m.candidate >= m.in_batch THEN m.row[m.candidate - m.in_batch + 1]
-                WHEN m.side = 0 THEN w.lhs ELSE w.rhs END AS row
+candidate AS MATERIALIZED (
+    SELECT w.epoch, w.chunk, w.side, w.candidate, CASE w.side WHEN 0 THEN c.lhs ELSE c.rhs END AS row
+    FROM window_candidate w JOIN chunks c ON w.chunk = c.chunk AND w.position = c.position
+    UNION ALL
+    SELECT epoch, chunk, side, in_batch + unnest(range(len(row))), unnest(row) FROM pool
+),
+mask AS MATERIALIZED (
+    SELECT epoch, chunk, side, unnest(mask_position) AS position, unnest(mask_candidate) AS candidate FROM pool
+),
+-- A pair that names no position or no candidate has null ends, which no true edge has.
+named AS MATERIALIZED (
+    SELECT m.epoch, m.chunk, m.side, m.position, m.candidate, p.rel,
+           CASE m.side WHEN 0 THEN n.row ELSE p.lhs END AS lhs,
+           CASE m.side WHEN 0 THEN p.rhs ELSE n.row END AS rhs
     FROM mask m
-    LEFT JOIN chunks c ON m.chunk = c.chunk AND m.position = c.position
-    LEFT JOIN chunks w
-        ON m.candidate < m.in_batch AND m.chunk = w.chunk
-       AND (m.epoch * getvariable('in_batch') + m.candidate) % m.edges = w.position
+    LEFT JOIN candidate n
+        ON m.epoch = n.epoch AND m.chunk = n.chunk AND m.side = n.side AND m.candidate = n.candidate
+    LEFT JOIN chunks p ON m.chunk = p.chunk AND m.position = p.position
+),
+untrue AS (
+    SELECT DISTINCT rel, lhs, rhs FROM named
+    EXCEPT
+    SELECT rel, lhs, rhs FROM truth
 )
-SELECT n.epoch, n.chunk, n.side, n.position, n.candidate, n.anchor AS kept_row, n.row AS candidate_row
-FROM named n
-ANTI JOIN truth t
-    ON n.rel = t.rel
-   AND t.lhs = CASE n.side WHEN 0 THEN n.row ELSE n.anchor END
-   AND t.rhs = CASE n.side WHEN 0 THEN n.anchor ELSE n.row END
+SELECT epoch, chunk, side, position, candidate, lhs, rhs
+FROM named
+WHERE rel IS NULL OR lhs IS NULL OR rhs IS NULL OR (rel, lhs, rhs) IN (SELECT (rel, lhs, rhs) FROM untrue)

@@ -21,7 +21,7 @@ drawn AS (
     SELECT CASE n.side WHEN 0 THEN r.lhs ELSE r.rhs END AS entity,
            unnest(n.row) AS row, unnest(range(len(n.row))) AS k
     FROM pools n JOIN chunk_size c ON n.chunk = c.chunk JOIN relation r ON c.rel = r.rel
-    WHERE n.chunk % getvariable('audit_every') = 0
+    WHERE n.chunk IN (SELECT chunk FROM audited)
 ),
 observed AS (
     SELECT d.entity, CASE WHEN d.k < getvariable('uniform_size') THEN 'uniform' ELSE 'degree' END AS part, m.bin,

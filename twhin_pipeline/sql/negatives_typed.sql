@@ -9,4 +9,4 @@ SELECT p.epoch, p.chunk, p.side, p.entity, e.size AS entities, list_min(p.row) A
 FROM pool p
 LEFT JOIN entity e ON p.entity = e.entity
 WHERE p.rel IS NULL OR p.side NOT IN (0, 1)
-   OR (len(p.row) > 0 AND (list_min(p.row) < 0 OR list_max(p.row) >= e.size OR len(list_filter(p.row, x -> x IS NULL)) > 0))
+   OR (len(p.row) > 0 AND (list_min(p.row) < 0 OR list_max(p.row) >= e.size OR len(list_filter(p.row, lambda x: x IS NULL)) > 0))

@@ -3,4 +3,4 @@ SELECT r.name AS relation, r.operator, r.lhs, r.rhs, x.operator AS exported_oper
 FROM relation r
 FULL JOIN embedding_relation x ON r.name = x.relation AND r.lhs = x.lhs AND r.rhs = x.rhs AND r.operator = x.operator
 WHERE r.name IS NULL OR x.relation IS NULL OR x.embedding IS NULL
-   OR NOT isfinite(list_sum(list_transform(x.embedding, e -> CAST(e AS DOUBLE))))
+   OR NOT isfinite(list_sum(list_transform(x.embedding, lambda e: CAST(e AS DOUBLE))))

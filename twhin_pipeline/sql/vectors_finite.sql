@@ -1,5 +1,5 @@
 -- Every element of every vector is a finite number, and all vectors have the model's length.
-SELECT entity, id, row, len(embedding) AS length, len(list_filter(embedding, x -> x IS NULL OR NOT isfinite(x))) AS not_finite
+SELECT entity, id, row, len(embedding) AS length, len(list_filter(embedding, lambda x: x IS NULL OR NOT isfinite(x))) AS not_finite
 FROM embeddings
 WHERE embedding IS NULL OR len(embedding) <> getvariable('embedding_dim')
-   OR NOT isfinite(list_sum(list_transform(embedding, x -> CAST(x AS DOUBLE))))
+   OR NOT isfinite(list_sum(list_transform(embedding, lambda x: CAST(x AS DOUBLE))))
