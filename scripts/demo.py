@@ -34,6 +34,7 @@ class Digest:
         self.passed = 0
         self.failed = 0
         self.showing_error = False
+        self.told_where = False
 
     def line(self, text: str) -> str | None:
         """Take one line of the log."""
@@ -67,8 +68,12 @@ class Digest:
 
     def _log(self, level: str, rest: str) -> str | None:
         log = LOG.match(rest)
-        if level == "DEBUG" or log is None:
+        if level == "DEBUG" or log is None or log["text"].startswith("[pipes]"):
             return None
+        if log["text"].startswith("snapshot "):  # each stage says where it reads and writes; once is enough here
+            if self.told_where:
+                return None
+            self.told_where = True
         if log["text"].startswith("Dependencies for step"):  # follows from the failure that was shown
             return None
         if level in ("ERROR", "CRITICAL"):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -47,11 +51,18 @@ def show(config: TwhinConfig, store: Store, snapshot: str, examples: str | None 
     out.print("\n[bold]Held-out edges, filtered ranks among all entities of the type; popular = by degree alone[/]")
     out.print(metrics_table(store.read("evaluation", snapshot), ("filtered_mrr", "filtered_hits@10")))
     entity, ids = chosen(config, store, snapshot, examples)
-    out.print(f"\n[bold]Nearest to some of entity type {entity}[/] (more: twhin neighbors {entity} ID)")
+    out.print(f"\n[bold]Nearest to some of entity type {entity}[/] (more: {command()} neighbors {entity} ID)")
     for example in neighbors(store, snapshot, entity, ids):
         nearest = ", ".join(f"{name} {similarity:.2f}" for name, similarity in example.nearest)
         out.print(f"  {example.id:<16} {escape(nearest)}")
     _where(out, config, store, snapshot)
+
+
+def command() -> str:
+    """Return how to call `twhin` from this shell: by its name where it is on the path, else by its place."""
+    if shutil.which("twhin"):
+        return "twhin"
+    return os.path.relpath(Path(sys.executable).parent / "twhin")
 
 
 def _title(store: Store, snapshot: str) -> str:
@@ -118,7 +129,7 @@ def _where(out: Console, config: TwhinConfig, store: Store, snapshot: str) -> No
     vectors = f"{store.path(folder.asset, snapshot, folder.version)}/*.parquet"
     lines = [
         ("vectors", f"{vectors} (and embeddings/… of the other types)"),
-        ("tables", f'{store.root}; in SQL: twhin sql "show tables", or {store.path("catalog.duckdb")}'),
+        ("tables", f'{store.root}; in SQL: {command()} sql "show tables", or {store.path("catalog.duckdb")}'),
         ("runs", tracking.uri(store)),
         ("Dagster", "make ui, then http://127.0.0.1:3000"),
         ("MLflow", "make mlflow, then http://127.0.0.1:5000"),
