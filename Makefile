@@ -50,7 +50,7 @@ ui: $(READY) $(DAGSTER_HOME)/dagster.yaml ## Dagster's UI and daemon on 127.0.0.
 	@exec env PYTHONWARNINGS=ignore::FutureWarning $(BIN)/dagster dev -h 127.0.0.1 -p 3000 -m twhin_pipeline.definitions
 
 mlflow: $(READY) ## MLflow's UI on 127.0.0.1:5000
-	@exec $(BIN)/twhin tracking --host 127.0.0.1 --port 5000
+	@exec $(BIN)/twhin mlflow --host 127.0.0.1 --port 5000
 
 lint: $(READY) ## Style and types
 	@$(BIN)/ruff check .
