@@ -351,6 +351,9 @@ def mlflow(
     if uri.startswith(("http://", "https://", "databricks")):
         raise UserError(f"runs are tracked at {uri}: open that page, or unset MLFLOW_TRACKING_URI for the store's own")
     print(f"MLflow: http://{host}:{port} on {uri} (ctrl-c ends it)", flush=True)
+    # MLflow's telemetry is not ours to send, and its job runners (seven processes) have nothing to do here.
+    for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")):
+        os.environ.setdefault(name, value)
     arguments = ["ui", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 
