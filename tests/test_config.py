@@ -1,4 +1,4 @@
-"""The configuration accepts what was published and answers each mistake with one line that says where and what to do."""
+"""The configuration accepts what was published, and answers a mistake with one line that says where and what to do."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_what_is_written_is_read_back_with_its_manifest(store):
 def test_a_failing_writer_leaves_the_old_table_and_nothing_else(store):
     write(store, [1, 2])
     before = everything(store)
-    with pytest.raises(ZeroDivisionError), store.replace("raw_edges", S, config_hash="c") as draft:
+    with pytest.raises(ZeroDivisionError), store.replace("raw_edges", S, config_hash="c") as draft:  # noqa: PT012
         draft.write(pa.table({"a": [9]}))
         _ = 1 / 0
     assert everything(store) == before

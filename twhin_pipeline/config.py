@@ -37,7 +37,7 @@ from twhin_pipeline.sections.training import (
 
 
 class TwhinConfig(Section):
-    """The whole configuration. Sections and field names are the published system's; what it lacks stands beside them."""
+    """The whole configuration. Sections and fields are named as published; what that lacks stands beside them."""
 
     model: TwhinModelConfig
     """Tables, relations and the scorer."""
@@ -76,9 +76,9 @@ class TwhinConfig(Section):
         columns = self.source.columns if self.source else None
         if self.split.strategy == "given" and (columns is None or columns.split is None):
             raise ValueError("split.strategy: given needs source.columns.split, the name of the split column")
-        if self.split.strategy == "temporal" and self.split.later_snapshot is None:
-            if columns is None or columns.time is None:
-                raise ValueError("split.strategy: temporal needs source.columns.time or split.later_snapshot")
+        timed = columns is not None and columns.time is not None
+        if self.split.strategy == "temporal" and self.split.later_snapshot is None and not timed:
+            raise ValueError("split.strategy: temporal needs source.columns.time or split.later_snapshot")
         if self.train_data.global_negatives + self.train_data.in_batch_negatives == 0:
             raise ValueError(
                 "train_data.global_negatives and train_data.in_batch_negatives are both 0, so nothing would be "
@@ -138,7 +138,7 @@ def parse_config(data: dict[str, Any], origin: str = "configuration") -> TwhinCo
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one field of nested `data` in place, from `path.to.field=value`; the value is YAML; list items by index or name.
+    """Set one field of nested `data` in place from `path.to.field=value` (YAML); list items go by index or name.
 
     Raises:
         UserError: It is not of that form, or the path leads through something that has no fields.

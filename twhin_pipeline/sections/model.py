@@ -127,7 +127,7 @@ class TwhinModelConfig(Section):
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Scores are divided by it."""
     init_scale: float = Field(0.1, gt=0, allow_inf_nan=False)
-    """Standard deviation of a new vector's elements, times the square root of the dimension: the length a new vector has."""
+    """A new vector's expected length: the standard deviation of its elements times the square root of the dimension."""
 
     @field_validator("comparator")
     @classmethod

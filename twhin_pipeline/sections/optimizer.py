@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -22,7 +23,7 @@ class PiecewiseConstant(Section):
     @model_validator(mode="after")
     def _fits(self) -> PiecewiseConstant:
         bounds = self.learning_rate_boundaries
-        if bounds[0] <= 0 or any(a >= b for a, b in zip(bounds, bounds[1:], strict=False)):
+        if bounds[0] <= 0 or any(a >= b for a, b in pairwise(bounds)):
             raise ValueError(f"learning_rate_boundaries must be positive and ascend, got {bounds}; sort them")
         if len(self.learning_rate_values) != len(bounds) + 1:
             raise ValueError(
@@ -42,7 +43,7 @@ class LinearRampToConstant(Section):
 
 
 class LinearRampToCosine(Section):
-    """From 0 to `learning_rate` over `num_ramp_steps`, then by a cosine to `final_learning_rate` at `final_num_steps`."""
+    """From 0 to `learning_rate` over `num_ramp_steps`, by a cosine to `final_learning_rate` at `final_num_steps`."""
 
     learning_rate: PositiveRate
     """The rate at the top of the ramp."""
@@ -126,7 +127,7 @@ class Adagrad(Section):
 
 
 class RowwiseAdagrad(Section):
-    """Row-wise Adagrad (the mean squared gradient of a row; as in PyTorch-BigGraph and DLRM): 4 bytes of state a row."""
+    """Row-wise Adagrad (mean squared gradient of a row; as in PyTorch-BigGraph and DLRM): 4 bytes of state a row."""
 
     lr: PositiveRate
     """The learning rate where no `learning_rate` schedule is given."""
@@ -158,7 +159,7 @@ class OptimizerConfig(Section):
         """Which algorithm was chosen."""
         for name in ("sgd", "adam", "adagrad", "rowwise_adagrad"):
             if getattr(self, name) is not None:
-                return name  # type: ignore[return-value]
+                return name
         raise AssertionError("validated above")
 
     @property
