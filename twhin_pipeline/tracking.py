@@ -31,8 +31,8 @@ def uri(store: Store) -> str:
 
 
 def artifact_root(store: Store) -> str | None:
-    """Return where artifacts go, or None where the tracking server decides."""
-    return None if os.environ.get("MLFLOW_TRACKING_URI") else store.path("mlartifacts")
+    """Return where a new experiment's artifacts go: into the store, or None where a tracking server decides."""
+    return None if uri(store).startswith(("http", "databricks")) else store.path("mlartifacts")
 
 
 def _client(store: Store) -> Any:

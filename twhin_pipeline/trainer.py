@@ -186,6 +186,8 @@ class Trainer:
         self._log()
         self._evaluate()
         self._save(wait=True)
+        last = progress.losses[-1]
+        self.reporter.progress(progress.step, progress.step, last["loss"], last["edges_per_second"])
         self.reporter.milestone(f"ended after step {progress.step:,}: {reason}")
         return reason
 
