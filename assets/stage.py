@@ -131,7 +131,7 @@ def table(columns: Mapping[str, list[Any]]) -> dg.MetadataValue:
     arrays = {
         name: pa.array([str(v) if isinstance(v, bool) else v for v in values]) for name, values in columns.items()
     }
-    return dg.MetadataValue.md(rows_as_markdown(pa.table(arrays), 200))
+    return dg.MetadataValue.md(rows_as_markdown(pa.table(arrays), 200, width=400))
 
 
 def picture(png: bytes, title: str) -> dg.MetadataValue:

@@ -166,28 +166,28 @@ def run_blocking(config: TwhinConfig, store: Store, snapshot: str, tables: Itera
     return notes
 
 
-def rows_as_markdown(table: pa.Table | None, limit: int = 20) -> str:
-    """Return the first rows as a Markdown table; long values are cut."""
+def rows_as_markdown(table: pa.Table | None, limit: int = 20, width: int = 80) -> str:
+    """Return the first rows as a Markdown table; values longer than `width` are cut."""
     if table is None or table.num_columns == 0:
         return ""
     lines = ["| " + " | ".join(table.column_names) + " |", "|" + " --- |" * table.num_columns]
     for row in table.slice(0, limit).to_pylist():
-        lines.append("| " + " | ".join(_cell(value) for value in row.values()) + " |")
+        lines.append("| " + " | ".join(_cell(value, width) for value in row.values()) + " |")
     if table.num_rows > limit:
         lines.append(f"\n… and {table.num_rows - limit:,} more")
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, width: int) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
         text = f"{value:.6g}"
     elif isinstance(value, (list, tuple)) and len(value) > 4:
-        text = "[" + ", ".join(_cell(v) for v in value[:4]) + f", … {len(value)} in all]"
+        text = "[" + ", ".join(_cell(v, width) for v in value[:4]) + f", … {len(value)} in all]"
     else:
         text = str(value)
-    text = text if len(text) <= 80 else text[:79] + "…"
+    text = text if len(text) <= width else text[: width - 1] + "…"
     return text.replace("|", "\\|").replace("\n", " ")
 
 

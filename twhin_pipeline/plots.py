@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,11 +32,12 @@ def degrees(counts: Mapping[str, np.ndarray]) -> bytes:
         # One point a distinct degree: the number of entities that reach it.
         values, first = np.unique(-descending, return_index=True)
         reached = np.append(first[1:], len(descending))
-        style = {"marker": "o", "markersize": 3.0, "linewidth": 1.4}
-        axes.plot(-values, reached, color=colour, label=f"{name} ({len(descending):,})", **style)
+        label = f"{name} ({len(descending):,})"
+        axes.plot(-values, reached, color=colour, label=label, marker="o", markersize=3.0, linewidth=1.4)
     axes.set(xscale="log", yscale="log", xlabel="edges of an entity (at least)", ylabel="entities")
     _log_ticks(axes)
-    axes.legend(frameon=False, fontsize=9)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=9)
     return _png(figure)
 
 
@@ -102,7 +104,7 @@ def map_2d(points: np.ndarray, groups: Sequence[str], title: str, kind: str) -> 
     shown = [i for i in order if names[i]][: len(COLOURS) - 1]
     size = float(np.clip(9_000 / max(1, len(points)), 3, 24))
     rest = ~np.isin(member, shown)
-    style = {"s": size, "linewidths": 0, "alpha": 0.65}
+    style: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.65}
     if rest.any():
         axes.scatter(*points[rest].T, color=REST, label=f"others ({rest.sum():,})", **style)
     for colour, group in zip(COLOURS, shown, strict=False):

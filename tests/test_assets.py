@@ -1,0 +1,208 @@
+"""Adapters between the pipeline and Dagster: staleness, mistakes, metadata, the launcher, schedules and sensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from assets import automation, provenance, stage
+from resources.launcher import LauncherResource
+from resources.pipes import as_metadata
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store
+
+SNAPSHOT = "2025-01-01"
+
+
+def put(store: Store, asset: str, *parents: str, details: dict[str, Any] | None = None) -> None:
+    versions = store.versions(SNAPSHOT, parents)
+    with store.replace(asset, SNAPSHOT, config_hash="c", parents=versions) as draft:
+        draft.write(pa.table({"row": [1, 2], "name": ["a", "b"]}))
+        draft.details = details or {}
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """Three tables, each made from the one before."""
+    store = Store(str(tmp_path / "home"))
+    put(store, "raw_edges")
+    put(store, "vocabulary/user", "raw_edges")
+    put(store, "training_set/positives", "raw_edges", "vocabulary/user")
+    return store
+
+
+def test_fresh_tables_are_taken(store):
+    provenance.refuse_stale(store, SNAPSHOT, ["training_set/positives"])
+
+
+def test_a_table_made_from_a_replaced_one_is_refused_with_the_remedy(store):
+    put(store, "vocabulary/user", "raw_edges")
+    with pytest.raises(UserError, match=r"training_set/positives .* stale: vocabulary/user .*`twhin sample --snapshot"):
+        provenance.refuse_stale(store, SNAPSHOT, ["training_set/positives"])
+
+
+def test_staleness_further_up_is_found_too(store):
+    put(store, "raw_edges")
+    put(store, "training_set/positives", "raw_edges", "vocabulary/user")
+    with pytest.raises(UserError, match=r"vocabulary/user .* stale: raw_edges .*twhin vocabulary"):
+        provenance.refuse_stale(store, SNAPSHOT, ["training_set/positives"])
+
+
+def test_a_missing_table_names_the_command_that_makes_it(store):
+    with pytest.raises(UserError, match="twhin train"):
+        provenance.refuse_stale(store, SNAPSHOT, ["twhin_model"])
+
+
+def test_a_code_version_changes_with_the_code_and_with_nothing_else():
+    assert provenance.code("edges") == provenance.code("edges") != provenance.code("edges", "source")
+
+
+def test_a_users_mistake_fails_the_step_once_with_its_one_message():
+    with pytest.raises(dg.Failure, match=r"^mend it$") as raised, stage.mistakes():
+        raise UserError("mend it")
+    assert raised.value.allow_retries is False
+
+
+def test_every_table_shows_rows_columns_size_place_and_preview(store):
+    shown = stage.table_metadata(store, store.manifest("vocabulary/user", SNAPSHOT))
+    assert shown["dagster/row_count"] == 2
+    assert [column.name for column in shown["dagster/column_schema"].columns] == ["row", "name"]
+    assert "| 1 | a |" in shown["preview"].value
+    assert shown["size_mib"] > 0 and shown["path"].path.startswith(store.root)
+
+
+def test_what_a_stage_counted_becomes_numbers_and_tables():
+    shown = stage.counts(
+        {"edges": 3, "by_relation": {"fav": 2}, "plan": "a\nb", "none": None, "hidden": 1}, leave_out=["hidden"]
+    )
+    assert (
+        shown["edges"] == 3 and "| fav | 2 |" in shown["by_relation"].value and "```\na\nb\n```" in shown["plan"].value
+    )
+    assert not {"none", "hidden"} & set(shown)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (float("nan"), {"raw_value": "nan", "type": "text"}),
+        ("a\nb", {"raw_value": "```\na\nb\n```", "type": "md"}),
+        ({"a": np.float64("inf"), "b": [np.int32(1)]}, {"raw_value": {"a": None, "b": [1]}, "type": "json"}),
+        (None, {"raw_value": "none", "type": "text"}),
+    ],
+)
+def test_whatever_training_reports_can_be_sent(value, shown):
+    """numpy's numbers raise in Pipes after training has finished, and NaN breaks the page's charts."""
+    sent = as_metadata(value)
+    assert sent == shown and type(sent) is type(shown)
+    json.dumps(sent, allow_nan=False)
+
+
+def test_what_the_launcher_sets_rules_over_the_configuration():
+    launcher = LauncherResource(nproc_per_node=4, rdzv_endpoint="first:29500")
+    assert launcher.overrides(["launch.nproc_per_node=2"]) == [
+        "launch.nproc_per_node=2", "launch.nproc_per_node=4", "launch.rdzv_endpoint=first:29500",
+    ]  # fmt: skip
+
+
+def write_error(folder: Any, rank: int, message: str, when: int) -> None:
+    path = folder / "run" / "attempt_0" / str(rank) / "error.json"
+    path.parent.mkdir(parents=True)
+    extra = {"py_callstack": f"Traceback of rank {rank}\n{message}", "timestamp": str(when)}
+    path.write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}))
+    os.utime(path, (when, when))
+
+
+def test_a_failed_launch_shows_the_rank_that_failed_first_not_its_echo(tmp_path):
+    write_error(tmp_path, 0, "RuntimeError: Connection closed by peer", 12)
+    write_error(tmp_path, 1, "ValueError: out of eggs", 10)
+    failure = LauncherResource.failure(str(tmp_path), "code 1")
+    assert isinstance(failure, dg.Failure)
+    assert "rank 1" in str(failure.description) and "out of eggs" in str(failure.description)
+    assert failure.metadata["failing_rank"].value == 1
+
+
+def test_a_users_mistake_in_a_rank_stays_one(tmp_path):
+    write_error(tmp_path, 1, "UserError: mend the batch size", 10)
+    failure = LauncherResource.failure(str(tmp_path), "code 1")
+    assert isinstance(failure, UserError) and str(failure) == "mend the batch size"
+
+
+def test_a_launch_that_says_nothing_points_at_its_logs(tmp_path):
+    failure = LauncherResource.failure(str(tmp_path), "code -9")
+    assert isinstance(failure, dg.Failure) and failure.metadata["logs"].value == str(tmp_path)
+
+
+def chain_of(*snapshots: str) -> dg.Definitions:
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(list(snapshots)))
+    def one() -> None: ...
+
+    return dg.Definitions([one], jobs=[automation.chain], schedules=[automation.retraining(lambda: list(snapshots))])
+
+
+def test_the_schedule_takes_the_newest_snapshot_once():
+    schedule = chain_of("2024-01-01", "2025-01-01").resolve_schedule_def("retraining")
+    with dg.DagsterInstance.ephemeral() as instance:
+        ticked = schedule.evaluate_tick(dg.build_schedule_context(instance))
+    assert ticked.run_requests is not None
+    [request] = ticked.run_requests
+    assert request.tags["dagster/partition"] == "2025-01-01" and request.run_key == "2025-01-01"
+
+
+def test_the_schedule_says_so_where_there_is_nothing():
+    schedule = chain_of().resolve_schedule_def("retraining")
+    with dg.DagsterInstance.ephemeral() as instance:
+        ticked = schedule.evaluate_tick(dg.build_schedule_context(instance))
+    assert not ticked.run_requests and "no snapshot" in str(ticked.skip_message)
+
+
+@pytest.fixture
+def webhook(monkeypatch):
+    """A server that keeps what is posted to it."""
+    got: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # noqa: N802
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv(automation.WEBHOOK_ENV, f"http://127.0.0.1:{server.server_port}/")
+    yield got
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_failed_run_is_told_with_its_cause(webhook):
+    @dg.op
+    def breaks() -> None:
+        raise dg.Failure("out of eggs")
+
+    @dg.job
+    def fails() -> None:
+        breaks()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = fails.execute_in_process(instance=instance, raise_on_error=False, tags={"dagster/partition": SNAPSHOT})
+        context = dg.build_run_status_sensor_context(
+            "tell_failure", result.get_run_failure_event(), instance, result.dagster_run
+        ).for_run_failure()
+        automation.tell_failure(context)
+    [message] = webhook
+    assert message["run_id"] == result.run_id and message["snapshot"] == SNAPSHOT
+    assert "out of eggs" in message["text"] and "breaks" in message["text"]

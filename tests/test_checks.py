@@ -1,0 +1,299 @@
+"""Each check passes on sound tables and finds the one thing that was broken."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from edge_files import make_config, write
+
+from twhin_pipeline import audit, checks, edges, negatives, training_set, vocabulary
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store
+
+BEFORE, NOW = "2025-01-01", "2025-02-01"
+Rows = list[dict[str, Any]]
+CONFIG: dict[str, Any] = {
+    "train_data": {"global_negatives": 12, "in_batch_negatives": 5},
+    "validation_data": {"global_negatives": 12, "in_batch_negatives": 5},
+    "negatives": {"chunk_size": 40},
+    "training": {"num_epochs": 3},
+    "evaluation": {"floors": {"filtered_mrr": 0.2}},
+}
+
+
+def planted(seed: int) -> list[tuple[str, str, str]]:
+    """Distinct edges of the three relations; 120 of each at least."""
+    rng = np.random.default_rng(seed)
+    found: set[tuple[str, str, str]] = set()
+    while len(found) < 700:
+        rel = ("follows", "fav", "reply")[int(rng.integers(3))]
+        lhs, rhs = int(40 * rng.random() ** 2), int(40 * rng.random())
+        if rel != "follows" or lhs != rhs:
+            found.add((f"u{lhs}", rel, f"u{rhs}" if rel == "follows" else f"i{rhs}"))
+    return sorted(found)
+
+
+def save(store: Store, asset: str, table: pa.Table, details: dict[str, Any] | None = None, file: str = "") -> None:
+    """Replace a table of the present snapshot."""
+    with store.replace(asset, NOW, config_hash="test") as draft:
+        draft.write(table, *([file] if file else []))
+        draft.details = details or {}
+
+
+def rows_as(rows: Rows, like: pa.Table) -> pa.Table:
+    """Rows with the columns of `like`, nulls allowed."""
+    return pa.Table.from_pylist(rows, schema=pa.schema([field.with_nullable(True) for field in like.schema]))
+
+
+def save_model(store: Store, losses: list[float], rows: dict[str, int], details: dict[str, Any]) -> None:
+    """Write a model's folder as training does, its vectors zero: only rows are checked."""
+    with store.replace("twhin_model", NOW, config_hash="test") as draft:
+        draft.write(
+            pa.table({"step": range(len(losses)), "epoch": [0] * len(losses), "loss": losses}), "losses.parquet"
+        )
+        for name, count in rows.items():
+            vectors = pa.array([[0.0] * 4] * count, pa.list_(pa.float32(), 4))
+            draft.write(pa.table({"row": range(count), "embedding": vectors}), f"tables/{name}/part-00000.parquet")
+        draft.write(pa.table({"relation": ["follows", "fav", "reply"]}), "relations.parquet")
+        draft.details = details
+
+
+DETAILS = {"final_loss": 1.0, "steps": 20, "edges_per_second": 5.0, "world_size": 2}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[TwhinConfig, Path]:
+    """Two snapshots through the real stages; a model, its evaluation and its vectors written by hand."""
+    folder = tmp_path_factory.mktemp("checks")
+    for snapshot, seed in ((BEFORE, 1), (NOW, 2)):
+        write(folder / f"{snapshot}.parquet", planted(seed))
+    config = make_config(folder / "{snapshot}.parquet", **CONFIG)
+    store = Store(str(folder / "home"))
+    for snapshot in (BEFORE, NOW):
+        edges.ingest(config, store, snapshot)
+        vocabulary.build(config, store, snapshot)
+    training_set.build_positives(config, store, NOW)
+    negatives.build(config, store, NOW)
+    sizes = {name: store.manifest(f"vocabulary/{name}", NOW).rows for name in ("user", "item")}
+    save_model(store, [3.0 - 0.1 * i for i in range(20)], sizes, DETAILS)
+    metrics = [("filtered_mrr", 0.3, 0.1), ("raw_mrr", 0.2, 0.1), ("filtered_mean_rank", 12.0, 20.0)]
+    save(store, "evaluation", pa.Table.from_pylist([
+        {"relation": "all", "side": "both", "metric": m, "value": v, "baseline": b, "edges": 9} for m, v, b in metrics
+    ]))  # fmt: skip
+    rng = np.random.default_rng(3)
+    for name in sizes:
+        table = store.read(f"vocabulary/{name}", NOW, ["id", "row"])
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=4 * len(table)), pa.float32()), 4)
+        save(store, f"embeddings/{name}", table.append_column("embedding", vectors))
+    save(store, "embeddings/relations", pa.table({
+        "relation": ["follows", "fav", "reply"], "lhs": ["user"] * 3, "rhs": ["user", "item", "item"],
+        "operator": ["translation"] * 3, "embedding": pa.array([[1.0] * 4] * 3, pa.list_(pa.float32(), 4)),
+    }))  # fmt: skip
+    return config, folder / "home"
+
+
+@pytest.fixture
+def broken(made, tmp_path) -> tuple[TwhinConfig, Store]:
+    """A copy of the store, to break."""
+    config, home = made
+    shutil.copytree(home, tmp_path / "home")
+    return config, Store(str(tmp_path / "home"))
+
+
+def all_pairs() -> list[tuple[str, str]]:
+    config = make_config("edges.parquet", **CONFIG)
+    return [(check.name, table) for check in checks.CHECKS.values() for table in check.tables_of(config)]
+
+
+@pytest.mark.parametrize(("name", "table"), all_pairs())
+def test_sound_tables_pass(made, name, table):
+    config, home = made
+    result = checks.run(name, config, Store(str(home)), NOW, table)
+    assert result.passed and result.offending is None, checks.rows_as_markdown(result.offending)
+
+
+def first(**values: Any) -> Callable[[Rows], Rows]:
+    """Change the first row."""
+    return lambda rows: [{**rows[0], **values}, *rows[1:]]
+
+
+def each(**values: Any) -> Callable[[Rows], Rows]:
+    """Change every row."""
+    return lambda rows: [{**row, **values} for row in rows]
+
+
+def unmask(rows: Rows) -> Rows:
+    """Take one pair out of the first pool's masks."""
+    return first(mask_position=rows[0]["mask_position"][1:], mask_candidate=rows[0]["mask_candidate"][1:])(rows)
+
+
+def mask_all(rows: Rows) -> Rows:
+    """Mask each candidate of the first pool for the first edge."""
+    count = len(rows[0]["row"])
+    return first(mask_position=[0] * count, mask_candidate=list(range(count)))(rows)
+
+
+def popular_only(rows: Rows) -> Rows:
+    """Draw every candidate as 0."""
+    return [{**row, "row": [0] * len(row["row"])} for row in rows]
+
+
+BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
+    ("edges_present", "raw_edges", lambda rows: []),
+    ("edges_not_null", "raw_edges", first(lhs=None)),
+    ("edges_not_null", "raw_edges", first(rhs="")),
+    ("edges_not_null", "raw_edges", first(weight=float("nan"))),
+    ("edges_not_null", "raw_edges", first(weight=-1.0)),
+    ("edges_known_relations", "raw_edges", first(rel="likes")),
+    ("edges_unique", "raw_edges", lambda rows: [*rows, rows[5]]),
+    ("edges_rejected_share", "raw_edges_rejected", lambda rows: [
+        {"lhs": "u1", "rel": "likes", "rhs": "u2", "reason": "unknown relation", "file": "f", "row": i} for i in range(8)
+    ]),
+    ("edges_relations_kept", "raw_edges", lambda rows: [r for r in rows if r["rel"] != "fav" or int(r["lhs"][1:]) % 9 == 0]),
+    ("edges_relations_present", "raw_edges", lambda rows: [row for row in rows if row["rel"] != "reply"]),
+    ("edges_self_loops", "raw_edges", first(lhs="u1", rel="follows", rhs="u1")),
+    ("ids_unique", "vocabulary/user", lambda rows: [*rows, {**rows[0], "row": len(rows)}]),
+    ("ids_unique", "vocabulary/user", first(row=1)),
+    ("rows_contiguous", "vocabulary/user", lambda rows: [rows[0], *rows[2:]]),
+    ("rows_contiguous", "vocabulary/item", lambda rows: []),
+    ("ids_cover_edges", "vocabulary/item", lambda rows: rows[:-1]),
+    ("rows_kept", "vocabulary/user", lambda rows: first(row=rows[1]["row"])(rows)),
+    ("edges_in_range", "training_set/positives", first(lhs=10_000)),
+    ("edges_in_range", "held_out/test", first(rhs=-1)),
+    ("edges_in_range", "held_out/validation", first(rel=7)),
+    ("chunks_sound", "training_set/positives", first(rel=2)),
+    ("chunks_sound", "training_set/positives", lambda rows: [*rows, rows[0]]),
+    ("chunks_sound", "training_set/positives", each(chunk=0, rel=0)),
+    ("chunks_sound", "held_out/test", lambda rows: [{**row, "chunk": row["chunk"] + 1} for row in rows]),
+    ("held_out_trained", "held_out/test", first(rhs=9_999)),
+    ("held_out_present", "held_out/test", lambda rows: []),
+    ("negatives_typed", "training_set/negatives", lambda rows: first(row=[9_999, *rows[0]["row"][1:]])(rows)),
+    ("negatives_typed", "held_out/validation_negatives", lambda rows: first(row=[-1, *rows[0]["row"][1:]])(rows)),
+    ("negatives_complete", "training_set/negatives", lambda rows: rows[1:]),
+    ("negatives_complete", "training_set/negatives", lambda rows: [*rows, rows[0]]),
+    ("negatives_complete", "training_set/negatives", lambda rows: first(row=rows[0]["row"][1:])(rows)),
+    ("negatives_complete", "training_set/negatives", first(epoch=3)),
+    ("negatives_masked", "training_set/negatives", unmask),
+    ("negatives_masked", "held_out/validation_negatives", unmask),
+    ("masks_true", "training_set/negatives", mask_all),
+    ("masks_true", "held_out/validation_negatives", mask_all),
+    ("masks_true", "training_set/negatives", first(mask_position=[39_999], mask_candidate=[0])),
+    ("negatives_distributed", "training_set/negatives", popular_only),
+    ("metrics_sound", "evaluation", first(value=1.2)),
+    ("metrics_sound", "evaluation", first(value=float("nan"))),
+    ("metrics_sound", "evaluation", lambda rows: rows[1:]),
+    ("floors_reached", "evaluation", first(value=0.19)),
+    ("floors_reached", "evaluation", lambda rows: rows[1:]),
+    ("beats_popular", "evaluation", first(baseline=0.31)),
+    ("vectors_match_vocabulary", "embeddings/user", lambda rows: rows[1:]),
+    ("vectors_match_vocabulary", "embeddings/user", first(id="stranger")),
+    ("vectors_finite", "embeddings/user", first(embedding=[0.0, float("inf"), 0.0, 0.0])),
+    ("norms_sound", "embeddings/item", first(embedding=[0.0] * 4)),
+    ("norms_sound", "embeddings/item", first(embedding=[1e5] * 4)),
+    ("vectors_spread", "embeddings/item", each(embedding=[1.0, 2.0, 3.0, 4.0])),
+    ("relations_match_model", "embeddings/relations", lambda rows: rows[1:]),
+    ("relations_match_model", "embeddings/relations", first(operator="identity")),
+    ("relations_match_model", "embeddings/relations", first(embedding=[float("nan")] * 4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "change"), BREAKAGES, ids=[f"{n}-{i}" for i, (n, _, _) in enumerate(BREAKAGES)]
+)
+def test_what_is_broken_is_found_and_shown(broken, name, table, change):
+    config, store = broken
+    before = store.read(table, NOW)
+    details = store.manifest(table, NOW).details
+    save(store, table, rows_as(change(before.to_pylist()), before), details)
+    result = checks.run(name, config, store, NOW, "raw_edges" if table.startswith("raw_edges") else table)
+    assert not result.passed
+    assert result.metadata["offending_rows"] > 0
+    assert result.offending is not None and result.offending.num_rows > 0
+    assert checks.rows_as_markdown(result.offending).startswith("| ")
+
+
+def test_a_held_out_edge_in_training_is_found(broken):
+    config, store = broken
+    positives = store.read("training_set/positives", NOW)
+    leaked = store.read("held_out/test", NOW).slice(0, 1)
+    save(store, "training_set/positives", pa.concat_tables([positives, leaked.cast(positives.schema)]))
+    result = checks.run("held_out_unseen", config, store, NOW)
+    assert result.offending is not None and result.offending.to_pylist()[0]["split"] == "test"
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "missing_rows", "details"),
+    [
+        ("loss_finite", [2.0, float("nan"), 1.0], 0, DETAILS),
+        ("loss_finite", [], 0, DETAILS),
+        ("loss_fell", [1.0, 1.1, 1.2], 0, DETAILS),
+        ("model_complete", [2.0, 1.0], 1, DETAILS),
+        ("model_complete", [2.0, 1.0], 0, {"steps": 2}),
+    ],
+)
+def test_a_model_that_did_not_learn_or_was_cut_short_is_found(broken, name, losses, missing_rows, details):
+    config, store = broken
+    sizes = {n: store.manifest(f"vocabulary/{n}", NOW).rows - missing_rows for n in ("user", "item")}
+    save_model(store, losses, sizes, details)
+    assert not checks.run(name, config, store, NOW).passed
+
+
+def test_rows_are_kept_whatever_order_snapshots_are_made_in(broken):
+    """A backfill that makes the older snapshot last does not break the newer one, which never saw it."""
+    config, store = broken
+    shutil.rmtree(store.path("vocabulary"))
+    vocabulary.build(config, store, NOW)
+    path = Path(store.path("vocabulary/user", NOW, "manifest.json"))
+    path.write_text(path.read_text().replace('"created": "20', '"created": "19'))
+    vocabulary.build(config, store, BEFORE)
+    assert checks.run("rows_kept", config, store, NOW, "vocabulary/user").passed
+
+
+def test_large_sets_are_audited_in_part_yet_every_relation(made, monkeypatch):
+    config, home = made
+    monkeypatch.setattr(audit, "AUDITED_POOLS", 6)
+    with audit.prepare(config, Store(str(home)), NOW, "training_set/negatives") as con:
+        relations = con.sql("SELECT DISTINCT rel FROM audited JOIN chunk_size USING (chunk)").fetchall()
+    result = checks.run("negatives_masked", config, Store(str(home)), NOW, "training_set/negatives")
+    assert len(relations) == 3
+    assert result.metadata["audited_chunks"] < result.metadata["chunks"]
+
+
+def test_a_blocking_check_stops_the_chain_with_the_rows_and_a_warning_does_not(broken):
+    config, store = broken
+    before = store.read("raw_edges", NOW)
+    loops = first(lhs="u1", rel="follows", rhs="u1")(before.to_pylist())
+    save(store, "raw_edges", rows_as(loops, before))
+    assert any("edges_self_loops" in note for note in checks.run_blocking(config, store, NOW, ["raw_edges"]))
+    save(store, "raw_edges", rows_as(first(rel="likes")(loops), before))
+    with pytest.raises(UserError, match=r"(?s)edges_known_relations of raw_edges .*\| likes \| 1 \|"):
+        checks.run_blocking(config, store, NOW, ["raw_edges"])
+
+
+def test_every_query_is_a_check_and_tells_what_it_is_about():
+    folder = Path(checks.__file__).parent / "sql"
+    assert {path.stem for path in folder.glob("*.sql")} == set(checks.CHECKS)
+    for check in checks.CHECKS.values():
+        assert len(check.description) > 20, check.name
+
+
+def test_an_unknown_check_or_table_names_the_nearest(made):
+    config, home = made
+    with pytest.raises(UserError, match="did you mean 'edges_unique'"):
+        checks.run("edge_unique", config, Store(str(home)), NOW)
+    with pytest.raises(UserError, match="unknown table"):
+        checks.run("edges_unique", config, Store(str(home)), NOW, "evaluation")
+    with pytest.raises(UserError, match="twhin ingest"):
+        checks.run("edges_unique", config, Store(str(home)), "2020-01-01")
+
+
+def test_markdown_escapes_what_would_break_the_table():
+    shown = checks.rows_as_markdown(pa.table({"id": ["a|b\nc", "x" * 200, None]}), limit=2)
+    assert "a\\|b c" in shown and "… and 1 more" in shown and "x" * 100 not in shown
