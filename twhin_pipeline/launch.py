@@ -21,12 +21,12 @@ from typing import IO, Any
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.reporting import PROGRESS_ENV, PROGRESS_MARK, ProgressBar
 from twhin_pipeline.store import Store
 
 PR_SET_PDEATHSIG = 1
 CANCELLED_EXIT = 75
 """A rank's exit code after it was told to stop and has written a checkpoint (EX_TEMPFAIL: try again later)."""
-PROGRESS_ENV, PROGRESS_MARK = "TWHIN_PROGRESS_LINES", "\x1etwhin-progress "
 _RANK_LINE = re.compile(r"^\[[a-z]+(\d+)\]:(.*)$", re.DOTALL)
 
 
@@ -232,8 +232,6 @@ def _display(output: Callable[[str], None] | None) -> Iterator[tuple[Callable[[s
     if output is not None or not sys.stdout.isatty():
         yield output or (lambda line: print(line, flush=True)), False
         return
-    from twhin_pipeline.reporting import ProgressBar
-
     with ProgressBar() as bar:
 
         def show(line: str) -> None:

@@ -9,9 +9,10 @@ import sys
 from typing import Any, Protocol
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.launch import PROGRESS_ENV, PROGRESS_MARK
 
 REPORTER_ENV = "TWHIN_REPORTER"
+# Under torchrun a rank's output is a pipe: where this variable is set, progress goes through it as marked lines.
+PROGRESS_ENV, PROGRESS_MARK = "TWHIN_PROGRESS_LINES", "\x1etwhin-progress "
 
 
 class Reporter(Protocol):
