@@ -30,7 +30,7 @@ class Digest:
     """Dagster's log lines in, lines for a person out (`None`: nothing to show)."""
 
     def __init__(self) -> None:
-        self.made: set[str] = set()
+        self.made: list[str] = []
         self.passed = 0
         self.failed = 0
         self.showing_error = False
@@ -55,7 +55,8 @@ class Digest:
 
     def _event(self, event: str, step: str, text: str) -> str | None:
         if event == "ASSET_MATERIALIZATION":
-            self.made.add(step)
+            if step not in self.made:
+                self.made.append(step)
         elif event == "ASSET_CHECK_EVALUATION" and (check := CHECK.search(text)):
             if check["how"] == "passed":
                 self.passed += 1
@@ -63,7 +64,11 @@ class Digest:
                 self.failed += 1
                 return f"  ! check {check['check']} of {check['asset']} did not pass{text[check.end() :]}"
         elif event == "STEP_SUCCESS" and step in self.made and (named := NAMED.search(text)):
+            self.made.remove(step)
             return f"  ✓ {named['step']} ({named['time']})"
+        elif event == "STEP_WORKER_STARTING" and self.made:
+            # Dagster sometimes loses the last line of a step's process; the next step tells that it ended well.
+            return f"  ✓ {self.made.pop(0)}"
         return None
 
     def _log(self, level: str, rest: str) -> str | None:
