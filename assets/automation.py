@@ -1,7 +1,7 @@
 """When things run by themselves: the job of the whole chain, its schedule, and what happens when a run fails.
 
-What belongs here: jobs, schedules and sensors; all are off until someone switches them on in the UI. What does not: what
-a run does (the stages beside this module).
+What belongs here: jobs, schedules and sensors; all are off until someone switches them on in the UI. What does not:
+what a run does (the stages beside this module).
 https://docs.dagster.io/guides/automate
 """
 

@@ -25,7 +25,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         deps=[provenance.key(name) for name in above],
         partitions_def=partitions,
         group_name="evaluation",
-        description="Filtered and raw ranks, Recall and NDCG, AUC and RCE of held-out edges: a row a relation, side and metric.",
+        description="Ranks, Recall and NDCG, AUC and RCE of held-out edges: a row for each relation, side and metric.",
         kinds={"torch", "parquet", "mlflow"},
         owners=OWNERS,
         code_version=provenance.code(*CODE),

@@ -12,12 +12,12 @@ from resources.store import StoreResource
 from twhin_pipeline.config import TwhinConfig
 
 EDGES = {
-    "training_set/positives": "Training edges as rows of their tables, in chunks of one relation that share candidates.",
+    "training_set/positives": "Training edges as rows of their tables, in chunks of one relation.",
     "held_out/validation": "Edges that training does not see and that choose its best checkpoint.",
     "held_out/test": "Edges that training does not see and that `evaluation` ranks.",
 }
 NEGATIVES = {
-    "training_set/negatives": "A pool of sampled candidates for each epoch, chunk and side, and the pairs that are true edges.",
+    "training_set/negatives": "Sampled candidates of each epoch, chunk and side, and the pairs that are true edges.",
     "held_out/validation_negatives": "Pools for the validation edges.",
 }
 

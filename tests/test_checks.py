@@ -145,6 +145,17 @@ def popular_only(rows: Rows) -> Rows:
     return [{**row, "row": [0] * len(row["row"])} for row in rows]
 
 
+def reject_eight(_rows: Rows) -> Rows:
+    """Eight rows of an unknown relation."""
+    row = {"lhs": "u1", "rel": "likes", "rhs": "u2", "reason": "unknown relation", "file": "f"}
+    return [{**row, "row": i} for i in range(8)]
+
+
+def lose_most_favs(rows: Rows) -> Rows:
+    """Keep one in nine users' favs."""
+    return [row for row in rows if row["rel"] != "fav" or int(row["lhs"][1:]) % 9 == 0]
+
+
 BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("edges_present", "raw_edges", lambda rows: []),
     ("edges_not_null", "raw_edges", first(lhs=None)),
@@ -153,10 +164,8 @@ BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("edges_not_null", "raw_edges", first(weight=-1.0)),
     ("edges_known_relations", "raw_edges", first(rel="likes")),
     ("edges_unique", "raw_edges", lambda rows: [*rows, rows[5]]),
-    ("edges_rejected_share", "raw_edges_rejected", lambda rows: [
-        {"lhs": "u1", "rel": "likes", "rhs": "u2", "reason": "unknown relation", "file": "f", "row": i} for i in range(8)
-    ]),
-    ("edges_relations_kept", "raw_edges", lambda rows: [r for r in rows if r["rel"] != "fav" or int(r["lhs"][1:]) % 9 == 0]),
+    ("edges_rejected_share", "raw_edges_rejected", reject_eight),
+    ("edges_relations_kept", "raw_edges", lose_most_favs),
     ("edges_relations_present", "raw_edges", lambda rows: [row for row in rows if row["rel"] != "reply"]),
     ("edges_self_loops", "raw_edges", first(lhs="u1", rel="follows", rhs="u1")),
     ("ids_unique", "vocabulary/user", lambda rows: [*rows, {**rows[0], "row": len(rows)}]),

@@ -27,7 +27,8 @@ slow = [name for name in ("torch", "torchrec", "mlflow", "duckdb", "matplotlib")
 assert not slow, slow
 assert any(key.to_user_string() == "twhin_model" for key in module.defs.resolve_all_asset_keys())
 [schedule] = module.defs.schedules
-print(seconds, module.defs.resolve_asset_graph().get(module.dg.AssetKey("twhin_model")).partitions_def.get_partition_keys())
+model = module.defs.resolve_asset_graph().get(module.dg.AssetKey("twhin_model"))
+print(seconds, model.partitions_def.get_partition_keys())
 """
 
 

@@ -2,13 +2,13 @@
 
 `relation(rel, name, lhs, rhs, operator)`, `entity(entity, size, asked)` (asked: the check is about this entity type),
 `floors(metric, least)`, `detail(key, value)` (numbers of the checked table's manifest), and from the store
-`raw_edges`, `raw_edges_rejected`, `previous_edges(rel)`, `vocabulary` and `previous_vocabulary` (`entity`, `id` as text,
-`row`), `positives`, `held_out(split, …)`, `losses`, `model_row`, `model_relation`, `evaluation`,
+`raw_edges`, `raw_edges_rejected`, `previous_edges(rel)`, `vocabulary` and `previous_vocabulary` (`entity`, `id` as
+text, `row`), `positives`, `held_out(split, …)`, `losses`, `model_row`, `model_relation`, `evaluation`,
 `embeddings(entity, id, row, embedding)`, `embedding_relation`.
 
-What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked edges,
-each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `audited(chunk)`, `pools` (the checked negatives) and `truth` (edges
-that are true for them). Settings are DuckDB variables.
+What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked
+edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `audited(chunk)`, `pools` (the checked
+negatives) and `truth` (edges that are true for them). Settings are DuckDB variables.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ class _Views:
         # Every relation has one at least, also where it has fewer chunks than are skipped.
         self._table(
             "audited",
-            "SELECT chunk FROM (SELECT chunk, row_number() OVER (PARTITION BY rel ORDER BY hash(chunk)) AS i FROM chunk_size) "
-            f"WHERE (i - 1) % {every} = 0",
+            "SELECT chunk FROM (SELECT chunk, row_number() OVER (PARTITION BY rel ORDER BY hash(chunk)) AS i "
+            f"FROM chunk_size) WHERE (i - 1) % {every} = 0",
         )
 
     def _model(self) -> None:

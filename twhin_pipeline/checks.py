@@ -1,7 +1,7 @@
 """Checks of the store's tables: what must hold, in DuckDB SQL, one file a check in `sql/`.
 
-A check's query returns what is wrong. Where its result has a column `ok`, it returns what it measured, and the rows whose
-`ok` is not true are wrong. The comment at the head of the file is the check's description.
+A check's query returns what is wrong. Where its result has a column `ok`, it returns what it measured, and the rows
+whose `ok` is not true are wrong. The comment at the head of the file is the check's description.
 Every query sees the same views, made here: see `audit.prepare`.
 """
 

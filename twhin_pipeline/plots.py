@@ -131,7 +131,7 @@ def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, float]:
         vectors: float [N, D], with D at least 2.
 
     Returns:
-        Coordinates (float [N, 2]; the largest of each component is positive) and the share of the variance they explain.
+        Coordinates (float [N, 2]; the largest of each component is positive) and the share of variance they explain.
     """
     centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
     # Of the D x D matrix: N may be large.

@@ -60,15 +60,16 @@ def commonest(config: TwhinConfig, store: Store, snapshot: str, entity: str, row
     """Name for each of `rows` of an entity type what it is linked with most often among the training edges.
 
     Returns:
-        Lists in the order of `rows`, an empty name where there is no edge: by `commonest neighbour type` the entity type
-        of the other ends; and, where an entity type of few members is among them, by `commonest <type>` its member.
+        Lists in the order of `rows`, an empty name where there is no edge: by `commonest neighbour type` the entity
+        type of the other ends; and, where an entity type of few members is among them, by `commonest <type>` its member.
     """
     names = config.model.table_names
     ends = [(i, r.lhs, r.rhs, "lhs", "rhs") for i, r in enumerate(config.model.relations)]
     ends += [(i, r.rhs, r.lhs, "rhs", "lhs") for i, r in enumerate(config.model.relations)]
     edges = database.scan(store, "training_set/positives", snapshot)
     queries = [
-        f"SELECT {mine} AS row, {database.literal(theirs)} AS entity, {other} AS neighbour FROM {edges} WHERE rel = {rel}"
+        f"SELECT {mine} AS row, {database.literal(theirs)} AS entity, {other} AS neighbour "
+        f"FROM {edges} WHERE rel = {rel}"
         for rel, ours, theirs, mine, other in ends
         if ours == entity
     ]
@@ -83,7 +84,8 @@ def commonest(config: TwhinConfig, store: Store, snapshot: str, entity: str, row
     with database.connect(config, store) as con:
         con.register("asked", asked)
         con.execute(
-            f"CREATE TEMP TABLE near AS SELECT place, entity, neighbour FROM ({' UNION ALL '.join(queries)}) JOIN asked USING (row)"
+            "CREATE TEMP TABLE near AS SELECT place, entity, neighbour "
+            f"FROM ({' UNION ALL '.join(queries)}) JOIN asked USING (row)"
         )
 
         def most(query: str) -> list[str]:
