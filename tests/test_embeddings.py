@@ -191,7 +191,7 @@ def test_a_registered_model_is_opened_and_refused_where_the_store_has_since_repl
 
 
 def test_a_store_without_embeddings_is_refused_with_its_remedy(tmp_path):
-    with pytest.raises(UserError, match=r"no embeddings in this store.*twhin export"):
+    with pytest.raises(UserError, match=r"no embeddings/relations there \(it has none.*twhin export"):
         load_model(str(tmp_path / "nothing"))
 
 

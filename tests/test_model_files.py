@@ -94,6 +94,21 @@ def test_a_model_is_found_by_store_snapshot_and_folder(tmp_path: Path) -> None:
         locate(f"{tmp_path}@2024-01-01")
 
 
+def test_a_registered_model_that_the_store_has_replaced_is_not_taken_for_the_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warm start from `models:/twhin/3` must not begin at other vectors than those registered."""
+    store = Store(str(tmp_path))
+    write_model(store, snapshot="2025-01-01")
+    version = store.manifest("twhin_model", "2025-01-01").version
+    registered = {"store": store.root, "snapshot": "2025-01-01", "version": version}
+    monkeypatch.setattr("twhin_pipeline.tracking.pointer", lambda uri: registered)
+    assert locate("models:/twhin/3")[1] == "2025-01-01"
+    write_model(store, snapshot="2025-01-01")
+    with pytest.raises(UserError, match=r"models:/twhin/3 is version .* trained later"):
+        locate("models:/twhin/3")
+
+
 def test_vectors_survive_the_way_through_arrow() -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     np.testing.assert_array_equal(vectors_of(vectors_array(vectors)), vectors)

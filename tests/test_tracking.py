@@ -84,7 +84,8 @@ def test_a_registered_model_has_its_metrics_and_leads_back_to_the_store(store: S
     assert found == "models:/twhin/1"
     assert tracking.register_model(store, SNAPSHOT) == "models:/twhin/2"
     for uri in (found, "models:/twhin@newest", f"models:/twhin@snapshot-{SNAPSHOT}", f"runs:/{run.run_id}/model"):
-        assert tracking.resolve_model(uri) == (store.root, SNAPSHOT)
+        there = tracking.pointer(uri)
+        assert (there["store"], there["snapshot"]) == (store.root, SNAPSHOT)
     version = run.client.get_model_version("twhin", "1")
     assert version.tags["filtered_mrr"] == "0.25" and version.run_id == run.run_id
     assert run.client.get_run(run.run_id).data.metrics["filtered_mrr"] == 0.25
@@ -93,7 +94,7 @@ def test_a_registered_model_has_its_metrics_and_leads_back_to_the_store(store: S
 @pytest.mark.parametrize("uri", ["models:/twhin/99", "models:/nothing@newest", "runs:/123/model", "models:/twhin"])
 def test_a_model_that_is_not_there_is_a_mistake(store: Store, uri: str) -> None:
     with pytest.raises(UserError, match="no such model"):
-        tracking.resolve_model(uri)
+        tracking.pointer(uri)
 
 
 def test_sections_become_paths_and_lists_go_by_name() -> None:

@@ -19,13 +19,12 @@ import torch
 
 from twhin_pipeline.entity_table import BATCH_ROWS, EntityTable, UnknownId
 from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.model_files import locate
 from twhin_pipeline.relation_scores import RelationScores, to_tensor
 from twhin_pipeline.scorer import Scorer
 from twhin_pipeline.sections.model import TwhinModelConfig
 from twhin_pipeline.store import Manifest, Store
 
-MLFLOW_URI = re.compile(r"(models|runs):/")
-AT_SNAPSHOT = re.compile(r"(?P<root>.+)@(?P<snapshot>\d{4}-\d{2}-\d{2})")
 GETTER = re.compile(r"get_(?P<entity>\w+)_embedding")
 RELATIONS = "embeddings/relations"
 
@@ -228,28 +227,7 @@ def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
         UserError: There are no embeddings there, they are not one whole set, or the store has replaced the
             registered model by a later one.
     """
-    path = str(path)
-    if MLFLOW_URI.match(path):
-        from twhin_pipeline import tracking  # loads mlflow
-
-        registered = tracking.pointer(path)
-        model = load_model(registered["store"], registered["snapshot"])
-        if model.version != registered["version"]:
-            raise UserError(
-                f"{path} is version {registered['version']} of snapshot {model.snapshot}, and the store now holds "
-                f"{model.version}, trained later; load a newer version of the registered model"
-            )
-        return model
-    if (at := AT_SNAPSHOT.fullmatch(path)) is not None:
-        if snapshot not in (None, at["snapshot"]):
-            raise UserError(f"load_model: {path} and snapshot={snapshot!r} name two snapshots; give one of them")
-        path, snapshot = at["root"], at["snapshot"]
-    store = Store(path)
-    if snapshot is None:
-        there = store.snapshots(RELATIONS)
-        if not there:
-            raise UserError(f"{store.root}: no embeddings in this store; make them with `twhin run` or `twhin export`")
-        snapshot = there[-1]
+    store, snapshot = locate(str(path), RELATIONS, snapshot)
     relations = store.manifest(RELATIONS, snapshot)
     model_config = TwhinModelConfig.model_validate(relations.details["model"])
     tables = {}

@@ -16,7 +16,7 @@ from twhin_pipeline.array_cache import cached
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.sections.model import TwhinModelConfig
-from twhin_pipeline.store import Draft, Manifest, Store
+from twhin_pipeline.store import MAKERS, Draft, Manifest, Store
 
 if TYPE_CHECKING:
     import torch
@@ -174,28 +174,48 @@ class ModelTables:
             mapped.flush()
 
 
-def locate(path: str, asset: str = ASSET) -> tuple[Store, str]:
-    """Find the model (or another table) that `path` names.
+def locate(path: str, asset: str = ASSET, snapshot: str | None = None) -> tuple[Store, str]:
+    """Find the model, or a table made of it such as `embeddings/relations`, that `path` names.
 
-    A path is a store, one of its snapshots (`<store>@YYYY-MM-DD`, or the folder `<store>/twhin_model/YYYY-MM-DD`),
-    or an MLflow model URI (`models:/name/version`, `runs:/…`).
+    Args:
+        path: A store (path or URL); one of its snapshots (`<store>@YYYY-MM-DD`, or the folder
+            `<store>/twhin_model/YYYY-MM-DD`); or an MLflow model URI (`models:/name/3`, `models:/name@alias`,
+            `runs:/<id>/model`).
+        asset: The table to find there.
+        snapshot: The snapshot, where `path` does not name one. Left out: the newest that has the table.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, two snapshots are named, or the store has replaced the registered model by a later
+            one.
     """
+    version: str | None = None
     if path.startswith(("models:/", "runs:/")):
-        from twhin_pipeline.tracking import resolve_model
+        from twhin_pipeline import tracking  # loads mlflow
 
-        root, snapshot = resolve_model(path)
+        registered = tracking.pointer(path)
+        root, at, version = registered["store"], registered["snapshot"], registered["version"]
     else:
         named = re.fullmatch(rf"(.+?)(?:@|/{ASSET}/)(\d{{4}}-\d{{2}}-\d{{2}})/?", path)
-        root, snapshot = (named[1], named[2]) if named else (path, "")
+        root, at = (named[1], named[2]) if named else (path, snapshot)
+    if at is not None and snapshot not in (None, at):
+        raise UserError(f"{path} and snapshot={snapshot!r} name two snapshots; give one of them")
     store = Store(root)
     made = store.snapshots(asset)
-    if not made or (snapshot and snapshot not in made):
+    if not made or (at is not None and at not in made):
         there = f"it has {', '.join(made)}" if made else "it has none of any snapshot"
-        raise UserError(f"{path}: no {asset} there ({there}); give a store, or a snapshot of one, that has it")
-    return store, snapshot or made[-1]
+        remedy = "give a store, or a snapshot of one, that has it, or make it with"
+        command = f"twhin {MAKERS[asset.split('/')[0]]}" + (f" --snapshot {at}" if at else "")
+        raise UserError(f"{path}: no {asset} there ({there}); {remedy} `{command}`")
+    at = at or made[-1]
+    if version is not None:
+        manifest = store.manifest(asset, at)
+        held = manifest.version if asset == ASSET else manifest.parents[ASSET]
+        if held != version:
+            raise UserError(
+                f"{path} is version {version} of snapshot {at}, and the store now holds {held}, trained later; load a "
+                "newer version of the registered model"
+            )
+    return store, at
 
 
 def manifest_details(config: TwhinConfig) -> dict[str, Any]:

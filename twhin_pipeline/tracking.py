@@ -217,12 +217,6 @@ def register_model(
     return f"models:/{name}/{version}"
 
 
-def resolve_model(model_uri: str) -> tuple[str, str]:
-    """Return store root and snapshot of a registered model. Raises UserError as `pointer` does."""
-    found = pointer(model_uri)
-    return found["store"], found["snapshot"]
-
-
 def pointer(model_uri: str) -> dict[str, Any]:
     """Return `store`, `snapshot`, `version` and `model` behind `models:/twhin/1`, `models:/twhin@newest` or `runs:/…`.
 
