@@ -32,9 +32,9 @@ $(READY): pyproject.toml constraints/$(VARIANT).txt packaging/setup.sh packaging
 	@packaging/setup.sh
 	@touch $@
 
-$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+$(DAGSTER_HOME)/dagster.yaml: resources/dagster.yaml
 	@mkdir -p $(DAGSTER_HOME)
-	@cp dagster.yaml $@
+	@cp resources/dagster.yaml $@
 
 demo: $(READY) $(DAGSTER_HOME)/dagster.yaml ## The whole pipeline on the bundled graph (SNAPSHOT=2025-08-09), then a summary
 	@$(BIN)/python scripts/demo.py --snapshot $(SNAPSHOT)

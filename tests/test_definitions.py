@@ -118,7 +118,7 @@ def test_workspace_yaml_and_pyproject_name_the_same_module():
 
 
 def test_the_instance_template_is_taken_and_sends_nothing_home(tmp_path):
-    (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+    (tmp_path / "dagster.yaml").write_text((ROOT / "resources" / "dagster.yaml").read_text())
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert instance.telemetry_enabled is False
         assert instance.run_monitoring_enabled

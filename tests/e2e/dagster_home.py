@@ -72,7 +72,7 @@ class Home:
     def __init__(self, folder: Path, **sections: Any) -> None:
         self.folder, self.store = folder, folder / "store"
         (folder / "dagster").mkdir(parents=True)
-        shutil.copy(ROOT / "dagster.yaml", folder / "dagster")
+        shutil.copy(ROOT / "resources" / "dagster.yaml", folder / "dagster")
         graph(folder / f"edges-{SNAPSHOT}.parquet")
         (folder / "config.yaml").write_text(yaml.safe_dump(config(folder, **sections)))
         # pytest's own variables and those of an outer run are not a user's.
