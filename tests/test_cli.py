@@ -157,6 +157,12 @@ def test_sql_prints_csv(store):
     assert done.stdout.replace('"', "").splitlines() == ["lhs,rel", "u0,likes", "u1,likes", "u2,likes"]
 
 
+def test_an_unknown_table_in_sql_is_told_with_those_there(store, capsys):
+    assert run_arguments(["sql", "select * from nosuch", "--home", store.root]) == 2
+    told = capsys.readouterr().err
+    assert "nosuch" in told and "raw_edges" in told and store.root in told and len(told.splitlines()) == 1
+
+
 def test_a_mistake_in_sql_is_one_line(store, capsys):
     assert run_arguments(["sql", "select nosuch\nfrom raw_edges", "--home", store.root]) == 2
     error = capsys.readouterr().err

@@ -280,7 +280,7 @@ def test_a_file_that_holds_no_edges_is_one_clear_error(tmp_path, make, told):
 
 def test_an_empty_csv_is_one_clear_error(tmp_path):
     (tmp_path / "e.csv").write_text("")
-    with pytest.raises(UserError, match=r"e\.csv: is empty; its first line must name the columns"):
+    with pytest.raises(UserError, match=r"e\.csv: is empty.*; its first line must name the columns"):
         edges.ingest(make_config(tmp_path / "e.csv"), store_at(tmp_path), SNAPSHOT)
 
 
@@ -298,3 +298,73 @@ def test_a_failed_ingestion_leaves_no_table(tmp_path, monkeypatch):
         edges.ingest(config, store, SNAPSHOT)
     assert store.assets() == []
     assert not [file for file in Path(store.root).rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_other_columns_of_the_file_may_have_any_name(tmp_path, ending):
+    names = ("lhs", "rel", "rhs", "filename", "row", "file", "fate", "raw_lhs")
+    rows = [(*edge, "f", "r", "i", "t", "l") for edge in NAMED]
+    path = tmp_path / f"e.{ending}"
+    if ending == "csv":
+        # Also names that differ in case alone, or are none.
+        lines = [(*names, "extra", "EXTRA", "", ""), *((*row, "1", "2", "3", "4") for row in rows)]
+        path.write_text("\n".join(",".join(line) for line in lines) + "\n")
+    else:
+        write(path, rows, names)
+    store = store_at(tmp_path)
+    edges.ingest(make_config(path), store, SNAPSHOT)
+    assert triples(store) == set(NAMED)
+
+
+def test_a_column_that_cannot_be_told_apart_from_row_numbers_is_an_error(tmp_path):
+    write(tmp_path / "e.parquet", [(*edge, 1) for edge in NAMED], ("lhs", "rel", "rhs", "file_row_number"))
+    with pytest.raises(UserError, match=r"e\.parquet: a column is named 'file_row_number'.*rename it"):
+        edges.ingest(make_config(tmp_path / "e.parquet"), store_at(tmp_path), SNAPSHOT)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("lhs,LHS,rel,rhs\na,z,follows,b\n", "columns 'lhs' and 'LHS' have one name.*rename one"),
+        ("LHS,rel,rhs\na,follows,b\n", "no column 'lhs'.*did you mean 'LHS'.*source.columns.lhs"),
+        ("lhs;rel;rhs\na;follows;b\n", "no column 'lhs'.*set source.delimiter"),
+        ("lhs,rel,rhs\ra,follows,b\r", "carriage return.*newline"),
+        ("\nlhs,rel,rhs\na,follows,b\n", "begins with an empty line"),
+    ],
+)
+def test_a_first_line_that_names_no_columns_is_told_with_its_remedy(tmp_path, text, told):
+    (tmp_path / "e.csv").write_bytes(text.encode())
+    with pytest.raises(UserError, match=told):
+        edges.ingest(make_config(tmp_path / "e.csv"), store_at(tmp_path), SNAPSHOT)
+
+
+@pytest.mark.parametrize(
+    ("text", "snapshot", "told"),
+    [
+        ("lhs,rel,rhs,t\n", SNAPSHOT, "the files have no rows"),
+        ("lhs,rel,rhs,t\na,follows,b,2025-01-01\n", "2024-01-01", "outside window .before 2024-01-02. 1; choose"),
+        ("lhs,rel,rhs,t\na,follows,b,2025-01-01\n", "2025-03-01", "from 2025-02-28 00:00 before 2025-03-02"),
+        ("lhs,rel,rhs,t\na,likes,b,2025-01-01\n", SNAPSHOT, "unknown relation 1, the first is row 2 of .*csv, unknown"),
+        ('lhs,rel,rhs,t\na,follows,"b,2025-01-01\n', SNAPSHOT, "malformed line 1, the first is row 2 of .*csv"),
+    ],
+)
+def test_a_source_without_any_edge_says_why_and_leaves_the_old_table(tmp_path, text, snapshot, told):
+    path = tmp_path / "e.csv"
+    store = store_at(tmp_path)
+    config = make_config(path, source={"path": str(path), "columns": {"time": "t"}, "window": "2d"})
+    if "before 2024" in told:
+        config = make_config(path, source={"path": str(path), "columns": {"time": "t"}})
+    path.write_text(f"lhs,rel,rhs,t\na,follows,b,{snapshot}\n")
+    edges.ingest(config, store, snapshot)
+    path.write_text(text)
+    with pytest.raises(UserError, match=told):
+        edges.ingest(config, store, snapshot)
+    assert triples(store, snapshot=snapshot) == {("a", "follows", "b")}
+
+
+def test_a_malformed_line_keeps_no_more_text_than_is_of_use(tmp_path):
+    rest = "".join(f"a{i},follows,b\n" for i in range(5000))
+    (tmp_path / "e.csv").write_text(f'lhs,rel,rhs\na,follows,b\n"a,follows,b\n{rest}')
+    store = store_at(tmp_path)
+    edges.ingest(make_config(tmp_path / "e.csv"), store, SNAPSHOT)
+    assert [(row["row"], len(row["rhs"])) for row in rows_of(store, "raw_edges_rejected")] == [(3, 1000)]

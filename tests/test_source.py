@@ -105,3 +105,16 @@ def test_listing_imports_nothing_slow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_tab_and_comma_separated_files_are_not_read_as_one(tmp_path):
+    (tmp_path / "e.csv").write_text("lhs,rel,rhs\na,follows,b\n")
+    (tmp_path / "e.tsv").write_text("lhs\trel\trhs\na\tfollows\tb\n")
+    with pytest.raises(UserError, match="both TSV and CSV files; narrow the pattern"):
+        source.inputs(make_config(tmp_path / "e.*"), "2025-01-01")
+
+
+def test_the_delimiter_goes_by_the_ending_not_by_the_name(tmp_path):
+    for name, delimiter in (("a.tsv-old.csv", ","), ("B.TSV", "\t")):
+        (tmp_path / name).write_text("lhs")
+        assert source.inputs(make_config(tmp_path / name), "2025-01-01")[0].delimiter == delimiter

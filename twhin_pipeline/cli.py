@@ -184,14 +184,19 @@ def sql(
 
     store = _store(home)
     con = database.connect(store=store)
-    catalog.views(con, store, snapshot)
+    known = catalog.views(con, store, snapshot)
     try:
-        result = con.execute(query)
         if as_csv:
-            console.print_csv(result)
+            relation = con.sql(query)
+            if relation is not None:
+                console.print_csv(relation)
             return
+        result = con.execute(query)
         names = [column[0] for column in result.description or []]
         rows = result.fetchall()
+    except duckdb.CatalogException as error:
+        where = f"{store.root}{f', snapshot {snapshot}' if snapshot else ''}"
+        raise UserError(f"SQL: {str(error).splitlines()[0]} (tables of {where}: {', '.join(known)})") from error
     except duckdb.Error as error:
         raise UserError(f"SQL: {' '.join(str(error).split())}") from error
     if as_json:

@@ -39,12 +39,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def print_csv(result: duckdb.DuckDBPyConnection) -> None:
+def print_csv(result: duckdb.DuckDBPyRelation) -> None:
     """Print a query's result as CSV, a batch at a time."""
     import pyarrow.csv as csv
 
     reader = result.to_arrow_reader(10_000)
-    assert reader is not None  # only before a query
     with csv.CSVWriter(sys.stdout.buffer, reader.schema) as writer:
         for batch in reader:
             writer.write_batch(batch)

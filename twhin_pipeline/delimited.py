@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,13 @@ import duckdb
 import fsspec
 import pyarrow as pa
 
-from twhin_pipeline.database import explained, literal
+from twhin_pipeline.database import explained, literal, name
 from twhin_pipeline.errors import UserError
 
 # As PostgreSQL and Hive write a missing value; an empty field is an empty text, and told apart from it.
 NULL_TEXT = "\\N"
+# Characters of a malformed line that are kept for whoever looks for the cause.
+MOST_TEXT = 1_000
 
 
 @dataclass(frozen=True)
@@ -41,29 +43,40 @@ def header(file: str, delimiter: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is not UTF-8 text; convert it or mend source.path") from error
     if not text:
-        raise UserError(f"{file}: is empty; its first line must name the columns")
+        raise UserError(f"{file}: is empty, or begins with an empty line; its first line must name the columns")
+    if "\r" in text:
+        raise UserError(f"{file}: its lines end in a carriage return alone; end them in a newline (mac2unix does)")
     if delimiter == "\t":
         return text.split(delimiter)
     return next(csv.reader([text], delimiter=delimiter))
 
 
-def stage(con: duckdb.DuckDBPyConnection, file: str, delimiter: str, path: str) -> Staged:
-    """Write `file` as Parquet to `path`, in its own order. Raises UserError where it cannot be read."""
+def stage(con: duckdb.DuckDBPyConnection, file: str, delimiter: str, path: str, wanted: Sequence[str]) -> Staged:
+    """Write the `wanted` columns of `file` as Parquet to `path`, in its own order.
+
+    Raises:
+        UserError: The file cannot be read, or a wanted column is there twice (DuckDB's names know no case).
+    """
     names = header(file, delimiter)
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise UserError(f"{file}: two columns are named {doubled[0]!r}; rename one in its first line")
-    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+    for column in wanted:
+        twins = [other for other in names if other.lower() == column.lower()]
+        if len(twins) > 1:
+            told = " and ".join(repr(twin) for twin in twins)
+            raise UserError(f"{file}: columns {told} have one name, upper and lower case apart; rename one in line 1")
+    # By position, so that whatever the other columns are called does no harm.
+    columns = ", ".join(f"c{number}: 'VARCHAR'" for number in range(len(names)))
+    taken = ", ".join(f"c{names.index(column)} AS {name(column)}" for column in dict.fromkeys(wanted))
     # Tab-separated files quote nothing by custom, so a quotation mark there is part of the value.
     quote = "quote = '', escape = ''" if delimiter == "\t" else "quote = '\"', escape = '\"'"
     with explained(file):
         con.execute(
-            f"COPY (SELECT * FROM read_csv({literal(file)}, auto_detect = false, header = true, "
+            f"COPY (SELECT {taken} FROM read_csv({literal(file)}, auto_detect = false, header = true, "
             f"columns = {{{columns}}}, delim = {literal(delimiter)}, {quote}, nullstr = {literal(NULL_TEXT)}, "
             f"store_rejects = true, max_line_size = 16777216)) TO {literal(path)} (FORMAT parquet, COMPRESSION snappy)"
         )
+        # A quotation mark that is never closed makes one line of the rest of the file.
         rows = con.execute(
-            "SELECT line, any_value(csv_line), any_value(error_message) FROM reject_errors "
+            f"SELECT line, left(any_value(csv_line), {MOST_TEXT}), any_value(error_message) FROM reject_errors "
             "WHERE scan_id = (SELECT max(scan_id) FROM reject_scans) GROUP BY line ORDER BY line"
         ).fetchall()
     return Staged(file, path, [(int(line), str(text), str(error)) for line, text, error in rows])

@@ -28,6 +28,8 @@ OUTSIDE_WINDOW = "outside window"
 MALFORMED = "malformed line"
 OUT_OF_RANGE = "index out of range"
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
+# What the scan calls a row's file and its number in it; the second is DuckDB's own name.
+FILE_COLUMN, ROW_COLUMN = "twhin_file", "file_row_number"
 REJECTED = pa.schema(
     [(column, pa.string()) for column in ("lhs", "rel", "rhs", "reason", "file")] + [("row", pa.int64())]
 )
@@ -80,6 +82,8 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
                 counts[MALFORMED] = malformed
             outside = counts.pop(OUTSIDE_WINDOW, 0)
             _write_rejected(con, config, store, snapshot, rows if sum(counts.values()) > malformed else None)
+            if good == 0:
+                raise UserError(_nothing(what, config, store, snapshot, counts, outside))
             kept = _write_kept(con, config, store, snapshot, rows, scans)
         read = good + outside + sum(counts.values())
         kept.details.update(
@@ -103,7 +107,8 @@ def _open(con: duckdb.DuckDBPyConnection, given: Input, prefix: str) -> Scan:
         for number, (file, origin) in enumerate(zip(files, given.files, strict=True)):
             names = delimited.header(file, given.delimiter)
             _check_columns(origin, given, names)
-            told = delimited.stage(con, file, given.delimiter, f"{prefix}-{number}.parquet")
+            wanted = [column for _, column in _named(given)]
+            told = delimited.stage(con, file, given.delimiter, f"{prefix}-{number}.parquet", wanted)
             staged.append(delimited.Staged(origin, told.path, told.malformed))
         files = [part.path for part in staged]
     else:
@@ -111,8 +116,10 @@ def _open(con: duckdb.DuckDBPyConnection, given: Input, prefix: str) -> Scan:
     types: dict[str, str] = {}
     for file, part in zip(files, staged, strict=True):
         with explained(part.origin):
-            described = con.execute(f"DESCRIBE SELECT * FROM {_parquet([file])}").fetchall()
+            described = con.execute(f"DESCRIBE SELECT * FROM {_parquet([file], numbered=False)}").fetchall()
         found = {str(row[0]): str(row[1]) for row in described}
+        if taken := [column for column in found if column.lower() in (FILE_COLUMN, ROW_COLUMN)]:
+            raise UserError(f"{part.origin}: a column is named {taken[0]!r}, as that of row numbers is; rename it")
         _check_columns(part.origin, given, list(found))
         _check_types(part.origin, given, found)
         for column, kind in found.items():
@@ -150,20 +157,46 @@ def _reachable(con: duckdb.DuckDBPyConnection, file: str, path: str) -> str:
     return file
 
 
+def _nothing(what: str, config: TwhinConfig, store: Store, snapshot: str, counts: dict[str, int], outside: int) -> str:
+    """Say why no row is an edge."""
+    if not counts and not outside:
+        return f"{what}: no edge for snapshot {snapshot}: the files have no rows; mend the path"
+    told = [f"{reason} {count:,}" for reason, count in counts.items()]
+    remedies = []
+    if outside:
+        start, end = window(config, snapshot)
+        since = "" if start is None else f"from {start:%Y-%m-%d %H:%M} "
+        told.append(f"{OUTSIDE_WINDOW} ({since}before {end:%Y-%m-%d}) {outside:,}")
+        remedies.append("choose another snapshot or a longer source.window")
+    if counts:
+        first = store.read("raw_edges_rejected", snapshot).slice(0, 1).to_pylist()[0]
+        told.append(f"the first is row {first['row']} of {first['file']}, {first['reason']}")
+        remedies.append("mend source.columns, model.relations or the file")
+    return f"{what}: no edge for snapshot {snapshot}: {', '.join(told)}; {', or '.join(remedies)}"
+
+
+def _named(given: Input) -> list[tuple[str, str]]:
+    """Return the fields of `source.columns` that are set, and the columns' names."""
+    fields = ("lhs", "rel", "rhs", "time", "weight", "split")
+    return [(field, column) for field in fields if (column := getattr(given.columns, field)) is not None]
+
+
 def _check_columns(origin: str, given: Input, names: list[str]) -> None:
-    for field in ("lhs", "rel", "rhs", "time", "weight", "split"):
-        column = getattr(given.columns, field)
-        if column is not None and column not in names:
-            close = nearest(column, names)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            remedy = (
-                f"set source.columns.{field}"
-                if given.field == "source.path"
-                else f"name its columns like this in {given.field}"
-            )
-            raise UserError(
-                f"{origin}: has no column {column!r} (columns there: {', '.join(names) or 'none'}){hint}; {remedy}"
-            )
+    for field, column in _named(given):
+        if column in names:
+            continue
+        close = nearest(column, names)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        remedy = (
+            f"set source.columns.{field}"
+            if given.field == "source.path"
+            else f"name its columns like this in {given.field}"
+        )
+        if len(names) == 1 and given.format == "csv":
+            remedy = f"if another mark than {given.delimiter!r} parts its columns, set source.delimiter; else {remedy}"
+        raise UserError(
+            f"{origin}: has no column {column!r} (columns there: {', '.join(names) or 'none'}){hint}; {remedy}"
+        )
 
 
 def _check_types(origin: str, given: Input, types: dict[str, str]) -> None:
@@ -197,7 +230,7 @@ def _rows(scan: Scan, config: TwhinConfig, snapshot: str, integers: bool) -> str
     `fate` is null for an edge, else the reason why the row is none.
     """
     given, columns = scan.input, scan.input.columns
-    taken = ["file_row_number AS row", "filename AS file"]
+    taken = [f"{ROW_COLUMN} AS row", f"{FILE_COLUMN} AS file"]
     taken += [f"{name(getattr(columns, side))} AS raw_{side}" for side in ("lhs", "rel", "rhs")]
     taken += [
         f"{name(column)} AS raw_{field}"
@@ -375,8 +408,7 @@ def _write_kept(
     return draft
 
 
-def _parquet(files: list[str]) -> str:
+def _parquet(files: list[str], numbered: bool = True) -> str:
+    options = f"filename = '{FILE_COLUMN}', file_row_number = true, " if numbered else ""
     # Old writers leave text as plain bytes.
-    return database.parquet(
-        files, "filename = true, file_row_number = true, union_by_name = true, binary_as_string = true"
-    )
+    return database.parquet(files, f"{options}union_by_name = true, binary_as_string = true")

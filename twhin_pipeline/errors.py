@@ -14,8 +14,12 @@ class UserError(Exception):
 
 
 def nearest(word: str, known: Iterable[object], count: int = 3) -> list[str]:
-    """Return up to `count` members of `known` that look like `word`, best first."""
-    return difflib.get_close_matches(str(word), [str(k) for k in known], n=count, cutoff=0.5)
+    """Return up to `count` members of `known` that look like `word` (in whatever case), best first."""
+    named: dict[str, list[str]] = {}
+    for k in known:
+        named.setdefault(str(k).lower(), []).append(str(k))
+    close = difflib.get_close_matches(str(word).lower(), named, n=count, cutoff=0.5)
+    return [k for lowered in close for k in named[lowered]][:count]
 
 
 def unknown(what: str, word: object, known: Iterable[object]) -> str:

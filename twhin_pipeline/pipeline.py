@@ -103,11 +103,13 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
         UserError: The stage or a blocking check says what is wrong.
     """
     from twhin_pipeline import checks
+    from twhin_pipeline.database import explained
 
     started = time.perf_counter()
     made = stage.function(run)
     worked = time.perf_counter()
-    notes = checks.run_blocking(run.config, run.store, run.snapshot, made)
+    with explained(f"checks of {', '.join(made)}"):
+        notes = checks.run_blocking(run.config, run.store, run.snapshot, made)
     checked = time.perf_counter()
     told = ", ".join(f"{name} {manifest.rows:,} rows" for name, manifest in made.items() if manifest.rows)
     say(f"{stage.name:<11}{worked - started:7.1f} s + checks {checked - worked:.1f} s: {told or 'nothing'}")

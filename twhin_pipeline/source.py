@@ -63,7 +63,10 @@ def inputs(config: TwhinConfig, snapshot: str) -> list[Input]:
         if len(kinds) > 1:
             raise UserError(f"source.path: {source.path}: has both Parquet and CSV files; narrow the pattern")
         kind = kinds.pop()
-    delimiter = source.delimiter or ("\t" if ".tsv" in os.path.basename(files[0]) else ",")
+    delimiters = {source.delimiter or ("\t" if _is_tsv(file) else ",") for file in files}
+    if kind == "csv" and len(delimiters) > 1:
+        raise UserError(f"source.path: {source.path}: has both TSV and CSV files; narrow the pattern")
+    delimiter = delimiters.pop()
     return [Input("source.path", files, kind, delimiter, source.ids == "indexed", source.columns)]
 
 
@@ -141,8 +144,16 @@ def _is_date(text: str) -> bool:
         return False
 
 
+def _is_tsv(file: str) -> bool:
+    return _name(file).endswith((".tsv", ".tsv.gz", ".tsv.zst"))
+
+
+def _name(file: str) -> str:
+    return file.lower().partition("?")[0] if "://" in file else file.lower()
+
+
 def _format(file: str, field: str) -> str:
-    lowered = file.lower().partition("?")[0] if "://" in file else file.lower()
+    lowered = _name(file)
     if not lowered.endswith(ENDINGS):
         known = ", ".join(ENDINGS)
         raise UserError(f"{field}: {file}: the ending tells no format (known: {known}); rename it or set source.format")
