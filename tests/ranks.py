@@ -21,7 +21,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.losses import LOSSES
 from twhin_pipeline.metrics import create_metrics
 from twhin_pipeline.model import TwhinModel, TwhinModelAndLoss
-from twhin_pipeline.optimizer import apply_optimizers, build_optimizer
+from twhin_pipeline.optimizer import _leaves, apply_optimizers, build_optimizer
 from twhin_pipeline.sections.training import LaunchConfig, LossConfig
 from twhin_pipeline.sharding import (
     init_tables,
@@ -109,8 +109,19 @@ def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
         "relations": {name: row.tolist() for name, row in unwrapped(sharded).scorer.state_rows().items()},
         "held": {table: [len(shard) for _, shard in local_shards(w)] for table, w in table_weights(sharded).items()},
         "plan": sharded.sharding_plan_text,
+        "counted": counted(sharded, optimizer),
         "norms": {t: log_sharded_tensor_content("weight", t, w) for t, w in table_weights(sharded).items()},
     }
+
+
+def counted(sharded: torch.nn.Module, optimizer: Any) -> list[int]:
+    """The steps that this rank's kernels have counted, and those after a resumed run sets its own number."""
+    if not dist.is_initialized():
+        return []
+    kernels = [leaf._emb_module for leaf in _leaves(sharded.fused_optimizer)]
+    before = [int(kernel.iter) for kernel in kernels]
+    optimizer.set_optimizer_step(40)
+    return [*before, *(int(kernel.iter) for kernel in kernels)]
 
 
 def gathered(weight: Any) -> list[list[float]]:

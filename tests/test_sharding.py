@@ -94,6 +94,13 @@ def test_all_ranks_agree_on_rates_and_relation_vectors(ranks, case):
     assert first["relations"] == second["relations"]
 
 
+def test_kernels_count_on_from_the_step_of_a_resumed_run(ranks):
+    """Adam's bias correction goes by that count, which no state dict holds."""
+    for rank in ranks:
+        counted = rank["cases"]["rowwise_adagrad row_wise"]["counted"]
+        assert counted and counted == [5] * (len(counted) // 2) + [40] * (len(counted) // 2)
+
+
 def test_a_rank_that_holds_no_table_trains_along(ranks):
     held = [rank["cases"]["one table table_wise"]["held"]["item"] for rank in ranks]
     assert sorted(map(sum, held)) == [0, 5003]

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from helpers import SNAPSHOT, planted_config, write_config, write_planted
+from torchrec.optim.keyed import CombinedOptimizer
 
 from twhin_pipeline import launch, train
 from twhin_pipeline.checkpoint import folder_of
@@ -26,7 +27,9 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.launch import TrainingCancelled
 from twhin_pipeline.model_files import ModelTables
 from twhin_pipeline.progress import Interval
+from twhin_pipeline.reporting import SilentReporter
 from twhin_pipeline.store import Store
+from twhin_pipeline.trainer import Trainer
 
 EPOCHS = 12
 
@@ -176,17 +179,45 @@ def test_one_process_trains_the_same_vectors_as_two(config: TwhinConfig, two_ran
     assert_same_training(two_ranks, store, exact=False)
 
 
-@pytest.mark.parametrize("steps", [3, 10, 14])
+RAMP = {"learning_rate": 0.2, "num_ramp_steps": 6}
+RATES: dict[str, dict[str, Any]] = {
+    "constant": {"constant": 0.1},
+    "ramp": {"linear_ramp_to_constant": RAMP},
+    "cosine": {"linear_ramp_to_cosine": {**RAMP, "final_learning_rate": 0.01, "final_num_steps": 30}},
+    "piecewise": {"piecewise_constant": {"learning_rate_boundaries": [9], "learning_rate_values": [0.2, 0.05]}},
+}
+
+
+def scheduled_model(table: str, algorithm: str, data_type: str = "fp32") -> dict[str, Any]:
+    """The model section with an optimizer and schedule on its tables, and Adam with a ramp on the operators."""
+    model = json.loads(planted_config().model.model_dump_json())
+    for entry in model["embeddings"]["tables"]:
+        entry |= {"optimizer": {algorithm: {"lr": 9.0}, "learning_rate": RATES[table]}, "data_type": data_type}
+    model["translation_optimizer"] = {"adam": {"lr": 9.0}, "learning_rate": RATES["ramp"]}
+    return model
+
+
+@pytest.mark.parametrize(
+    ("steps", "model"),
+    [
+        (3, scheduled_model("cosine", "rowwise_adagrad")),
+        (10, scheduled_model("piecewise", "adagrad", "fp16")),
+        (14, scheduled_model("ramp", "adam")),
+    ],
+)
 def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
-    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: int, model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = planted_config(training={"num_epochs": 2})
+    config = planted_config(training={"num_epochs": 2}, model=model)
     whole, stopped = make_store(tmp_path / "whole", config), make_store(tmp_path / "stopped", config)
     train_here(config, whole)
     with monkeypatch.context() as patch, pytest.raises(TrainingCancelled, match=f"step {steps};"):
         train_here(config, stopped, stop=stop_after(steps, patch))
+    told: list[int] = []
+    monkeypatch.setattr(CombinedOptimizer, "set_optimizer_step", lambda self, step: told.append(step))
     train_here(config, stopped)
     assert_same_training(whole, stopped, exact=True)
+    assert told == [steps], "the kernels were not told the step (test_sharding.py: what they do with it)"
 
 
 def test_num_train_steps_ends_a_run_and_says_so(tmp_path: Path) -> None:
@@ -223,6 +254,41 @@ def test_training_stops_early_and_keeps_the_best_model(tmp_path: Path) -> None:
     folder = Path(folder_of(config, store, SNAPSHOT))
     kept = sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
     assert kept == [details["best_step"], details["steps"]]
+    # The same training, ended at the best step.
+    until = planted_config(
+        training={"num_epochs": 40, "eval_log_every_n": 8, "num_train_steps": details["best_step"]},
+    )
+    expected = make_store(tmp_path / "until", until)
+    train_here(until, expected)
+    best, there = ModelTables.open(store, SNAPSHOT), ModelTables.open(expected, SNAPSHOT)
+    for table in ("user", "item"):
+        np.testing.assert_array_equal(best.table(table), there.table(table))
+    for relation, row in best.relation_rows().items():
+        assert torch.equal(row, there.relation_rows()[relation])
+
+
+@pytest.fixture
+def _tf32_as_before() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("_tf32_as_before")
+def test_numerics_and_sides_are_those_configured(tmp_path: Path) -> None:
+    for amp, tf32, sides in ((True, True, "lhs"), (False, False, "rhs")):
+        config = planted_config(
+            runtime={"enable_amp": amp, "enable_tensorfloat32": tf32},
+            negatives={"sides": sides},
+            training={"num_train_steps": 1},
+        )
+        store = make_store(tmp_path / sides, config)
+        trainer = Trainer(config, store, SNAPSHOT, Ranks(0, 1, torch.device("cpu")), SilentReporter())
+        trainer.checkpoints.release()
+        _, outputs = trainer.model(next(iter(trainer.dataset)))
+        assert trainer.model.amp is amp
+        assert {"lhs_logits", "rhs_logits"} & outputs.keys() == {f"{sides}_logits"}
+        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
 
 
 def test_an_evaluation_out_of_time_is_told_and_decides_on_nothing(

@@ -105,6 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _quiet_libraries() -> None:
     """Leave out warnings of torch about its own insides, which a user can do nothing about."""
     warnings.filterwarnings("ignore", message=".*ShardedTensor.*", category=FutureWarning)
+    # Checkpoints of one process alone; we tell torch so (`no_dist`).
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 

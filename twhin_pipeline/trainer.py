@@ -274,6 +274,8 @@ class Trainer:
         self.dataset.load_state_dict(state["dataset"])
         self.schedule.load_state_dict(state["schedule"])
         self.progress.load_state_dict(state["progress"])
+        # fbgemm's kernels count the steps that Adam's bias correction needs, and no state dict holds that count.
+        self.optimizer.set_optimizer_step(self.progress.step)
         self.interval.load_state_dict(state["interval"])
         if len(state["random"]) == self.ranks.world_size:
             random = state["random"][self.ranks.rank]

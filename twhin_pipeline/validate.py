@@ -91,7 +91,7 @@ class Validator:
             batches.close()  # type: ignore[attr-defined]  # ends the thread that reads ahead
             model.train()
         loss, reciprocal, total = self.ranks.sum([loss, reciprocal, ranked])
-        computed = self.metrics.compute()
+        computed = self.metrics.compute() if steps else {"auc": math.nan, "rce": math.nan}
         metrics = {
             "loss": loss / edges if edges else math.nan,
             "auc": float(computed["auc"]),
