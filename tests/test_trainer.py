@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from helpers import SNAPSHOT, planted_config, write_config, write_planted
+from mlflow import MlflowClient
 from torchrec.optim.keyed import CombinedOptimizer
 
 from twhin_pipeline import launch, train
@@ -218,6 +219,35 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
     train_here(config, stopped)
     assert_same_training(whole, stopped, exact=True)
     assert told == [steps], "the kernels were not told the step (test_sharding.py: what they do with it)"
+
+
+def test_mlflow_gets_curves_by_group_and_relation_the_plan_and_norms_by_shard(tmp_path: Path) -> None:
+    model = json.loads(planted_config().model.model_dump_json())
+    model["embeddings"]["tables_to_log"] = ["item"]
+    config = planted_config(training={"num_epochs": 1}, model=model)
+    store = make_store(tmp_path, config)
+    details = train_here(config, store)
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    run = client.get_run(details["mlflow_run_id"])
+    groups = {f"learning_rate/{group}" for group in ("user", "item", "translation")}
+    assert {"train/loss", "train/edges_per_second", "loss/likes", "loss/follows", *groups} <= run.data.metrics.keys()
+    assert {f"validation/{name}" for name in ("loss", "auc", "rce", "mrr")} <= run.data.metrics.keys()
+    norms = {key for key in run.data.metrics if key.startswith("norms/")}
+    assert norms == {f"norms/item/rows_from_0/norm_{kind}" for kind in ("min", "mean", "max")}
+    curve = client.get_metric_history(run.info.run_id, "loss/likes")
+    losses = ModelTables.open(store, SNAPSHOT).read("losses")
+    assert [(point.step, point.value) for point in curve] == list(
+        zip(losses["step"].to_pylist(), losses["loss/likes"].to_pylist(), strict=True)
+    )
+    assert {"config.yaml", "sharding_plan.txt"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert "user 60 x 16, item 48 x 16" in details["plan"]
+
+
+def test_num_eval_steps_bounds_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for limit, edges in ((1, 64), (-1, 120)):
+        config = planted_config(training={"num_train_steps": 1, "num_eval_steps": limit})
+        train_here(config, make_store(tmp_path / str(limit), config))
+        assert f"), {edges} edges in" in capsys.readouterr().out
 
 
 def test_num_train_steps_ends_a_run_and_says_so(tmp_path: Path) -> None:
