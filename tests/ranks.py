@@ -14,8 +14,8 @@ import numpy as np
 import tiny
 import torch
 import torch.distributed as dist
+from plain_batches import assemble
 
-from twhin_pipeline.batch import EdgeBatch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.losses import LOSSES
@@ -90,7 +90,7 @@ def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
         if step == STEPS - 2:
             chunks = chunks[:1]
         mine = [chunks[i] for i in np.array_split(np.arange(len(chunks)), world_size)[rank]]
-        batch = EdgeBatch.assemble(mine, config.model, sum(len(chunk.lhs) for chunk in chunks))
+        batch = assemble(mine, config.model, sum(len(chunk.lhs) for chunk in chunks))
         rates.append(schedule.rates())
         optimizer.zero_grad()
         loss, _ = trainable(batch)

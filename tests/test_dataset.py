@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import SNAPSHOT, planted_config, write_planted
+from plain_batches import Chunk, assemble
 
-from twhin_pipeline.batch import Chunk, EdgeBatch
+from twhin_pipeline.batch import EdgeBatch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.dataset import EdgesDataset, Prefetcher, table_sizes
 from twhin_pipeline.errors import UserError
@@ -169,7 +170,7 @@ def test_batches_equal_those_assembled_chunk_by_chunk(store: Store, split: Any, 
                 )
             )
         edges_here = sum(len(chunk.lhs) for chunk in chunks)
-        equal(batch, EdgeBatch.assemble(chunks, config.model, edges_here))
+        equal(batch, assemble(chunks, config.model, edges_here))
         step += 1
     assert step == dataset.num_epochs * dataset.steps_per_epoch
 
@@ -188,7 +189,7 @@ def test_a_rank_without_edges_gets_an_empty_batch(store: Store) -> None:
     chunks = EdgesDataset(config, store, SNAPSHOT).num_chunks
     batches = list(EdgesDataset(config, store, SNAPSHOT, rank=chunks, world_size=chunks + 1))
     assert [batch.num_edges for batch in batches] == [0] and batches[0].global_edges > 0
-    equal(batches[0], EdgeBatch.empty(config.model, batches[0].global_edges))
+    equal(batches[0], assemble([], config.model, batches[0].global_edges))
 
 
 def test_an_error_of_the_background_thread_reaches_the_loop_and_the_thread_ends(

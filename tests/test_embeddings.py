@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import small_store
 import torch
+from plain_batches import Chunk, assemble
 from small_store import DIM, NUM, SNAPSHOT, Small
 
-from twhin_pipeline.batch import Chunk, EdgeBatch
 from twhin_pipeline.embeddings import TwhinEmbeddings, load_model
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation import evaluate
@@ -36,7 +36,7 @@ def test_serving_scores_equal_those_of_the_training_forward_pass(tmp_path, model
         ones = np.ones(3, np.float32)
         chunk = Chunk(number, heads, tails, ones, none, none, pool, masks, masks)
         with torch.no_grad():
-            outputs = trained(EdgeBatch.assemble([chunk], small.config.model, 3), "rhs")
+            outputs = trained(assemble([chunk], small.config.model, 3), "rhs")
         lhs_ids, rhs_ids = ([small_store.ids(e)[row] for row in rows] for e, rows in ((lhs, heads), (rhs, tails)))
         found = served.predict_relation(lhs_ids, rhs_ids, name)
         assert found == pytest.approx(outputs["probabilities"][0].numpy(), rel=1e-5)

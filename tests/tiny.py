@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from plain_batches import Chunk, assemble
 
-from twhin_pipeline.batch import Chunk, EdgeBatch
+from twhin_pipeline.batch import EdgeBatch
 from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.sections.model import TwhinModelConfig
 
@@ -63,4 +64,4 @@ def chunks(seed: int, model: TwhinModelConfig) -> list[Chunk]:
 def batch(seed: int, model: TwhinModelConfig) -> EdgeBatch:
     """`chunks` as one batch."""
     made = chunks(seed, model)
-    return EdgeBatch.assemble(made, model, sum(len(c.lhs) for c in made))
+    return assemble(made, model, sum(len(c.lhs) for c in made))

@@ -273,7 +273,7 @@ class EdgesDataset:
             done = 0
 
     def _batch(self, chunks: Array, negatives: Negatives, epoch: int, global_edges: int) -> EdgeBatch:
-        """Assemble the chunks ([G]) into a batch, as EdgeBatch.assemble does, by whole arrays."""
+        """Put the chunks ([G]) together by whole arrays: unique rows of each table, indices into them, padding."""
         if not len(chunks):
             return EdgeBatch.empty(self.model_config, global_edges)
         positives = self.positives
