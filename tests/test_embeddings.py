@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import small_store
@@ -214,6 +216,15 @@ def test_vectors_are_mapped_from_one_local_copy_that_goes_with_its_version(tmp_p
     assert not any(path.exists() for path in copies)
     assert model.get_user_embedding("u01").shape == (DIM,)  # who holds the old ones can go on
     assert load_model(small.store.root).get_user_embedding("u01").shape == (DIM,)
+
+
+def test_whoever_may_read_a_table_may_read_its_mapped_copy(tmp_path):
+    small, _ = make(tmp_path)
+    folder = Path(
+        small.store.path("embeddings/user", SNAPSHOT, small.store.manifest("embeddings/user", SNAPSHOT).version)
+    )
+    assert (folder / "mapped").stat().st_mode == folder.stat().st_mode
+    assert folder.stat().st_mode & 0o055, "the umask of this test hides the difference"
 
 
 def test_a_remote_store_is_evaluated_exported_and_mapped_from_the_users_cache_whose_old_versions_go(

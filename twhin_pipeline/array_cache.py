@@ -27,6 +27,8 @@ def cached(store: Store, manifest: Manifest, build: Callable[[Path], None]) -> P
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     try:
         build(draft)
+        # A temporary folder is its maker's alone; who may read the table may read its copy.
+        shutil.copymode(folder.parent, draft)
         draft.rename(folder)
     except OSError:
         # Another process may have been first: a folder that is not empty cannot be renamed onto.

@@ -104,7 +104,7 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     """
     started = time.monotonic()
     tables = ModelTables.open(store, snapshot)
-    versions = _parents(tables, config, store, snapshot)
+    versions = _parents(tables, config, snapshot)
     held_out = HeldOut.open(store, snapshot)
     device = torch.device("cuda" if config.launch.device != "cpu" and torch.cuda.is_available() else "cpu")
     scorer = tables.scorer().to(device)
@@ -134,7 +134,7 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     return store.manifest("evaluation", snapshot)
 
 
-def _parents(tables: ModelTables, config: TwhinConfig, store: Store, snapshot: str) -> dict[str, str]:
+def _parents(tables: ModelTables, config: TwhinConfig, snapshot: str) -> dict[str, str]:
     """Return the versions that are read. Raises UserError where the model was trained on other ones."""
     model = tables.manifest
     if tables.config.relation_names != config.model.relation_names:
@@ -144,14 +144,7 @@ def _parents(tables: ModelTables, config: TwhinConfig, store: Store, snapshot: s
         )
     vocabularies = [f"vocabulary/{name}" for name in tables.names]
     data = ["training_set/positives", "held_out/validation", "held_out/test", *vocabularies]
-    versions = store.versions(snapshot, data)
-    moved = [name for name in data if model.parents.get(name, versions[name]) != versions[name]]
-    if moved:
-        raise UserError(
-            f"twhin_model of {snapshot} was trained before {', '.join(moved)} was made anew, so its rows mean other "
-            f"entities; train again with `twhin train --snapshot {snapshot}`"
-        )
-    return {"twhin_model": model.version, **versions}
+    return {"twhin_model": model.version, **tables.trained_on(data)}
 
 
 def _rows(table: np.ndarray, name: str, vocabulary: Manifest) -> np.ndarray:

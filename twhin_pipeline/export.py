@@ -34,12 +34,11 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
     model, model_config = tables.manifest, tables.config
     written: dict[str, Manifest] = {}
     for entity in tables.names:
-        vocabulary = store.manifest(f"vocabulary/{entity}", snapshot)
-        _check_vocabulary(model, vocabulary)
+        vocabulary = f"vocabulary/{entity}"
         asset = f"embeddings/{entity}"
-        parents = {"twhin_model": model.version, vocabulary.asset: vocabulary.version}
+        parents = {"twhin_model": model.version, **tables.trained_on([vocabulary])}
         with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
-            rows = _batches(store, store.files_of(vocabulary), ["id", "row"])
+            rows = _batches(store, store.files(vocabulary, snapshot), ["id", "row"])
             vectors = _Vectors(_batches(store, tables.parts(entity), ["row", "embedding"]), entity)
             _write_entity(draft, rows, vectors, model_config.embedding_dim, config.export)
             draft.details = {"data_type": config.export.data_type, "normalize": config.export.normalize}
@@ -55,14 +54,6 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
         }
     written[asset] = store.manifest(asset, snapshot)
     return written
-
-
-def _check_vocabulary(model: Manifest, vocabulary: Manifest) -> None:
-    if model.parents.get(vocabulary.asset, vocabulary.version) != vocabulary.version:
-        raise UserError(
-            f"twhin_model of {model.snapshot} was trained before {vocabulary.asset} was made anew, so its rows mean "
-            f"other entities; train again with `twhin train --snapshot {model.snapshot}`"
-        )
 
 
 def _write_entity(

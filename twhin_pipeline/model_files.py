@@ -42,6 +42,10 @@ def vectors_of(column: pa.Array | pa.ChunkedArray) -> Array:
         return np.zeros((0, 0), np.float32)
     if column.null_count:
         raise UserError("a column of vectors has nulls; leave those rows out")
+    kind = column.type
+    lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise UserError(f"a column of vectors is of type {kind}; it must hold lists of numbers")
     flat = column.flatten().to_numpy(zero_copy_only=False)
     if len(flat) % len(column) or (
         not pa.types.is_fixed_size_list(column.type) and len(np.unique(column.value_lengths())) != 1
@@ -114,6 +118,22 @@ class ModelTables:
     def names(self) -> list[str]:
         """The tables there are, in the configuration's order."""
         return self.config.table_names
+
+    def trained_on(self, assets: Iterable[str]) -> dict[str, str]:
+        """Return the present version of each table (those that the model did not read pass).
+
+        Raises:
+            UserError: One is missing, or was made anew since the model was trained on it.
+        """
+        snapshot = self.manifest.snapshot
+        versions = self.store.versions(snapshot, assets)
+        moved = [name for name, held in versions.items() if self.manifest.parents.get(name, held) != held]
+        if moved:
+            raise UserError(
+                f"{ASSET} of {snapshot} was trained before {', '.join(moved)} was made anew, so its rows mean other "
+                f"entities; train again with `twhin train --snapshot {snapshot}`"
+            )
+        return versions
 
     def parts(self, name: str) -> list[str]:
         """Return a table's Parquet files in the order of rows. Raises UserError where there is no such table."""
