@@ -14,6 +14,8 @@ from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
 from twhin_pipeline import checks
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store
 
 SEVERITY = {"ERROR": dg.AssetCheckSeverity.ERROR, "WARN": dg.AssetCheckSeverity.WARN}
 SHOWN = 20
@@ -38,18 +40,31 @@ def make(name: str, config: TwhinConfig, tables: Sequence[str]) -> dg.AssetCheck
         context: dg.AssetCheckExecutionContext, configuration: ConfigurationResource, store: StoreResource
     ) -> Iterator[dg.AssetCheckResult]:
         with mistakes():
-            loaded, tables_, snapshot = configuration.load(), store.open(), context.partition_key
+            loaded, tables_ = configuration.load(), store.open()
             for check, table in pairs:
                 wanted = dg.AssetCheckKey(provenance.key(table), check.name)
                 if wanted in context.selected_asset_check_keys:
-                    yield as_result(check, table, checks.run(check.name, loaded, tables_, snapshot, table))
+                    snapshot = context.partition_key if context.has_partition_key else newest(tables_, table)
+                    yield as_result(check, table, snapshot, checks.run(check.name, loaded, tables_, snapshot, table))
 
     return run_checks
 
 
-def as_result(check: checks.Check, table: str, result: checks.CheckResult) -> dg.AssetCheckResult:
+def newest(store: Store, table: str) -> str:
+    """Return the newest snapshot of a table: what a check looks at that is executed by itself, from its page.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = store.snapshots(table)
+    if not found:
+        raise UserError(f"there is no table {table} to check; materialize it first")
+    return found[-1]
+
+
+def as_result(check: checks.Check, table: str, snapshot: str, result: checks.CheckResult) -> dg.AssetCheckResult:
     """Return what Dagster shows: on failure the offending rows, and what was measured."""
-    metadata = {**result.metadata}
+    metadata = {"snapshot": snapshot, **result.metadata}
     for name, rows in (("offending", result.offending), ("measured", result.measured)):
         if rows is not None and rows.num_rows:
             metadata[name] = dg.MetadataValue.md(checks.rows_as_markdown(rows, SHOWN))

@@ -23,13 +23,19 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     entities = config.model.table_names
     names = [f"embeddings/{name}" for name in (*entities, "relations")]
     # The evaluation is above so that its gates hold back vectors that fail them.
-    above = ["twhin_model", "evaluation", *(f"vocabulary/{entity}" for entity in entities)]
+    above = ["twhin_model", "evaluation"]
+    vocabularies = [f"vocabulary/{entity}" for entity in entities]
     texts = {f"embeddings/{entity}": f"Each {entity}'s vector, by its id." for entity in entities}
     texts["embeddings/relations"] = "Each relation's operator and its parameters; completes the set of tables."
 
+    def specs() -> Iterator[dg.AssetSpec]:
+        for name in names:
+            own = [v for v in vocabularies if v.partition("/")[2] == name.partition("/")[2]]
+            yield spec(name, group="embeddings", description=texts[name], code=["export"], deps=[*above, *own])
+
     @dg.multi_asset(
         name="embeddings",
-        specs=[spec(name, group="embeddings", description=texts[name], code=["export"], deps=above) for name in names],
+        specs=list(specs()),
         partitions_def=partitions,
         pool=POOL,
     )
@@ -42,7 +48,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         from twhin_pipeline.embeddings import load_model
         from twhin_pipeline.export import export
 
-        with opened(context, configuration, store, above) as (loaded, tables, snapshot):
+        with opened(context, configuration, store, [*above, *vocabularies]) as (loaded, tables, snapshot):
             manifests = export(loaded, tables, snapshot)
             model = load_model(tables.root, snapshot)
             for name in names:

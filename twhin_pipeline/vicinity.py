@@ -61,7 +61,8 @@ def commonest(config: TwhinConfig, store: Store, snapshot: str, entity: str, row
 
     Returns:
         Lists in the order of `rows`, an empty name where there is no edge: by `commonest neighbour type` the entity
-        type of the other ends; and, where an entity type of few members is among them, by `commonest <type>` its member.
+        type of the other ends; and, where an entity type of few members is among them, by `commonest <type>` its
+        member.
     """
     names = config.model.table_names
     ends = [(i, r.lhs, r.rhs, "lhs", "rhs") for i, r in enumerate(config.model.relations)]
