@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import yaml
+from edge_files import make_config, write
 
 from twhin_pipeline import cli, pipeline
 from twhin_pipeline.cli import run_arguments
@@ -157,6 +159,14 @@ def test_sql_prints_csv(store):
     assert done.stdout.replace('"', "").splitlines() == ["lhs,rel", "u0,likes", "u1,likes", "u2,likes"]
 
 
+def test_sql_prints_lists_as_csv_too(store):
+    query = "select [1, 2] as a, {'x': 'y,z'} as s, 3 as \"b \"\"c\""
+    command = [sys.executable, "-m", "twhin_pipeline.cli", "sql", query, "--home", store.root, "--csv"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = list(csv.reader(done.stdout.splitlines()))
+    assert rows == [["a", "s", 'b "c'], ["[1, 2]", "{'x': 'y,z'}", "3"]] and done.stderr == ""
+
+
 def test_an_unknown_table_in_sql_is_told_with_those_there(store, capsys):
     assert run_arguments(["sql", "select * from nosuch", "--home", store.root]) == 2
     told = capsys.readouterr().err
@@ -188,3 +198,14 @@ def test_a_stage_says_what_it_made_and_runs_its_checks(tmp_path, capsys):
     assert run_arguments(["ingest", *home, "--set", "source.max_rejected_share=0.5"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("ingest") and "raw_edges 2 rows, raw_edges_rejected 1 rows" in shown
+
+
+def test_a_stage_refuses_tables_that_no_longer_fit_each_other(tmp_path, capsys):
+    config = make_config(write(tmp_path / "e.parquet", [("a", "fav", "x"), ("b", "reply", "y"), ("a", "follows", "b")]))
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    arguments = ["-c", str(tmp_path / "c.yaml"), "--home", str(tmp_path / "home"), "-s", SNAPSHOT]
+    for stage in ("ingest", "vocabulary", "sample", "vocabulary"):
+        assert run_arguments([stage, *arguments]) == 0
+    assert run_arguments(["train", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert "training_set/positives" in told and "is stale" in told and f"`twhin sample --snapshot {SNAPSHOT}`" in told

@@ -112,3 +112,13 @@ def test_the_home_comes_from_the_environment(tmp_path, monkeypatch):
     write(Store(), [1])
     manifest = json.loads((Path(tmp_path) / "there" / "raw_edges" / S / "manifest.json").read_text())
     assert manifest["rows"] == 1
+
+
+def test_a_table_is_refused_while_one_above_it_is_older_than_what_it_was_made_from(store):
+    write(store, [1])
+    write(store, [2], asset="vocabulary/user", **store.versions(S, ["raw_edges"]))
+    write(store, [3], asset="training_set/positives", **store.versions(S, ["vocabulary/user"]))
+    store.refuse_stale(S, ["training_set/positives", "held_out/test"])
+    write(store, [4])
+    with pytest.raises(UserError, match=f"vocabulary/user of snapshot {S} is stale: raw_edges.*`twhin vocabulary --sn"):
+        store.refuse_stale(S, ["training_set/positives"])

@@ -371,7 +371,7 @@ def test_a_loss_that_is_not_finite_names_step_and_relation() -> None:
     interval.add(7, torch.tensor(1.0), outputs(1.0, 1.0), Batch())  # type: ignore[arg-type]
     interval.check_finite()
     interval.add(8, torch.tensor(float("nan")), outputs(1.0, float("nan")), Batch())  # type: ignore[arg-type]
-    with pytest.raises(FloatingPointError, match=r"nan at step 8, in relation follows; lower the learning rates"):
+    with pytest.raises(UserError, match=r"nan at step 8, in relation follows; lower the learning rates"):
         interval.check_finite()
 
 
@@ -384,7 +384,7 @@ def test_training_that_diverges_fails_with_that_error_and_leaves_no_model(tmp_pa
     with store.replace("training_set/positives", SNAPSHOT, config_hash="test") as draft:
         draft.write(pa.Table.from_pandas(table, preserve_index=False))
         draft.details = details
-    with pytest.raises(FloatingPointError, match=r"inf at step [1-9], in relation follows"):
+    with pytest.raises(UserError, match=r"inf at step [1-9], in relation follows"):
         train_here(config, store)
     assert not store.exists("twhin_model", SNAPSHOT)
 
@@ -431,3 +431,59 @@ def test_pretrained_vectors_are_matched_by_id(tmp_path: Path) -> None:
     table = ModelTables.open(store, SNAPSHOT).table("item")
     np.testing.assert_array_equal(table[[7, 3]], vectors)
     assert abs(table[4]).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        (pa.array(["x", "y"]), "of type string; it must hold lists of numbers"),
+        (pa.array([["x"], ["y"]]), "must hold lists of numbers"),
+        (pa.array([[1.0] * 16, [2.0]]), "lists of different lengths"),
+        (pa.array([[1.0] * 16, [float("nan")] * 16]), "the vector of 'item-3' is not finite"),
+        (pa.array([[1.0] * 8] * 2), "8 elements, but embedding_dim of 'item' is 16"),
+        (None, "cannot be read as Parquet"),
+    ],
+)
+def test_pretrained_vectors_that_are_none_are_told_with_their_file(tmp_path: Path, column: Any, told: str) -> None:
+    path = tmp_path / "vectors.parquet"
+    if column is None:
+        path.write_text("id,embedding")
+    else:
+        pa.parquet.write_table(pa.table({"id": ["item-7", "item-3"], "embedding": column}), path)
+    with pytest.raises(UserError, match=rf"tables\[1\].pretrained.*{told}"):
+        _train_from(path, tmp_path)
+
+
+def test_pretrained_vectors_of_other_entities_are_an_error(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table({"id": ["x", "y"], "embedding": [[1.0] * 16] * 2}), tmp_path / "vectors.parquet")
+    with pytest.raises(UserError, match=r"tables\[1\].pretrained: has none of the ids of 'item'; mend the path"):
+        _train_from(tmp_path / "vectors.parquet", tmp_path)
+
+
+def _train_from(path: Path, folder: Path) -> Store:
+    model = json.loads(planted_config().model.model_dump_json())
+    model["embeddings"]["tables"][1] |= {
+        "pretrained": {"emb_name": "item", "embedding_snapshot_uri": str(path)},
+        "optimizer": {"sgd": {"lr": 0.0}},
+    }
+    config = planted_config(model=model, training={"num_train_steps": 1})
+    store = make_store(folder / "store", config)
+    train_here(config, store)
+    return store
+
+
+def test_vectors_of_integer_ids_are_found_by_ids_that_have_become_texts(tmp_path: Path) -> None:
+    config = planted_config()
+    ids = pa.array(range(len(make_store(tmp_path / "plain", config).read("vocabulary/item", SNAPSHOT))))
+    store = make_store(tmp_path / "store", config)
+    table = store.read("vocabulary/item", SNAPSHOT)
+    with store.replace("vocabulary/item", SNAPSHOT, config_hash="test") as draft:
+        draft.write(table.set_column(0, "id", ids.cast(pa.string())))
+    pa.parquet.write_table(pa.table({"id": [7], "embedding": [[3.0] * 16]}), tmp_path / "vectors.parquet")
+    model = json.loads(config.model.model_dump_json())
+    model["embeddings"]["tables"][1] |= {
+        "pretrained": {"emb_name": "item", "embedding_snapshot_uri": str(tmp_path / "vectors.parquet")},
+        "optimizer": {"sgd": {"lr": 0.0}},
+    }
+    train_here(planted_config(model=model, training={"num_train_steps": 1}), store)
+    np.testing.assert_array_equal(ModelTables.open(store, SNAPSHOT).table("item")[7], [3.0] * 16)

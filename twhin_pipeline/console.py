@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from twhin_pipeline.doctor import Finding
     from twhin_pipeline.plan import Plan
 
+NESTED = {"list", "array", "struct", "map", "union"}
+
 
 def console() -> Console:
     """Return the console on standard output; where that is no terminal, lines are not cut at 80 columns."""
@@ -43,6 +45,11 @@ def print_csv(result: duckdb.DuckDBPyRelation) -> None:
     """Print a query's result as CSV, a batch at a time."""
     import pyarrow.csv as csv
 
+    kinds = dict(zip(result.columns, (kind.id for kind in result.types), strict=True))
+    if NESTED & set(kinds.values()):  # CSV has no lists: they are written as SQL shows them
+        quoted = {column: '"' + column.replace('"', '""') + '"' for column in kinds}
+        casts = {column: f"CAST({text} AS VARCHAR) AS {text}" for column, text in quoted.items()}
+        result = result.project(", ".join(casts[c] if kind in NESTED else quoted[c] for c, kind in kinds.items()))
     reader = result.to_arrow_reader(10_000)
     with csv.CSVWriter(sys.stdout.buffer, reader.schema) as writer:
         for batch in reader:

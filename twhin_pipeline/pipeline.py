@@ -30,6 +30,8 @@ class Stage:
     name: str
     summary: str
     function: Callable[[Run], dict[str, Manifest]]
+    reads: tuple[str, ...] = ()
+    """Tables that have to fit each other; `vocabulary/*` stands for every entity type's."""
 
 
 def ingest(run: Run) -> dict[str, Manifest]:
@@ -83,15 +85,21 @@ def export(run: Run) -> dict[str, Manifest]:
     return _manifests(run, [f"embeddings/{name}" for name in (*run.config.model.table_names, "relations")])
 
 
+TRAINED_ON = (
+    "training_set/positives",
+    "training_set/negatives",
+    "held_out/validation",
+    "held_out/validation_negatives",
+)
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("ingest", "Read the source's edges.", ingest),
-        Stage("vocabulary", "Give each entity its row.", vocabulary),
-        Stage("sample", "Split the edges and sample negatives.", sample),
-        Stage("train", "Train the model under torchrun.", train),
-        Stage("evaluate", "Measure the model on held-out edges.", evaluate),
-        Stage("export", "Write embedding tables by id.", export),
+        Stage("vocabulary", "Give each entity its row.", vocabulary, ("raw_edges",)),
+        Stage("sample", "Split the edges and sample negatives.", sample, ("raw_edges", "vocabulary/*")),
+        Stage("train", "Train the model under torchrun.", train, TRAINED_ON),
+        Stage("evaluate", "Measure the model on held-out edges.", evaluate, ("twhin_model", "held_out/test")),
+        Stage("export", "Write embedding tables by id.", export, ("twhin_model", "vocabulary/*")),
     )
 }
 
@@ -100,11 +108,15 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     """Run one stage and the checks of its tables, saying one line.
 
     Raises:
-        UserError: The stage or a blocking check says what is wrong.
+        UserError: The stage or a blocking check says what is wrong, or a table that it reads is older than what that
+            was made from.
     """
     from twhin_pipeline import checks
     from twhin_pipeline.database import explained
 
+    tables = run.config.model.table_names
+    reads = [t.replace("*", name) for t in stage.reads for name in (tables if t.endswith("*") else [""])]
+    run.store.refuse_stale(run.snapshot, reads)
     started = time.perf_counter()
     made = stage.function(run)
     worked = time.perf_counter()

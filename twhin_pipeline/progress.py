@@ -13,6 +13,7 @@ import torch
 from twhin_pipeline.batch import EdgeBatch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.distributed import Ranks
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.model import Outputs
 
 LOSSES_SCHEMA = pa.schema(
@@ -46,7 +47,7 @@ class Interval:
         self.edges += batch.global_edges
 
     def check_finite(self) -> None:
-        """Raise FloatingPointError, naming step and relation, where a loss since the last check is not finite."""
+        """Raise UserError, naming step and relation, where a loss since the last check is not finite."""
         unchecked, self.unchecked = self.unchecked, []
         if not unchecked or bool(torch.isfinite(torch.stack([loss for _, loss, _ in unchecked])).all()):
             return
@@ -54,7 +55,7 @@ class Interval:
         names = [
             name for name, value in zip(self.relations, by_relation.tolist(), strict=True) if not math.isfinite(value)
         ]
-        raise FloatingPointError(
+        raise UserError(
             f"the loss is {float(loss)} at step {step}, in relation {', '.join(names) or 'none alone (their sum)'}; "
             "lower the learning rates of its tables and of translation_optimizer, or lengthen their ramp; look at edge "
             "weights too"

@@ -148,6 +148,27 @@ class Store:
                 stale.append(parent)
         return stale
 
+    def refuse_stale(self, snapshot: str, assets: Iterable[str]) -> None:
+        """Raise UserError where one of these tables, or one above it, was made from what has been replaced since.
+
+        Tables that are not there are passed over: who reads them says so.
+        """
+        waiting = [asset for asset in assets if self.exists(asset, snapshot)]
+        seen = set()
+        while waiting:
+            asset = waiting.pop(0)
+            if asset in seen:
+                continue
+            seen.add(asset)
+            stale = self.stale(asset, snapshot)
+            if stale:
+                stage = MAKERS.get(asset.split("/")[0], "run")
+                raise UserError(
+                    f"{asset} of snapshot {snapshot} is stale: {', '.join(sorted(stale))} changed after it was made; "
+                    f"make it and what follows it again, from `twhin {stage} --snapshot {snapshot}` on"
+                )
+            waiting += [parent for parent in self.manifest(asset, snapshot).parents if "@" not in parent]
+
     def begin(self, asset: str, snapshot: str) -> Draft:
         """Start a new version of a table. Nothing is visible until `Draft.commit`."""
         version = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"

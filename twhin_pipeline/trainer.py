@@ -86,7 +86,7 @@ class Trainer:
 
         Raises:
             TrainingCancelled: `stop` was set, and a checkpoint was written.
-            FloatingPointError: A loss is not finite.
+            UserError: A loss is not finite, or vectors to start from do not fit.
         """
         try:
             self._start()

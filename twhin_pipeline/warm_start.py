@@ -75,7 +75,8 @@ def _fill(
     shards = [(first, rows, ids.slice(first, len(rows))) for first, rows in local_shards(weight)]
     filled = 0
     for found, values in vectors:
-        if found.type != ids.type and pa.types.is_string(found.type) != pa.types.is_string(ids.type):
+        # Integers among texts are the texts that they are written as, as in vocabularies; never the other way round.
+        if not (pa.types.is_integer(found.type) or (_is_text(found.type) and _is_text(ids.type))):
             raise UserError(f"{origin}: ids are {found.type}, but those of {table.name!r} are {ids.type}; convert them")
         if values.shape[1] != table.embedding_dim:
             raise UserError(
@@ -91,7 +92,13 @@ def _fill(
                     rows[where] = torch.from_numpy(values[matched]).to(rows)
                 filled += len(matched)
     total = int(ranks.sum([filled])[0])
+    if total == 0 and table.pretrained is not None and origin.endswith(".pretrained"):
+        raise UserError(f"{origin}: has none of the ids of {table.name!r}; mend the path, or leave it out")
     say(f"{total:,} of {len(ids):,} vectors of {table.name} start from {origin}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _of_model(store: Store, snapshot: str, tables: ModelTables, name: str) -> Vectors:
@@ -115,13 +122,30 @@ def _pretrained(table: TableConfig, origin: str) -> Vectors:
         raise UserError(f"{origin}.embedding_snapshot_uri: no file matches {uri!r}; give a Parquet file, glob or store")
     for file in files:
         with fs.open(file, "rb") as opened:
-            parquet = pq.ParquetFile(opened)
-            missing = {"id", "embedding"} - set(parquet.schema_arrow.names)
-            if missing:
-                raise UserError(f"{origin}: {file} has no column {' and '.join(sorted(missing))}; rename its columns")
-            for batch in parquet.iter_batches(BLOCK, columns=["id", "embedding"]):
-                if len(batch):
-                    yield batch.column("id"), vectors_of(batch.column("embedding"))
+            yield from _vectors_in(opened, f"{origin}: {file}")
+
+
+def _vectors_in(opened: Any, origin: str) -> Vectors:
+    try:
+        parquet = pq.ParquetFile(opened)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{origin}: cannot be read as Parquet ({error}); mend the path") from error
+    missing = {"id", "embedding"} - set(parquet.schema_arrow.names)
+    if missing:
+        raise UserError(f"{origin}: has no column {' and '.join(sorted(missing))}; rename its columns")
+    for batch in parquet.iter_batches(BLOCK, columns=["id", "embedding"]):
+        if not len(batch):
+            continue
+        try:
+            vectors = vectors_of(batch.column("embedding"))
+        except UserError as error:
+            raise UserError(f"{origin}: column embedding: {error}") from error
+        wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(wrong):
+            raise UserError(
+                f"{origin}: the vector of {batch.column('id')[int(wrong[0])].as_py()!r} is not finite; leave it out"
+            )
+        yield batch.column("id"), vectors
 
 
 def _checkpoint_in(path: str) -> str | None:
