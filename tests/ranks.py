@@ -33,7 +33,7 @@ from twhin_pipeline.sharding import (
 )
 
 # Beyond one block of initial vectors, so that shards begin and end inside blocks.
-tiny.ROWS.update(user=9001, item=5003)
+ROWS = {"user": 9001, "item": 5003}
 STEPS = 5
 RAMP = {"learning_rate": {"linear_ramp_to_constant": {"learning_rate": 0.2, "num_ramp_steps": 4}}}
 
@@ -164,6 +164,7 @@ def refusals() -> dict[str, str]:
 
 def main() -> None:
     """Run everything on all ranks; rank 0 writes the list of what each rank saw."""
+    tiny.ROWS.update(ROWS)
     dist.init_process_group("gloo")
     seen = {"cases": {name: train(*case) for name, case in CASES.items()}, "metrics": metrics(), "refused": refusals()}
     everything: list[Any] = [None] * dist.get_world_size()

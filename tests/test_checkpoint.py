@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,18 @@ def test_an_error_in_the_background_is_raised_at_the_next_checkpoint(tmp_path: P
         folder.save(2, tensors(1.0), {})
 
 
-def test_only_one_run_at_a_time_has_the_folder(tmp_path: Path) -> None:
+def test_a_folder_whose_process_is_just_ending_is_waited_for(tmp_path: Path) -> None:
+    first, second = CheckpointFolder(str(tmp_path), ALONE), CheckpointFolder(str(tmp_path), ALONE)
+    first.acquire()
+    ending = threading.Timer(0.3, first.release)
+    ending.start()
+    second.acquire()
+    second.release()
+    ending.join()
+
+
+def test_only_one_run_at_a_time_has_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twhin_pipeline.checkpoint.LOCK_PATIENCE_S", 0.1)
     first, second = CheckpointFolder(str(tmp_path), ALONE), CheckpointFolder(str(tmp_path), ALONE)
     first.acquire()
     with pytest.raises(UserError, match=r"process \d+ on .* trains this snapshot"):

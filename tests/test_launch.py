@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import psutil
 import pytest
 from helpers import SNAPSHOT, planted_config, write_config, write_planted
 
-from twhin_pipeline import launch
+from twhin_pipeline import launch, train
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
 
@@ -83,7 +84,9 @@ def test_the_wrapper_ends_its_command_when_the_parent_is_killed(tmp_path: Path) 
     _wait_for(lambda: not _alive(pid))
 
 
-def test_killing_the_parent_ends_torchrun_and_every_rank_and_a_retry_resumes(tmp_path: Path) -> None:
+def test_killing_the_parent_ends_torchrun_and_every_rank_and_a_retry_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = planted_config(training={"num_epochs": 300, "num_eval_steps": 0})
     store = Store(str(tmp_path / "home"))
     write_planted(store, config)
@@ -100,15 +103,12 @@ def test_killing_the_parent_ends_torchrun_and_every_rank_and_a_retry_resumes(tmp
         assert len(family) == 3  # torchrun and two ranks
         parent.kill()
         _wait_for(lambda: not any(_alive(pid) for pid in family), seconds=10)
-    lines: list[str] = []
-
-    def stop_again(line: str) -> None:
-        lines.append(line)
-        if line.startswith("resumed"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    # The same training in this process: told to stop at once, and early enough only if it goes on from a checkpoint.
+    stop = threading.Event()
+    stop.set()
     with pytest.raises(launch.TrainingCancelled):
-        launch.run(config, path, [], store, SNAPSHOT, output=stop_again)
+        train.run(config, store, SNAPSHOT, stop=stop)
+    lines = capsys.readouterr().out.splitlines()
     resumed = next(line for line in lines if line.startswith("resumed from step"))
     assert int(resumed.split()[3].replace(",", "")) >= 14
 
@@ -136,7 +136,7 @@ def test_a_users_mistake_in_a_rank_comes_back_as_one_message(tmp_path: Path) -> 
     config = planted_config()
     store = Store(str(tmp_path / "home"))
     write_planted(store, config)
-    changed = planted_config(train_data={"global_negatives": 9})
+    changed = planted_config(train_data={"global_negatives": 9}, launch={"nproc_per_node": 1})
     lines: list[str] = []
     with pytest.raises(UserError, match=r"global_negatives.*twhin sample") as error:
         launch.run(changed, write_config(changed, tmp_path), [], store, SNAPSHOT, output=lines.append)
@@ -144,18 +144,15 @@ def test_a_users_mistake_in_a_rank_comes_back_as_one_message(tmp_path: Path) -> 
     assert not any("Traceback" in line for line in lines)
 
 
-def test_training_alone_exits_with_2_and_one_line_on_a_mistake(tmp_path: Path) -> None:
-    config = planted_config()
-    command = [sys.executable, "-m", "twhin_pipeline.train", "--config", write_config(config, tmp_path)]
-    done = subprocess.run(
-        [*command, "--snapshot", SNAPSHOT, "--home", str(tmp_path / "home")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("UserError: ")
+def test_training_alone_exits_with_2_and_one_line_on_a_mistake(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(planted_config(), tmp_path)
+    with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+        train.main(["--config", path, "--snapshot", SNAPSHOT, "--home", str(tmp_path / "home")])
+    assert ended.value.code == 2
+    told = capfd.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and told[0].startswith("UserError: ") and "twhin " in told[0]
 
 
 def _alive(pid: int) -> bool:

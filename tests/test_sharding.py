@@ -8,15 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks as ranks_script
+import tiny
 
 RANKS = Path(__file__).with_name("ranks.py")
-
-# In a process of its own: it enlarges the tables of `tiny`, which other tests share.
-ALONE = (
-    "import json, pathlib, sys; import ranks; "
-    "cases = {name: ranks.train(*case) for name, case in ranks.CASES.items()}; "
-    "pathlib.Path(sys.argv[1]).write_text(json.dumps({'cases': cases, 'metrics': ranks.metrics()}))"
-)
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:
@@ -43,10 +38,11 @@ def ranks(torchrun):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone") / "out.json"
-    run([sys.executable, "-c", ALONE, str(out)])
-    return json.loads(out.read_text())
+def alone():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "ROWS", ranks_script.ROWS)
+        cases = {name: ranks_script.train(*case) for name, case in ranks_script.CASES.items()}
+    return {"cases": cases, "metrics": ranks_script.metrics()}
 
 
 CASES = (

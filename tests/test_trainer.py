@@ -341,6 +341,7 @@ def test_without_held_out_edges_the_last_step_is_the_model(tmp_path: Path) -> No
 
 
 def test_a_second_run_on_the_same_checkpoints_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twhin_pipeline.checkpoint.LOCK_PATIENCE_S", 0.1)
     config = planted_config()
     store = make_store(tmp_path, config)
     refused: list[str] = []

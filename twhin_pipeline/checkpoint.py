@@ -15,6 +15,7 @@ import json
 import os
 import re
 import socket
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from twhin_pipeline.distributed import Ranks
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
 
+# A process that was just killed holds its lock until the last of its threads has ended.
+LOCK_PATIENCE_S = 3.0
 STEP = re.compile(r"step-(\d{8,})")
 
 
@@ -90,17 +93,25 @@ class CheckpointFolder:
     def _lock(self) -> str | None:
         path = Path(self.path) / "lock"
         self.lock = path.open("a+")
-        try:
-            # The kernel lets go of it however this process ends.
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.lock.seek(0)
-            holder = self.lock.read().strip() or "another process"
-            return f"{self.path}: {holder} trains this snapshot with this configuration; wait for it, or end it"
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while not self._flock():
+            if time.monotonic() > deadline:
+                self.lock.seek(0)
+                holder = self.lock.read().strip() or "another process"
+                return f"{self.path}: {holder} trains this snapshot with this configuration; wait for it, or end it"
+            time.sleep(0.05)
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()
         return None
+
+    def _flock(self) -> bool:
+        try:
+            # The kernel lets go of it however this process ends.
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
     def release(self) -> None:
         """Let another run have the folder."""
