@@ -209,3 +209,15 @@ def test_a_stage_refuses_tables_that_no_longer_fit_each_other(tmp_path, capsys):
     assert run_arguments(["train", *arguments]) == 2
     told = capsys.readouterr().err
     assert "training_set/positives" in told and "is stale" in told and f"`twhin sample --snapshot {SNAPSHOT}`" in told
+
+
+def test_an_empty_query_and_a_home_that_is_a_file_are_told_in_one_line(tmp_path, capsys):
+    assert run_arguments(["sql", " ; ", "--home", str(tmp_path)]) == 2
+    assert "the query is empty" in capsys.readouterr().err
+    config = make_config(write(tmp_path / "e.parquet", [("a", "fav", "x")]))
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    (tmp_path / "file").write_text("no folder")
+    home = str(tmp_path / "file")
+    assert run_arguments(["ingest", "-c", str(tmp_path / "c.yaml"), "--home", home, "-s", SNAPSHOT]) == 2
+    told = capsys.readouterr().err
+    assert home in told and "--home" in told and len(told.splitlines()) == 1

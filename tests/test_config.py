@@ -195,3 +195,23 @@ def test_loading_a_configuration_imports_neither_torch_nor_duckdb():
         "assert not {'torch', 'duckdb', 'mlflow', 'dagster'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_key_that_is_there_twice_is_an_error_not_a_silent_choice(tmp_path):
+    (tmp_path / "c.yaml").write_text("training: {seed: 1}\nmodel: {}\ntraining: {seed: 2}\n")
+    with pytest.raises(UserError, match=r"c\.yaml: is not YAML: key 'training' is there twice.*line 3"):
+        load_config(str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize("path", ["s9://bucket/c.yaml", "c.yaml"])
+def test_a_configuration_that_is_no_text_or_of_no_known_protocol_is_one_clear_error(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"cannot be read .*give the path or URL of a YAML file"):
+        load_config(path)
+
+
+def test_a_floor_of_no_metric_is_told_before_anything_is_trained():
+    with pytest.raises(UserError, match=r"evaluation\.floors: unknown metric 'filtered_hits@5'.*'filtered_hits@3'"):
+        parse_config(small(evaluation__floors={"filtered_hits@5": 0.1}))
+    parse_config(small(evaluation__floors={"filtered_mrr": 0.1, "raw_hits@3": 0.1, "ndcg@20": 0.1, "auc": 0.5}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="TwHIN: entity embeddings from typed edges. Each command reads one YAML file and one store.",
 )
+
+# What a folder that cannot be written, or a full disk, gives.
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 ConfigPath = Annotated[
     str | None,
@@ -182,6 +186,8 @@ def sql(
 
     from twhin_pipeline import catalog, console, database
 
+    if not query.strip(" \n\t;"):
+        raise UserError("SQL: the query is empty; try `twhin sql 'show tables'`")
     store = _store(home)
     con = database.connect(store=store)
     known = catalog.views(con, store, snapshot)
@@ -396,6 +402,10 @@ def _judge(error: Exception) -> int:
         return 2
     if "Abort" in names:
         return 130
+    if isinstance(error, OSError) and error.errno in UNUSABLE:
+        where = f"{error.filename}: " if error.filename else ""
+        _tell(f"{where}{error.strerror}; choose another --home or TMPDIR, or make room and see to the permissions")
+        return 2
     if "TrainingCancelled" in names:
         _tell(str(error))
         return 130

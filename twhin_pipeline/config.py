@@ -101,6 +101,18 @@ class TwhinConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML, in which a key that is there twice is an error: the second would silently take the first one's place."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str, overrides: Iterable[str] = ()) -> TwhinConfig:
     """Read a YAML file (path or URL) and apply overrides such as `training.num_epochs=3`.
 
@@ -114,8 +126,10 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> TwhinConfig:
             text = file.read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); give the path of a YAML file") from error
+    except (ValueError, ImportError) as error:  # no text, or a protocol that fsspec lacks
+        raise UserError(f"{path}: cannot be read ({error}); give the path or URL of a YAML file") from error
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

@@ -101,6 +101,16 @@ class EvaluationConfig(Section):
     seed: int = 0
     """Seed of sampled edges and candidates."""
 
+    @model_validator(mode="after")
+    def _known_floors(self) -> EvaluationConfig:
+        ranks = ["mrr", "mean_rank", *(f"hits@{k}" for k in self.hits_at)]
+        known = [f"{kind}_{name}" for kind in ("filtered", "raw") for name in ranks]
+        known += [f"{name}@{k}" for k in self.recall_at for name in ("recall", "ndcg")] + ["auc", "rce"]
+        for name in self.floors:
+            if name not in known:
+                raise ValueError(f"floors: {unknown('metric', name, known)}")
+        return self
+
 
 class ExportConfig(Section):
     """How embedding tables are written."""
