@@ -32,7 +32,8 @@ class Pretrained(Section):
     emb_name: str
     """The entity type's name in that snapshot (the folder `embeddings/<emb_name>`)."""
     embedding_snapshot_uri: str
-    """A Parquet file or glob with columns `id` and `embedding` (any DuckDB-readable path or URL)."""
+    """A Parquet file or glob (path or URL) with columns `id` and `embedding`; or a store, whose `embeddings/<emb_name>`
+    is read."""
 
 
 class TableConfig(Section):
