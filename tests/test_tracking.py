@@ -100,3 +100,16 @@ def test_a_model_that_is_not_there_is_a_mistake(store: Store, uri: str) -> None:
 def test_sections_become_paths_and_lists_go_by_name() -> None:
     nested = {"a": {"b": 1}, "items": [{"name": "x", "v": 2}, {"v": 3}], "plain": [1, 2]}
     assert tracking.flatten(nested) == {"a.b": 1, "items.x.name": "x", "items.x.v": 2, "items.1.v": 3, "plain": [1, 2]}
+
+
+def test_artifacts_of_a_store_that_mlflow_cannot_write_to_are_kept_beside_its_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = Store("memory://tracked")
+    assert tracking.artifact_root(store) == str(tmp_path / ".twhin" / "mlartifacts")
+    run = tracking.open_run(store, SNAPSHOT, planted_config(), None)
+    run.log_text("plan", "plan.txt")
+    assert [path.read_text() for path in (tmp_path / ".twhin" / "mlartifacts").rglob("plan.txt")] == ["plan"]
+    assert tracking.artifact_root(Store(str(tmp_path / "home"))) == str(tmp_path / "home" / "mlartifacts")

@@ -146,7 +146,7 @@ def metrics(snapshot: Snapshot = None, home: Home = None, as_json: AsJson = Fals
 @app.command()
 def neighbors(
     entity: Annotated[str, typer.Argument(help="The entity type, such as package.")],
-    id: Annotated[str, typer.Argument(help="The entity's id.")],
+    id: Annotated[str, typer.Argument(help="The entity's id; one that begins with - comes after --.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     snapshot: Snapshot = None,
     home: Home = None,

@@ -19,6 +19,9 @@ EXPERIMENT = "twhin"
 MODEL_FOLDER, POINTER = "model", "twhin.json"
 MAX_PARAM = 500
 
+# What MLflow can write artifacts to (its own registry of them takes a second to import).
+ARTIFACT_PROTOCOLS = {"s3", "gs", "wasbs", "abfss", "ftp", "sftp", "dbfs", "hdfs", "viewfs"}
+
 
 def uri(store: Store) -> str:
     """Return the tracking URI: MLFLOW_TRACKING_URI, else SQLite in the store (for a remote store, in `./.twhin`)."""
@@ -31,8 +34,15 @@ def uri(store: Store) -> str:
 
 
 def artifact_root(store: Store) -> str | None:
-    """Return where a new experiment's artifacts go: into the store, or None where a tracking server decides."""
-    return None if uri(store).startswith(("http", "databricks")) else store.path("mlartifacts")
+    """Return where a new experiment's artifacts go, or None where a tracking server decides.
+
+    That is the store; or, where MLflow does not know the store's protocol, a folder under the working directory.
+    """
+    if uri(store).startswith(("http", "databricks")):
+        return None
+    if store.is_local or store.root.partition("://")[0] in ARTIFACT_PROTOCOLS:
+        return store.path("mlartifacts")
+    return str(Path(".twhin", "mlartifacts").absolute())
 
 
 def _client(store: Store) -> Any:
