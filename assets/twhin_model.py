@@ -15,7 +15,7 @@ from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.store import Manifest, Store
 
-CODE = ("dataset", "model", "scorer", "operators", "comparators", "losses")
+CODE = ("trainer", "dataset", "batch", "model", "scorer", "operators", "comparators", "losses", "optimizer", "sharding")
 SHOWN_ELSEWHERE = ("model", "mlflow_run_id")
 
 

@@ -135,11 +135,11 @@ def test_a_materialization_launched_from_the_page_succeeds(page, server, graph, 
     open_graph(page, graph)
     page.wait_for_timeout(2_000)  # until it has moved into place
     if SCREENSHOT:
-        page.set_viewport_size({"width": 1300, "height": 820})
+        page.set_viewport_size({"width": 1300, "height": 1000})
         page.get_by_text("Hide navigation").click()
         open_graph(page, graph)
         page.wait_for_timeout(2_000)
-        page.screenshot(path=str(ROOT / SCREENSHOT))
+        page.screenshot(path=str(ROOT / SCREENSHOT), clip={"x": 0, "y": 0, "width": 1300, "height": 840})
 
 
 def test_an_assets_page_shows_what_was_made(page, server):
