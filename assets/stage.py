@@ -67,7 +67,7 @@ def opened(
     with mistakes():
         snapshot = context.partition_key
         config, tables = configuration.load(), store.open()
-        provenance.refuse_stale(tables, snapshot, upstream)
+        tables.refuse_stale(snapshot, upstream)
         context.log.info(
             f"snapshot {snapshot}, store {tables.root}, configuration {configuration.file} {config.hash()}"
         )

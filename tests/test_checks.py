@@ -13,7 +13,7 @@ import pytest
 from edge_files import make_config, write
 
 from twhin_pipeline import audit, checks, edges, negatives, training_set, vocabulary
-from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
 
@@ -226,6 +226,16 @@ def test_what_is_broken_is_found_and_shown(broken, name, table, change):
     assert result.metadata["offending_rows"] > 0
     assert result.offending is not None and result.offending.num_rows > 0
     assert checks.rows_as_markdown(result.offending).startswith("| ")
+
+
+def test_an_intended_loss_of_edges_is_accepted_by_the_configuration(broken):
+    config, store = broken
+    before = store.read("raw_edges", NOW)
+    save(store, "raw_edges", rows_as(lose_most_favs(before.to_pylist()), before))
+    data = config.model_dump(exclude_none=True)
+    data["source"]["min_kept_share"] = 0.05
+    assert not checks.run("edges_relations_kept", config, store, NOW, "raw_edges").passed
+    assert checks.run("edges_relations_kept", parse_config(data), store, NOW, "raw_edges").passed
 
 
 def test_a_held_out_edge_in_training_is_found(broken):

@@ -95,6 +95,8 @@ class _Views:
         sides = {"both": [0, 1], "lhs": [0], "rhs": [1]}[self.config.negatives.sides]
         rejected = self.config.source.max_rejected_share if self.config.source else 0.01
         self._variable("max_rejected_share", f"{rejected!r}::DOUBLE")
+        kept = self.config.source.min_kept_share if self.config.source else 0.5
+        self._variable("min_kept_share", f"{kept!r}::DOUBLE")
         self._variable("min_count", str(self.config.vocabulary.min_count))
         self._variable("chunk_size", str(self.config.negatives.chunk_size))
         self._variable("in_batch", str(data.in_batch_negatives))

@@ -289,6 +289,7 @@ class Trainer:
         assets += ["training_set/positives", "training_set/negatives"]
         optional = ["held_out/validation", "held_out/validation_negatives"]
         assets += [asset for asset in optional if self.store.exists(asset, self.snapshot)]
+        self.store.refuse_stale(self.snapshot, assets)
         return self.store.versions(self.snapshot, assets)
 
     def _write_model(self, reason: str) -> dict[str, Any]:

@@ -65,6 +65,9 @@ class SourceConfig(Section):
     """The snapshots there are (YYYY-MM-DD). Left out, they are found by listing `path`."""
     max_rejected_share: float = Field(0.01, ge=0, le=1)
     """Above this share of rejected rows the check on `raw_edges` fails."""
+    min_kept_share: float = Field(0.5, ge=0, le=1)
+    """A relation of 100 edges or more that has less than this share of its edges in the snapshot before fails the check
+    on `raw_edges`; 0 accepts any loss."""
 
     @field_validator("window")
     @classmethod
