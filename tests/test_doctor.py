@@ -62,6 +62,10 @@ def test_owners_of_the_folder_are_read_from_what_is_installed(tmp_path, monkeypa
         distribution = name.removesuffix("-1.8.0.dist-info").replace("_", "-")
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.8.0\n")
         (folder / "RECORD").write_text(record)
+    # With the backport `importlib_metadata` imported (MLflow's libraries do), files that do not exist are left out.
+    for package in ("fbgemm_gpu", "elsewhere"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert doctor.fbgemm_owners() == ["fbgemm-gpu", "fbgemm-gpu-cpu"]
 
