@@ -11,7 +11,6 @@ from resources.store import StoreResource
 from twhin_pipeline.config import TwhinConfig
 
 TABLES = ["raw_edges", "raw_edges_rejected"]
-CODE = ("source", "edges", "delimited")
 
 
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -22,14 +21,14 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
             "raw_edges",
             group="edges",
             description=f"Typed edges of the snapshot, duplicates merged and weights added. Relations: {relations}.",
-            code=CODE,
+            code="edges",
             kinds=["duckdb"],
         ),
         spec(
             "raw_edges_rejected",
             group="edges",
             description="Rows of the source that could not be edges, each with the reason, its file and row.",
-            code=CODE,
+            code="edges",
             kinds=["duckdb"],
         ),
     ]

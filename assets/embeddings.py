@@ -31,7 +31,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     def specs() -> Iterator[dg.AssetSpec]:
         for name in names:
             own = [v for v in vocabularies if v.partition("/")[2] == name.partition("/")[2]]
-            yield spec(name, group="embeddings", description=texts[name], code=["export"], deps=[*above, *own])
+            yield spec(name, group="embeddings", description=texts[name], code="export", deps=[*above, *own])
 
     @dg.multi_asset(
         name="embeddings",

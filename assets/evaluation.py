@@ -14,7 +14,6 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.store import Manifest, Store
 
 OVERALL = "all"
-CODE = ("evaluation", "ranking", "rank_metrics", "classification", "baselines", "relation_scores")
 
 
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -28,7 +27,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         description="Ranks, Recall and NDCG, AUC and RCE of held-out edges: a row for each relation, side and metric.",
         kinds={"torch", "parquet", "mlflow"},
         owners=OWNERS,
-        code_version=provenance.code(*CODE),
+        code_version=provenance.code("evaluation"),
         pool=POOL,
     )
     def evaluation(
@@ -58,7 +57,10 @@ def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
 
     from twhin_pipeline import plots
 
-    rows = [r for r in store.read("evaluation", manifest.snapshot).to_pylist() if r["side"] == "both"]
+    # Retrieval asks for tails only, so its rows have no side `both`.
+    kept = [r for r in store.read("evaluation", manifest.snapshot).to_pylist() if r["side"] in ("both", "rhs")]
+    two_sided = {r["metric"] for r in kept if r["side"] == "both"}
+    rows = [r for r in kept if r["side"] == "both" or r["metric"] not in two_sided]
     shown: dict[str, Any] = {}
     for row in rows:
         if row["relation"] == OVERALL and row["value"] is not None and math.isfinite(row["value"]):
@@ -76,7 +78,7 @@ def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
     columns["edges"] = [mrr[r]["edges"] if r in mrr else None for r in relations]
     for metric, found in by_metric.items():
         columns[metric] = [found[r]["value"] if r in found else None for r in relations]
-        if metric.startswith("filtered"):
+        if metric.startswith(("filtered", "recall", "ndcg")):
             columns[f"{metric} of most popular"] = [found[r]["baseline"] if r in found else None for r in relations]
     shown["relations"] = table(columns)
 

@@ -5,20 +5,53 @@ What does not belong here: recording parents and refusing stale ones (`twhin_pip
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
-from importlib import resources
+from pathlib import Path
 
 import dagster as dg
 
+import twhin_pipeline
 from twhin_pipeline.store import code_version
 
+ENGINE = Path(twhin_pipeline.__file__).parent
 
-def code(*modules: str) -> str:
-    """Return a code version that changes when one of these modules of `twhin_pipeline` does."""
+
+def code(module: str) -> str:
+    """Return a code version that changes when this module of `twhin_pipeline`, or one it imports, does."""
     digest = hashlib.sha256()
-    for module in modules:
-        digest.update((resources.files("twhin_pipeline") / f"{module}.py").read_bytes())
+    for name in sorted(_reached(module)):
+        digest.update(f"{name}\n".encode() + _path(name).read_bytes())
     return f"{code_version()}-{digest.hexdigest()[:8]}"
+
+
+def _reached(module: str) -> set[str]:
+    """Return `module` and every module of the engine that it imports, at whatever remove; nothing is imported here."""
+    reached, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += _imports(name)
+    return reached
+
+
+@functools.cache
+def _imports(module: str) -> list[str]:
+    """Return the engine's modules that a module names in its import statements, lazy ones too."""
+    named = []
+    for node in ast.walk(ast.parse(_path(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            named += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    found = [name.removeprefix("twhin_pipeline.") for name in named if name.startswith("twhin_pipeline.")]
+    return [name for name in found if _path(name).is_file()]
+
+
+def _path(module: str) -> Path:
+    return ENGINE / f"{module.replace('.', '/')}.py"
 
 
 def key(table: str) -> dg.AssetKey:

@@ -31,7 +31,7 @@ def spec(
     *,
     group: str,
     description: str,
-    code: Iterable[str],
+    code: str,
     deps: Iterable[str] = (),
     kinds: Iterable[str] = (),
 ) -> dg.AssetSpec:
@@ -43,7 +43,7 @@ def spec(
         description=description,
         kinds={"parquet", *kinds},
         owners=OWNERS,
-        code_version=provenance.code(*code),
+        code_version=provenance.code(code),
     )
 
 

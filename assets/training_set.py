@@ -34,7 +34,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
                 name,
                 group=name.split("/")[0],
                 description=text,
-                code=["split", "training_set"],
+                code="training_set",
                 deps=above,
                 kinds=["duckdb"],
             )
@@ -58,9 +58,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     @dg.multi_asset(
         name="negatives",
         specs=[
-            spec(
-                name, group=name.split("/")[0], description=text, code=["negatives"], deps=list(EDGES), kinds=["duckdb"]
-            )
+            spec(name, group=name.split("/")[0], description=text, code="negatives", deps=list(EDGES), kinds=["duckdb"])
             for name, text in NEGATIVES.items()
         ],
         partitions_def=partitions,

@@ -15,7 +15,6 @@ from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.store import Manifest, Store
 
-CODE = ("trainer", "dataset", "batch", "model", "scorer", "operators", "comparators", "losses", "optimizer", "sharding")
 SHOWN_ELSEWHERE = ("model", "mlflow_run_id")
 
 
@@ -37,7 +36,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         description=f"Embedding tables ({tables_of}) and relations' operators, trained by torchrun; a retry resumes.",
         kinds={"torch", "torchrec", "mlflow"},
         owners=OWNERS,
-        code_version=provenance.code(*CODE),
+        code_version=provenance.code("train"),
         retry_policy=dg.RetryPolicy(max_retries=2, delay=5),
         pool=POOL,
     )

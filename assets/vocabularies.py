@@ -20,7 +20,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
             name,
             group="vocabulary",
             description=f"Each {entity}'s row of its table, for ever, and its number of edges in this snapshot.",
-            code=["vocabulary"],
+            code="vocabulary",
             deps=["raw_edges"],
             kinds=["duckdb"],
         )

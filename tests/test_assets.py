@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assets import automation, provenance, stage
+from assets import automation, evaluation, provenance, stage
 from resources.launcher import LauncherResource
 from resources.pipes import as_metadata
 from twhin_pipeline.errors import UserError
@@ -57,7 +58,30 @@ def test_staleness_further_up_is_found_too(store):
 
 
 def test_a_code_version_changes_with_the_code_and_with_nothing_else():
-    assert provenance.code("edges") == provenance.code("edges") != provenance.code("edges", "source")
+    assert provenance.code("edges") == provenance.code("edges") != provenance.code("source")
+
+
+def test_a_code_version_covers_every_module_that_the_stage_imports(monkeypatch, tmp_path):
+    shutil.copytree(provenance.ENGINE, tmp_path / "engine", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "ENGINE", tmp_path / "engine")
+    before = {stage: provenance.code(stage) for stage in ("train", "evaluation", "edges")}
+    for far in ("losses", "row_optimizers", "warm_start"):  # imported by modules that `train` imports
+        path = tmp_path / "engine" / f"{far}.py"
+        path.write_text(path.read_text() + "# changed\n")
+        after = provenance.code("train")
+        assert after != before["train"]
+        before["train"] = after
+    assert provenance.code("edges") == before["edges"]
+
+
+def test_the_evaluations_page_shows_retrieval_beside_ranks(store):
+    row = {"relation": "all", "side": "both", "metric": "filtered_mrr", "value": 0.5, "baseline": 0.1, "edges": 9}
+    recall = {**row, "side": "rhs", "metric": "recall@10", "value": 0.4, "baseline": 0.2}
+    with store.replace("evaluation", SNAPSHOT, config_hash="c") as draft:
+        draft.write(pa.Table.from_pylist([row, {**row, "side": "rhs", "value": 0.7}, recall]))
+    shown = evaluation._metadata(store, store.manifest("evaluation", SNAPSHOT))
+    assert (shown["filtered_mrr"], shown["recall@10"], shown["baseline_recall@10"]) == (0.5, 0.4, 0.2)
+    assert "recall@10 of most popular" in shown["relations"].value
 
 
 def test_a_users_mistake_fails_the_step_once_with_its_one_message():

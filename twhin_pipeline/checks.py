@@ -124,9 +124,11 @@ def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str 
     """Run a check on one of its tables or, without `table`, on all of them.
 
     Raises:
-        UserError: There is no such check, it is not about `table`, or a table that it reads is missing.
+        UserError: There is no such check, it is not about `table`, a table that it reads is missing, or the memory
+            limit is too low.
     """
     from twhin_pipeline import audit
+    from twhin_pipeline.database import explained
 
     if name not in CHECKS:
         raise UserError(unknown("check", name, CHECKS))
@@ -137,7 +139,7 @@ def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str 
     results = []
     for one in [table] if table is not None else tables:
         started = time.perf_counter()
-        with audit.prepare(config, store, snapshot, one) as con:
+        with explained(f"check {name} of {one}"), audit.prepare(config, store, snapshot, one) as con:
             result = _judge(con.sql(check.sql).to_arrow_table(), started)
             if "FROM audited" in check.sql:
                 counts = con.sql("SELECT (SELECT count(*) FROM audited), (SELECT count(*) FROM chunk_size)").fetchall()[

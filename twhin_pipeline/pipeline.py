@@ -112,7 +112,6 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
             was made from.
     """
     from twhin_pipeline import checks
-    from twhin_pipeline.database import explained
 
     tables = run.config.model.table_names
     reads = [t.replace("*", name) for t in stage.reads for name in (tables if t.endswith("*") else [""])]
@@ -120,8 +119,7 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     started = time.perf_counter()
     made = stage.function(run)
     worked = time.perf_counter()
-    with explained(f"checks of {', '.join(made)}"):
-        notes = checks.run_blocking(run.config, run.store, run.snapshot, made)
+    notes = checks.run_blocking(run.config, run.store, run.snapshot, made)
     checked = time.perf_counter()
     told = ", ".join(f"{name} {manifest.rows:,} rows" for name, manifest in made.items() if manifest.rows)
     say(f"{stage.name:<11}{worked - started:7.1f} s + checks {checked - worked:.1f} s: {told or 'nothing'}")
