@@ -84,6 +84,7 @@ def test_published_defaults_are_kept():
         ({"source__window": "90 days"}, "source.window", "90d"),
         ({"source__window": "90d"}, "source", "columns.time"),
         ({"source__snapshots": ["2025"]}, "source.snapshots", "YYYY-MM-DD"),
+        ({"split__strategy": "temporal", "split__later_snapshot": "later"}, "split.later_snapshot", "YYYY-MM-DD"),
         ({"train_data__global_negatives": 0, "train_data__in_batch_negatives": 0}, "", "nothing would be contrasted"),
         ({"launch__nnodes": 2}, "launch", "rdzv_endpoint"),
         ({"source": None}, "", "give source.path, or train_data.data_root"),
@@ -146,6 +147,16 @@ def test_overrides_reach_any_field_by_its_path():
     assert config.training.num_epochs == 3
     assert config.model.table("tag").optimizer.schedule == LearningRate(constant=0.5)
     assert config.model.relations[2].weight == 0.25
+
+
+def test_dates_need_no_quotes_in_files_and_overrides(tmp_path):
+    path = tmp_path / "c.yaml"
+    text = yaml.safe_dump(small()) + "split: {strategy: temporal, later_snapshot: 2025-08-09}\n"
+    path.write_text(text)
+    config = load_config(str(path), ["source.snapshots=[2023-06-10, 2025-08-09]"])
+    assert config.split.later_snapshot == "2025-08-09"
+    assert config.source is not None and config.source.snapshots == ["2023-06-10", "2025-08-09"]
+    assert load_config(str(path), ["split.later_snapshot=2023-06-10"]).split.later_snapshot == "2023-06-10"
 
 
 @pytest.mark.parametrize(

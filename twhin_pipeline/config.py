@@ -102,7 +102,14 @@ class TwhinConfig(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML, in which a key that is there twice is an error: the second would silently take the first one's place."""
+    """YAML, but a date is text (a snapshot's name), and a key that is there twice is an error: it would silently
+    replace the first.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -161,7 +168,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not separator or not path.strip():
         raise UserError(f"override {override!r} must look like training.num_epochs=3")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not YAML") from error
     *parents, last = path.strip().split(".")

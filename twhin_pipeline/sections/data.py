@@ -10,6 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from twhin_pipeline.sections.base import Section
 
 
+def _date(snapshot: str) -> str:
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", snapshot):
+        raise ValueError(f"snapshot {snapshot!r} must be a date, YYYY-MM-DD")
+    return snapshot
+
+
 class TwhinDataConfig(Section):
     """One side of the data: the training edges, or the validation edges."""
 
@@ -79,10 +85,7 @@ class SourceConfig(Section):
     @field_validator("snapshots")
     @classmethod
     def _dates(cls, value: list[str] | None) -> list[str] | None:
-        for snapshot in value or ():
-            if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", snapshot):
-                raise ValueError(f"snapshot {snapshot!r} must be a date, YYYY-MM-DD")
-        return value
+        return None if value is None else [_date(snapshot) for snapshot in value]
 
     @model_validator(mode="after")
     def _window_needs_time(self) -> SourceConfig:
@@ -117,6 +120,11 @@ class SplitConfig(Section):
     """For `random`: an edge that is the last one of an entity stays in training, so that every entity can learn."""
     seed: int = 0
     """Seed of the random choice. An edge meets the same fate in every snapshot."""
+
+    @field_validator("later_snapshot")
+    @classmethod
+    def _later(cls, value: str | None) -> str | None:
+        return None if value is None else _date(value)
 
     @model_validator(mode="after")
     def _shares(self) -> SplitConfig:
