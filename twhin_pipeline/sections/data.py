@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,8 +23,9 @@ class TwhinDataConfig(Section):
     """A path, glob or URL of indexed Parquet (`lhs`, `rel`, `rhs`: integers). Read where there is no `source`."""
     per_replica_batch_size: int = Field(8192, ge=1)
     """Edges a rank takes in one step."""
-    global_negatives: int = Field(256, ge=0)
-    """Candidates sampled from the whole entity type, for each chunk and side."""
+    global_negatives: Annotated[int, Field(ge=0)] | Literal["all"] = 256
+    """Candidates sampled from the whole entity type, for each chunk and side. `all` takes every entity of the type
+    (1-vs-all), which suits small types: a step's work grows with them."""
     in_batch_negatives: int = Field(64, ge=0)
     """Candidates taken from the chunk's own entities, for each chunk and side."""
     limit: int | None = Field(None, ge=1)

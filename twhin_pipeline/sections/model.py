@@ -12,9 +12,9 @@ from twhin_pipeline.sections.base import Section
 from twhin_pipeline.sections.optimizer import Adagrad, OptimizerConfig, RowwiseAdagrad
 
 # The configuration loads without torch, so the names stand here; tests hold them equal to the registries.
-OPERATOR_NAMES = ("translation", "identity")
-COMPARATOR_NAMES = ("dot", "cosine")
-LOSS_NAMES = ("bce", "softmax")
+OPERATOR_NAMES = ("translation", "identity", "diagonal", "linear", "affine", "complex_diagonal", "rotation")
+COMPARATOR_NAMES = ("dot", "cosine", "l2", "squared_l2")
+LOSS_NAMES = ("bce", "softmax", "margin", "self_adversarial", "bsl")
 
 # Names become folders, SQL views and method names.
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -100,7 +100,11 @@ class Relation(Section):
     rhs: str
     """The table of the right-hand side."""
     operator: str = "translation"
-    """What is applied to the left-hand side's vector: one of the registered operators (`translation`, `identity`)."""
+    """What is applied to the left-hand side's vector: `translation` (x + r), `identity`, `diagonal` (x * r), `linear`
+    (A x), `affine` (A x + b), `complex_diagonal` (complex x * r; the first half of a vector is real, the second
+    imaginary) or `rotation` (the same with |r| = 1)."""
+    sides: Literal["both", "lhs", "rhs"] | None = None
+    """Which side of this relation's edges is replaced; left out, as `negatives.sides` says."""
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Factor on the loss of this relation's edges."""
 
@@ -114,6 +118,21 @@ class Relation(Section):
         return value
 
 
+class Regularization(Section):
+    """A penalty on the vectors and operators of a step's edges, added to the loss (Lacroix et al., 2018)."""
+
+    norm: Literal["n3", "l2"] = "n3"
+    """`n3`: the sum of cubed moduli (of complex elements, where a relation's operator is complex). `l2`: the sum of
+    squares."""
+    entities: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Weight of the penalty on entities' vectors."""
+    operators: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Weight of the penalty on operators' parameters; rotations and identity have none to penalize."""
+    degree_weighted: bool = True
+    """Penalize an entity or a relation once for each of its edges in the step, and so in proportion to its degree; if
+    false, once a step."""
+
+
 class TwhinModelConfig(Section):
     """Tables, relations and the scorer."""
 
@@ -124,11 +143,21 @@ class TwhinModelConfig(Section):
     translation_optimizer: OptimizerConfig = OptimizerConfig(adagrad=Adagrad(lr=0.1, eps=1e-8))
     """The optimizer of the operators' parameters."""
     comparator: str = "dot"
-    """How the two sides' vectors are compared: `dot`, or `cosine` (usually with a `temperature` near 0.1)."""
+    """How the two sides' vectors are compared: `dot`, `cosine` (usually with a `temperature` near 0.1), `l2` (the
+    negative distance) or `squared_l2`."""
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Scores are divided by it."""
     init_scale: float = Field(0.1, gt=0, allow_inf_nan=False)
     """A new vector's expected length: the standard deviation of its elements times the square root of the dimension."""
+    reciprocal: bool = False
+    """Predict heads with operators of their own (reciprocal relations; Kazemi and Poole, 2018; Lacroix et al., 2018):
+    the score of a head is that of the tail under its relation's second operator with the head."""
+    regularization: Regularization = Regularization()
+    """Penalty on what a step's edges use."""
+    max_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Longer entity vectors are scaled down to this length; left out, any length."""
+    embedding_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the elements of entity vectors that training sets to 0 in each step (the others are scaled up)."""
 
     @field_validator("comparator")
     @classmethod

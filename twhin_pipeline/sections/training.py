@@ -49,9 +49,14 @@ class TrainingConfig(Section):
     """Only 1 is taken: tables step inside the backward pass, so micro-batches would each be a step."""
     early_stopping_patience: int | None = Field(None, ge=1)
     """Stop when so many evaluations in a row did not better `early_stopping_metric`. Left out: never."""
-    early_stopping_metric: Literal["loss", "auc", "rce", "mrr"] = "loss"
-    """The validation metric that decides on the best checkpoint and on early stopping; `mrr` ranks against the sampled
-    candidates."""
+    eval_every_n_epochs: int | None = Field(None, ge=1)
+    """Evaluate on the validation set at the end of every so many epochs, in place of `eval_log_every_n`."""
+    early_stopping_metric: str = "loss"
+    """The validation metric that decides on the best checkpoint and on early stopping. Against the sampled candidates:
+    `loss`, `auc`, `rce`, `mrr`. As `evaluation` measures it, against every entity: `filtered_mrr`, `filtered_hits@k`,
+    `recall@k` or `ndcg@k`."""
+    eval_max_edges: int | None = Field(5_000, ge=1)
+    """Validation edges that such a metric ranks at most, spread over the relations; left out, all."""
     seed: int = 0
     """Seed of initial vectors and of the order of chunks."""
 
@@ -69,14 +74,30 @@ class LossConfig(Section):
     """What is minimized."""
 
     name: str = "softmax"
-    """`bce`: weighted binary cross-entropy (published). `softmax`: cross-entropy of the edge among its candidates."""
+    """`bce`: weighted binary cross-entropy (published). `softmax`: cross-entropy of the edge among its candidates.
+    `margin`: margin ranking. `self_adversarial`: RotatE's negative sampling. `bsl`: bilateral softmax, which weighs
+    positives and negatives by temperatures of their own."""
     negative_weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     """For `bce`: the weight of all of an edge's negatives together, its positive's being 1."""
+    margin: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """For `margin`: by how much an edge shall score above each candidate. For `self_adversarial`: what is added to
+    every score (RotatE's gamma), so that a distance below it counts as near."""
+    adversarial_temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """For `self_adversarial`: candidates weigh softmax(temperature * score); 0 weighs them alike."""
+    positive_temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """For `bsl`: the temperature of positives' scores, after `model.temperature`."""
+    negative_temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """For `bsl`: the temperature of candidates' scores, after `model.temperature`."""
+    log_q: bool = False
+    """Subtract from each candidate's score the log of how often it is expected among the candidates, so that the loss
+    estimates that against all entities (Bengio and Senécal, 2008; Yi et al., 2019); for `softmax` and `bsl`."""
 
     @model_validator(mode="after")
     def _known(self) -> LossConfig:
         if self.name not in LOSS_NAMES:
             raise ValueError(f"name: {unknown('loss', self.name, LOSS_NAMES)}")
+        if self.log_q and self.name not in ("softmax", "bsl"):
+            raise ValueError(f"log_q corrects softmax and bsl; {self.name} has no sum over all entities to estimate")
         return self
 
 
