@@ -86,6 +86,14 @@ def test_published_defaults_are_kept():
         ({"source__snapshots": ["2025"]}, "source.snapshots", "YYYY-MM-DD"),
         ({"split__strategy": "temporal", "split__later_snapshot": "later"}, "split.later_snapshot", "YYYY-MM-DD"),
         ({"train_data__global_negatives": 0, "train_data__in_batch_negatives": 0}, "", "nothing would be contrasted"),
+        (
+            {"train_data__global_negatives": "all"},
+            "train_data.in_batch_negatives",
+            "64 candidates would be counted twice",
+        ),
+        ({"train_data__global_negatives": "every"}, "train_data.global_negatives", "0 or more, or all"),
+        ({"train_data__global_negatives": -1}, "train_data.global_negatives", "0 or more, or all"),
+        ({"validation_data__global_negatives": "all"}, "validation_data", "early_stopping_metric: filtered_mrr"),
         ({"launch__nnodes": 2}, "launch", "rdzv_endpoint"),
         ({"source": None}, "", "give source.path, or train_data.data_root"),
         (
@@ -131,6 +139,13 @@ def test_each_mistake_is_one_line_that_names_the_path_and_the_remedy(changes, wh
     assert len(message.splitlines()) == 1
     assert message.startswith("c.yaml: " + where)
     assert what in message
+
+
+def test_all_entities_as_candidates_need_no_epochs_of_negatives():
+    every = {"train_data__global_negatives": "all", "train_data__in_batch_negatives": 0, "training__num_epochs": 7}
+    assert parse_config(small(**every)).epochs_of_negatives == 1
+    assert parse_config(small(training__num_epochs=7)).epochs_of_negatives == 7
+    assert parse_config(small(training__num_epochs=7, negatives__epochs=3)).epochs_of_negatives == 3
 
 
 def test_two_tables_without_a_relation_are_refused():

@@ -79,16 +79,32 @@ class TwhinConfig(Section):
         timed = columns is not None and columns.time is not None
         if self.split.strategy == "temporal" and self.split.later_snapshot is None and not timed:
             raise ValueError("split.strategy: temporal needs source.columns.time or split.later_snapshot")
-        if self.train_data.global_negatives + self.train_data.in_batch_negatives == 0:
+        self._candidates()
+        return self
+
+    def _candidates(self) -> None:
+        sampled, in_batch = self.train_data.global_negatives, self.train_data.in_batch_negatives
+        if sampled == 0 and in_batch == 0:
             raise ValueError(
                 "train_data.global_negatives and train_data.in_batch_negatives are both 0, so nothing would be "
                 "contrasted; set one of them"
             )
-        return self
+        if sampled == "all" and in_batch > 0:
+            raise ValueError(
+                f"train_data.in_batch_negatives: {in_batch} candidates would be counted twice beside "
+                "global_negatives: all; set it to 0"
+            )
+        if self.validation_data.global_negatives == "all":
+            raise ValueError(
+                "validation_data.global_negatives: all is for training only; give a number here, and to validate "
+                "against every entity set training.early_stopping_metric: filtered_mrr"
+            )
 
     @property
     def epochs_of_negatives(self) -> int:
-        """Epochs of negatives that the training set holds."""
+        """Epochs of negatives that the training set holds: one, and empty, where `all` entities are candidates."""
+        if self.train_data.global_negatives == "all":
+            return 1
         return self.negatives.epochs or self.training.num_epochs
 
     def hash(self) -> str:

@@ -33,6 +33,14 @@ class TwhinDataConfig(Section):
     offset: int | None = Field(None, ge=1)
     """Leave out so many edges first."""
 
+    @field_validator("global_negatives", mode="before")
+    @classmethod
+    def _number_or_all(cls, value: object) -> object:
+        # A union would tell one mistake twice, once for each of its types.
+        if value != "all" and (not isinstance(value, int) or value < 0):
+            raise ValueError(f"{value!r} must be a number of candidates, 0 or more, or all")
+        return value
+
 
 class Columns(Section):
     """Names of the columns in the source."""
@@ -110,7 +118,9 @@ class SplitConfig(Section):
     """`random`: by edge, seeded. `temporal`: the latest by the time column, or, with `later_snapshot`, the edges that
     are new there between entities known here. `given`: by the source's split column."""
     validation: float = Field(0.05, ge=0, lt=1)
-    """Share of the edges held out for validation (random, temporal)."""
+    """Share of the edges held out for validation (random, temporal). For `given`: where the source has no validation
+    edge, this share of its training edges, drawn at random; where it has any, they stand and this is not used; 0 leaves
+    training without validation."""
     test: float = Field(0.05, ge=0, lt=1)
     """Share of the edges held out for the test (random, temporal)."""
     relations: list[str] | None = None
@@ -118,7 +128,8 @@ class SplitConfig(Section):
     later_snapshot: str | None = None
     """For `temporal`: the snapshot whose new edges are the test; validation is then a random share of this one's."""
     keep_connected: bool = True
-    """For `random`: an edge that is the last one of an entity stays in training, so that every entity can learn."""
+    """For `random`, and where `given` draws validation edges: an edge that is the last one of an entity stays in
+    training, so that every entity can learn."""
     seed: int = 0
     """Seed of the random choice. An edge meets the same fate in every snapshot."""
 
