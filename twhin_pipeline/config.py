@@ -34,6 +34,7 @@ from twhin_pipeline.sections.training import (
     RuntimeConfig,
     TrainingConfig,
 )
+from twhin_pipeline.sections.tune import TuneConfig
 
 
 class TwhinConfig(Section):
@@ -65,14 +66,13 @@ class TwhinConfig(Section):
     """How embedding tables are written."""
     launch: LaunchConfig = LaunchConfig()
     """Processes and memory."""
+    tune: TuneConfig = TuneConfig()
+    """What a search over hyperparameters tries."""
 
     @model_validator(mode="after")
     def _whole(self) -> TwhinConfig:
         if self.source is None and self.train_data.data_root is None:
             raise ValueError("no edges: give source.path, or train_data.data_root as in the published system")
-        for name in self.split.relations or ():
-            if name not in self.model.relation_names:
-                raise ValueError(f"split.relations: {unknown('relation', name, self.model.relation_names)}")
         columns = self.source.columns if self.source else None
         if self.split.strategy == "given" and (columns is None or columns.split is None):
             raise ValueError("split.strategy: given needs source.columns.split, the name of the split column")
@@ -80,6 +80,19 @@ class TwhinConfig(Section):
         if self.split.strategy == "temporal" and self.split.later_snapshot is None and not timed:
             raise ValueError("split.strategy: temporal needs source.columns.time or split.later_snapshot")
         self._candidates()
+        return self
+
+    @model_validator(mode="after")
+    def _relations(self) -> TwhinConfig:
+        if self.model.every_other is not None:
+            if self.source is None or self.source.ids == "indexed":
+                raise ValueError(
+                    'model.relations: indexed edges have numbers and no names of relations, so "*" finds none; list each'
+                )
+            return self  # split.relations may name one of the source: `relations.resolve` looks at it again
+        for name in self.split.relations or ():
+            if name not in self.model.relation_names:
+                raise ValueError(f"split.relations: {unknown('relation', name, self.model.relation_names)}")
         return self
 
     def _candidates(self) -> None:
@@ -108,8 +121,11 @@ class TwhinConfig(Section):
         return self.negatives.epochs or self.training.num_epochs
 
     def hash(self) -> str:
-        """Return 12 hex digits that name this configuration; where and how fast it runs (`launch`) is left out."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"launch"}), sort_keys=True)
+        """Return 12 hex digits that name this configuration.
+
+        Where and how fast it runs (`launch`) and what is searched (`tune`) are left out.
+        """
+        text = json.dumps(self.model_dump(mode="json", exclude={"launch", "tune"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:
