@@ -52,6 +52,12 @@ class Trained:
 
 
 @pytest.mark.parametrize(
+    "ids",
+    # 3 twice: its gradients add up before the step. Ascending ids are what a batch has, and all rows what 1-vs-all has.
+    [[4, 1, 3, 3], [1, 3, 4], [0, 1, 2, 3, 4, 5]],
+    ids=["twice", "ascending", "all"],
+)
+@pytest.mark.parametrize(
     ("ours", "options", "reference", "reference_options"),
     [
         (RowSgd, {"lr": 0.3}, torch.optim.SGD, {"lr": 0.3}),
@@ -65,18 +71,23 @@ class Trained:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_row_optimizer_follows_torchs_rule(ours, options, reference, reference_options):
+def test_a_row_optimizer_follows_torchs_rule(ours, options, reference, reference_options, ids):
     torch.manual_seed(0)
     mine = torch.nn.Embedding(6, 4, sparse=True)
     theirs = torch.nn.Embedding.from_pretrained(mine.weight.detach().clone(), freeze=False, sparse=True)
     optimizers = [ours([mine.weight], **options), reference([theirs.weight], **reference_options)]
-    ids = torch.tensor([1, 3, 3, 4])  # 3 twice: its gradients add up before the step; all rows in every step
+    untouched = sorted(set(range(6)) - set(ids))
+    before = mine.weight.detach().clone()
+    ids = torch.tensor(ids)
     for step in range(4):
         for table, optimizer in zip((mine, theirs), optimizers, strict=True):
             optimizer.zero_grad()
             (table(ids) * (step + 1)).sin().sum().backward()
             optimizer.step()
     torch.testing.assert_close(mine.weight, theirs.weight, rtol=1e-4, atol=1e-5)
+    assert torch.equal(mine.weight[untouched], before[untouched])
+    for name, value in optimizers[0].state[mine.weight].items():
+        assert name == "step" or not value[untouched].any()
 
 
 def test_rowwise_adagrad_divides_by_the_root_of_the_rows_mean_squared_gradients():
@@ -89,6 +100,29 @@ def test_rowwise_adagrad_divides_by_the_root_of_the_rows_mean_squared_gradients(
     factor = 0.5 / 12.5**0.5 + 0.5 / 5
     torch.testing.assert_close(weight.detach(), torch.tensor([[0.0, 0.0], [-3 * factor, -4 * factor], [0.0, 0.0]]))
     assert optimizer.state[weight]["momentum1"].tolist() == [0.0, 25.0, 0.0]
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_a_gradient_of_all_rows_makes_the_steps_of_gradients_of_each_half(name):
+    """1-vs-all gives every row a gradient, which takes another way through the optimizer."""
+    rows = {"sgd": RowSgd, "adagrad": RowAdagrad, "rowwise_adagrad": RowwiseAdagrad, "adam": RowAdam}[name]
+    options = {"sgd": {"lr": 0.1}, "adam": {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-7}}.get(
+        name, {"lr": 0.1, "eps": 1e-8}
+    )
+    gradients = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
+    tables = [torch.nn.Parameter(torch.ones(8, 4)) for _ in range(3)]
+    optimizers = [rows([table], **options) for table in tables]
+    for gradient in gradients:
+        for part, (table, optimizer) in zip(
+            (slice(0, 8), slice(0, 4), slice(4, 8)), zip(tables, optimizers, strict=True), strict=True
+        ):
+            index = torch.arange(8)[None, part]
+            table.grad = torch.sparse_coo_tensor(index, gradient[part], (8, 4))
+            optimizer.step()
+    assert torch.equal(tables[0], torch.cat([tables[1][:4], tables[2][4:]]))
+    for key, value in optimizers[0].state[tables[0]].items():
+        halves = [optimizer.state[table][key] for table, optimizer in zip(tables[1:], optimizers[1:], strict=True)]
+        assert torch.equal(value, torch.cat([halves[0][:4], halves[1][4:]]) if value.ndim else halves[0])
 
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))

@@ -26,6 +26,31 @@ def test_rates_by_step(schedule, expected):
     assert [rate_at(config, step) for step in range(9)] == pytest.approx(expected, abs=1e-7)
 
 
+def test_a_linear_decay_covers_the_training_whatever_its_length():
+    config = LearningRate.model_validate({"linear_decay": {"learning_rate": 0.5, "final_learning_rate": 0.1}})
+    assert [rate_at(config, step, 4) for step in range(6)] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
+    assert [rate_at(config, step, 2) for step in range(4)] == pytest.approx([0.5, 0.3, 0.1, 0.1])
+    to_nothing = LearningRate.model_validate({"linear_decay": {"learning_rate": 0.5}})
+    assert [rate_at(to_nothing, step, 2) for step in range(3)] == pytest.approx([0.5, 0.25, 0.0])
+
+
+def test_a_linear_decay_that_is_not_told_the_steps_is_an_error():
+    config = LearningRate.model_validate({"linear_decay": {"learning_rate": 0.5}})
+    with pytest.raises(ValueError, match="linear_decay needs total_steps"):
+        GroupSchedule({"user": config}, lambda rates: None)
+
+
+def test_a_training_that_goes_on_with_another_number_of_steps_still_ends_at_the_final_rate():
+    """At another world size an epoch has other steps."""
+    config = LearningRate.model_validate({"linear_decay": {"learning_rate": 0.4, "final_learning_rate": 0.2}})
+    schedule = GroupSchedule({"user": config}, lambda rates: None, total_steps=100)
+    schedule.load_state_dict({"step": 5}, total_steps=10)
+    assert schedule.rates() == {"user": pytest.approx(0.3)}
+    for _ in range(5):
+        schedule.step()
+    assert schedule.rates() == {"user": pytest.approx(0.2)}
+
+
 def groups() -> dict[str, LearningRate]:
     return {
         "user": LearningRate.model_validate({"piecewise_constant": PIECEWISE}),

@@ -64,7 +64,9 @@ def apply_optimizers(model: TwhinModel, model_config: TwhinModelConfig) -> Twhin
     return model
 
 
-def build_optimizer(model: nn.Module, config: TwhinModelConfig) -> tuple[CombinedOptimizer, GroupSchedule]:
+def build_optimizer(
+    model: nn.Module, config: TwhinModelConfig, total_steps: int | None = None
+) -> tuple[CombinedOptimizer, GroupSchedule]:
     """Combine the fused table optimizers with the operators' own, and put every group on its schedule.
 
     The groups are the tables, by name, and `translation`, the operators' parameters. Call, each step,
@@ -73,6 +75,7 @@ def build_optimizer(model: nn.Module, config: TwhinModelConfig) -> tuple[Combine
     Args:
         model: After `apply_optimizers` and `maybe_shard_model`. A rank may hold no shard of a table, or of any.
         config: Tables, their optimizers, and `translation_optimizer`.
+        total_steps: Steps of the whole training, for schedules that depend on it (`linear_decay`).
 
     Raises:
         ValueError: A parameter is in no group or in two, or a table has no fused optimizer.
@@ -103,7 +106,7 @@ def build_optimizer(model: nn.Module, config: TwhinModelConfig) -> tuple[Combine
             for group in optimizer.param_groups:
                 group["lr"] = rates[TRANSLATION]
 
-    return CombinedOptimizer(list(optimizers)), GroupSchedule(groups, apply)
+    return CombinedOptimizer(list(optimizers)), GroupSchedule(groups, apply, total_steps)
 
 
 def assign_groups(names: list[str], config: TwhinModelConfig) -> dict[str, str]:
@@ -177,7 +180,8 @@ def _tables_of(leaf: KeyedOptimizer, config: TwhinModelConfig) -> list[str]:
 def _table_options(config: OptimizerConfig) -> dict[str, Any]:
     """Return the keyword arguments of a table's optimizer, by fbgemm's names."""
     algorithm = config.algorithm
-    options: dict[str, Any] = {"lr": rate_at(config.schedule, 0)}
+    # Only a beginning: `build_optimizer` puts the schedule's rates into force.
+    options: dict[str, Any] = {"lr": rate_at(config.schedule, 0, total_steps=1)}
     if isinstance(algorithm, Adam):
         options |= {"beta1": algorithm.betas[0], "beta2": algorithm.betas[1], "eps": algorithm.eps}
     elif not isinstance(algorithm, Sgd):
@@ -187,7 +191,7 @@ def _table_options(config: OptimizerConfig) -> dict[str, Any]:
 
 def _dense_optimizer(params: dict[str, nn.Parameter], config: OptimizerConfig) -> KeyedOptimizerWrapper:
     """Return the operators' optimizer, its state complete, so that a checkpoint can be loaded before any step."""
-    algorithm, rate = config.algorithm, rate_at(config.schedule, 0)
+    algorithm, rate = config.algorithm, rate_at(config.schedule, 0, total_steps=1)
 
     def make(values: Any) -> Optimizer:
         if isinstance(algorithm, Sgd):

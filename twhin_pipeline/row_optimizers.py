@@ -1,7 +1,7 @@
 """Row optimizers: fused table updates without a process group, rule for rule as fbgemm's kernels make them.
 
 They touch the rows of a sparse gradient only, so a step's cost is that of its batch and not of the table, and one
-process alone trains the same vectors as sharded ranks do.
+process alone trains the same vectors as sharded ranks do. A gradient of all rows updates the whole table in place.
 """
 
 from __future__ import annotations
@@ -23,18 +23,15 @@ class RowOptimizer(Optimizer):
                 self.state[param].update(self.init_state(param))
 
     def init_state(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the state of the table `param [N, D]`, by the names that torchrec gives it."""
+        """Return the state of the table `param [N, D]`, by torchrec's names: `[N, ...]`, or a number."""
         return {}
 
-    def update(
-        self, state: dict[str, torch.Tensor], rows: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]
-    ) -> torch.Tensor:
-        """Bring the state of some rows up to date.
+    def update(self, state: dict[str, torch.Tensor], grad: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        """Bring the state of U rows up to date.
 
         Args:
-            state: As `init_state` made it; changed in place.
-            rows: `int64 [U]`, unique.
-            grad: `float32 [U, D]`.
+            state: As `init_state` made it, of these rows alone (`[U, ...]`, or a number); to be changed in place.
+            grad: `float32 [U, D]`; not to be changed.
             group: The options, `lr` among them.
 
         Returns:
@@ -50,18 +47,37 @@ class RowOptimizer(Optimizer):
             for param in group["params"]:
                 if param.grad is None:
                     continue
-                grad = param.grad.coalesce()
-                rows = grad.indices()[0]
-                change = self.update(self.state[param], rows, grad.values().float(), group)
-                param.index_add_(0, rows, change.to(param.dtype), alpha=-1)
+                state = self.state[param]
+                rows, grad = unique_rows(param.grad)
+                grad = grad.float()
+                if len(rows) == len(param):
+                    param.sub_(self.update(state, grad, group).to(param.dtype))
+                    continue
+                touched = {name: value.index_select(0, rows) if value.ndim else value for name, value in state.items()}
+                change = self.update(touched, grad, group).to(param.dtype)
+                for name, value in touched.items():
+                    if value.ndim:
+                        state[name].index_copy_(0, rows, value)
+                param.index_add_(0, rows, change, alpha=-1)
+
+
+def unique_rows(grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a sparse gradient's rows, `int64 [U]` ascending and each once, and their values `[U, D]`.
+
+    A batch looks up ascending ids, each once, and its gradient is then taken as it is: sorting it costs as much as an
+    update does.
+    """
+    rows, values = grad._indices()[0], grad._values()
+    if bool((rows[1:] > rows[:-1]).all()):
+        return rows, values
+    grad = grad.coalesce()
+    return grad.indices()[0], grad.values()
 
 
 class RowSgd(RowOptimizer):
     """`w -= lr * g`. Options: `lr`."""
 
-    def update(
-        self, state: dict[str, torch.Tensor], rows: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]
-    ) -> torch.Tensor:
+    def update(self, state: dict[str, torch.Tensor], grad: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """Return `lr * grad`."""
         return group["lr"] * grad
 
@@ -73,13 +89,10 @@ class RowAdagrad(RowOptimizer):
         """Return `momentum1 float32 [N, D]`."""
         return {"momentum1": torch.zeros_like(param, dtype=torch.float32, requires_grad=False)}
 
-    def update(
-        self, state: dict[str, torch.Tensor], rows: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]
-    ) -> torch.Tensor:
+    def update(self, state: dict[str, torch.Tensor], grad: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """Return the scaled gradient."""
-        total = state["momentum1"][rows] + grad.square()
-        state["momentum1"][rows] = total
-        return group["lr"] * grad / (total.sqrt() + group["eps"])
+        root = state["momentum1"].addcmul_(grad, grad).sqrt().add_(group["eps"])
+        return torch.div(grad, root, out=root).mul_(group["lr"])
 
 
 class RowwiseAdagrad(RowOptimizer):
@@ -89,13 +102,10 @@ class RowwiseAdagrad(RowOptimizer):
         """Return `momentum1 float32 [N]`."""
         return {"momentum1": torch.zeros(param.shape[0], dtype=torch.float32, device=param.device)}
 
-    def update(
-        self, state: dict[str, torch.Tensor], rows: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]
-    ) -> torch.Tensor:
+    def update(self, state: dict[str, torch.Tensor], grad: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """Return the scaled gradient."""
-        total = state["momentum1"][rows] + grad.square().mean(1)
-        state["momentum1"][rows] = total
-        return grad * (group["lr"] / (total.sqrt() + group["eps"])).unsqueeze(1)
+        root = state["momentum1"].add_(grad.square().mean(1)).sqrt().add_(group["eps"])
+        return grad * (group["lr"] / root).unsqueeze(1)
 
 
 class RowAdam(RowOptimizer):
@@ -106,14 +116,11 @@ class RowAdam(RowOptimizer):
         zeros = torch.zeros_like(param, dtype=torch.float32, requires_grad=False)
         return {"momentum1": zeros, "exp_avg_sq": zeros.clone(), "step": torch.zeros(())}
 
-    def update(
-        self, state: dict[str, torch.Tensor], rows: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]
-    ) -> torch.Tensor:
+    def update(self, state: dict[str, torch.Tensor], grad: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         """Return the bias-corrected step."""
-        state["step"] += 1
-        step, beta1, beta2 = float(state["step"]), group["beta1"], group["beta2"]
-        first = torch.lerp(state["momentum1"][rows], grad, 1 - beta1)
-        second = torch.lerp(state["exp_avg_sq"][rows], grad.square(), 1 - beta2)
-        state["momentum1"][rows], state["exp_avg_sq"][rows] = first, second
-        root = (second / (1 - beta2**step)).sqrt() + group["eps"]
-        return group["lr"] * first / (1 - beta1**step) / root
+        step = float(state["step"].add_(1))
+        beta1, beta2 = group["beta1"], group["beta2"]
+        first = state["momentum1"].lerp_(grad, 1 - beta1)
+        second = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = second.div(1 - beta2**step).sqrt_().add_(group["eps"])
+        return torch.div(first, root, out=root).mul_(group["lr"] / (1 - beta1**step))

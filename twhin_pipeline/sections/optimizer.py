@@ -64,6 +64,19 @@ class LinearRampToCosine(Section):
         return self
 
 
+class LinearDecay(Section):
+    """Linearly from `learning_rate` to `final_learning_rate` over the whole training, however many steps it has.
+
+    The steps are those of `training.num_epochs`, or `training.num_train_steps` where these are fewer, so the schedule
+    carries over to a graph of another size. Training that stops early has not come down all the way.
+    """
+
+    learning_rate: PositiveRate
+    """The rate of the first step."""
+    final_learning_rate: PositiveRate = 0.0
+    """The rate after the last step."""
+
+
 def _exactly_one(section: Section, names: tuple[str, ...], what: str) -> None:
     given = [name for name in names if getattr(section, name) is not None]
     if len(given) != 1:
@@ -83,10 +96,12 @@ class LearningRate(Section):
     """A linear warm-up, then constant."""
     linear_ramp_to_cosine: LinearRampToCosine | None = None
     """A linear warm-up, then a cosine decay."""
+    linear_decay: LinearDecay | None = None
+    """A linear decay over the whole training."""
 
     @model_validator(mode="after")
     def _one(self) -> LearningRate:
-        names = ("constant", "piecewise_constant", "linear_ramp_to_constant", "linear_ramp_to_cosine")
+        names = ("constant", "piecewise_constant", "linear_ramp_to_constant", "linear_ramp_to_cosine", "linear_decay")
         _exactly_one(self, names, "learning_rate")
         return self
 
