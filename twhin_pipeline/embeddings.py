@@ -155,10 +155,10 @@ class TwhinEmbeddings:
         tails = to_tensor(table.vectors)
         scores = RelationScores(self.scorer, number, vectors, tails)
         with torch.inference_mode():
-            query = scores.encode("lhs")
+            query = scores.encode_queries("rhs")
 
             def against(part: slice) -> np.ndarray:
-                return scores.compare(query, scores.encode_vectors("rhs", tails[part]))[0].numpy()
+                return scores.compare(query, scores.encode_candidates("rhs", part))[0].numpy()
 
             return self._best(table, k, against)
 

@@ -10,7 +10,8 @@ import torch
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.known_edges import KnownEdges
-from twhin_pipeline.relation_scores import RelationScores, other
+from twhin_pipeline.relation_scores import RelationScores
+from twhin_pipeline.scorer import Side
 
 # float32 counts exactly up to here.
 EXACT_FLOAT = 2**24
@@ -73,7 +74,7 @@ class CandidateSet:
 @torch.inference_mode()
 def rank_edges(
     scores: RelationScores,
-    side: str,
+    side: Side,
     queries: np.ndarray,
     targets: np.ndarray,
     candidates: CandidateSet,
@@ -96,7 +97,7 @@ def rank_edges(
     # Sums of signs and of their absolute values: of all candidates, then of each filter's.
     sums = np.zeros((1 + len(filters), 2, size))
     numbers = np.zeros((len(filters), size))
-    fixed = _finite(scores.encode(side, candidates.rows))
+    fixed = _finite(scores.encode_candidates(side, candidates.rows))
     block = scores.block(candidates.size, block_size)
     for start in range(0, size, block):
         part = slice(start, min(start + block, size))
@@ -118,20 +119,20 @@ def rank_edges(
 
 def _signs(
     scores: RelationScores,
-    side: str,
+    side: Side,
     queries: np.ndarray,
     targets: np.ndarray,
     candidates: CandidateSet,
     fixed: torch.Tensor,
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Return the sign of (candidate's score - true score), `[P, N]`, and the true edge's own sign there, `[P]`."""
-    encoded = scores.encode(other(side), queries)
+    encoded = scores.encode_queries(side, queries)
     if candidates.rows is None:
         signs = scores.compare(encoded, fixed)
         true = _finite(signs.gather(1, torch.from_numpy(targets)[:, None].to(signs.device)))
         # In place, since fresh memory for a second matrix would cost more than the arithmetic.
         return signs.sub_(true).sign_(), np.zeros(len(queries))
-    both = scores.compare(encoded, torch.cat([fixed, scores.encode(side, targets)]))
+    both = scores.compare(encoded, torch.cat([fixed, scores.encode_candidates(side, targets)]))
     true = _finite(both[:, candidates.size :].diagonal()[:, None].clone())
     signs = both[:, : candidates.size].sub_(true).sign_()
     column = candidates.columns[targets]

@@ -3,75 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import nn
 
 from twhin_pipeline.comparators import COMPARATORS
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.operators import OPERATORS, Operator
+from twhin_pipeline.operators import OPERATORS, Operator, penalty
 from twhin_pipeline.sections.model import TwhinModelConfig
+
+Side = Literal["lhs", "rhs"]
 
 
 class Scorer(nn.Module):
-    """`compare(operator_rel(lhs), rhs) / temperature`, with the operators' parameters for all R relations.
+    """Compares queries with candidates, with the operators' parameters for all R relations.
 
-    `transform` makes ready a left-hand side and `prepare` a right-hand side; `compare` and `pairs` take those.
+    A *side* is the one that is predicted: of "rhs", queries are heads and candidates are tails; of "lhs", queries are
+    tails and candidates are heads. Either way the score is `compare(operator_rel(head), tail)`. With
+    `model.reciprocal`, a relation has a second operator of the same kind for its heads, whose score is
+    `compare(operator'_rel(tail), head)` (Kazemi and Poole, 2018; Lacroix et al., 2018, section 3.3).
     """
 
     def __init__(self, model_config: TwhinModelConfig) -> None:
         super().__init__()
         self.relations = model_config.relation_names
-        self.temperature = model_config.temperature
-        self.comparator = COMPARATORS[model_config.comparator]()
+        self.reciprocal = model_config.reciprocal
+        self.comparator = COMPARATORS[model_config.comparator](model_config.temperature)
         self._operator_of = [relation.operator for relation in model_config.relations]
         names = list(dict.fromkeys(self._operator_of))
         # A relation's number among those of the same operator: the row of its parameters.
         slots = [self._operator_of[:i].count(name) for i, name in enumerate(self._operator_of)]
+        counts = [self._operator_of.count(name) for name in names]
+        # Second operators are rows of the same parameter, behind the first ones: every step trains all parameters.
+        rows = 2 if self.reciprocal else 1
         self.operators = nn.ModuleDict(
-            {name: OPERATORS[name](self._operator_of.count(name), model_config.embedding_dim) for name in names}
+            {
+                name: OPERATORS[name](count * rows, model_config.embedding_dim)
+                for name, count in zip(names, counts, strict=True)
+            }
         )
         self._kind: torch.Tensor
         self._slot: torch.Tensor
-        kinds = torch.tensor([names.index(name) for name in self._operator_of])
-        self.register_buffer("_kind", kinds, persistent=False)
+        self._second: torch.Tensor
+        kinds = [names.index(name) for name in self._operator_of]
+        second = [slot + counts[kind] for slot, kind in zip(slots, kinds, strict=True)]
+        self.register_buffer("_kind", torch.tensor(kinds), persistent=False)
         self.register_buffer("_slot", torch.tensor(slots), persistent=False)
+        self.register_buffer("_second", torch.tensor(second), persistent=False)
 
-    def transform(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
-        """Make ready left-hand sides: apply the relation's operator, then the comparator's preparation.
+    @property
+    def complex(self) -> bool:
+        """Whether any relation's operator takes vectors for complex ones."""
+        return any(OPERATORS[name].complex for name in self.operators)
+
+    def candidates_by_relation(self, side: Side) -> bool:
+        """Tell whether a side's candidates depend on the relation: those of "lhs" do, unless `model.reciprocal`."""
+        return side == "lhs" and not self.reciprocal
+
+    def queries(self, side: Side, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Make ready the vectors of queries.
 
         Args:
-            x: `[G, N, D]`.
+            side: The side that is predicted.
+            x: `[G, Q, D]`: heads for "rhs", tails for "lhs".
             relation: `int64 [G]`, each the relation of a row of vectors.
 
         Returns:
-            `[G, N, D]`.
+            `[G, Q, D]`.
         """
-        slot = self._slot[relation]
-        if len(self.operators) == 1:
-            (operator,) = self.operators.values()
-            return self.comparator.prepare(operator(x, slot))
-        out = x
-        for kind, operator in enumerate(self.operators.values()):
-            # Every operator is applied, to no vectors if need be: each rank's backward pass then has all parameters.
-            chosen = (self._kind[relation] == kind).nonzero().squeeze(1)
-            out = out.index_copy(0, chosen, operator(x[chosen], slot[chosen]))
-        return self.comparator.prepare(out)
-
-    def prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """Make ready right-hand sides `x [..., D]`: `[..., D]`."""
+        if side == "rhs":
+            x = self._operate(x, relation, self._slot)
+        elif self.reciprocal:
+            x = self._operate(x, relation, self._second)
         return self.comparator.prepare(x)
 
-    def compare(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Score each of `a [..., P, D]` with each of `b [..., N, D]`, both made ready: logits `[..., P, N]`."""
-        return self.comparator.compare(a / self.temperature, b)
+    def candidates(self, side: Side, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Make ready the vectors of candidates.
 
-    def pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Score `a [..., D]` with `b [..., D]`, both made ready, one to one: logits `[...]`."""
-        return self.comparator.pairs(a, b) / self.temperature
+        Args:
+            side: The side that is predicted.
+            x: `[G, N, D]`: tails for "rhs", heads for "lhs". Where `candidates_by_relation` is false, `[..., D]`.
+            relation: `int64 [G]`, each the relation of a row of vectors; not read where `candidates_by_relation` is
+                false.
+
+        Returns:
+            As `x`.
+        """
+        if self.candidates_by_relation(side):
+            x = self._operate(x, relation, self._slot)
+        return self.comparator.prepare(x)
+
+    def compare(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """Score each of `queries [..., Q, D]` with each of `candidates [..., N, D]`, both made ready: `[..., Q, N]`."""
+        return self.comparator.compare(queries, candidates)
+
+    def pairs(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """Score `queries [..., D]` with `candidates [..., D]`, made ready, one to one: logits `[...]`."""
+        return self.comparator.pairs(queries, candidates)
 
     def score(self, lhs: torch.Tensor, relation: torch.Tensor | int, rhs: torch.Tensor) -> torch.Tensor:
-        """Score edges one to one, from plain vectors.
+        """Score edges one to one, from plain vectors: tails for their heads, which matters with `model.reciprocal`.
 
         Args:
             lhs: `[..., D]`.
@@ -83,37 +115,93 @@ class Scorer(nn.Module):
         """
         shape = torch.broadcast_shapes(lhs.shape, rhs.shape)
         relation = torch.as_tensor(relation, device=lhs.device).expand(shape[:-1]).reshape(-1)
-        left = self.transform(lhs.expand(shape).reshape(-1, 1, shape[-1]), relation)
-        return self.pairs(left.reshape(shape), self.prepare(rhs))
+        heads = self.queries("rhs", lhs.expand(shape).reshape(-1, 1, shape[-1]), relation)
+        return self.pairs(heads.reshape(shape), self.candidates("rhs", rhs, relation))
+
+    def penalty(self, relation: torch.Tensor, norm: Literal["n3", "l2"]) -> torch.Tensor:
+        """Return the penalty on each relation's operator (both of them with `model.reciprocal`).
+
+        Args:
+            relation: `int64 [G]`.
+            norm: As in `operators.penalty`.
+
+        Returns:
+            `[G]`; 0 where the operator has nothing to penalize.
+        """
+        total = torch.zeros(len(relation), device=relation.device)
+        for kind, name in enumerate(self.operators):
+            operator = self._operator(name)
+            weight = operator.penalized()
+            if weight is None:
+                continue
+            chosen = (self._kind[relation] == kind).nonzero().squeeze(1)
+            slots = [self._slot, self._second] if self.reciprocal else [self._slot]
+            values = [penalty(weight[slot[relation[chosen]]], norm, operator.complex) for slot in slots]
+            total = total.to(weight.dtype).index_add(0, chosen, torch.stack(values).sum(0))
+        return total
 
     def state_rows(self) -> dict[str, torch.Tensor]:
-        """Return each relation's operator parameters, `[P]` on the CPU (zeros where it has none), in order."""
+        """Return each relation's operator parameters, `[P]` on the CPU (zeros where it has none), in order.
+
+        P depends on the operator; with `model.reciprocal` the second operator's follow the first's.
+        """
+        found = {}
         rows = {name: self._operator(name).rows().cpu() for name in self.operators}
-        slots = self._slot.tolist()
-        return {
-            relation: rows[name][slot]
-            for relation, name, slot in zip(self.relations, self._operator_of, slots, strict=True)
-        }
+        for relation, name, slot, second in zip(
+            self.relations, self._operator_of, self._slot.tolist(), self._second.tolist(), strict=True
+        ):
+            found[relation] = torch.cat([rows[name][s] for s in ((slot, second) if self.reciprocal else (slot,))])
+        return found
 
     def load_rows(self, rows: Mapping[str, torch.Tensor]) -> None:
         """Take each relation's operator parameters, as `state_rows` gives them.
 
         Raises:
-            UserError: A relation is missing.
+            UserError: A relation is missing, or has another number of parameters.
         """
         missing = [relation for relation in self.relations if relation not in rows]
         if missing:
             raise UserError(f"no operator parameters for {', '.join(missing)}; train a model with these relations")
+        for relation, held in self.state_rows().items():
+            if len(rows[relation]) != len(held):
+                raise UserError(
+                    f"relation {relation} has {len(held)} operator parameters, and those given are "
+                    f"{len(rows[relation])}; train a model with this operator, dimension and model.reciprocal"
+                )
         for name in self.operators:
             mine = [relation for relation, of in zip(self.relations, self._operator_of, strict=True) if of == name]
-            self._operator(name).load_rows(torch.stack([torch.as_tensor(rows[relation]) for relation in mine]))
+            given = torch.stack([torch.as_tensor(rows[relation]) for relation in mine])
+            # [R, P], or [R, 2P] to [2R, P]: all first operators, then all second ones.
+            self._operator(name).load_rows(torch.cat(given.chunk(2, 1)) if self.reciprocal else given)
 
     @classmethod
     def from_rows(cls, model_config: TwhinModelConfig, rows: Mapping[str, torch.Tensor]) -> Scorer:
-        """Return a scorer with the operator parameters `rows`. Raises UserError where a relation is missing."""
+        """Return a scorer with the operator parameters `rows`. Raises UserError where `load_rows` does."""
         scorer = cls(model_config)
         scorer.load_rows(rows)
         return scorer
+
+    def transform(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Make ready heads as queries of tails."""
+        return self.queries("rhs", x, relation)
+
+    def prepare(self, x: torch.Tensor) -> torch.Tensor:
+        """Make ready tails as candidates."""
+        return self.comparator.prepare(x)
+
+    def _operate(self, x: torch.Tensor, relation: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Apply each relation's operator, with the parameters at its row of `slots` [R], to `x [G, N, D]`."""
+        slot = slots[relation]
+        if len(self.operators) == 1:
+            (operator,) = self.operators.values()
+            return operator(x, slot)
+        out = x
+        for kind, operator in enumerate(self.operators.values()):
+            # Every operator is applied, to no vectors if need be: each rank's backward pass then has all parameters.
+            chosen = (self._kind[relation] == kind).nonzero().squeeze(1)
+            # In autocast a matrix product gives another type.
+            out = out.index_copy(0, chosen, operator(x[chosen], slot[chosen]).to(out.dtype))
+        return out
 
     def _operator(self, name: str) -> Operator:
         operator = self.operators[name]
