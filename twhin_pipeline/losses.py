@@ -10,17 +10,47 @@ from twhin_pipeline.sections.training import LossConfig
 
 
 class Loss:
-    """The loss of each edge on one side. Masked candidates have logit -inf, and neither value nor gradient."""
+    """The loss of each edge on one side, in two steps, so that edges that share a query share its candidates' part.
+
+    Masked candidates have logit -inf, and neither value nor gradient.
+    """
+
+    candidate_temperature = 1.0
+    """What this loss divides candidates' logits by before it sums their exponentials; a logarithm of how often a
+    candidate is expected that is to count as it is must be multiplied by it."""
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
 
     def __call__(self, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each edge.
+        """Return the loss of each edge, each being its own query.
 
         Args:
             positive: `[..., C]` logits of the edges, finite.
             negative: `[..., C, N]` logits of their candidates, finite or -inf; N may be 0.
+
+        Returns:
+            `[..., C]`, finite.
+        """
+        return self.edge(positive, self.pool(negative))
+
+    def pool(self, negative: torch.Tensor) -> torch.Tensor:
+        """Return what a query's candidates give to the loss of each of its edges.
+
+        Args:
+            negative: `[..., Q, N]` logits, finite or -inf; N may be 0.
+
+        Returns:
+            `[..., Q]`; or `[..., Q, N]` where the loss looks at every candidate beside the edge.
+        """
+        raise NotImplementedError
+
+    def edge(self, positive: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each edge.
+
+        Args:
+            positive: `[..., C]` logits of the edges, finite.
+            pooled: `[..., C]` or `[..., C, N]`: what `pool` gave for each edge's query.
 
         Returns:
             `[..., C]`, finite.
@@ -35,23 +65,103 @@ LOSSES: Registry[Loss] = Registry("loss")
 class WeightedBinaryCrossEntropy(Loss):
     """Binary cross-entropy: the positive has weight 1, its unmasked negatives together `negative_weight`."""
 
-    def __call__(self, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-        """`softplus(-positive) + negative_weight * mean over unmasked candidates of softplus(negative)`."""
-        count = torch.isfinite(negative).sum(-1).clamp(min=1)
+    def pool(self, negative: torch.Tensor) -> torch.Tensor:
+        """`mean over unmasked candidates of softplus(negative)`; 0 where there are none."""
         # softplus(-inf) is 0, and so is its gradient.
-        false = F.softplus(negative).sum(-1) / count
-        return F.softplus(-positive) + self.config.negative_weight * false
+        return F.softplus(negative).sum(-1) / _count(negative)
+
+    def edge(self, positive: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """`softplus(-positive) + negative_weight * pooled`."""
+        return F.softplus(-positive) + self.config.negative_weight * pooled
 
 
 @LOSSES.register_as("softmax")
 class Softmax(Loss):
     """Cross-entropy of the edge among itself and its unmasked candidates; 0 where all of them are masked."""
 
-    def __call__(self, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-        """`log(exp(positive) + sum over unmasked candidates of exp(negative)) - positive`."""
-        if negative.shape[-1] == 0:
-            return positive * 0
-        # The maximum takes in the positive, so it is finite where every candidate is masked; logsumexp is not.
-        top = torch.maximum(positive, negative.amax(-1)).detach()
-        total = (positive - top).exp() + (negative - top.unsqueeze(-1)).exp().sum(-1)
-        return total.log() + (top - positive)
+    def pool(self, negative: torch.Tensor) -> torch.Tensor:
+        """`log(sum over unmasked candidates of exp(negative))`; -inf where there are none."""
+        return _logsumexp(negative)
+
+    def edge(self, positive: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """`log(exp(positive) + exp(pooled)) - positive`."""
+        return F.softplus(pooled - positive)
+
+
+@LOSSES.register_as("margin")
+class Margin(Loss):
+    """Margin ranking (TransE, Bordes et al., 2013, equation 1), the mean over unmasked candidates.
+
+    0 where all of them are masked.
+    """
+
+    def pool(self, negative: torch.Tensor) -> torch.Tensor:
+        """Return `negative`: each candidate is compared with each edge."""
+        return negative
+
+    def edge(self, positive: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """`mean over unmasked candidates of max(0, margin - positive + pooled)`."""
+        return F.relu(self.config.margin - positive.unsqueeze(-1) + pooled).sum(-1) / _count(pooled)
+
+
+@LOSSES.register_as("self_adversarial")
+class SelfAdversarial(Loss):
+    """Self-adversarial negative sampling (RotatE, Sun et al., 2019, equations 4 and 5), scores being `-distance`.
+
+    Harder candidates weigh more: `softmax(adversarial_temperature * negative)`, taken for a constant. Without
+    candidates the edge's own term is left.
+    """
+
+    def pool(self, negative: torch.Tensor) -> torch.Tensor:
+        """`-sum over unmasked candidates of weight * log(sigmoid(-negative - margin))`; 0 where there are none."""
+        masked = torch.isneginf(negative)
+        # A temperature of 0 times -inf is not a number, and neither is the softmax of nothing but -inf.
+        scaled = (self.config.adversarial_temperature * negative.detach()).masked_fill(masked, float("-inf"))
+        weight = scaled.softmax(-1).masked_fill(masked, 0)
+        return (weight * F.softplus(negative + self.config.margin)).sum(-1)
+
+    def edge(self, positive: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """`-log(sigmoid(margin + positive)) + pooled`."""
+        return F.softplus(-positive - self.config.margin) + pooled
+
+
+@LOSSES.register_as("bsl")
+class BilateralSoftmax(Loss):
+    """Bilateral softmax (BSL, Wu et al., 2023): softmax whose positives and candidates have their own temperatures.
+
+    `-positive / tp + log(sum of exp(negative / tn))`, without the edge itself in the sum. The authors' program takes
+    `-positive / t1 + t2 * log(sum of exp(negative / t1))`, which is this with `tn = t1` and `tp = t1 * t2`, multiplied
+    by t2: an edge's term of the paper's, whose positives' temperature acts across edges, alone would only scale the
+    loss. 0 where all candidates are masked: there is nothing to be told from.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__(config)
+        self.candidate_temperature = config.negative_temperature
+
+    def pool(self, negative: torch.Tensor) -> torch.Tensor:
+        """`log(sum over unmasked candidates of exp(negative / tn))`; -inf where there are none."""
+        return _logsumexp(negative / self.candidate_temperature)
+
+    def edge(self, positive: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """`pooled - positive / tp`."""
+        return (pooled - positive / self.config.positive_temperature).masked_fill(torch.isneginf(pooled), 0)
+
+
+def _count(negative: torch.Tensor) -> torch.Tensor:
+    """Return how many of `negative [..., N]` are not masked, at least 1: `[...]`."""
+    return negative.isfinite().sum(-1).clamp(min=1)
+
+
+def _logsumexp(negative: torch.Tensor) -> torch.Tensor:
+    """Return `log(sum of exp(negative))`, `[..., N]` to `[...]`; without gradient where all are -inf.
+
+    torch's own gradient is not a number there.
+    """
+    if negative.shape[-1] == 0:
+        return negative.new_full(negative.shape[:-1], float("-inf"))
+    top = negative.detach().amax(-1)
+    empty = torch.isneginf(top)
+    top = top.masked_fill(empty, 0)
+    total = (negative - top.unsqueeze(-1)).exp().sum(-1)
+    return (total.masked_fill(empty, 1).log() + top).masked_fill(empty, float("-inf"))
