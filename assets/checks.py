@@ -12,7 +12,7 @@ from assets import provenance
 from assets.stage import POOL, mistakes
 from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
-from twhin_pipeline import checks
+from twhin_pipeline import checks, relations
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
@@ -45,7 +45,8 @@ def make(name: str, config: TwhinConfig, tables: Sequence[str]) -> dg.AssetCheck
                 wanted = dg.AssetCheckKey(provenance.key(table), check.name)
                 if wanted in context.selected_asset_check_keys:
                     snapshot = context.partition_key if context.has_partition_key else newest(tables_, table)
-                    yield as_result(check, table, snapshot, checks.run(check.name, loaded, tables_, snapshot, table))
+                    resolved = relations.resolve(loaded, tables_, snapshot)
+                    yield as_result(check, table, snapshot, checks.run(check.name, resolved, tables_, snapshot, table))
 
     return run_checks
 

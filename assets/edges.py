@@ -9,13 +9,14 @@ from assets.stage import POOL, counts, opened, spec, table_metadata
 from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.sections.model import EVERY_OTHER
 
 TABLES = ["raw_edges", "raw_edges_rejected"]
 
 
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Return the stage and its checks."""
-    relations = ", ".join(config.model.relation_names)
+    relations = ", ".join(config.model.relation_names).replace(EVERY_OTHER, "every other one of the source")
     specs = [
         spec(
             "raw_edges",
@@ -43,7 +44,8 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
             kept = ingest(loaded, tables, snapshot)
             rejected = tables.manifest("raw_edges_rejected", snapshot)
             yield dg.MaterializeResult(
-                asset_key="raw_edges", metadata=table_metadata(tables, kept) | counts(kept.details)
+                asset_key="raw_edges",
+                metadata=table_metadata(tables, kept) | counts(kept.details, leave_out=["relations"]),
             )
             yield dg.MaterializeResult(
                 asset_key="raw_edges_rejected", metadata=table_metadata(tables, rejected) | counts(rejected.details)

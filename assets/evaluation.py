@@ -67,12 +67,15 @@ def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
             shown[row["metric"]] = float(row["value"])
             if row["baseline"] is not None and math.isfinite(row["baseline"]):
                 shown[f"baseline_{row['metric']}"] = float(row["baseline"])
-    relations = list(dict.fromkeys(r["relation"] for r in rows))
-    if not relations:
-        return shown
     by_metric: dict[str, dict[str, Any]] = {}
+    edges: dict[str, int] = {}
     for row in rows:
         by_metric.setdefault(row["metric"], {})[row["relation"]] = row
+        edges[row["relation"]] = max(edges.get(row["relation"], 0), row["edges"] or 0)
+    # All of them together, then the largest: the table and the picture show the first ones.
+    relations = sorted(edges, key=lambda name: (name != OVERALL, -edges[name]))
+    if not relations:
+        return shown
     columns: dict[str, list[Any]] = {"relation": relations}
     mrr = by_metric.get("filtered_mrr", {})
     columns["edges"] = [mrr[r]["edges"] if r in mrr else None for r in relations]

@@ -17,12 +17,15 @@ import dagster as dg
 from assets import provenance
 from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
+from twhin_pipeline import relations
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
 
 OWNERS = ["team:twhin"]
 PREVIEW_ROWS = 8
+TABLE_ROWS = 50
+"""Rows of a Markdown table on a page; a knowledge graph has hundreds of relations."""
 POOL = "twhin"
 
 
@@ -63,11 +66,17 @@ def opened(
     store: StoreResource,
     upstream: Iterable[str],
 ) -> Iterator[tuple[TwhinConfig, Store, str]]:
-    """Yield configuration, store and snapshot of a step, once its upstream tables are known to fit each other."""
+    """Yield configuration, store and snapshot of a step, once its upstream tables are known to fit each other.
+
+    A step with something upstream gets the relations found in the source; the first one has yet to find them.
+    """
     with mistakes():
         snapshot = context.partition_key
         config, tables = configuration.load(), store.open()
-        tables.refuse_stale(snapshot, upstream)
+        above = list(upstream)
+        tables.refuse_stale(snapshot, above)
+        if above:
+            config = relations.resolve(config, tables, snapshot)
         context.log.info(
             f"snapshot {snapshot}, store {tables.root}, configuration {configuration.file} {config.hash()}"
         )
@@ -109,10 +118,11 @@ def counts(details: Mapping[str, Any], *, leave_out: Iterable[str] = ()) -> dict
             continue
         if isinstance(value, Mapping):
             plain = all(isinstance(v, (int, float, str)) for v in value.values())
-            if value:
-                out[name] = (
-                    table({name: list(value), "count": list(value.values())}) if plain else dg.MetadataValue.json(value)
-                )
+            if value and plain:
+                largest = value if len(value) <= TABLE_ROWS else sorted(value, key=lambda key: _size(value[key]))
+                out[name] = table({name: list(largest), "count": [value[key] for key in largest]})
+            elif value:
+                out[name] = dg.MetadataValue.json(value)
         elif isinstance(value, (bool, int, float)):
             out[name] = value
         elif isinstance(value, str):
@@ -122,8 +132,13 @@ def counts(details: Mapping[str, Any], *, leave_out: Iterable[str] = ()) -> dict
     return out
 
 
+def _size(value: float | str) -> float:
+    """Sort numbers by size, the largest first, and then texts."""
+    return 1.0 if isinstance(value, str) else -float(value)
+
+
 def table(columns: Mapping[str, list[Any]]) -> dg.MetadataValue:
-    """Return columns as a Markdown table."""
+    """Return columns as a Markdown table: the first rows, and how many more there are."""
     import pyarrow as pa
 
     from twhin_pipeline.checks import rows_as_markdown
@@ -131,7 +146,7 @@ def table(columns: Mapping[str, list[Any]]) -> dg.MetadataValue:
     arrays = {
         name: pa.array([str(v) if isinstance(v, bool) else v for v in values]) for name, values in columns.items()
     }
-    return dg.MetadataValue.md(rows_as_markdown(pa.table(arrays), 200, width=400))
+    return dg.MetadataValue.md(rows_as_markdown(pa.table(arrays), TABLE_ROWS, width=400))
 
 
 def picture(png: bytes, title: str) -> dg.MetadataValue:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import dagster as dg
 from pydantic import Field
 
-from twhin_pipeline import launch
+from twhin_pipeline import launch, relations
 from twhin_pipeline.config import TwhinConfig, load_config
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
@@ -59,7 +59,7 @@ class LauncherResource(dg.ConfigurableResource):
         from dagster._core.errors import DagsterPipesExecutionError
 
         overrides = self.overrides(overrides)
-        config: TwhinConfig = load_config(config_path, overrides)
+        config: TwhinConfig = relations.resolve(load_config(config_path, overrides), store, snapshot)
         log_dir = f"{launch.default_log_dir(store, snapshot)}/{context.run.run_id}-{context.retry_number}"
         command = launch.torchrun_command(config, config_path, store, snapshot, log_dir, overrides)
         env = {

@@ -73,7 +73,7 @@ class TrackingResource(dg.ConfigurableResource):
         run_id = model.details.get("mlflow_run_id")
         if run_id and tracking.run_exists(store, run_id):
             run = tracking.resume_run(store, run_id, owned=False)
-            run.log_metrics(_named_for_mlflow(metrics), int(model.details.get("steps", 0)))
+            run.log_metrics(_there(metrics), int(model.details.get("steps", 0)))
 
     def register(self, store: Store, snapshot: str) -> dict[str, dg.MetadataValue]:
         """Register a snapshot's model with the metrics of its evaluation; return what to show."""
@@ -82,7 +82,7 @@ class TrackingResource(dg.ConfigurableResource):
         if not run_id or not tracking.run_exists(store, run_id):
             return {"mlflow_model": dg.MetadataValue.text(f"not registered: no run of this model at {self.uri(store)}")}
         metrics = store.manifest("evaluation", snapshot).details["metrics"]
-        uri = tracking.register_model(store, snapshot, _named_for_mlflow(metrics))
+        uri = tracking.register_model(store, snapshot, _there(metrics))
         return {"mlflow_model": dg.MetadataValue.text(uri), "mlflow_run": self.link(store, run_id)}
 
     @staticmethod
@@ -95,6 +95,6 @@ class TrackingResource(dg.ConfigurableResource):
         return str(found[0].info.run_id) if found else None
 
 
-def _named_for_mlflow(metrics: Mapping[str, float]) -> dict[str, float]:
-    """MLflow refuses `hits@10` as a name."""
-    return {name.replace("@", "_at_"): float(value) for name, value in metrics.items() if value is not None}
+def _there(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the metrics that have a value, by names that MLflow takes."""
+    return {tracking.allowed_name(name): float(value) for name, value in metrics.items() if value is not None}

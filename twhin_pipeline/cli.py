@@ -225,13 +225,15 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Estimate a training run: memory, traffic, disk."""
-    from twhin_pipeline import console
+    from twhin_pipeline import console, relations
     from twhin_pipeline import plan as room
 
     loaded, _ = _config(config, overrides)
     store = _store(home)
     known = store.snapshots(f"vocabulary/{loaded.model.table_names[0]}")
     snapshot = snapshot or (known[-1] if known else None)
+    if snapshot is not None and store.exists("raw_edges", snapshot):
+        loaded = relations.resolve(loaded, store, snapshot)
     sizes = room.table_rows(loaded, store, snapshot, room.parse_rows(rows or []))
     ranks = world_size or loaded.launch.nproc_per_node * loaded.launch.nnodes
     estimate = room.estimate(loaded, sizes, ranks, edges or room.training_edges(store, snapshot))
@@ -327,6 +329,8 @@ def generate(
 
     if like is not None:
         config, _ = _config(like, None)
+        if config.model.every_other is not None:
+            raise UserError(f"generate: {like}: '*' in model.relations names nothing to generate; list its relations")
         written = room.generate_like(config, path, edges or 10_000, seed)
         print(f"{written}: {edges or 10_000:,} edges; next: twhin run --config {like}")
     elif path is None:

@@ -87,7 +87,7 @@ class TwhinConfig(Section):
         if self.model.every_other is not None:
             if self.source is None or self.source.ids == "indexed":
                 raise ValueError(
-                    'model.relations: indexed edges have numbers and no names of relations, so "*" finds none; list each'
+                    'model.relations: indexed edges have numbers, not names, of relations, so "*" finds none; list each'
                 )
             return self  # split.relations may name one of the source: `relations.resolve` looks at it again
         for name in self.split.relations or ():

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
-from twhin_pipeline import database, delimited, source
+from twhin_pipeline import database, delimited, relations, source
 from twhin_pipeline.database import explained, literal, name
 from twhin_pipeline.errors import UserError, nearest
+from twhin_pipeline.sections.model import Relation, names_relation
 
 if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
@@ -27,6 +28,8 @@ SPLITS = ("train", "validation", "test")
 OUTSIDE_WINDOW = "outside window"
 MALFORMED = "malformed line"
 OUT_OF_RANGE = "index out of range"
+MOST_RELATIONS = 100_000
+"""With `"*"` in model.relations, more names than this are taken for a mistake: an id's column for the relations'."""
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 # What the scan calls a row's file and its number in it; the second is DuckDB's own name.
 FILE_COLUMN, ROW_COLUMN = "twhin_file", "file_row_number"
@@ -55,12 +58,14 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     """Write `raw_edges` and `raw_edges_rejected` of a snapshot, and return the manifest of `raw_edges`.
 
     Its details: rows `read`, edges `kept`, `rejected`, `rejected_share`, `rejected_by_reason`, `duplicates_merged`,
-    `outside_window`, `self_loops`, `edges_per_relation`, and the `files`. A row whose time is not before the end of the
-    snapshot's day (UTC), or before the window, is left out and counted; it is no rejected row. Duplicates (equal lhs,
-    rel and rhs) become one edge: weights added, the earliest split, the latest time.
+    `outside_window`, `self_loops`, `edges_per_relation`, `relations` (names, in the order that numbers them), and the
+    `files`. A row whose time is not before the end of the snapshot's day (UTC), or before the window, is left out and
+    counted; it is no rejected row. Duplicates (equal lhs, rel and rhs) become one edge: weights added, the earliest
+    split, the latest time. Where `model.relations` has a `"*"`, each relation that has an edge is one of the model's.
 
     Raises:
-        UserError: Files or columns are missing or of a wrong type, or the memory limit is too low; names the remedy.
+        UserError: Files or columns are missing or of a wrong type, a field names a relation that is not found, or the
+            memory limit is too low; names the remedy.
     """
     with (
         database.connect(config, store) as con,
@@ -69,14 +74,20 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         scans = [
             _open(con, given, f"{folder}/{number}") for number, given in enumerate(source.inputs(config, snapshot))
         ]
-        _create_relations(con, config)
+        possible = relations.with_found(config, _names(con, config, scans))
+        _create_relations(con, possible, possible.model.relations)
         integers = all(scan.integers for scan in scans)
         rows = " UNION ALL ".join(_rows(scan, config, snapshot, integers) for scan in scans)
         what = ", ".join(scan.input.field for scan in scans)
         with explained(what):
-            fates = con.execute(f"SELECT fate, count(*) FROM ({rows}) GROUP BY fate ORDER BY fate").fetchall()
-            counts = {str(fate): int(count) for fate, count in fates if fate is not None}
-            good = sum(int(count) for fate, count in fates if fate is None)
+            fates = con.execute(
+                f"SELECT fate, CASE WHEN fate IS NULL THEN rel END AS rel, count(*) FROM ({rows}) "
+                "GROUP BY ALL ORDER BY fate"
+            ).fetchall()
+            counts = {str(fate): int(count) for fate, _, count in fates if fate is not None}
+            good = sum(int(count) for fate, _, count in fates if fate is None)
+            if good:
+                config = _settle(con, config, possible, [int(rel) for fate, rel, _ in fates if fate is None])
             malformed = _create_malformed(con, scans)
             if malformed:
                 counts[MALFORMED] = malformed
@@ -213,15 +224,55 @@ def _check_types(origin: str, given: Input, types: dict[str, str]) -> None:
             )
 
 
-def _create_relations(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> None:
+def _names(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scans: list[Scan]) -> list[str]:
+    """Return the source's names of relations, those that can be one, where `model.relations` has a `"*"`."""
+    if config.model.every_other is None:
+        return []
+    found: set[str] = set()
+    for scan in scans:
+        column = scan.input.columns.rel
+        with explained(scan.input.field):
+            rows = con.execute(
+                f"SELECT DISTINCT CAST({name(column)} AS VARCHAR) FROM {_parquet(scan.files)} "
+                f"WHERE {name(column)} IS NOT NULL LIMIT {MOST_RELATIONS + 1}"
+            ).fetchall()
+        if len(rows) > MOST_RELATIONS:
+            raise UserError(
+                f"{scan.input.field}: column {column!r} has more than {MOST_RELATIONS:,} different values, too many to "
+                "be names of relations; set source.columns.rel to the relations' column, or list relations without '*'"
+            )
+        found |= {str(row[0]) for row in rows}
+    return [text for text in found if names_relation(text)]
+
+
+def _create_relations(con: duckdb.DuckDBPyConnection, config: TwhinConfig, ordered: list[Relation]) -> None:
     """Create the table `relations`: index, name, and the number of rows of each side's table where it is given."""
-    model = config.model
-    rows = [
-        (i, r.name, model.table(r.lhs).num_embeddings, model.table(r.rhs).num_embeddings, r.lhs == r.rhs)
-        for i, r in enumerate(model.relations)
-    ]
-    con.execute("CREATE TABLE relations (index BIGINT, name VARCHAR, lhs_rows BIGINT, rhs_rows BIGINT, loops BOOL)")
-    con.executemany("INSERT INTO relations VALUES (?, ?, ?, ?, ?)", rows)
+    table_of = {table.name: table for table in config.model.embeddings.tables}
+    rows_of = [[table_of[getattr(r, side)].num_embeddings for r in ordered] for side in SIDES]
+    relations_found = pa.table(  # noqa: F841 (DuckDB reads it by its name)
+        {
+            "index": pa.array(range(len(ordered)), pa.int64()),
+            "name": pa.array([r.name for r in ordered], pa.string()),
+            "lhs_rows": pa.array(rows_of[0], pa.int64()),
+            "rhs_rows": pa.array(rows_of[1], pa.int64()),
+            "loops": pa.array([r.lhs == r.rhs for r in ordered], pa.bool_()),
+        }
+    )
+    con.execute("CREATE OR REPLACE TABLE relations AS SELECT * FROM relations_found")
+
+
+def _settle(con: duckdb.DuckDBPyConnection, config: TwhinConfig, possible: TwhinConfig, used: list[int]) -> TwhinConfig:
+    """Return the configuration with the relations that have an edge (numbers in `possible`), and number them anew.
+
+    Names that occur in rejected rows or outside the window alone come last in the table, so that their rows keep the
+    reason that they were given.
+    """
+    names = possible.model.relation_names
+    settled = relations.with_found(config, [names[rel] for rel in used])
+    kept = set(settled.model.relation_names)
+    rest = [relation for relation in possible.model.relations if relation.name not in kept]
+    _create_relations(con, settled, [*settled.model.relations, *rest])
+    return settled
 
 
 def _rows(scan: Scan, config: TwhinConfig, snapshot: str, integers: bool) -> str:
@@ -266,7 +317,7 @@ def _fate(scan: Scan, config: TwhinConfig, snapshot: str, identity: str) -> str:
     cases = [(" OR ".join(f"{column} IS NULL" for column in raw), "null")]
     if identity == "VARCHAR":
         cases.append(("trim(CAST(raw_lhs AS VARCHAR)) = '' OR trim(CAST(raw_rhs AS VARCHAR)) = ''", "empty id"))
-    cases.append(("rel IS NULL", "unknown relation"))
+    cases.append(("rel IS NULL", "unknown relation" if config.model.every_other is None else "bad relation name"))
     if given.indexed:
         left, right = (f"TRY_CAST(raw_{side} AS HUGEINT)" for side in SIDES)
         cases += [
@@ -395,7 +446,8 @@ def _write_kept(
             )
             counted = con.execute(
                 "SELECT r.name, count(e.rel), count(*) FILTER (e.lhs = e.rhs AND r.loops) FROM relations r "
-                f"LEFT JOIN {database.parquet([path])} e ON e.rel = r.name GROUP BY r.name, r.index ORDER BY r.index"
+                f"LEFT JOIN {database.parquet([path])} e ON e.rel = r.name "
+                f"WHERE r.index < {len(config.model.relations)} GROUP BY r.name, r.index ORDER BY r.index"
             ).fetchall()
     except BaseException:
         draft.discard()
@@ -403,6 +455,7 @@ def _write_kept(
     draft.details = {
         "kept": sum(int(row[1]) for row in counted),
         "edges_per_relation": {str(row[0]): int(row[1]) for row in counted},
+        "relations": config.model.relation_names,
         "self_loops": sum(int(row[2]) for row in counted),
     }
     return draft

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from twhin_pipeline import relations
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.store import Manifest, Store
 
@@ -14,7 +15,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage is given. `config_path` and `overrides` made `config`; training's processes read them again."""
+    """What every stage is given. `config_path` and `overrides` made `config`; training's processes read them again.
+
+    A stage but the first gets `config` with the relations found in the source.
+    """
 
     config: TwhinConfig
     config_path: str
@@ -116,10 +120,13 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     tables = run.config.model.table_names
     reads = [t.replace("*", name) for t in stage.reads for name in (tables if t.endswith("*") else [""])]
     run.store.refuse_stale(run.snapshot, reads)
+    if reads:
+        run = replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
     started = time.perf_counter()
     made = stage.function(run)
     worked = time.perf_counter()
-    notes = checks.run_blocking(run.config, run.store, run.snapshot, made)
+    config = relations.resolve(run.config, run.store, run.snapshot)
+    notes = checks.run_blocking(config, run.store, run.snapshot, made)
     checked = time.perf_counter()
     told = ", ".join(f"{name} {manifest.rows:,} rows" for name, manifest in made.items() if manifest.rows)
     say(f"{stage.name:<11}{worked - started:7.1f} s + checks {checked - worked:.1f} s: {told or 'nothing'}")
@@ -154,8 +161,7 @@ def register(run: Run, say: Say) -> None:
         say(f"  note: the model is not registered: no run of it at {tracking.uri(run.store)}")
         return
     measured = run.store.manifest("evaluation", run.snapshot).details["metrics"]
-    # MLflow refuses `hits@10` as a name.
-    metrics = {name.replace("@", "_at_"): float(value) for name, value in measured.items() if value is not None}
+    metrics = {tracking.allowed_name(name): float(value) for name, value in measured.items() if value is not None}
     say(f"registered {tracking.register_model(run.store, run.snapshot, metrics)} at {tracking.uri(run.store)}")
 
 

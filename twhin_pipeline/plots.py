@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 # Told apart by people who see colours differently (Okabe and Ito, 2008).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 REST = "#B8B8B8"
+MOST_BARS, LONGEST_LABEL = 30, 46
 INK = "#333333"
 _THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
 
@@ -66,13 +67,19 @@ def losses(
 def relation_metrics(relations: Sequence[str], model: np.ndarray, baseline: np.ndarray, metric: str) -> bytes:
     """Draw a metric of each relation as a bar, with a mark where the most-popular baseline is.
 
+    At most `MOST_BARS` are drawn, the first ones; a line says how many more there are.
+
     Args:
         relations: Names, in the order of the bars from the top ([R]).
         model: The model's values (float [R]).
         baseline: The baseline's (float [R]; NaN: no mark).
         metric: The x axis.
     """
-    figure, axes = _figure(6.4, 0.9 + 0.36 * max(2, len(relations)))
+    more = len(relations) - MOST_BARS
+    relations, model, baseline = relations[:MOST_BARS], model[:MOST_BARS], baseline[:MOST_BARS]
+    labels = [_short(name) for name in relations]
+    # Long names take room from the bars, so the figure widens with them.
+    figure, axes = _figure(6.4 + 0.05 * max(map(len, labels), default=0), 0.9 + 0.36 * max(2, len(relations)))
     place = np.arange(len(relations))
     axes.barh(place, model, height=0.62, color=COLOURS[0], label="model")
     axes.scatter(baseline, place, marker="|", s=220, linewidths=2.4, color=COLOURS[1], label="most popular", zorder=3)
@@ -81,9 +88,10 @@ def relation_metrics(relations: Sequence[str], model: np.ndarray, baseline: np.n
             axes.annotate(
                 f"{value:.3f}", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK
             )
-    axes.set_yticks(place, list(relations))
+    axes.set_yticks(place, labels, parse_math=False)
     axes.invert_yaxis()
-    axes.set(xlabel=metric, xlim=(0, max(1e-9, 1.15 * float(np.nanmax([*model, *baseline, 0.0])))))
+    note = f"\nand {more:,} more relations, with fewer edges" if more > 0 else ""
+    axes.set(xlabel=metric + note, xlim=(0, max(1e-9, 1.15 * float(np.nanmax([*model, *baseline, 0.0])))))
     axes.grid(axis="y", visible=False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     return _png(figure)
@@ -152,6 +160,12 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
         axes.spines[side].set_color("#999999")
     axes.tick_params(colors=INK, labelsize=8.5)
     return figure, axes
+
+
+def _short(name: str) -> str:
+    """Cut a long name in the middle: paths differ at their ends."""
+    head = LONGEST_LABEL // 3
+    return name if len(name) <= LONGEST_LABEL else f"{name[:head]}…{name[head + 1 - LONGEST_LABEL :]}"
 
 
 def _colours(count: int) -> list[str]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from rich.markup import escape
 
+from twhin_pipeline import relations
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
@@ -18,8 +20,11 @@ from twhin_pipeline.store import Store
 if TYPE_CHECKING:
     from rich.console import Console
 
+MOST_RELATIONS = 20
+"""Relations with a line of their own: those with the most held-out edges."""
 NUM_EXAMPLES = 5
 NUM_NEIGHBORS = 5
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,16 @@ def show(config: TwhinConfig, store: Store, snapshot: str, examples: str | None 
     """
     from twhin_pipeline.console import console, metrics_table
 
+    config = relations.resolve(config, store, snapshot)
     out = console()
     out.print(f"[bold]{_title(store, snapshot)}[/]\n")
     for name, text in facts(config, store, snapshot):
         out.print(f"{name:<10}{escape(text)}")
     out.print("\n[bold]Held-out edges, filtered ranks among all entities of the type; popular = by degree alone[/]")
-    out.print(metrics_table(store.read("evaluation", snapshot), ("filtered_mrr", "filtered_hits@10")))
+    measured, more = largest(store.read("evaluation", snapshot))
+    out.print(metrics_table(measured, ("filtered_mrr", "filtered_hits@10")))
+    if more:
+        out.print(f"and {more:,} relations with fewer held-out edges; all of them: {command()} metrics")
     entity, ids = chosen(config, store, snapshot, examples)
     out.print(f"\n[bold]Nearest to some of entity type {entity}[/] (more: {command()} neighbors {entity} ID)")
     for example in neighbors(store, snapshot, entity, ids):
@@ -91,6 +100,17 @@ def training_text(details: dict[str, Any]) -> str:
         f"{details['edges']:,.0f} edges in {details['seconds']:,.1f} s, {details['edges_per_second']:,.0f} edges/s, "
         f"by {details['world_size']} process(es); loss {details['first_loss']:.3f} to {details['final_loss']:.3f}"
     )
+
+
+def largest(evaluation: pa.Table, most: int = MOST_RELATIONS) -> tuple[pa.Table, int]:
+    """Return the rows of the `most` relations with the most held-out edges (and of all), and how many were left out."""
+    import pyarrow.compute as pc
+
+    edges = evaluation.group_by("relation").aggregate([("edges", "max")])
+    ordered = edges.sort_by([("edges_max", "descending"), ("relation", "ascending")])["relation"].to_pylist()
+    names = [name for name in ordered if name != ALL]
+    kept = pa.array([*names[:most], ALL])
+    return evaluation.filter(pc.is_in(evaluation["relation"], kept)), max(0, len(names) - most)
 
 
 def chosen(config: TwhinConfig, store: Store, snapshot: str, examples: str | None) -> tuple[str, list[Any]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import posixpath
+import re
 import tempfile
 import time
 import warnings
@@ -18,6 +21,10 @@ from twhin_pipeline.store import Store
 EXPERIMENT = "twhin"
 MODEL_FOLDER, POINTER = "model", "twhin.json"
 MAX_PARAM = 500
+MAX_NAME = 250
+PER_RELATION = "loss/"
+MOST_RELATIONS = 50
+"""Above so many relations a run has no curve and no parameters for each: nobody reads hundreds of charts."""
 
 # What MLflow can write artifacts to (its own registry of them takes a second to import).
 ARTIFACT_PROTOCOLS = {"s3", "gs", "wasbs", "abfss", "ftp", "sftp", "dbfs", "hdfs", "viewfs"}
@@ -85,7 +92,10 @@ class Run:
         from mlflow.entities import Param
 
         known = self.client.get_run(self.run_id).data.params
-        values = flatten({**config.model_dump(mode="json", exclude_none=True), **more})
+        sections = config.model_dump(mode="json", exclude_none=True)
+        if len(config.model.relations) > MOST_RELATIONS:
+            sections["model"]["relations"] = f"{len(config.model.relations)} relations; see config.yaml"
+        values = {allowed_name(key): value for key, value in flatten({**sections, **more}).items()}
         # A parameter cannot change: a resumed run has it already.
         params = [Param(k, str(v)[:MAX_PARAM]) for k, v in values.items() if k not in known]
         for start in range(0, len(params), 100):
@@ -93,11 +103,14 @@ class Run:
         self.client.log_text(self.run_id, config.to_yaml(), "config.yaml")
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log finite numbers at a step."""
+        """Log finite numbers at a step; relations' own (`loss/<relation>`) where they are `MOST_RELATIONS` or fewer."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(k, float(v), now, step) for k, v in values.items() if abs(float(v)) < float("inf")]
+        if sum(key.startswith(PER_RELATION) for key in values) > MOST_RELATIONS:
+            values = {key: value for key, value in values.items() if not key.startswith(PER_RELATION)}
+        finite = {allowed_name(key): float(value) for key, value in values.items() if abs(float(value)) < float("inf")}
+        metrics = [Metric(key, value, now, step) for key, value in finite.items()]
         try:
             if metrics:
                 self.client.log_batch(self.run_id, metrics=metrics)
@@ -255,6 +268,25 @@ def pointer(model_uri: str) -> dict[str, Any]:
     except (MlflowException, OSError, TypeError) as error:
         raise UserError(f"{model_uri}: no such model at {uri(store)}; set MLFLOW_TRACKING_URI or TWHIN_HOME") from error
     return json.loads(text)
+
+
+def allowed_name(name: str) -> str:
+    """Return a name that MLflow takes for a metric or parameter: itself where it does, with `_at_` for `@` in metrics.
+
+    In other names (a relation may be called anything) what MLflow refuses is replaced, and the beginning of a hash of
+    the whole name keeps two of them apart. See `mlflow/utils/validation.py`.
+    """
+    plain = re.sub(r"@(?=[0-9])", "_at_", name)
+    if re.fullmatch(r"[A-Za-z0-9_./: -]+", plain) and len(plain) <= MAX_NAME and _is_path(plain):
+        return plain
+    cleaned = "/".join(part for part in re.sub(r"[^A-Za-z0-9_./: -]", "_", plain).split("/") if part.strip("."))
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{cleaned[: MAX_NAME - 7]}-{digest}"
+
+
+def _is_path(name: str) -> bool:
+    """Tell whether a name, taken for a relative path, is in its shortest form."""
+    return posixpath.normpath(name) == name and not name.startswith(("..", "/")) and name != "."
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before the seconds that imports take, in which a p
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
+from twhin_pipeline import relations
 from twhin_pipeline.config import TwhinConfig, load_config
 from twhin_pipeline.distributed import process_group
 from twhin_pipeline.errors import UserError
@@ -52,6 +53,7 @@ def run(
         TrainingCancelled: `stop` was set (on any rank), and a checkpoint was written.
     """
     stop = stop or threading.Event()
+    config = relations.resolve(config, store, snapshot)
     with process_group(config) as ranks:
         try:
             return Trainer(config, store, snapshot, ranks, make_reporter(ranks.rank), save_dir).run(stop)

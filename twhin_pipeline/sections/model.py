@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -16,13 +18,31 @@ OPERATOR_NAMES = ("translation", "identity", "diagonal", "linear", "affine", "co
 COMPARATOR_NAMES = ("dot", "cosine", "l2", "squared_l2")
 LOSS_NAMES = ("bce", "softmax", "margin", "self_adversarial", "bsl")
 
-# Names become folders, SQL views and method names.
+# Names of tables become folders, SQL views and method names.
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+EVERY_OTHER = "*"
+"""The name of the entry in `model.relations` that stands for the source's other relations."""
+TAKEN = (EVERY_OTHER, "all")
+"""Names that no relation of the source may have: `all` is every relation together in the table `evaluation`."""
 
 
 def _check_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ValueError(f"name {name!r} must be a letter, then letters, digits and underscores; rename it")
+    return name
+
+
+def names_relation(text: str) -> bool:
+    """Tell whether an edge's relation may be called so: any text but blanks, control characters and `TAKEN`."""
+    return bool(text.strip()) and text not in TAKEN and not any(unicodedata.category(sign) == "Cc" for sign in text)
+
+
+def _check_relation(name: str) -> str:
+    if name != EVERY_OTHER and not names_relation(name):
+        raise ValueError(
+            f"name {name!r} must be text without control characters, neither blank nor 'all' (which stands for all "
+            "relations together in the evaluation); rename it"
+        )
     return name
 
 
@@ -94,7 +114,9 @@ class Relation(Section):
     """A named edge type from one entity type to another."""
 
     name: str
-    """The relation's name, as in the column `rel`."""
+    """The relation's name, as in the column `rel`: any text without control characters but `all`. One entry may have
+    the name `"*"`: each relation of the source that is not listed by itself is as that one says. They come after the
+    listed ones, sorted by name."""
     lhs: str
     """The table of the left-hand side."""
     rhs: str
@@ -108,7 +130,7 @@ class Relation(Section):
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Factor on the loss of this relation's edges."""
 
-    _name = field_validator("name")(_check_name)
+    _name = field_validator("name")(_check_relation)
 
     @field_validator("operator")
     @classmethod
@@ -169,9 +191,9 @@ class TwhinModelConfig(Section):
     @model_validator(mode="after")
     def _relations_fit(self) -> TwhinModelConfig:
         tables = [table.name for table in self.embeddings.tables]
-        names = [relation.name for relation in self.relations]
+        names = Counter(relation.name for relation in self.relations)
         for i, relation in enumerate(self.relations):
-            if names.count(relation.name) > 1:
+            if names[relation.name] > 1:
                 raise ValueError(f"relations[{i}].name: two relations are named {relation.name!r}; rename one")
             for side in ("lhs", "rhs"):
                 if getattr(relation, side) not in tables:
@@ -200,6 +222,11 @@ class TwhinModelConfig(Section):
     def relation_names(self) -> list[str]:
         """Relations, in the configuration's order; an edge's `rel` is an index into it."""
         return [relation.name for relation in self.relations]
+
+    @property
+    def every_other(self) -> Relation | None:
+        """The entry that stands for the source's other relations; a resolved configuration has none."""
+        return next((relation for relation in self.relations if relation.name == EVERY_OTHER), None)
 
     @property
     def embedding_dim(self) -> int:
