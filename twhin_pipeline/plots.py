@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 # Told apart by people who see colours differently (Okabe and Ito, 2008).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 REST = "#B8B8B8"
-MOST_BARS, LONGEST_LABEL = 30, 46
+MOST_BARS, LONGEST_LABEL = 30, 62
 INK = "#333333"
 _THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
 
@@ -89,7 +89,7 @@ def relation_metrics(relations: Sequence[str], model: np.ndarray, baseline: np.n
                 f"{value:.3f}", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK
             )
     axes.set_yticks(place, labels, parse_math=False)
-    axes.invert_yaxis()
+    axes.set_ylim(len(relations) - 0.4, -0.6)
     note = f"\nand {more:,} more relations, with fewer edges" if more > 0 else ""
     axes.set(xlabel=metric + note, xlim=(0, max(1e-9, 1.15 * float(np.nanmax([*model, *baseline, 0.0])))))
     axes.grid(axis="y", visible=False)
@@ -107,7 +107,8 @@ def map_2d(points: np.ndarray, groups: Sequence[str], title: str, kind: str) -> 
         kind: What a group is; the legend's title.
     """
     figure, axes = _figure(6.8, 5.0)
-    names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    # A pair of dollar signs would begin a formula.
+    names, member = np.unique([str(group).replace("$", r"\$") for group in groups], return_inverse=True)
     order = np.argsort(-np.bincount(member, minlength=len(names)), kind="stable")
     shown = [i for i in order if names[i]][: len(COLOURS) - 1]
     size = float(np.clip(9_000 / max(1, len(points)), 3, 24))

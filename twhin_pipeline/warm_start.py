@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,6 +46,7 @@ def initialize(model: nn.Module, config: TwhinConfig, store: Store, snapshot: st
         return
     checkpoint = _checkpoint_in(source)
     if checkpoint is not None:
+        _refuse_other_relations(checkpoint, config)
         load_tensors(checkpoint, {"model": model.state_dict()}, ranks)
         say(f"every vector starts from checkpoint {checkpoint}, by row")
         return
@@ -158,6 +160,25 @@ def _checkpoint_in(path: str) -> str | None:
     steps = [str(found).split("/")[-2] for found in fs.glob(f"{plain}/step-*/.metadata")]
     steps = sorted((step for step in steps if STEP.fullmatch(step)), key=lambda step: int(step.removeprefix("step-")))
     return f"{path.rstrip('/')}/{steps[-1]}" if steps else None
+
+
+def _refuse_other_relations(checkpoint: str, config: TwhinConfig) -> None:
+    """Raise UserError where the rows of operators in a checkpoint are other relations' than the configuration's.
+
+    Entities keep their rows for ever, but relations found in the source are numbered anew in each snapshot.
+    """
+    fs, plain = fsspec.core.url_to_fs(f"{checkpoint}/state.json")
+    if not fs.exists(plain):
+        return  # tensors alone, as another program writes them
+    with fs.open(plain, "r") as file:
+        written = json.load(file)["config"]["model"]["relations"]
+    before = [(relation["name"], relation["operator"]) for relation in written]
+    if before != [(relation.name, relation.operator) for relation in config.model.relations]:
+        raise UserError(
+            f"training.initial_checkpoint_dir: {checkpoint}: was trained with other relations, operators or another "
+            "order of them, and a checkpoint is taken over row by row; give the store of the trained model, from which "
+            "operators are taken by name"
+        )
 
 
 def _load_operators(model: nn.Module, config: TwhinConfig, tables: ModelTables, say: Say) -> None:
