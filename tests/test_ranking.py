@@ -6,27 +6,37 @@ import numpy as np
 import pytest
 import torch
 
+from twhin_pipeline.comparators import COMPARATORS
 from twhin_pipeline.config import parse_config
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.known_edges import KnownEdges
+from twhin_pipeline.operators import OPERATORS
 from twhin_pipeline.ranking import CandidateSet, rank_edges
 from twhin_pipeline.relation_scores import SIDES, RelationScores, other
 from twhin_pipeline.scorer import Scorer
 
 NUM = {"lhs": 23, "rhs": 31}
 DIM = 8
+RELATION = torch.tensor([1])
 
 
-def relation_scores(comparator: str = "dot", vectors: dict[str, torch.Tensor] | None = None) -> RelationScores:
+def relation_scores(
+    comparator: str = "dot",
+    vectors: dict[str, torch.Tensor] | None = None,
+    operator: str = "translation",
+    reciprocal: bool = False,
+) -> RelationScores:
     model = {
         "embeddings": {"tables": [{"name": "a", "embedding_dim": DIM}, {"name": "b", "embedding_dim": DIM}]},
-        "relations": [{"name": n, "lhs": "a", "rhs": "b", "operator": "translation"} for n in ("first", "second")],
+        "relations": [{"name": n, "lhs": "a", "rhs": "b", "operator": operator} for n in ("first", "second")],
         "comparator": comparator,
         "temperature": 0.5,
+        "reciprocal": reciprocal,
     }
     config = parse_config({"source": {"path": "x"}, "model": model}).model
     torch.manual_seed(3)
-    moved = {"first": torch.zeros(DIM), "second": torch.randint(-2, 3, (DIM,)).float()}
+    length = len(Scorer(config).state_rows()["first"])
+    moved = {"first": torch.zeros(length), "second": torch.randint(-2, 3, (length,)).float()}
     vectors = vectors or {side: torch.randn(n, DIM) for side, n in NUM.items()}
     return RelationScores(Scorer.from_rows(config, moved), 1, vectors["lhs"], vectors["rhs"])
 
@@ -50,10 +60,12 @@ def loop(
     for query, target in zip(edges[other(side)], edges[side], strict=True):
 
         def score(entity: int, query: int = query) -> float:
-            pair = {side: entity, other(side): query}
-            left, right = (scores.tables[s][pair[s]] for s in SIDES)
+            x, y = scores.tables[other(side)][query], scores.tables[side][entity]
             with torch.no_grad():
-                return round(float(scores.scorer.score(left, 1, right)), 4)
+                one = scores.scorer.queries(side, x[None, None], RELATION)
+                return round(
+                    float(scores.scorer.pairs(one, scores.scorer.candidates(side, y[None, None], RELATION))), 4
+                )
 
         true = score(target)
         rivals = [score(e) for e in candidates if e != target and (query, e) not in known]
@@ -78,6 +90,19 @@ def test_raw_and_filtered_ranks_equal_a_plain_loop_with_and_without_ties(side, c
         assert filtered.ranks.tolist() == loop(scores, side, edges, range(NUM[side]), true)
     assert (filtered.ranks <= raw.ranks).all()
     assert (filtered.ranks < raw.ranks).any()
+
+
+@pytest.mark.parametrize("reciprocal", [False, True], ids=["one operator", "reciprocal"])
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("comparator", list(COMPARATORS))
+@pytest.mark.parametrize("operator", list(OPERATORS))
+def test_ranks_equal_a_plain_loop_for_every_operator_and_comparator(operator, comparator, side, reciprocal):
+    scores = relation_scores(comparator, operator=operator, reciprocal=reciprocal)
+    edges = random_edges(8)
+    chosen = CandidateSet.sample(NUM[side], 9, np.random.default_rng(0))
+    for candidates, rows in ((CandidateSet(NUM[side]), range(NUM[side])), (chosen, chosen.rows.tolist())):
+        (raw,) = rank_edges(scores, side, edges[other(side)], edges[side], candidates, [], 5)
+        assert raw.ranks.tolist() == loop(scores, side, edges, rows, set())
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -127,12 +127,12 @@ class SelfAdversarial(Loss):
 
 @LOSSES.register_as("bsl")
 class BilateralSoftmax(Loss):
-    """Bilateral softmax (BSL, Wu et al., 2023): softmax whose positives and candidates have their own temperatures.
+    """Bilateral softmax (BSL, Wu et al., 2023): a temperature tp for positives, another, tn, for candidates.
 
-    `-positive / tp + log(sum of exp(negative / tn))`, without the edge itself in the sum. The authors' program takes
-    `-positive / t1 + t2 * log(sum of exp(negative / t1))`, which is this with `tn = t1` and `tp = t1 * t2`, multiplied
-    by t2: an edge's term of the paper's, whose positives' temperature acts across edges, alone would only scale the
-    loss. 0 where all candidates are masked: there is nothing to be told from.
+    `-positive / tp + log(sum of exp(negative / tn))`, without the edge itself in the sum; 0 where all candidates are
+    masked. Multiplied by tp / tn it is what the authors' program (mode `reweight`) minimizes, with their t1 = tn and
+    t2 = tp / tn. (The paper's positive temperature stands before a logarithm of a mean over a user's positives; of an
+    edge by itself it would only scale the loss.)
     """
 
     def __init__(self, config: LossConfig) -> None:
