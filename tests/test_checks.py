@@ -189,6 +189,7 @@ BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("negatives_complete", "training_set/negatives", lambda rows: [*rows, rows[0]]),
     ("negatives_complete", "training_set/negatives", lambda rows: first(row=rows[0]["row"][1:])(rows)),
     ("negatives_complete", "training_set/negatives", first(epoch=3)),
+    ("negatives_log_q", "training_set/negatives", first(log_q=[0.5] * 17)),
     ("negatives_masked", "training_set/negatives", unmask),
     ("negatives_masked", "held_out/validation_negatives", unmask),
     ("masks_true", "training_set/negatives", mask_all),
@@ -283,6 +284,90 @@ def test_large_sets_are_audited_in_part_yet_every_relation(made, monkeypatch):
     result = checks.run("negatives_masked", config, Store(str(home)), NOW, "training_set/negatives")
     assert len(relations) == 3
     assert result.metadata["audited_chunks"] < result.metadata["chunks"]
+
+
+NEGATIVES = ("training_set/negatives", "held_out/validation_negatives")
+NEGATIVES_CHECKS = [name for name, check in checks.CHECKS.items() if NEGATIVES[0] in check.tables]
+
+
+def resampled(made, tmp_path, **changes: Any) -> tuple[TwhinConfig, Store]:
+    """A copy of the store, its negatives made anew under changed sections."""
+    config, home = made
+    shutil.copytree(home, tmp_path / "home")
+    data = config.model_dump(exclude_none=True)
+    for section, fields in changes.items():
+        data[section] = {**data[section], **fields}
+    changed, store = parse_config(data), Store(str(tmp_path / "home"))
+    negatives.build(changed, store, NOW)
+    return changed, store
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"degree_share": 1.0}, {"degree_share": 0.0}, {"alpha": 0.0}, {"sides": "rhs"}],
+    ids=["default", "popular", "uniform", "alpha0", "rhs"],
+)
+def test_log_q_passes_as_it_is_made_and_each_wrong_one_is_found(made, tmp_path, options):
+    config, store = resampled(made, tmp_path, loss={"log_q": True}, negatives=options)
+    for table in NEGATIVES:
+        for name in NEGATIVES_CHECKS:
+            if table in checks.CHECKS[name].tables:
+                result = checks.run(name, config, store, NOW, table)
+                assert result.passed, (name, table, checks.rows_as_markdown(result.offending))
+        sound = store.read(table, NOW)
+        log_q = sound.to_pylist()[1]["log_q"]
+        for wrong in ([log_q[0] + 1e-4, *log_q[1:]], [*log_q[:-1], log_q[-1] - 1e-4], log_q[:-1], [*log_q, 0.0], None,
+                      [None, *log_q[1:]], [float("nan"), *log_q[1:]]):  # fmt: skip
+            rows = sound.to_pylist()
+            rows[1]["log_q"] = wrong
+            save(store, table, rows_as(rows, sound))
+            assert not checks.run("negatives_log_q", config, store, NOW, table).passed, wrong
+
+
+def test_a_true_mask_at_a_later_position_of_its_entity_is_found(broken):
+    """Readers look a query up by its first position; a mask anywhere else would be lost on them."""
+    config, store = broken
+    table = store.read("training_set/negatives", NOW)
+    rows = table.to_pylist()
+    chunk = [edge for edge in store.read("training_set/positives", NOW).to_pylist() if edge["chunk"] == 0]
+    kept = [edge["rhs"] for edge in chunk]
+    place, later = next(
+        (i, q) for i, p in enumerate(rows[0]["mask_position"]) for q in range(p + 1, len(kept)) if kept[q] == kept[p]
+    )
+    assert (rows[0]["chunk"], rows[0]["side"]) == (0, 0)
+    rows[0]["mask_position"][place] = later
+    save(store, "training_set/negatives", rows_as(rows, table), {})
+    for name in ("masks_true", "negatives_masked"):
+        result = checks.run(name, config, store, NOW, "training_set/negatives")
+        assert result.metadata["offending_rows"] == 1
+    found = checks.run("masks_true", config, store, NOW, "training_set/negatives").offending
+    assert found is not None and found.to_pylist()[0]["position"] == later
+
+
+def test_sides_are_those_of_the_relation(made, tmp_path):
+    config, home = made
+    model = config.model_dump(exclude_none=True)["model"]
+    model["relations"][1]["sides"] = "rhs"
+    own, store = resampled(made, tmp_path, model=model)
+    for table in NEGATIVES:
+        assert checks.run("negatives_complete", own, store, NOW, table).passed
+        # What was asked of the relation before is now too few, or too much.
+        assert not checks.run("negatives_complete", config, store, NOW, table).passed
+        assert not checks.run("negatives_complete", own, Store(str(home)), NOW, table).passed
+
+
+def test_with_every_entity_as_candidate_checks_pass_and_say_why(made, tmp_path):
+    every = {"global_negatives": "all", "in_batch_negatives": 0}
+    config, store = resampled(made, tmp_path, train_data=every)
+    for name in NEGATIVES_CHECKS:
+        result = checks.run(name, config, store, NOW, "training_set/negatives")
+        assert result.passed and "every entity of the type is a candidate" in result.metadata["note"]
+        together = checks.run(name, config, store, NOW)
+        assert together.passed and "nothing is sampled" in together.metadata["note"]
+    sampled = checks.run("negatives_masked", config, store, NOW, "held_out/validation_negatives")
+    assert sampled.passed and "note" not in sampled.metadata
+    home = made[1]
+    assert not checks.run("negatives_complete", config, Store(str(home)), NOW, "training_set/negatives").passed
 
 
 def test_a_blocking_check_stops_the_chain_with_the_rows_and_a_warning_does_not(broken):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import uuid
+from collections import Counter
 from itertools import product
 
 import numpy as np
 import pytest
-from edge_files import SNAPSHOT, make_config, rows_of, store_at, triples, write
+from edge_files import RELATIONS, SNAPSHOT, make_config, rows_of, store_at, triples, write
 from scipy.stats import chisquare
 from test_split import RELATION_SIDES, random_edges
 
@@ -37,16 +40,41 @@ def chunks_of(store, asset):
     return found
 
 
-def masks_by_a_plain_loop(chunk, side, epoch, pool, window, true):
-    """Return the (position, candidate) pairs that the contract asks for, one edge and one candidate at a time."""
+def listed_by_a_plain_loop(chunk, side, epoch, pool, window):
+    """Return the candidates `[window | pool]` of a chunk and side."""
     entities = [edge[0] if side == 0 else edge[2] for edge in chunk]
-    candidates = [entities[(epoch * window + j) % len(chunk)] for j in range(min(window, len(chunk)))] + pool
-    pairs = []
+    return [entities[(epoch * window + j) % len(chunk)] for j in range(min(window, len(chunk)))] + pool
+
+
+def masks_by_a_plain_loop(chunk, side, epoch, pool, window, true):
+    """Return the (position, candidate) pairs that the contract asks for, one edge and one candidate at a time: those of
+    the first edge that keeps an entity."""
+    candidates = listed_by_a_plain_loop(chunk, side, epoch, pool, window)
+    pairs, seen = [], set()
     for position, (lhs, rel, rhs) in enumerate(chunk):
+        kept = rhs if side == 0 else lhs
+        if kept in seen:
+            continue
+        seen.add(kept)
         for number, entity in enumerate(candidates):
             if ((entity, rel, rhs) if side == 0 else (lhs, rel, entity)) in true:
                 pairs.append((position, number))
     return pairs
+
+
+def assert_no_unmasked_candidate_of_any_edge_is_true(chunk, row, window, true):
+    """Look every edge's query up by its first position, as a reader does, and compare edge by edge."""
+    side = row["side"]
+    masked = set(zip(row["mask_position"], row["mask_candidate"], strict=True))
+    candidates = listed_by_a_plain_loop(chunk, side, row["epoch"], row["row"], window)
+    first = {}
+    for position, edge in enumerate(chunk):
+        first.setdefault(edge[2 - 2 * side], position)
+    for lhs, rel, rhs in chunk:
+        query = first[rhs if side == 0 else lhs]
+        for number, entity in enumerate(candidates):
+            is_true = ((entity, rel, rhs) if side == 0 else (lhs, rel, entity)) in true
+            assert is_true == ((query, number) in masked)
 
 
 @pytest.mark.parametrize("chunk_size", [7, 32])
@@ -72,6 +100,8 @@ def test_masks_are_exactly_the_true_edges(tmp_path, chunk_size):
             found = list(zip(row["mask_position"], row["mask_candidate"], strict=True))
             chunk = chunks[row["chunk"]]
             assert found == masks_by_a_plain_loop(chunk, row["side"], row["epoch"], row["row"], 6, true)
+            assert_no_unmasked_candidate_of_any_edge_is_true(chunk, row, 6, true)
+            assert row["log_q"] is None
             masked += len(found)
         assert masked == store.manifest(asset, SNAPSHOT).details["masked"] > 0
 
@@ -160,6 +190,129 @@ def test_only_the_sides_asked_for_are_made(tmp_path, sides, expected):
     store = store_at(tmp_path)
     build(make(tmp_path, random_edges(100), negatives={"sides": sides}), store)
     assert {row["side"] for row in rows_of(store, "training_set/negatives")} == expected
+
+
+def test_a_relation_may_ask_for_sides_of_its_own(tmp_path):
+    own = {"fav": "rhs", "reply": "lhs", "follows": None}
+    model = {"relations": [{**relation, "sides": own[relation["name"]]} for relation in RELATIONS]}
+    store = store_at(tmp_path)
+    build(make(tmp_path, random_edges(200), model=model, negatives={"chunk_size": 20}), store)
+    for asset, edges_of in (
+        ("training_set/negatives", "training_set/positives"),
+        ("held_out/validation_negatives", "held_out/validation"),
+    ):
+        chunks = chunks_of(store, edges_of)
+        relation = {chunk: RELATIONS[edges[0][1]]["name"] for chunk, edges in chunks.items()}
+        found = {(row["chunk"], row["side"]) for row in rows_of(store, asset)}
+        wanted = {"fav": [1], "reply": [0], "follows": [0, 1]}
+        assert found == {(chunk, side) for chunk, name in relation.items() for side in wanted[name]}
+        assert store.manifest(asset, SNAPSHOT).details["sides"] == wanted
+
+
+@pytest.mark.parametrize(("pool", "share", "alpha"), [(12, 0.5, 0.75), (12, 0.25, 0.0), (8, 1.0, 1.0), (0, 0.5, 0.75)])
+def test_log_q_is_the_log_of_the_expected_number_in_the_list(tmp_path, pool, share, alpha):
+    data = {"global_negatives": pool, "in_batch_negatives": 6}
+    config = make(
+        tmp_path,
+        random_edges(500, users=40, items=20),
+        train_data=data,
+        validation_data=data,
+        negatives={"chunk_size": 10, "degree_share": share, "alpha": alpha, "epochs": 2},
+        loss={"log_q": True},
+    )
+    store = store_at(tmp_path)
+    build(config, store)
+    trained = chunks_of(store, "training_set/positives")
+    trained_edges = [edge for chunk in trained.values() for edge in chunk]
+    held = [edge for asset in training_set.ASSETS[1:] for edge in triples(store, asset)]
+    degree: Counter[tuple[str, int]] = Counter()
+    for lhs, rel, rhs in trained_edges:
+        degree[RELATION_SIDES[rel][0], lhs] += 1
+        degree[RELATION_SIDES[rel][1], rhs] += 1
+    popular = round(pool * share)
+    sizes = {e: len(rows_of(store, f"vocabulary/{e}")) for e in ("user", "item")}
+    for asset, chunks, known in (
+        ("training_set/negatives", trained, trained_edges),
+        ("held_out/validation_negatives", chunks_of(store, "held_out/validation"), trained_edges + held),
+    ):
+        rows = rows_of(store, asset)
+        assert rows
+        for row in rows:
+            chunk, side = chunks[row["chunk"]], row["side"]
+            rel = chunk[0][1]
+            kind = RELATION_SIDES[rel][side]
+            mass = sum(number**alpha for (k, _), number in degree.items() if k == kind)
+            of_relation = [edge[2 * side] for edge in known if edge[1] == rel]
+            expected = []
+            for entity in listed_by_a_plain_loop(chunk, side, row["epoch"], row["row"], 6):
+                number = (pool - popular) / sizes[kind]
+                if degree[kind, entity]:
+                    number += popular * degree[kind, entity] ** alpha / mass
+                number += min(6, len(chunk)) * of_relation.count(entity) / len(of_relation)
+                expected.append(math.log(number))
+            assert row["log_q"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_log_q_is_how_often_candidates_really_come(tmp_path):
+    """Over many pools, an entity comes exp(log_q) times a list: uniform, popular and in-batch parts together."""
+    data = {"global_negatives": 10, "in_batch_negatives": 5}
+    config = make(
+        tmp_path,
+        random_edges(600, users=12, items=40),
+        train_data=data,
+        negatives={"chunk_size": 20, "epochs": 200},
+        loss={"log_q": True},
+        split={"validation": 0, "test": 0},
+    )
+    store = store_at(tmp_path)
+    build(config, store)
+    chunks = {c: edges for c, edges in chunks_of(store, "training_set/positives").items() if edges[0][1] == 0}
+    # The window's share is exact where chunks are of one size, so that all edges are in it equally often.
+    counts, told, lists = Counter(), {}, 0
+    for row in rows_of(store, "training_set/negatives"):
+        if row["chunk"] in chunks and row["side"] == 1:
+            listed = listed_by_a_plain_loop(chunks[row["chunk"]], 1, row["epoch"], row["row"], 5)
+            counts.update(listed)
+            told.update(zip(listed, row["log_q"], strict=True))
+            lists += 1
+    for entity, log_q in told.items():
+        assert counts[entity] / lists == pytest.approx(math.exp(log_q), rel=0.1)
+
+
+def test_with_all_entities_as_candidates_the_table_is_one_empty_file(tmp_path):
+    every = {"global_negatives": "all", "in_batch_negatives": 0}
+    store = store_at(tmp_path)
+    build(make(tmp_path, random_edges(200), train_data=every, training={"num_epochs": 5}), store)
+    manifest = store.manifest("training_set/negatives", SNAPSHOT)
+    assert [file["path"] for file in manifest.files] == ["epoch-00000.parquet"] and manifest.rows == 0
+    assert manifest.details["pool"] == "all" and manifest.details["masked"] == 0
+    assert store.read("training_set/negatives", SNAPSHOT).schema.names == negatives.SCHEMA.names
+    assert len(rows_of(store, "held_out/validation_negatives")) > 0
+
+
+def test_hundreds_of_relations_need_few_open_files(tmp_path):
+    """Each mapped file holds a descriptor; a process has 1,024 of them."""
+    relations = [{"name": f"r{i}", "lhs": "user", "rhs": "item"} for i in range(300)]
+    rows = [(f"u{i % 17}", f"r{i % 300}", f"i{i % 13}") for i in range(600)]
+    store, config = store_at(tmp_path), make(tmp_path, rows, model={"relations": relations})
+    before = len(os.listdir("/proc/self/fd"))
+    most = 0
+
+    class Watching(negatives.Sampler):
+        def write(self, draft, threads):
+            nonlocal most
+            most = max(most, len(os.listdir("/proc/self/fd")))
+            return super().write(draft, threads)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(negatives, "Sampler", Watching)
+        build(config, store)
+    assert 0 < most - before < 60
+    true = triples(store, "training_set/positives")
+    chunks = chunks_of(store, "training_set/positives")
+    for row in rows_of(store, "training_set/negatives"):
+        found = list(zip(row["mask_position"], row["mask_candidate"], strict=True))
+        assert found == masks_by_a_plain_loop(chunks[row["chunk"]], row["side"], row["epoch"], row["row"], 6, true)
 
 
 def test_a_pool_may_be_larger_than_its_entity_type_or_absent(tmp_path):

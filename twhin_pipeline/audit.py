@@ -1,10 +1,11 @@
 """The views that the checks' SQL reads.
 
-`relation(rel, name, lhs, rhs, operator)`, `entity(entity, size, asked)` (asked: the check is about this entity type),
-`floors(metric, least)`, `detail(key, value)` (numbers of the checked table's manifest), and from the store
-`raw_edges`, `raw_edges_rejected`, `previous_edges(rel)`, `vocabulary` and `previous_vocabulary` (`entity`, `id` as
-text, `row`), `positives`, `held_out(split, …)`, `losses`, `model_row`, `model_relation`, `evaluation`,
-`embeddings(entity, id, row, embedding)`, `embedding_relation`.
+`relation(rel, name, lhs, rhs, operator, sides)` (sides: those that are replaced, 0 lhs, 1 rhs),
+`entity(entity, size, asked)` (asked: the check is about this entity type), `floors(metric, least)`,
+`detail(key, value)` (numbers of the checked table's manifest), and from the store `raw_edges`, `raw_edges_rejected`,
+`previous_edges(rel)`,
+`vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`, `held_out(split, …)`, `losses`,
+`model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding)`, `embedding_relation`.
 
 What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked
 edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `audited(chunk)`, `pools` (the checked
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from twhin_pipeline import database
+from twhin_pipeline.negatives import sides_of
 
 if TYPE_CHECKING:
     import duckdb
@@ -84,15 +86,15 @@ class _Views:
 
     def _config_tables(self) -> None:
         model = self.config.model
-        rows = [f"({i}, {_text(r.name)}, {_text(r.lhs)}, {_text(r.rhs)}, {_text(r.operator)})"
-                for i, r in enumerate(model.relations)]  # fmt: skip
-        self._table("relation", f"SELECT * FROM (VALUES {', '.join(rows)}) t(rel, name, lhs, rhs, operator)")
+        rows = [f"({i}, {_text(r.name)}, {_text(r.lhs)}, {_text(r.rhs)}, {_text(r.operator)}, {list(sides)}::TINYINT[])"
+                for i, (r, sides) in enumerate(zip(model.relations, sides_of(self.config), strict=True))]  # fmt: skip
+        self._table("relation", f"SELECT * FROM (VALUES {', '.join(rows)}) t(rel, name, lhs, rhs, operator, sides)")
         floors = [f"({_text(metric)}, {least!r}::DOUBLE)" for metric, least in self.config.evaluation.floors.items()]
         self._table("floors", f"SELECT * FROM (VALUES {', '.join([*floors, '(NULL, NULL)'])}) t(metric, least) "
                               "WHERE metric IS NOT NULL")  # fmt: skip
         data = self.config.train_data if self.table.startswith("training_set") else self.config.validation_data
-        by_degree = round(data.global_negatives * self.config.negatives.degree_share)
-        sides = {"both": [0, 1], "lhs": [0], "rhs": [1]}[self.config.negatives.sides]
+        pool = 0 if data.global_negatives == "all" else data.global_negatives
+        by_degree = round(pool * self.config.negatives.degree_share)
         rejected = self.config.source.max_rejected_share if self.config.source else 0.01
         self._variable("max_rejected_share", f"{rejected!r}::DOUBLE")
         kept = self.config.source.min_kept_share if self.config.source else 0.5
@@ -100,10 +102,11 @@ class _Views:
         self._variable("min_count", str(self.config.vocabulary.min_count))
         self._variable("chunk_size", str(self.config.negatives.chunk_size))
         self._variable("in_batch", str(data.in_batch_negatives))
-        self._variable("pool_size", str(data.global_negatives))
-        self._variable("uniform_size", str(data.global_negatives - by_degree))
+        self._variable("every_entity", str(data.global_negatives == "all"))
+        self._variable("pool_size", str(pool))
+        self._variable("uniform_size", str(pool - by_degree))
+        self._variable("log_q", str(self.config.loss.log_q))
         self._variable("alpha", f"{self.config.negatives.alpha!r}::DOUBLE")
-        self._variable("sides", f"{sides}::TINYINT[]")
         self._variable("embedding_dim", str(model.embedding_dim))
         split = self.config.split
         self._variable("held_out_share", f"{(split.test if split.strategy != 'given' else 0.0)!r}::DOUBLE")
@@ -183,7 +186,8 @@ class _Views:
         self._view("truth", truth)
         negatives = self._scan(
             self._files(self.table) if self.table in edges else [],
-            "0 AS epoch, 0 AS chunk, 0 AS side, [0] AS row, [0] AS mask_position, [0] AS mask_candidate",
+            "0 AS epoch, 0 AS chunk, 0 AS side, [0] AS row, [0] AS mask_position, [0] AS mask_candidate, "
+            "[0.0] AS log_q",
         )
         self._view("pools", f"SELECT * FROM {negatives}")
         in_training = self.table.startswith("training_set")

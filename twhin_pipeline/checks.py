@@ -74,6 +74,11 @@ _HELD_OUT = ("held_out/validation", "held_out/test")
 _NEGATIVES = ("training_set/negatives", "held_out/validation_negatives")
 _EMBEDDINGS = ("embeddings/*",)
 
+_NOTHING_SAMPLED = (
+    "train_data.global_negatives is all: every entity of the type is a candidate, so nothing is sampled and there is "
+    "nothing to audit but that the table is empty; what is masked follows from the training edges themselves"
+)
+
 CHECKS: dict[str, Check] = {
     check.name: check
     for check in (
@@ -99,6 +104,7 @@ CHECKS: dict[str, Check] = {
         Check("negatives_masked", _NEGATIVES),
         Check("masks_true", _NEGATIVES, blocking=False),
         Check("negatives_distributed", ("training_set/negatives",)),
+        Check("negatives_log_q", _NEGATIVES),
         Check("loss_finite", ("twhin_model",)),
         Check("model_complete", ("twhin_model",)),
         Check("loss_fell", ("twhin_model",), blocking=False),
@@ -146,6 +152,8 @@ def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str 
                     0
                 ]
                 result.metadata.update(audited_chunks=counts[0], chunks=counts[1])
+            if one == "training_set/negatives" and config.train_data.global_negatives == "all":
+                result.metadata["note"] = _NOTHING_SAMPLED
             results.append(result)
     return results[0] if len(results) == 1 else _combine(results, tables)
 
@@ -216,9 +224,11 @@ def _combine(results: list[CheckResult], tables: list[str]) -> CheckResult:
         named = [part.add_column(0, "table", pa.array([name] * part.num_rows)) for name, part in parts if part]
         return pa.concat_tables(named, promote_options="permissive") if named else None
 
+    notes = {result.metadata["note"] for result in results if "note" in result.metadata}
     return CheckResult(
         passed=all(result.passed for result in results),
         metadata={
+            **({"note": "; ".join(sorted(notes))} if notes else {}),
             "offending_rows": sum(result.metadata["offending_rows"] for result in results),
             "seconds": round(sum(result.metadata["seconds"] for result in results), 3),
         },

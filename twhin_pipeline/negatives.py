@@ -3,6 +3,9 @@
 A pool is part uniform over the vocabulary, part in proportion to degree^alpha (word2vec's smoothing; PyTorch-BigGraph's
 mixture), and all of a chunk's positives share it. Pools come from a counter-based generator keyed by seed, epoch, chunk
 and side, so they do not depend on threads or on the order of work.
+
+A chunk's edges with the same kept entity are one query, which has the same true edges: a mask names a query by the
+first position of its entity in the chunk.
 """
 
 from __future__ import annotations
@@ -38,17 +41,26 @@ SCHEMA = pa.schema(
         ("row", pa.list_(pa.int64())),
         ("mask_position", pa.list_(pa.int32())),
         ("mask_candidate", pa.list_(pa.int32())),
+        ("log_q", pa.list_(pa.float32())),
     ]
 )
 # Positions ascend, and rows are small beside their 64 bits: a third smaller than by default, and faster to read.
-ENCODING = {"mask_position.list.element": "DELTA_BINARY_PACKED", "row.list.element": "BYTE_STREAM_SPLIT"}
+ENCODING = {
+    "mask_position.list.element": "DELTA_BINARY_PACKED",
+    "row.list.element": "BYTE_STREAM_SPLIT",
+    "log_q.list.element": "BYTE_STREAM_SPLIT",
+}
 # Bounds a row group, and with it the memory of the writer and of every reader.
 MASKS_PER_ROW_GROUP, POOLS_PER_ROW_GROUP = 1_000_000, 512
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for: `pool` candidates a chunk and side, `popular` of them by degree, and an in-batch `window`."""
+    """What is asked for: `pool` candidates a chunk and side, `popular` of them by degree, and an in-batch `window`.
+
+    `sides` has, for each relation, the sides that are replaced. `every`: all entities are candidates (1-vs-all), and
+    there is nothing to sample.
+    """
 
     pool: int
     popular: int
@@ -56,7 +68,9 @@ class Plan:
     epochs: int
     seed: int
     stream: int
-    sides: tuple[int, ...]
+    sides: list[tuple[int, ...]]
+    log_q: bool
+    every: bool
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,30 @@ class Population:
             rows[split:] = np.searchsorted(self.cumulative, unit[split:] * total, side="right")
         return rows
 
+    def expected(self, plan: Plan, rows: np.ndarray) -> np.ndarray:
+        """Return how often each of `rows` [N] is expected in a pool: float64 [N]."""
+        total = float(self.cumulative[-1])
+        popular = plan.popular if total > 0 else 0
+        found = np.full(len(rows), (plan.pool - popular) / self.size)
+        if popular:
+            mass = self.cumulative[rows] - np.where(rows > 0, self.cumulative[rows - 1], 0.0)
+            found += popular * mass / total
+        return found
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A chunk's candidates for one side: the pool's `row`s [K], masks [M], `log_q` [n + K], and how many `pairs` of a
+    query and a candidate there are."""
+
+    chunk: int
+    side: int
+    row: np.ndarray
+    position: np.ndarray
+    candidate: np.ndarray
+    log_q: np.ndarray | None
+    pairs: int
+
 
 @dataclass
 class Pools:
@@ -106,19 +144,35 @@ class Pools:
     row: list[np.ndarray] = field(default_factory=list)
     position: list[np.ndarray] = field(default_factory=list)
     candidate: list[np.ndarray] = field(default_factory=list)
+    log_q: list[np.ndarray] = field(default_factory=list)
     masks: int = 0
+
+    def add(self, epoch: int, sample: Sample) -> None:
+        """Append one row."""
+        self.epoch.append(epoch)
+        self.chunk.append(sample.chunk)
+        self.side.append(sample.side)
+        self.row.append(sample.row)
+        self.position.append(sample.position)
+        self.candidate.append(sample.candidate)
+        if sample.log_q is not None:
+            self.log_q.append(sample.log_q)
+        self.masks += len(sample.position)
 
     def table(self) -> pa.Table:
         """Return the rows as a table of `SCHEMA`."""
         lists = (_lists(self.row, np.int64), _lists(self.position, np.int32), _lists(self.candidate, np.int32))
-        return pa.table([self.epoch, self.chunk, self.side, *lists], schema=SCHEMA)
+        log_q = _lists(self.log_q, np.float32) if self.log_q else pa.nulls(len(self.row), SCHEMA.field("log_q").type)
+        return pa.table([self.epoch, self.chunk, self.side, *lists, log_q], schema=SCHEMA)
 
 
 def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
     """Write `training_set/negatives` and `held_out/validation_negatives`; return their manifests by asset.
 
-    For training a true edge is a training edge; for validation, a training or held-out one. Details: `pool`,
-    `popular`, `in_batch`, `epochs`, `sides`, `candidates` and `masked` in all, `alpha`, `degree_share`.
+    For training a true edge is a training edge; for validation, a training or held-out one. With
+    `train_data.global_negatives: all` the training's table is one file without rows: whoever scores every entity knows
+    what is masked from the positives. Details: `pool` (a number, or "all"), `popular`, `in_batch`, `epochs`, `sides`
+    (by relation), `candidates` (pairs of a query and a candidate) and `masked` ones in all, `alpha`, `degree_share`.
 
     Raises:
         UserError: A table that is needed is missing, or the memory limit is too low.
@@ -136,14 +190,17 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
         with explained("training_set/negatives"):
             populations = _populations(con, config, store, snapshot, sizes, folder)
         for stream, (asset, source, data, epochs) in enumerate(jobs):
+            pool = 0 if data.global_negatives == "all" else data.global_negatives
             plan = Plan(
-                pool=data.global_negatives,
-                popular=round(data.global_negatives * config.negatives.degree_share),
+                pool=pool,
+                popular=round(pool * config.negatives.degree_share),
                 window=data.in_batch_negatives,
                 epochs=epochs,
                 seed=config.negatives.seed & (2**64 - 1),
                 stream=stream,
-                sides=SIDES[config.negatives.sides],
+                sides=sides_of(config),
+                log_q=config.loss.log_q,
+                every=data.global_negatives == "all",
             )
             if asset == "held_out/validation_negatives":
                 known += ["held_out/validation", "held_out/test"]
@@ -159,8 +216,13 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
     return manifests
 
 
+def sides_of(config: TwhinConfig) -> list[tuple[int, ...]]:
+    """Return, by relation, the sides of its edges that are replaced."""
+    return [SIDES[relation.sides or config.negatives.sides] for relation in config.model.relations]
+
+
 class Sampler:
-    """Makes the pools and masks of one table."""
+    """Makes the pools, masks and expected numbers of one table."""
 
     def __init__(
         self,
@@ -186,11 +248,13 @@ class Sampler:
                 pool.shutdown(cancel_futures=True)
                 raise
         return {
-            "pool": self.plan.pool,
+            "pool": "all" if self.plan.every else self.plan.pool,
             "popular": self.plan.popular,
             "in_batch": self.plan.window,
             "epochs": self.plan.epochs,
-            "sides": list(self.plan.sides),
+            "sides": {
+                name: list(sides) for name, sides in zip(self.config.model.relation_names, self.plan.sides, strict=True)
+            },
             "alpha": self.config.negatives.alpha,
             "degree_share": self.config.negatives.degree_share,
             "candidates": sum(candidates for candidates, _ in counts),
@@ -206,15 +270,9 @@ class Sampler:
                 path, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=ENCODING
             ) as writer,
         ):
-            for chunk, side, row, position, candidate, count in self._pools(epoch):
-                pools.epoch.append(epoch)
-                pools.chunk.append(chunk)
-                pools.side.append(side)
-                pools.row.append(row)
-                pools.position.append(position)
-                pools.candidate.append(candidate)
-                pools.masks += len(position)
-                candidates, masked = candidates + count, masked + len(position)
+            for sample in () if self.plan.every else self._samples(epoch):
+                pools.add(epoch, sample)
+                candidates, masked = candidates + sample.pairs, masked + len(sample.position)
                 if pools.masks >= MASKS_PER_ROW_GROUP or len(pools.chunk) >= POOLS_PER_ROW_GROUP:
                     writer.write_table(pools.table())
                     pools = Pools()
@@ -222,20 +280,33 @@ class Sampler:
                 writer.write_table(pools.table())
         return candidates, masked
 
-    def _pools(self, epoch: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray, int]]:
-        """Yield chunk, side, pool [K], mask positions [M], mask candidates [M], and how many pairs there are."""
+    def _samples(self, epoch: int) -> Iterator[Sample]:
         for chunk in range(len(self.positives.rel)):
             ends = self.positives.chunk(chunk)
             rel = int(self.positives.rel[chunk])
             size = len(ends[0])
             # The window of the chunk's own entities moves on with the epochs.
             window = (epoch * self.plan.window + np.arange(min(self.plan.window, size))) % size
-            for side in self.plan.sides:
+            for side in self.plan.sides[rel]:
                 row = self.population[rel][side].draw(self.plan, epoch, chunk, side)
                 listed = np.concatenate([ends[side][window], row])
-                kept = ends[1 - side]
-                position, candidate = true_pairs(self.truth[rel, 1 - side], self.truth[rel, side], kept, listed)
-                yield chunk, side, row, position, candidate, size * len(listed)
+                queries, first = np.unique(ends[1 - side], return_index=True)
+                position, candidate = true_pairs(
+                    self.truth[rel, 1 - side], self.truth[rel, side], queries, first, listed
+                )
+                log_q = self._log_q(rel, side, listed, len(window)) if self.plan.log_q else None
+                yield Sample(chunk, side, row, position, candidate, log_q, len(queries) * len(listed))
+
+    def _log_q(self, rel: int, side: int, listed: np.ndarray, window: int) -> np.ndarray:
+        """Return the log of each candidate's expected number in such a list, `[window | pool]`: float64 [N].
+
+        Candidates of the window are ends of edges, so they come in proportion to their edges of the relation.
+        """
+        expected = self.population[rel][side].expected(self.plan, listed)
+        if window:
+            edges = self.truth[rel, side]
+            expected += window * edges.spans(listed)[1] / len(edges.keys)
+        return np.log(expected)
 
 
 def _ends(config: TwhinConfig, sizes: list[int]) -> list[tuple[int, int]]:
@@ -271,10 +342,9 @@ def _populations(
     for number, name in enumerate(config.model.table_names):
         cumulative = _mapped(f"{folder}/{number}.cumulative", sizes[number], np.float64)
         ends = [
-            f"SELECT {side} AS row FROM {scanned} WHERE rel = {rel}"
-            for rel, relation in enumerate(config.model.relations)
+            f"SELECT {side} AS row FROM {scanned} WHERE rel IN ({', '.join(map(str, relations))})"
             for side in ("lhs", "rhs")
-            if getattr(relation, side) == name
+            if (relations := [rel for rel, r in enumerate(config.model.relations) if getattr(r, side) == name])
         ]
         query = f"SELECT row, count(*) AS degree FROM ({' UNION ALL '.join(ends)}) GROUP BY row"
         for batch in con.sql(query).to_arrow_reader(1 << 18):

@@ -44,46 +44,50 @@ def write_adjacency(
     `ends` gives the numbers of entities of each relation's sides. DuckDB sorts, on disk where memory does not suffice.
     """
     scanned = database.parquet(files)
-    counts = {
-        int(rel): int(count)
-        for rel, count in con.execute(f"SELECT rel, count(*) FROM {scanned} GROUP BY rel").fetchall()
-    }
+    counts = dict(con.execute(f"SELECT rel, count(*) FROM {scanned} GROUP BY rel").fetchall())
+    start = np.concatenate([[0], np.cumsum([counts.get(rel, 0) for rel in range(len(ends))])]).astype(np.int64)
     found = {}
     for side, order in enumerate(("lhs, rhs", "rhs, lhs")):
-        keys = {rel: _Appender(f"{prefix}-{side}-{rel}.keys", counts.get(rel, 0)) for rel in range(len(ends))}
-        first, second = order.split(", ")
+        width = np.array([end[1 - side] for end in ends], np.int64)
+        # One file for all relations: each mapped file holds a file descriptor, of which a process has few.
+        keys = np.memmap(f"{prefix}-{side}.keys", np.int64, "w+", shape=(max(int(start[-1]), 1),))
+        filled = 0
         for batch in con.sql(f"SELECT rel, {order} FROM {scanned} ORDER BY rel, {order}").to_arrow_reader(1 << 18):
-            rel = batch.column("rel").to_numpy()
-            here, there = batch.column(first).to_numpy(), batch.column(second).to_numpy()
-            edges = np.flatnonzero(np.diff(rel)) + 1
-            for part in np.split(np.arange(len(rel)), edges):
-                number = int(rel[part[0]])
-                keys[number].append(here[part] * ends[number][1 - side] + there[part])
-        for number, appender in keys.items():
-            found[number, side] = _index(appender.array, ends[number][1 - side])
+            rel, here, there = (batch.column(i).to_numpy() for i in range(3))
+            keys[filled : filled + len(rel)] = here * width[rel] + there
+            filled += len(rel)
+        for rel in range(len(ends)):
+            found[rel, side] = _index(np.asarray(keys[start[rel] : start[rel + 1]]), int(width[rel]))
     return found
 
 
 def true_pairs(
-    from_kept: Adjacency, from_listed: Adjacency, kept: np.ndarray, listed: np.ndarray
+    from_kept: Adjacency, from_listed: Adjacency, queries: np.ndarray, position: np.ndarray, listed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return positions in `kept` [P] and in `listed` [N] of all pairs that are true edges, by position, then candidate.
+    """Return where queries and candidates are joined by a true edge: two int32 arrays [M].
+
+    `queries` [Q] are distinct and ascend; the first array has their `position` [Q]. The second has places in `listed`
+    [N]: of an entity that is listed more than once, all. Pairs are ordered by position, then by place.
 
     Each distinct entity of one side is either expanded (its neighbours looked up on the other side) or, where it has
     very many, tried against each entity of the other side; the side that costs less leads.
     """
-    left, left_groups = _grouped(kept)
-    right, right_groups = _grouped(listed)
-    forward, backward = from_kept.spans(left), from_listed.spans(right)
+    candidates, order, start = _grouped(listed)
+    forward, backward = from_kept.spans(queries), from_listed.spans(candidates)
     costs = (
-        np.minimum(forward[1], PROBE_COST * len(right)).sum(),
-        np.minimum(backward[1], PROBE_COST * len(left)).sum(),
+        np.minimum(forward[1], PROBE_COST * len(candidates)).sum(),
+        np.minimum(backward[1], PROBE_COST * len(queries)).sum(),
     )
     if costs[0] <= costs[1]:
-        i, j = _meet(from_kept, left, forward, right)
+        i, j = _meet(from_kept, queries, forward, candidates)
     else:
-        j, i = _meet(from_listed, right, backward, left)
-    return _ungrouped(i, j, left_groups, right_groups, len(listed))
+        j, i = _meet(from_listed, candidates, backward, queries)
+    counts = start[j + 1] - start[j]
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    place = order[np.repeat(start[j], counts) + within]
+    pairs = np.sort(np.repeat(position[i], counts) * max(len(listed), 1) + place)
+    found, place = np.divmod(pairs, max(len(listed), 1))
+    return found.astype(np.int32), place.astype(np.int32)
 
 
 def _meet(
@@ -108,45 +112,12 @@ def _meet(
     return i, j
 
 
-def _grouped(values: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Return the distinct values, ascending, and where they are: an order of positions and where each group begins."""
+def _grouped(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the n distinct values, ascending, the order that sorts all, and where each value begins in it [n + 1]."""
     order = np.argsort(values, kind="stable")
     ranked = values[order]
-    first = (
-        np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]])) if len(values) else np.zeros(0, np.int64)
-    )
-    return ranked[first], (order, np.append(first, len(values)))
-
-
-def _ungrouped(
-    i: np.ndarray,
-    j: np.ndarray,
-    left: tuple[np.ndarray, np.ndarray],
-    right: tuple[np.ndarray, np.ndarray],
-    columns: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Turn pairs of distinct entities into all pairs of their positions, ordered."""
-    (left_order, left_start), (right_order, right_start) = left, right
-    tall, wide = left_start[i + 1] - left_start[i], right_start[j + 1] - right_start[j]
-    sizes = tall * wide
-    pair = np.repeat(np.arange(len(i)), sizes)
-    within = np.arange(len(pair)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    position = left_order[left_start[i][pair] + within // wide[pair]]
-    candidate = right_order[right_start[j][pair] + within % wide[pair]]
-    both = np.sort(position * columns + candidate)
-    return (both // max(columns, 1)).astype(np.int32), (both % max(columns, 1)).astype(np.int32)
-
-
-class _Appender:
-    """An int64 array of known length in a mapped file, filled from the front."""
-
-    def __init__(self, path: str, length: int) -> None:
-        self.array = np.memmap(path, np.int64, "w+", shape=(length,)) if length else np.zeros(0, np.int64)
-        self.filled = 0
-
-    def append(self, values: np.ndarray) -> None:
-        self.array[self.filled : self.filled + len(values)] = values
-        self.filled += len(values)
+    first = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]])[: len(values)])
+    return ranked[first], order, np.append(first, len(values))
 
 
 def _index(keys: np.ndarray, width: int) -> Adjacency:

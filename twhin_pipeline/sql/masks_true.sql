@@ -1,4 +1,5 @@
--- Every masked pair is a true edge, so that no negative is lost (of very large sets an even sample of chunks).
+-- Every masked pair is a true edge, so that no negative is lost, and stands at the first position of its kept entity (of
+-- very large sets an even sample of chunks).
 WITH pool AS MATERIALIZED (
     SELECT n.epoch, n.chunk, n.side, least(getvariable('in_batch'), c.edges) AS in_batch, c.edges, n.row,
            n.mask_position, n.mask_candidate
@@ -19,21 +20,28 @@ candidate AS MATERIALIZED (
 mask AS MATERIALIZED (
     SELECT epoch, chunk, side, unnest(mask_position) AS position, unnest(mask_candidate) AS candidate FROM pool
 ),
+first AS MATERIALIZED (
+    SELECT chunk, position, rel, lhs, rhs,
+           position = min(position) OVER (PARTITION BY chunk, lhs) AS first_of_lhs,
+           position = min(position) OVER (PARTITION BY chunk, rhs) AS first_of_rhs
+    FROM chunks WHERE chunk IN (SELECT chunk FROM audited)
+),
 -- A pair that names no position or no candidate has null ends, which no true edge has.
 named AS MATERIALIZED (
     SELECT m.epoch, m.chunk, m.side, m.position, m.candidate, p.rel,
            CASE m.side WHEN 0 THEN n.row ELSE p.lhs END AS lhs,
-           CASE m.side WHEN 0 THEN p.rhs ELSE n.row END AS rhs
+           CASE m.side WHEN 0 THEN p.rhs ELSE n.row END AS rhs,
+           CASE m.side WHEN 0 THEN p.first_of_rhs ELSE p.first_of_lhs END AS is_first
     FROM mask m
     LEFT JOIN candidate n
         ON m.epoch = n.epoch AND m.chunk = n.chunk AND m.side = n.side AND m.candidate = n.candidate
-    LEFT JOIN chunks p ON m.chunk = p.chunk AND m.position = p.position
+    LEFT JOIN first p ON m.chunk = p.chunk AND m.position = p.position
 ),
 untrue AS (
     SELECT DISTINCT rel, lhs, rhs FROM named
     EXCEPT
     SELECT rel, lhs, rhs FROM truth
 )
-SELECT epoch, chunk, side, position, candidate, lhs, rhs
+SELECT epoch, chunk, side, position, candidate, lhs, rhs, is_first
 FROM named
-WHERE rel IS NULL OR lhs IS NULL OR rhs IS NULL OR (rel, lhs, rhs) IN (SELECT (rel, lhs, rhs) FROM untrue)
+WHERE rel IS NULL OR lhs IS NULL OR rhs IS NULL OR NOT is_first OR (rel, lhs, rhs) IN (SELECT (rel, lhs, rhs) FROM untrue)

@@ -1,7 +1,9 @@
--- Every epoch, chunk and asked side has exactly one pool of `global_negatives` candidates.
+-- Every epoch, every chunk and every side that the chunk's relation replaces has exactly one pool of `global_negatives`
+-- candidates, and no other side has one.
 WITH wanted AS (
-    SELECT epoch.range AS epoch, chunk, side.side
-    FROM range(getvariable('epochs')) epoch, chunk_size, (SELECT unnest(getvariable('sides')) AS side) side
+    SELECT epoch.range AS epoch, c.chunk, unnest(r.sides) AS side
+    FROM range(getvariable('epochs')) epoch, chunk_size c JOIN relation r ON c.rel = r.rel
+    WHERE NOT getvariable('every_entity')
 ),
 found AS (
     SELECT epoch, chunk, side, count(*) AS pools, min(len(row)) AS least, max(len(row)) AS most

@@ -8,13 +8,14 @@ WITH degree AS (
     ) GROUP BY ALL
 ),
 member AS (
-    SELECT v.entity, v.row, power(coalesce(d.degree, 0), getvariable('alpha')) AS mass,
+    -- Without an edge there is no mass, also where alpha is 0.
+    SELECT v.entity, v.row, coalesce(power(d.degree, getvariable('alpha')), 0) AS mass,
            ntile(10) OVER (PARTITION BY v.entity ORDER BY coalesce(d.degree, 0), v.row) AS bin
     FROM vocabulary v LEFT JOIN degree d ON v.entity = d.entity AND v.row = d.row
 ),
 bin AS (
     SELECT entity, bin, count(*) / sum(count(*)) OVER (PARTITION BY entity) AS uniform,
-           sum(mass) / sum(sum(mass)) OVER (PARTITION BY entity) AS by_degree
+           sum(mass) / nullif(sum(sum(mass)) OVER (PARTITION BY entity), 0) AS by_degree
     FROM member GROUP BY entity, bin
 ),
 drawn AS (
@@ -32,7 +33,8 @@ observed AS (
 total AS (SELECT entity, part, sum(observed) AS draws FROM observed GROUP BY ALL),
 compared AS (
     SELECT t.entity, t.part, b.bin, coalesce(o.observed, 0) AS observed, t.draws,
-           CASE t.part WHEN 'uniform' THEN b.uniform ELSE b.by_degree END AS share
+           -- Where no entity of the type has a training edge, all are drawn uniformly.
+           CASE t.part WHEN 'uniform' THEN b.uniform ELSE coalesce(b.by_degree, b.uniform) END AS share
     FROM total t JOIN bin b USING (entity)
     LEFT JOIN observed o ON t.entity = o.entity AND t.part = o.part AND b.bin = o.bin
 )
