@@ -19,6 +19,7 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.distributed import Ranks
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model_files import ModelTables, locate, vectors_of
+from twhin_pipeline.scorer import Scorer
 from twhin_pipeline.sections.model import TableConfig
 from twhin_pipeline.sharding import init_tables, local_shards, table_weights, unwrapped
 from twhin_pipeline.store import Store
@@ -59,7 +60,7 @@ def initialize(model: nn.Module, config: TwhinConfig, store: Store, snapshot: st
             _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
         else:
             say(f"table {table.name} starts at random: the model of {at} has none")
-    _load_operators(model, config, tables, say)
+    _load_operators(unwrapped(model).scorer, config, tables, say)
 
 
 def _fill(
@@ -181,9 +182,8 @@ def _refuse_other_relations(checkpoint: str, config: TwhinConfig) -> None:
         )
 
 
-def _load_operators(model: nn.Module, config: TwhinConfig, tables: ModelTables, say: Say) -> None:
+def _load_operators(scorer: Scorer, config: TwhinConfig, tables: ModelTables, say: Say) -> None:
     """Take over the operators of relations that had the same one before."""
-    scorer = unwrapped(model).scorer
     rows, before = scorer.state_rows(), tables.relation_rows()
     operators = {relation.name: relation.operator for relation in tables.config.relations}
     kept = [
