@@ -201,6 +201,52 @@ def test_the_given_split_is_taken_as_it_is(tmp_path):
         assert triples(store, asset) == {codes[row[:3]] for row in rows if row[3] == part}
 
 
+def given(tmp_path, rows, **split):
+    """Build from a split column; return the manifests, the triples of each part, and the codes of raw edges."""
+    path = write(tmp_path / "e.parquet", rows, ("lhs", "rel", "rhs", "part"))
+    config = make_config(path, source={"columns": {"split": "part"}}, split={"strategy": "given", **split})
+    store = store_at(tmp_path)
+    manifests = build(config, store)
+    return manifests, [triples(store, part) for part in PARTS], encoded(config, store)
+
+
+def test_a_given_split_without_validation_takes_it_from_training_and_leaves_the_test_alone(tmp_path):
+    rows = [(*edge, "test" if i % 5 == 0 else "train") for i, edge in enumerate(random_edges(3000, users=90, items=90))]
+    share = {"validation": 0.1, "keep_connected": False}
+    _, parts, codes = given(tmp_path, rows, relations=["fav", "reply"], **share)
+    assert parts[2] == {codes[row[:3]] for row in rows if row[3] == "test"}
+    assert parts[0] | parts[1] == {codes[row[:3]] for row in rows if row[3] == "train"} and not parts[0] & parts[1]
+    assert {rel for _, rel, _ in parts[1]} == {1, 2}
+    number = sum(row[3] == "train" and row[1] != "follows" for row in rows)
+    # Four standard deviations of a binomial.
+    assert abs(len(parts[1]) - 0.1 * number) < 4 * (number * 0.1 * 0.9) ** 0.5
+    _, again, _ = given(tmp_path / "again", rows[::-1], relations=["fav", "reply"], **share)
+    _, other, _ = given(tmp_path / "other", rows, relations=["fav", "reply"], seed=1, **share)
+    assert again == parts and other[1] != parts[1]
+
+
+def test_validation_taken_from_training_keeps_every_trained_entity_trained(tmp_path):
+    # An entity that is in the test only has no training edge to keep, and must not get its test edge back.
+    rows = [(*edge, "train") for edge in random_edges(400, users=200, items=150)]
+    rows += [("stranger", "fav", "i0", "test"), ("stranger", "fav", "i1", "test")]
+    manifests, parts, _ = given(tmp_path, rows, validation=0.5)
+    assert len(parts[2]) == 2 and len(parts[1]) > 20
+    assert manifests[PARTS[0]].details["entities_without_training_edge"] == {"user": 1, "item": 0}
+    loose, _, _ = given(tmp_path / "loose", rows, validation=0.5, keep_connected=False)
+    assert loose[PARTS[0]].details["entities_without_training_edge"]["user"] > 1
+
+
+@pytest.mark.parametrize(("validation", "expected"), [("validation", 1), ("train", 0)])
+def test_validation_is_taken_from_training_only_where_there_is_none_and_some_is_asked_for(
+    tmp_path, validation, expected
+):
+    rows = [(*edge, "train") for edge in random_edges(300)]
+    rows[0] = (*rows[0][:3], validation)
+    share = 0.5 if validation == "validation" else 0.0
+    manifests, _, _ = given(tmp_path, rows, validation=share)
+    assert manifests[PARTS[1]].rows == expected
+
+
 def test_published_data_roots_are_the_split(tmp_path):
     path = write(tmp_path / "e.parquet", [(i, 1, i % 3) for i in range(20)])
     root = {"data_root": str(path)}

@@ -59,12 +59,15 @@ def assign(con: duckdb.DuckDBPyConnection, config: TwhinConfig, given: bool) -> 
     """Add the column `part` (0 training, 1 validation, 2 test) to the table `edges`, and call the result `assigned`.
 
     `edges` has rel (index), lhs, rhs (rows), h, and `time` or `split` where the strategy asks for them. `given` says
-    that the source has decided (a split column, or the published system's two `data_root`s).
+    that the source has decided (a split column, or the published system's two `data_root`s). A split column without
+    `validation` gets `split.validation` of its training edges as such, so that nothing is tuned on the test.
     """
     split = config.split
     if given:
         part = f"coalesce(list_position([{', '.join(literal(p) for p in PARTS)}], split) - 1, {TRAIN})"
         con.execute(f"CREATE TABLE assigned AS SELECT *, CAST({part} AS TINYINT) AS part FROM edges")
+        if split.strategy == "given" and not _count(con, f"assigned WHERE part = {VALIDATION}"):
+            _validation_of_training(con, config)
     elif split.strategy == "temporal" and split.later_snapshot is None:
         _temporal(con, config)
     else:
@@ -87,14 +90,32 @@ def _random(con: duckdb.DuckDBPyConnection, config: TwhinConfig, *, validation: 
         f"CREATE TABLE assigned AS SELECT *, CAST(CASE WHEN NOT ({splittable(config)}) OR h >= {held_below} "
         f"THEN {TRAIN} WHEN h < {test_below} THEN {TEST} ELSE {VALIDATION} END AS TINYINT) AS part FROM edges"
     )
-    if not config.split.keep_connected or held_below == 0:
-        return
-    # An entity is without a training edge just when all of its edges are held out. Taking back the one with the largest
-    # number for each such entity is enough, and taking back more cannot undo it.
+    if config.split.keep_connected and held_below > 0:
+        _reconnect(con, config, (TEST, VALIDATION))
+
+
+def _validation_of_training(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> None:
+    """Hold out for validation the training edges with the smallest numbers."""
+    below = int(config.split.validation * 2**64)
+    con.execute(
+        f"UPDATE assigned SET part = {VALIDATION} WHERE part = {TRAIN} AND ({splittable(config)}) AND h < {below}"
+    )
+    if config.split.keep_connected and below > 0:
+        _reconnect(con, config, (VALIDATION,))
+
+
+def _reconnect(con: duckdb.DuckDBPyConnection, config: TwhinConfig, parts: tuple[int, ...]) -> None:
+    """Give entities that have an edge in `parts` and none in training one back, that with the largest number.
+
+    An entity is without a training edge just when all of its edges are held out. Taking back one for each such entity
+    is enough, and taking back more cannot undo it.
+    """
+    held = f"part IN ({', '.join(map(str, parts))})"
     con.execute(
         "CREATE TABLE ends AS "
         + " UNION ALL ".join(
-            f"SELECT CAST({_type_of(config, side)} AS INTEGER) AS type, {side} AS row, part, h FROM assigned"
+            f"SELECT CAST({_type_of(config, side)} AS INTEGER) AS type, {side} AS row, part, h FROM assigned "
+            f"WHERE part = {TRAIN} OR {held}"
             for side in ("lhs", "rhs")
         )
     )
@@ -104,7 +125,7 @@ def _random(con: duckdb.DuckDBPyConnection, config: TwhinConfig, *, validation: 
     )
     for side in ("lhs", "rhs"):
         con.execute(
-            f"UPDATE assigned SET part = {TRAIN} FROM stranded s WHERE part <> {TRAIN} AND s.h = assigned.h "
+            f"UPDATE assigned SET part = {TRAIN} FROM stranded s WHERE {held} AND s.h = assigned.h "
             f"AND s.row = assigned.{side} AND s.type = {_type_of(config, side)}"
         )
     con.execute("DROP TABLE ends")
@@ -113,7 +134,7 @@ def _random(con: duckdb.DuckDBPyConnection, config: TwhinConfig, *, validation: 
 
 def _temporal(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> None:
     """Hold out the latest edges as the test and those just before them for validation; equal times go by number."""
-    total = int(con.execute(f"SELECT count(*) FROM edges WHERE {splittable(config)}").fetchall()[0][0])
+    total = _count(con, f"edges WHERE {splittable(config)}")
     test = round(total * config.split.test)
     held = round(total * (config.split.test + config.split.validation))
     con.execute(
@@ -159,6 +180,10 @@ def unseen(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> dict[str, int
     ).fetchall()
     told = {int(number): int(count) for number, count in rows}
     return {name: told.get(number, 0) for number, name in enumerate(config.model.table_names)}
+
+
+def _count(con: duckdb.DuckDBPyConnection, what: str) -> int:
+    return int(con.execute(f"SELECT count(*) FROM {what}").fetchall()[0][0])
 
 
 def _type_of(config: TwhinConfig, side: str) -> str:
