@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from twhin_pipeline.batch import EdgeBatch
+from twhin_pipeline.batch import SIDES, EdgeBatch
 from twhin_pipeline.sections.model import TwhinModelConfig
 
 
@@ -34,41 +34,81 @@ class Chunk:
     rhs_pool: np.ndarray
     """`[K']` rows of the right-hand table."""
     lhs_mask: np.ndarray
-    """`[M, 2]` pairs (position, candidate) that are true edges when the candidate replaces the left-hand side."""
+    """`[M, 2]` pairs (position, candidate) that are true edges when the candidate replaces the left-hand side; for one
+    position of each kept entity, or for all."""
     rhs_mask: np.ndarray
     """`[M', 2]` the same for the right-hand side."""
+    sides: str = "both"
+    """Which sides are replaced; the other has no pool and no mask."""
+    lhs_log_q: np.ndarray | None = None
+    """`[n + K]`; left out, zeros."""
+    rhs_log_q: np.ndarray | None = None
+    """`[n + K']`."""
 
 
-def assemble(chunks: Sequence[Chunk], model_config: TwhinModelConfig, global_edges: int) -> EdgeBatch:
+def assemble(
+    chunks: Sequence[Chunk],
+    model_config: TwhinModelConfig,
+    global_edges: int,
+    everything: Mapping[str, int] | None = None,
+) -> EdgeBatch:
     """Put chunks together: unique rows a table, indices, padding to the longest chunk and widest window.
 
     Args:
         chunks: G chunks, possibly none.
         model_config: Names the tables and each relation's two of them.
         global_edges: Edges of all ranks in this step.
+        everything: The rows of each table, all of which are candidates; masks then have rows for candidates.
     """
-    sides = [(r.lhs, r.rhs) for r in model_config.relations]
+    tables = [{"lhs": r.lhs, "rhs": r.rhs} for r in model_config.relations]
+    on = {side: [chunk.sides in ("both", side) for chunk in chunks] for side in SIDES}
+    sides = tuple(side for side in SIDES if any(on[side]) or not chunks)
     rows = _Rows(model_config.table_names)
-    for chunk in chunks:
-        lhs, rhs = sides[chunk.relation]
-        rows.add(lhs, chunk.lhs, chunk.lhs_pool)
-        rows.add(rhs, chunk.rhs, chunk.rhs_pool)
+    for g, chunk in enumerate(chunks):
+        for side in SIDES:
+            rows.add(tables[chunk.relation][side], getattr(chunk, side), getattr(chunk, f"{side}_pool"))
+            if everything and on[side][g]:
+                table = tables[chunk.relation][side]
+                rows.add(table, np.arange(everything[table]))
     ids = rows.unique()
-    width = max((len(chunk.in_batch) for chunk in chunks), default=0)
+    windows = [len(chunk.in_batch) for chunk in chunks]
+    width = max(windows, default=0)
+    fields: dict[str, torch.Tensor] = {}
+    for side, kept in zip(SIDES, SIDES[::-1], strict=True):
+        found = [np.unique(getattr(c, kept), return_inverse=True) for c in chunks]
+        pools = [getattr(chunk, f"{side}_pool") for chunk in chunks]
+        fields |= {
+            f"{side}_index": _padded([rows.index(tables[c.relation][side], getattr(c, side)) for c in chunks]),
+            f"{side}_query_index": _padded(
+                [rows.index(tables[c.relation][kept], unique) for c, (unique, _) in zip(chunks, found, strict=True)]
+            ),
+            f"{side}_query": _padded([query for _, query in found]),
+            f"{side}_on": torch.tensor(on[side], dtype=torch.bool),
+            f"{side}_pool_index": _padded(
+                [rows.index(tables[c.relation][side], pool) for c, pool in zip(chunks, pools, strict=True)]
+            ),
+            f"{side}_mask": _masks(
+                [getattr(chunk, f"{side}_mask") for chunk in chunks], [query for _, query in found], windows, width
+            ),
+        }
+        log_q = np.zeros((len(chunks), width + fields[f"{side}_pool_index"].shape[1]), np.float32)
+        for g, chunk in enumerate(chunks):
+            given = getattr(chunk, f"{side}_log_q")
+            if given is not None:
+                log_q[g, : windows[g]] = given[: windows[g]]
+                log_q[g, width : width + len(given) - windows[g]] = given[windows[g] :]
+        fields[f"{side}_log_q"] = torch.from_numpy(log_q)
     return EdgeBatch(
         ids=ids,
         relation=torch.tensor([chunk.relation for chunk in chunks], dtype=torch.int64),
-        lhs_index=_padded([rows.index(sides[c.relation][0], c.lhs) for c in chunks]),
-        rhs_index=_padded([rows.index(sides[c.relation][1], c.rhs) for c in chunks]),
         weight=_padded([c.weight for c in chunks], np.float32),
         in_batch=_padded([c.in_batch for c in chunks]),
-        num_in_batch=torch.tensor([len(c.in_batch) for c in chunks], dtype=torch.int64),
-        lhs_pool_index=_padded([rows.index(sides[c.relation][0], c.lhs_pool) for c in chunks]),
-        rhs_pool_index=_padded([rows.index(sides[c.relation][1], c.rhs_pool) for c in chunks]),
-        lhs_mask=_masks([c.lhs_mask for c in chunks], [len(c.in_batch) for c in chunks], width),
-        rhs_mask=_masks([c.rhs_mask for c in chunks], [len(c.in_batch) for c in chunks], width),
+        num_in_batch=torch.tensor(windows, dtype=torch.int64),
         num_edges=sum(len(c.lhs) for c in chunks),
         global_edges=global_edges,
+        sides=sides,
+        everything=everything is not None,
+        **fields,
     )
 
 
@@ -104,11 +144,12 @@ def _padded(rows: Sequence[np.ndarray], dtype: type = np.int64) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def _masks(pairs: Sequence[np.ndarray], windows: Sequence[int], width: int) -> torch.Tensor:
-    """Return `[M, 3]` (chunk, position, candidate); pool candidates move behind the widest window."""
-    parts = [np.empty((0, 3), np.int64)]
-    for i, (pair, window) in enumerate(zip(pairs, windows, strict=True)):
-        position, candidate = np.asarray(pair, np.int64).reshape(-1, 2).T
-        moved = np.where(candidate < window, candidate, candidate + (width - window))
-        parts.append(np.stack([np.full_like(position, i), position, moved], axis=1))
-    return torch.from_numpy(np.concatenate(parts))
+def _masks(
+    pairs: Sequence[np.ndarray], queries: Sequence[np.ndarray], windows: Sequence[int], width: int
+) -> torch.Tensor:
+    """Return `[M, 3]` (chunk, query, candidate), in order; pool candidates move behind the widest window."""
+    masked = set()
+    for i, (pair, query, window) in enumerate(zip(pairs, queries, windows, strict=True)):
+        for position, candidate in np.asarray(pair).reshape(-1, 2).tolist():
+            masked.add((i, int(query[position]), candidate if candidate < window else candidate + width - window))
+    return torch.tensor(sorted(masked), dtype=torch.int64).reshape(-1, 3)

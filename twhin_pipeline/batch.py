@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from twhin_pipeline.sections.model import TwhinModelConfig
+
+Side = Literal["lhs", "rhs"]
+SIDES: tuple[Side, Side] = ("lhs", "rhs")
 
 
 @dataclasses.dataclass
@@ -16,6 +19,10 @@ class EdgeBatch:
 
     Rows are looked up once each. An *index* points into the concatenation, in the configuration's order of tables, of
     `ids`, so heads, tails and pools share one lookup. A rank without edges holds G = 0 and still takes part in a step.
+
+    On side `lhs` (heads are replaced) edges keep their tails, on `rhs` their heads. A chunk's edges that keep the same
+    entity ask the same question: they share a *query*, which is scored with the candidates once. A chunk's queries
+    ascend by their index.
     """
 
     ids: dict[str, torch.Tensor]
@@ -32,18 +39,41 @@ class EdgeBatch:
     """`int64 [G, n]` positions in the chunk; 0 at padding."""
     num_in_batch: torch.Tensor
     """`int64 [G]` how many of the n are real; the others are masked for every edge."""
+    lhs_query_index: torch.Tensor
+    """`int64 [G, Q]` the tails of a chunk, each once; 0 at padding."""
+    rhs_query_index: torch.Tensor
+    """`int64 [G, Q']` the heads of a chunk, each once; 0 at padding."""
+    lhs_query: torch.Tensor
+    """`int64 [G, C]` each edge's query among the Q; 0 at padding."""
+    rhs_query: torch.Tensor
+    """`int64 [G, C]` each edge's query among the Q'; 0 at padding."""
+    lhs_on: torch.Tensor
+    """`bool [G]` whether the chunk's relation replaces heads; where it does not, its pool is index 0 K times."""
+    rhs_on: torch.Tensor
+    """`bool [G]` whether the chunk's relation replaces tails."""
     lhs_pool_index: torch.Tensor
     """`int64 [G, K]`, K may be 0."""
     rhs_pool_index: torch.Tensor
     """`int64 [G, K']`, K' may be 0."""
     lhs_mask: torch.Tensor
-    """`int64 [M, 3]` (chunk, position, candidate) to be masked; candidates count over `n + K`."""
+    """`int64 [M, 3]` (chunk, query, candidate) to be masked; candidates count over `n + K`, or, with `everything`, over
+    the rows of the side's type."""
     rhs_mask: torch.Tensor
-    """`int64 [M', 3]`; candidates count over `n + K'`."""
+    """`int64 [M', 3]`; candidates count over `n + K'`, or over the rows of the side's type."""
+    lhs_log_q: torch.Tensor
+    """`float32 [G, n + K]` log of a candidate's expected number in the list; 0 at padding, and all 0 where `loss.log_q`
+    is off."""
+    rhs_log_q: torch.Tensor
+    """`float32 [G, n + K']`."""
     num_edges: int
     """Real edges in this batch."""
     global_edges: int
     """Real edges of all ranks in this step: what a loss is divided by."""
+    sides: tuple[Side, ...] = SIDES
+    """The sides that some chunk replaces; a side that is not among them has no pool, and is not scored."""
+    everything: bool = False
+    """Whether every entity of a side's type is a candidate (`global_negatives: all`): `ids` then hold all rows of those
+    types, in order, and n = K = 0."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> EdgeBatch:
         """Return a copy with every tensor on `device`."""
@@ -70,10 +100,18 @@ class EdgeBatch:
             weight=nothing(0, 0, dtype=torch.float32),
             in_batch=nothing(0, 0),
             num_in_batch=nothing(0),
+            lhs_query_index=nothing(0, 0),
+            rhs_query_index=nothing(0, 0),
+            lhs_query=nothing(0, 0),
+            rhs_query=nothing(0, 0),
+            lhs_on=nothing(0, dtype=torch.bool),
+            rhs_on=nothing(0, dtype=torch.bool),
             lhs_pool_index=nothing(0, 0),
             rhs_pool_index=nothing(0, 0),
             lhs_mask=nothing(0, 3),
             rhs_mask=nothing(0, 3),
+            lhs_log_q=nothing(0, 0, dtype=torch.float32),
+            rhs_log_q=nothing(0, 0, dtype=torch.float32),
             num_edges=0,
             global_edges=global_edges,
         )

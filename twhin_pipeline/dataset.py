@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from twhin_pipeline.batch import EdgeBatch
+from twhin_pipeline.batch import SIDES, EdgeBatch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
@@ -124,28 +124,38 @@ class Positives:
 class Negatives:
     """One epoch's pools and masks of some chunks: about 8 * (pool + masked pairs) bytes a chunk and side."""
 
-    def __init__(self, store: Store, path: str, wanted: Array, pool: int, sides: tuple[int, ...]) -> None:
-        """Read the chunks for which `wanted` (bool [chunks]) is true. Raises UserError where one lacks its pool."""
-        columns = ("row", "mask_position", "mask_candidate")
-        found: dict[int, list[Array]] = {side: [] for side in sides}
-        lists: dict[int, dict[str, list[pa.Array]]] = {side: {name: [] for name in columns} for side in sides}
+    def __init__(self, store: Store, path: str, wanted: tuple[Array, Array], pool: int, log_q: bool) -> None:
+        """Read the chunks for which `wanted` (bool `[chunks]`, by side) is true, and log_q if it is asked for.
+
+        Raises:
+            UserError: A chunk lacks its pool, or pools have no log_q; `twhin sample` makes them.
+        """
+        columns = ["row", "mask_position", "mask_candidate", *(["log_q"] if log_q else [])]
+        found: tuple[list[Array], list[Array]] = ([], [])
+        lists: tuple[dict[str, list[pa.Array]], ...] = ({name: [] for name in columns}, {name: [] for name in columns})
         with store.fs.open(path, "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(256, columns=["chunk", "side", *columns]):
+            parquet = pq.ParquetFile(file)
+            if not set(columns) <= set(parquet.schema_arrow.names):
+                raise _no_log_q(path)
+            for batch in parquet.iter_batches(256, columns=["chunk", "side", *columns]):
                 chunk = batch.column("chunk").to_numpy(zero_copy_only=False)
                 side = batch.column("side").to_numpy(zero_copy_only=False)
-                for s in sides:
-                    picked = batch.filter(pa.array((side == s) & wanted[chunk]))
+                for s in (0, 1):
+                    picked = batch.filter(pa.array((side == s) & wanted[s][chunk]))
                     found[s].append(picked.column("chunk").to_numpy(zero_copy_only=False))
                     for name in columns:
                         lists[s][name].append(picked.column(name))
-        self.place: dict[int, Array] = {}
-        self.pool: dict[int, Array] = {}
-        self.mask: dict[int, tuple[Ragged, Ragged]] = {}
-        for s in sides:
+                        if name == "log_q" and picked.column(name).null_count:
+                            raise _no_log_q(path)
+        self.place: list[Array] = []
+        self.pool: list[Array] = []
+        self.mask: list[tuple[Ragged, Ragged]] = []
+        self.log_q: list[Ragged] = []
+        for s in (0, 1):
             chunks = np.concatenate(found[s]) if found[s] else np.zeros(0, np.int64)
-            place = np.full(len(wanted), -1, np.int64)
+            place = np.full(len(wanted[s]), -1, np.int64)
             place[chunks] = np.arange(len(chunks))
-            missing = np.flatnonzero(wanted & (place < 0))
+            missing = np.flatnonzero(wanted[s] & (place < 0))
             if len(missing):
                 raise UserError(f"{path}: chunk {missing[0]} has no pool for side {s}; make it anew (`twhin sample`)")
             rows = Ragged.from_lists(lists[s]["row"], np.int64)
@@ -153,12 +163,46 @@ class Negatives:
                 raise UserError(
                     f"{path}: pools are not of {pool} candidates, as global_negatives says; run `twhin sample` again"
                 )
-            self.place[s] = place
-            self.pool[s] = rows.values.reshape(len(chunks), pool)
-            self.mask[s] = (
-                Ragged.from_lists(lists[s]["mask_position"], np.int32),
-                Ragged.from_lists(lists[s]["mask_candidate"], np.int32),
+            self.place.append(place)
+            self.pool.append(rows.values.reshape(len(chunks), pool))
+            self.mask.append(
+                (
+                    Ragged.from_lists(lists[s]["mask_position"], np.int32),
+                    Ragged.from_lists(lists[s]["mask_candidate"], np.int32),
+                )
             )
+            if log_q:
+                self.log_q.append(Ragged.from_lists(lists[s]["log_q"], np.float32))
+
+
+def _no_log_q(path: str) -> UserError:
+    return UserError(f"{path}: has no log_q, which loss.log_q needs; make it anew (`twhin sample`)")
+
+
+class TrueEdges:
+    """For each relation, side and kept entity the entities that are truly on that side: 4 bytes an edge and side.
+
+    A key is a kept entity's row on a number line on which each relation has its own stretch.
+    """
+
+    def __init__(self, positives: Positives, sizes: tuple[Array, Array]) -> None:
+        """Sort the positives by either end. `sizes` gives, by side, the rows of each relation's table, int64 `[R]`."""
+        relation = np.repeat(positives.relation, positives.lengths)
+        self.base: list[Array] = []
+        self.keys: list[Array] = []
+        self.others: list[Ragged] = []
+        for side, (kept, other) in enumerate(((positives.rhs, positives.lhs), (positives.lhs, positives.rhs))):
+            self.base.append(np.cumsum(sizes[1 - side]) - sizes[1 - side])
+            keys = self.base[side][relation] + kept
+            order = np.argsort(keys, kind="stable")
+            unique, starts = np.unique(keys[order], return_index=True)
+            self.keys.append(unique)
+            self.others.append(Ragged(other[order], np.append(starts, len(keys)).astype(np.int64)))
+
+    def of(self, side: int, relation: Array, kept: Array) -> tuple[Array, Array]:
+        """Return the true others of pairs of a relation and a kept entity of its training edges, and their numbers."""
+        wanted = self.base[side][relation] + kept
+        return self.others[side].take(np.searchsorted(self.keys[side], wanted))
 
 
 class EdgesDataset:
@@ -169,7 +213,8 @@ class EdgesDataset:
     step of an epoch takes what is left, and a rank may then get an empty batch. So each edge is read once an epoch at
     any world size, and a position saved at one world size continues at another.
 
-    Memory: positives whole (see Positives), plus this rank's share of the negatives of up to two epochs.
+    Memory: positives whole (see Positives), plus this rank's share of the negatives of up to two epochs; with
+    `global_negatives: all` no negatives, but the true edges by either end (see TrueEdges).
     """
 
     def __init__(
@@ -194,10 +239,18 @@ class EdgesDataset:
         self.version = manifest.version
         self.seed = config.training.seed
         self.num_epochs = config.training.num_epochs if training else 1
-        self.in_batch, self.pool = data.in_batch_negatives, data.global_negatives
-        self.sides = {"both": (0, 1), "lhs": (0,), "rhs": (1,)}[config.negatives.sides]
+        self.everything = data.global_negatives == "all"
+        self.in_batch = data.in_batch_negatives
+        self.pool = 0 if data.global_negatives == "all" else data.global_negatives
+        self.log_q = config.loss.log_q and not self.everything
+        relations = config.model.relations
+        replaced = [relation.sides or config.negatives.sides for relation in relations]
+        self.replaces = tuple(np.array([sides in ("both", side) for sides in replaced]) for side in SIDES)
         self.prefetch = config.launch.prefetch_batches
         sizes = table_sizes(config, store, snapshot)
+        if self.everything:
+            # A table may have rows to spare; entities are those of the vocabulary.
+            sizes = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in sizes}
         self.positives = Positives(config, store, manifest, sizes)
         self.files = store.files(assets[1], snapshot)
         if not self.files:
@@ -209,9 +262,13 @@ class EdgesDataset:
         self.base = np.concatenate([[0], np.cumsum([sizes[name] for name in self.tables])]).astype(np.int64)
         place = {name: self.base[i] for i, name in enumerate(self.tables)}
         self.side_base = tuple(
-            np.array([place[getattr(relation, side)] for relation in config.model.relations], np.int64)
-            for side in ("lhs", "rhs")
+            np.array([place[getattr(relation, side)] for relation in relations], np.int64) for side in SIDES
         )
+        self.true_edges = None
+        if self.everything:
+            rows = [np.array([sizes[getattr(relation, side)] for relation in relations], np.int64) for side in SIDES]
+            self.side_size = rows[0], rows[1]
+            self.true_edges = TrueEdges(self.positives, self.side_size)
         chunk_size = int(manifest.details.get("chunk_size", self.positives.lengths.max()))
         self.chunks_per_rank = max(1, data.per_replica_batch_size // chunk_size)
         self.num_chunks = len(self.positives.relation)
@@ -262,17 +319,20 @@ class EdgesDataset:
             order = np.random.default_rng([self.seed, e]).permutation(self.num_chunks)
             steps = [order[i : i + self.chunks_per_step] for i in range(done, self.num_chunks, self.chunks_per_step)]
             mine = [np.array_split(step, self.world_size)[self.rank] for step in steps]
-            wanted = np.zeros(self.num_chunks, bool)
-            wanted[np.concatenate([*mine, np.zeros(0, np.int64)])] = True
             file_epoch = e % len(self.files)
-            negatives = Negatives(self.store, self.files[file_epoch], wanted, self.pool, self.sides)
+            negatives = None
+            if not self.everything:
+                here = np.zeros(self.num_chunks, bool)
+                here[np.concatenate([*mine, np.zeros(0, np.int64)])] = True
+                lhs, rhs = (here & replaces[self.positives.relation] for replaces in self.replaces)
+                negatives = Negatives(self.store, self.files[file_epoch], (lhs, rhs), self.pool, self.log_q)
             for step, chunks in zip(steps, mine, strict=True):
                 done += len(step)
                 after = (e + 1, 0) if done == self.num_chunks else (e, done)
                 yield self._batch(chunks, negatives, file_epoch, int(lengths[step].sum())), *after
             done = 0
 
-    def _batch(self, chunks: Array, negatives: Negatives, epoch: int, global_edges: int) -> EdgeBatch:
+    def _batch(self, chunks: Array, negatives: Negatives | None, epoch: int, global_edges: int) -> EdgeBatch:
         """Put the chunks ([G]) together by whole arrays: unique rows of each table, indices into them, padding."""
         if not len(chunks):
             return EdgeBatch.empty(self.model_config, global_edges)
@@ -286,12 +346,18 @@ class EdgesDataset:
         position = _ranges(np.zeros_like(starts), lengths)
         relation = positives.relation[chunks]
         bases = [base[relation] for base in self.side_base]
+        on = [replaces[relation] for replaces in self.replaces]
+        sides = [side for side in (0, 1) if on[side].any()]
 
-        keys = [side[flat] + base[group] for side, base in zip((positives.lhs, positives.rhs), bases, strict=True)]
-        for side, base in enumerate(bases):
-            if side in self.sides:
-                pool = negatives.pool[side][negatives.place[side][chunks]]
-                keys.append((pool + base[:, None]).ravel())
+        ends = [side[flat] + base[group] for side, base in zip((positives.lhs, positives.rhs), bases, strict=True)]
+        keys = [*ends]
+        for side in sides:
+            if negatives is None:
+                first = {int(base): self.side_size[side][r] for base, r in zip(bases[side], relation, strict=True)}
+                keys += [np.arange(base, base + rows) for base, rows in first.items()]
+            else:
+                pool = negatives.pool[side][negatives.place[side][chunks[on[side]]]]
+                keys.append((pool + bases[side][on[side], None]).ravel())
         unique, inverse = np.unique(np.concatenate(keys), return_inverse=True)
         inverse = inverse.astype(np.int64, copy=False)
         cuts = np.searchsorted(unique, self.base)
@@ -299,47 +365,93 @@ class EdgesDataset:
             name: torch.from_numpy(unique[cuts[i] : cuts[i + 1]] - self.base[i]) for i, name in enumerate(self.tables)
         }
 
-        def grid(values: Array) -> torch.Tensor:
+        def grid(values: Array) -> Array:
             result = np.zeros((groups, width), values.dtype)
             result[group, position] = values
-            return torch.from_numpy(result)
+            return result
 
         edges = len(flat)
-        rest = inverse[2 * edges :].reshape(len(self.sides), groups, self.pool)
-        pools = {side: rest[i] for i, side in enumerate(self.sides)}
-        nothing = np.zeros((groups, 0), np.int64)
-
+        index = [inverse[:edges], inverse[edges : 2 * edges]]
         num_in_batch = np.minimum(lengths, self.in_batch)
         window = int(num_in_batch.max())
-        columns = np.arange(window)
-        in_batch = (epoch * self.in_batch + columns[None, :]) % lengths[:, None]
-        masks = [self._mask(negatives, side, chunks, num_in_batch, window) for side in (0, 1)]
+        in_batch = (epoch * self.in_batch + np.arange(window)[None, :]) % lengths[:, None]
+
+        taken = 2 * edges
+        fields: dict[str, Array] = {}
+        for side, name in enumerate(SIDES):
+            queries = Queries(group, index[1 - side])
+            query = grid(queries.of_edge)
+            pool = np.zeros((groups, self.pool if side in sides else 0), np.int64)
+            log_q = np.zeros((groups, window + pool.shape[1]), np.float32)
+            mask = np.zeros((0, 3), np.int64)
+            used = np.flatnonzero(on[side])
+            if self.true_edges is not None:
+                asked = np.flatnonzero(on[side][queries.group])
+                edge = flat[queries.first[asked]]
+                kept = (positives.rhs if side == 0 else positives.lhs)[edge]
+                others, counts = self.true_edges.of(side, relation[queries.group[asked]], kept)
+                where = np.repeat(asked, counts)
+                mask = np.stack([queries.group[where], queries.number[where], others], axis=1).astype(np.int64)
+            elif negatives is not None and len(used):
+                pool[used] = inverse[taken : taken + len(used) * self.pool].reshape(len(used), self.pool)
+                taken += len(used) * self.pool
+                place = negatives.place[side][chunks[used]]
+                positions, counts = negatives.mask[side][0].take(place)
+                candidates, _ = negatives.mask[side][1].take(place)
+                owner = np.repeat(used, counts)
+                column = _column(candidates, num_in_batch[owner], window)
+                mask = np.stack([owner, query[owner, positions], column], axis=1).astype(np.int64)
+                if self.log_q:
+                    values, counts = negatives.log_q[side].take(place)
+                    owner = np.repeat(used, counts)
+                    candidate = _ranges(np.zeros_like(counts), counts)
+                    log_q[owner, _column(candidate, num_in_batch[owner], window)] = values
+            fields |= {
+                f"{name}_index": grid(index[side]),
+                f"{name}_query_index": queries.grid(),
+                f"{name}_query": query,
+                f"{name}_on": on[side],
+                f"{name}_pool_index": pool,
+                f"{name}_mask": mask,
+                f"{name}_log_q": log_q,
+            }
         return EdgeBatch(
             ids=ids,
-            lhs_index=grid(inverse[:edges]),
-            rhs_index=grid(inverse[edges : 2 * edges]),
             relation=torch.from_numpy(relation),
-            weight=grid(positives.weight[flat]),
-            lhs_pool_index=torch.from_numpy(pools.get(0, nothing)),
-            rhs_pool_index=torch.from_numpy(pools.get(1, nothing)),
+            weight=torch.from_numpy(grid(positives.weight[flat])),
             in_batch=torch.from_numpy(in_batch.astype(np.int64)),
             num_in_batch=torch.from_numpy(num_in_batch),
-            lhs_mask=masks[0],
-            rhs_mask=masks[1],
             num_edges=edges,
             global_edges=global_edges,
+            sides=tuple(SIDES[side] for side in sides),
+            everything=self.everything,
+            **{name: torch.from_numpy(values) for name, values in fields.items()},
         )
 
-    def _mask(self, negatives: Negatives, side: int, chunks: Array, num_in_batch: Array, window: int) -> torch.Tensor:
-        """Return int64 [M, 3]: chunk, position and candidate, counted in the padded list `[window | pool]`."""
-        if side not in self.sides:
-            return torch.zeros((0, 3), dtype=torch.int64)
-        place = negatives.place[side][chunks]
-        positions, counts = negatives.mask[side][0].take(place)
-        candidates, _ = negatives.mask[side][1].take(place)
-        group = np.repeat(np.arange(len(chunks)), counts)
-        padding = np.where(candidates >= num_in_batch[group], window - num_in_batch[group], 0)
-        return torch.from_numpy(np.stack([group, positions, candidates + padding], axis=1).astype(np.int64))
+
+class Queries:
+    """The distinct kept entities of each chunk, all chunks' end to end."""
+
+    def __init__(self, group: Array, kept: Array) -> None:
+        """Find them from each edge's chunk (ascending from 0, none left out) and kept entity's index (int64 [E])."""
+        span = int(kept.max()) + 1
+        unique, self.first, inverse = np.unique(group * span + kept, return_index=True, return_inverse=True)
+        self.group, self.index = np.divmod(unique, span)
+        start = np.searchsorted(self.group, np.arange(int(group[-1]) + 1))
+        self.number = np.arange(len(unique)) - start[self.group]
+        """A query's number in its chunk; `first` is an edge that asks it, `group` its chunk, `index` its entity's."""
+        self.of_edge = inverse.astype(np.int64, copy=False) - start[group]
+
+    def grid(self) -> Array:
+        """Return the indices as int64 `[G, Q]`, 0 behind."""
+        result = np.zeros((int(self.group[-1]) + 1, int(self.number.max()) + 1), np.int64)
+        result[self.group, self.number] = self.index
+        return result
+
+
+def _column(candidate: Array, num_in_batch: Array, window: int) -> Array:
+    """Return the place of a chunk's candidate in the padded list `[window | pool]`."""
+    return np.where(candidate >= num_in_batch, candidate + (window - num_in_batch), candidate)
 
 
 class Prefetcher(Generic[T]):

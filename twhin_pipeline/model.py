@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from twhin_pipeline.batch import EdgeBatch
+from twhin_pipeline.all_candidates import AllCandidates, mask_logits
+from twhin_pipeline.batch import SIDES, EdgeBatch, Side
 from twhin_pipeline.losses import Loss
+from twhin_pipeline.operators import penalty
 from twhin_pipeline.scorer import Scorer
 from twhin_pipeline.sections.model import TwhinModelConfig
 
-Sides = Literal["both", "lhs", "rhs"]
-Outputs = dict[str, torch.Tensor]
+Outputs = dict[str, Any]
 
 _DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
@@ -44,6 +46,10 @@ class TwhinModel(nn.Module):
         self.tables = model_config.table_names
         self.dim = model_config.embedding_dim
         self.init_scale = model_config.init_scale
+        self.max_norm = model_config.max_norm
+        self.dropout = model_config.embedding_dropout
+        self.regularization = model_config.regularization
+        self.types = {side: [getattr(relation, side) for relation in model_config.relations] for side in SIDES}
         # A table that will be sharded is made without memory, so that no rank ever holds a whole one.
         meta = dist.is_available() and dist.is_initialized()
         self.embeddings = EmbeddingCollection(
@@ -62,7 +68,7 @@ class TwhinModel(nn.Module):
         self.scorer = Scorer(model_config).to(device)
 
     def lookup(self, ids: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Look up rows of all tables at once.
+        """Look up rows of all tables at once; those longer than `model.max_norm` come scaled down to it.
 
         Args:
             ids: Table to `int64 [U_t]`.
@@ -78,42 +84,116 @@ class TwhinModel(nn.Module):
             stride=1,
         )
         found = self.embeddings(features)
-        return torch.cat([found[table].values() for table in self.tables])
+        vectors = torch.cat([found[table].values() for table in self.tables])
+        if self.max_norm is None:
+            return vectors
+        return vectors * (self.max_norm / vectors.norm(dim=1, keepdim=True).clamp(min=self.max_norm))
 
-    def forward(self, batch: EdgeBatch, sides: Sides = "both") -> Outputs:
-        """Score a batch's edges and their candidates.
+    def forward(self, batch: EdgeBatch) -> Outputs:
+        """Score a batch's edges and, on the sides that its relations replace, their queries with their candidates.
 
         Args:
-            batch: G chunks of C edges, n window and K pool candidates.
-            sides: Whose candidates are scored.
+            batch: G chunks of C edges, Q queries a side, n window and K pool candidates.
 
         Returns:
-            `logits [G, C]` and `probabilities [G, C]` of the edges; of each side asked for, `lhs_logits` or
-            `rhs_logits` `[G, C, n + K]` of the edges with that side replaced by each candidate, -inf where masked.
-            Padding positions have scores without meaning and weight 0.
+            `logits [G, C]` and `probabilities [G, C]` of the edges, tails being predicted; `penalty`, a scalar; and of
+            each of `batch.sides`, `{side}_positive [G, C]`, the edges' logits where that side is predicted (they differ
+            with `model.reciprocal` only), and `{side}_logits [G, Q, n + K]` of the queries with each candidate, -inf
+            where masked, without meaning in a chunk that does not replace the side. With `batch.everything`, in place
+            of these logits, `{side}_everything`: a list of AllCandidates, of all chunks that replace the side. Padding
+            has scores without meaning, and edges of weight 0.
         """
         vectors = self.lookup(batch.ids)
-        chunks = len(batch.relation)
-        heads = _take(vectors, batch.lhs_index)
-        tails = _take(vectors, batch.rhs_index)
-        left = self.scorer.transform(heads, batch.relation)
-        right = self.scorer.prepare(tails)
-        logits = self.scorer.pairs(left, right).float()
-        outputs = {"logits": logits, "probabilities": logits.sigmoid()}
-        window = batch.in_batch.unsqueeze(-1).expand(chunks, batch.in_batch.shape[1], self.dim)
-        if sides in ("both", "rhs"):
-            pool = self.scorer.prepare(_take(vectors, batch.rhs_pool_index))
-            candidates = torch.cat([right.gather(1, window), pool], dim=1)
-            scores = self.scorer.compare(left, candidates).float()
-            masked = _mask(scores, batch, batch.rhs_mask)
-            outputs["rhs_logits"] = scores.masked_fill(masked, float("-inf"))
-        if sides in ("both", "lhs"):
-            pool = self.scorer.transform(_take(vectors, batch.lhs_pool_index), batch.relation)
-            candidates = torch.cat([left.gather(1, window), pool], dim=1)
-            scores = self.scorer.compare(candidates, right).float().transpose(1, 2)
-            masked = _mask(scores, batch, batch.lhs_mask)
-            outputs["lhs_logits"] = scores.masked_fill(masked, float("-inf"))
+        outputs: Outputs = {"penalty": self._penalty(vectors, batch)}
+        vectors = F.dropout(vectors, self.dropout, self.training)
+        heads = _take(vectors, batch.rhs_query_index)
+        tails = _take(vectors, batch.lhs_query_index)
+        scorer, relation = self.scorer, batch.relation
+        queries = {"rhs": scorer.queries("rhs", heads, relation)}
+        answers = {}
+        if scorer.reciprocal:
+            answers["rhs"] = scorer.candidates("rhs", tails, relation)
+            if "lhs" in batch.sides:
+                queries["lhs"] = scorer.queries("lhs", tails, relation)
+                answers["lhs"] = scorer.candidates("lhs", heads, relation)
+        else:
+            # One side's queries are the other's candidates.
+            queries["lhs"] = answers["rhs"] = scorer.queries("lhs", tails, relation)
+            answers["lhs"] = queries["rhs"]
+
+        query = {"lhs": batch.lhs_query, "rhs": batch.rhs_query}
+        for side in dict.fromkeys(("rhs", *batch.sides)):
+            if side == "rhs" or scorer.reciprocal:
+                own, other = query[side], query["lhs" if side == "rhs" else "rhs"]
+                positive = scorer.pairs(_pick(queries[side], own), _pick(answers[side], other)).float()
+            if side == "rhs":
+                outputs |= {"logits": positive, "probabilities": positive.sigmoid()}
+            if side not in batch.sides:
+                continue
+            outputs[f"{side}_positive"] = positive
+            if batch.everything:
+                outputs[f"{side}_everything"] = self._everything(side, batch, vectors, queries[side])
+            else:
+                window = query["lhs" if side == "rhs" else "rhs"].gather(1, batch.in_batch)
+                pool = scorer.candidates(side, _take(vectors, getattr(batch, f"{side}_pool_index")), relation)
+                candidates = torch.cat([_pick(answers[side], window).to(pool.dtype), pool], dim=1)
+                outputs[f"{side}_logits"] = self._logits(side, batch, queries[side], candidates)
         return outputs
+
+    def _logits(self, side: Side, batch: EdgeBatch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """Compare `queries [G, Q, D]` with `candidates [G, n + K, D]`: `[G, Q, n + K]`, -inf where masked."""
+        logits = self.scorer.compare(queries, candidates).float()
+        width = batch.in_batch.shape[1]
+        padding = torch.arange(width, device=logits.device) >= batch.num_in_batch[:, None]
+        logits.detach()[..., :width].masked_fill_(padding.unsqueeze(1), float("-inf"))
+        mask_logits(logits, getattr(batch, f"{side}_mask").unbind(1))
+        return logits
+
+    def _everything(
+        self, side: Side, batch: EdgeBatch, vectors: torch.Tensor, queries: torch.Tensor
+    ) -> list[AllCandidates]:
+        """Group the chunks that replace a side by their candidates: a type's, or, where it matters, a relation's.
+
+        Memory is `N * D` a group; operators on candidates make a group of each relation in the step.
+        """
+        by_relation = self.scorer.candidates_by_relation(side)
+        replaced = getattr(batch, f"{side}_on").tolist()
+        groups: dict[tuple[str, int], list[int]] = {}
+        for chunk, relation in enumerate(batch.relation.tolist()):
+            if replaced[chunk]:
+                groups.setdefault((self.types[side][relation], relation if by_relation else -1), []).append(chunk)
+        parts = dict(zip(self.tables, vectors.split([len(batch.ids[table]) for table in self.tables]), strict=True))
+        found = []
+        for (table, _), chunks in groups.items():
+            chosen = torch.zeros(len(batch.relation), dtype=torch.bool, device=vectors.device)
+            chosen[chunks] = True
+            relation = batch.relation[chunks[:1]]
+            candidates = self.scorer.candidates(side, parts[table].unsqueeze(0), relation).squeeze(0)
+            found.append(AllCandidates.of_chunks(side, batch, chosen, queries, candidates, self.scorer.compare))
+        return found
+
+    def _penalty(self, vectors: torch.Tensor, batch: EdgeBatch) -> torch.Tensor:
+        """Return `model.regularization`'s penalty on what the batch's edges use, a scalar.
+
+        Edges count alike, whatever their or their relation's weight (only those of weight 0 do not count): the weights
+        say how much an edge is believed, not how large its vectors may be.
+        """
+        config = self.regularization
+        total = vectors.new_zeros(())
+        real = batch.weight > 0
+        if config.entities:
+            index = torch.cat([batch.lhs_index[real], batch.rhs_index[real]])
+            count = torch.bincount(index, minlength=len(vectors))
+            rows = count.nonzero().squeeze(1)
+            each = penalty(F.embedding(rows, vectors), config.norm, self.scorer.complex)
+            total = total + config.entities * (each * count[rows] if config.degree_weighted else each).sum()
+        if config.operators:
+            if config.degree_weighted:
+                operators = self.scorer.penalty(batch.relation, config.norm) * real.sum(1)
+            else:
+                operators = self.scorer.penalty(batch.relation.unique(), config.norm)
+            total = total + config.operators * operators.sum()
+        return total
 
 
 class ModelAndLoss(nn.Module):
@@ -135,31 +215,27 @@ class TwhinModelAndLoss(nn.Module):
     """A TwhinModel (or its sharded form) and the loss of its edges.
 
     The loss is `world size * sum(edge's loss * edge's weight * relation's weight) / edges of all ranks in this step`,
-    an edge's loss being the mean over the sides that are replaced. Both the tables' and the operators' gradients are
-    averaged over ranks, so they are those of the step's mean loss at any world size and with any split of the edges.
+    an edge's loss being the mean over the sides that its relation replaces. Both the tables' and the operators'
+    gradients are averaged over ranks, so they are those of the step's mean loss at any world size and with any split of
+    the edges.
+
+    In training mode `model.regularization`'s penalty is added: `world size * sum of penalties / edges of all ranks`. It
+    is the same at any world size where it is degree-weighted; if not, an entity or a relation counts once for each rank
+    that has an edge of it.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        model_config: TwhinModelConfig,
-        sides: Sides = "both",
-        amp: bool = False,
-    ) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, model_config: TwhinModelConfig, *, amp: bool = False) -> None:
         """Wrap `model`.
 
         Args:
             model: A TwhinModel, sharded or not.
             loss: An edge's loss on one side.
             model_config: Gives the relations' weights.
-            sides: Which sides of an edge are replaced (`negatives.sides`).
             amp: Score in bfloat16 (`runtime.enable_amp`); tables and loss stay as they are.
         """
         super().__init__()
         self.model = model
         self.loss = loss
-        self.sides: Sides = sides
         self.amp = amp
         self.relation_weight: torch.Tensor
         weights = torch.tensor([relation.weight for relation in model_config.relations], dtype=torch.float32)
@@ -177,36 +253,69 @@ class TwhinModelAndLoss(nn.Module):
             the edge's loss times its weight, without the relation's weight) and `relation_edges [R]` (sums of edge
             weights: `relation_loss / relation_edges` is a relation's mean loss, after summing both over ranks).
         """
-        with torch.autocast(batch.weight.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            outputs = self.model(batch, self.sides)
-        sides = ("lhs", "rhs") if self.sides == "both" else (self.sides,)
-        losses = [self.loss(outputs["logits"], outputs[f"{side}_logits"]) for side in sides]
-        edge_loss = torch.stack(losses).mean(0)
-        relation_weight = self.relation_weight.to(edge_loss.device)
-        weighted = edge_loss * batch.weight
+        with self._autocast(batch.weight.device.type):
+            outputs = self.model(batch)
+        relation_weight = self.relation_weight.to(batch.weight.device)
+        on = {side: getattr(batch, f"{side}_on").float() for side in SIDES}
+        share = {side: (on[side] / (on["lhs"] + on["rhs"]).clamp(min=1)).unsqueeze(1) for side in SIDES}
+        weight = batch.weight * relation_weight[batch.relation].unsqueeze(1)
+        total = outputs["logits"].new_zeros(())
+        edge_loss = torch.zeros_like(batch.weight)
+        for side in batch.sides:
+            if batch.everything:
+                side_total, side_loss = self._of_everything(side, outputs, weight * share[side])
+            else:
+                side_loss = self._of_candidates(side, outputs, batch)
+                side_total = (side_loss * weight * share[side]).sum()
+            total = total + side_total
+            edge_loss += side_loss.detach() * share[side]
         world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        total = (weighted * relation_weight[batch.relation].unsqueeze(1)).sum()
+        if self.training:
+            total = total + outputs["penalty"]
         loss = world_size * total / max(batch.global_edges, 1)
         by_relation = torch.zeros_like(relation_weight)
         return loss, {
             **outputs,
             "loss": loss.detach(),
-            "edge_loss": edge_loss.detach(),
-            "relation_loss": by_relation.index_add(0, batch.relation, weighted.detach().sum(1)),
+            "edge_loss": edge_loss,
+            "relation_loss": by_relation.index_add(0, batch.relation, (edge_loss * batch.weight).sum(1)),
             "relation_edges": by_relation.index_add(0, batch.relation, batch.weight.sum(1)),
         }
 
+    def _of_candidates(self, side: Side, outputs: Outputs, batch: EdgeBatch) -> torch.Tensor:
+        """Return the edges' loss `[G, C]` on a side, from the logits of all candidates in the batch."""
+        negative = outputs[f"{side}_logits"]
+        if self.loss.config.log_q:
+            log_q = getattr(batch, f"{side}_log_q").unsqueeze(1)
+            negative = negative - self.loss.candidate_temperature * log_q
+        pooled = _pick(self.loss.pool(negative), getattr(batch, f"{side}_query"))
+        return self.loss.edge(outputs[f"{side}_positive"], pooled)
+
+    def _of_everything(self, side: Side, outputs: Outputs, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weighted sum of the edges' losses on a side, and, detached, each edge's loss `[G, C]`."""
+
+        total = weight.new_zeros(())
+        edge_loss = torch.zeros_like(weight)
+        for group in outputs[f"{side}_everything"]:
+            positive = outputs[f"{side}_positive"].flatten()[group.edge]
+            autocast = self._autocast(weight.device.type)
+            part, losses = group.loss(positive, weight.flatten()[group.edge], self.loss, autocast)
+            total = total + part
+            edge_loss.view(-1)[group.edge] = losses
+        return total, edge_loss
+
+    def _autocast(self, device: str) -> torch.autocast:
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.amp)
+
 
 def _take(vectors: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return `vectors[index]`: `[U, D]` and `[G, N]` to `[G, N, D]`."""
-    return vectors.index_select(0, index.reshape(-1)).reshape(*index.shape, vectors.shape[1])
+    """Return `vectors[index]`: `[U, D]` and `[G, N]` to `[G, N, D]`. (An embedding's backward pass is the fastest.)"""
+    return F.embedding(index, vectors)
 
 
-def _mask(scores: torch.Tensor, batch: EdgeBatch, pairs: torch.Tensor) -> torch.Tensor:
-    """Return the mask `bool [G, C, n + K]`: `pairs`, and the window's candidates that are padding."""
-    width = batch.in_batch.shape[1]
-    padding = torch.arange(width, device=scores.device) >= batch.num_in_batch[:, None]
-    masked = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    masked[:, :, :width] = padding.unsqueeze(1)
-    masked[pairs[:, 0], pairs[:, 1], pairs[:, 2]] = True
-    return masked
+def _pick(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return `x[g, index[g]]` for each chunk: `[G, Q]` or `[G, Q, D]`, and `[G, C]`, to `[G, C]` or `[G, C, D]`."""
+    if x.dim() == 2:
+        return x.gather(1, index)
+    start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
+    return F.embedding(index + start, x.flatten(0, 1))
