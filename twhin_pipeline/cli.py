@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import sys
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any
@@ -283,6 +284,34 @@ def config_command(
         sys.stdout.write(room.markdown())
     else:
         sys.stdout.write(_config(config, overrides)[0].to_yaml())
+
+
+@app.command("tune")
+def tune_command(
+    config: ConfigPath = None,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    overrides: Overrides = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials, those of earlier calls included; default: tune.trials.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds after which no trial begins; default: tune.timeout_s.")
+    ] = None,
+) -> None:
+    """Search for better hyperparameters.
+
+    The section tune names the fields; trials are compared on validation edges. The same call goes on with a search.
+    """
+    from twhin_pipeline import tune as room
+
+    best = room.run(_run_of(config, home, snapshot, overrides), print, trials=trials, timeout_s=timeout)
+    print(
+        f"\nbest of {best.trials} trials (failed {best.failed}, pruned {best.pruned}): {best.metric} {best.value:.4f}"
+    )
+    for override in best.overrides:
+        print(f"  --set {shlex.quote(override)}")
+    print(f"written to {best.file}; MLflow run {best.mlflow_run_id}")
 
 
 @app.command()
