@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets import automation, edges, embeddings, evaluation, training_set, twhin_model, vocabularies
+from assets import automation, edges, embeddings, evaluation, training_set, tune, twhin_model, vocabularies
 from resources.configuration import ConfigurationResource
 from resources.launcher import LauncherResource
 from resources.store import StoreResource
@@ -49,7 +49,7 @@ def build_defs(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
-        jobs=[automation.chain],
+        jobs=[automation.chain, tune.make(snapshots)],
         schedules=[automation.retraining(lambda: find_snapshots(configuration.load()))],
         sensors=[automation.tell_failure],
     )

@@ -1,0 +1,67 @@
+"""The job `tune`: a search over hyperparameters for one snapshot, started by hand.
+
+What belongs here: the job, its launchpad and what its run shows. What does not: the search (`twhin_pipeline/tune.py`),
+or what is searched (the section `tune` of the configuration).
+https://docs.dagster.io/guides/build/jobs/op-jobs
+"""
+
+import dagster as dg
+from pydantic import Field
+
+from assets.stage import POOL, mistakes, table
+from resources.configuration import ConfigurationResource
+from resources.launcher import LauncherResource
+from resources.store import StoreResource
+from resources.tracking import TrackingResource
+
+
+class SearchConfig(dg.Config):
+    """How long to search."""
+
+    trials: int | None = Field(
+        default=None, ge=1, description="Trials, those of earlier runs included. Empty: `tune.trials`."
+    )
+    timeout_s: float | None = Field(
+        default=None, gt=0, description="Seconds after which no trial begins. Empty: `tune.timeout_s`."
+    )
+
+
+@dg.op(pool=POOL, description="Trials under torchrun, each a nested MLflow run; the same search goes on where it was.")
+def search(
+    context: dg.OpExecutionContext,
+    config: SearchConfig,
+    configuration: ConfigurationResource,
+    store: StoreResource,
+    tracking: TrackingResource,
+    launcher: LauncherResource,
+) -> None:
+    """Search, and show the best values on the run's page."""
+    from twhin_pipeline import pipeline, tune
+
+    with mistakes():
+        overrides = launcher.overrides(configuration.overrides())
+        overrides += [tune.as_override(f"launch.env.{name}", value) for name, value in launcher.env.items()]
+        tables, loaded = store.open(), configuration.load()
+        run = pipeline.Run(loaded, configuration.file, overrides, tables, context.partition_key)
+        best = tune.run(run, context.log.info, trials=config.trials, timeout_s=config.timeout_s)
+    fields = {"field": list(best.fields), "value": [str(value) for value in best.fields.values()]}
+    metadata = {
+        "value": best.value, "metric": best.metric, "trials": best.trials, "failed": best.failed,
+        "pruned": best.pruned, "best": table(fields), "set": dg.MetadataValue.json(best.overrides),
+        "path": dg.MetadataValue.path(best.file), "mlflow_run": tracking.link(tables, best.mlflow_run_id),
+    }  # fmt: skip
+    context.add_output_metadata(metadata)
+
+
+def make(partitions: dg.PartitionsDefinition) -> dg.JobDefinition:
+    """Return the job."""
+
+    @dg.job(
+        name="tune",
+        partitions_def=partitions,
+        description="Search for better hyperparameters: fields and ranges are in the configuration's section `tune`.",
+    )
+    def tune() -> None:
+        search()
+
+    return tune
