@@ -75,6 +75,53 @@ def test_one_rank_sends_nothing_and_two_send_the_lookups():
     assert plan.estimate(config, ROWS, 2).sent_per_step == (places * (8 + 2 * 8 * 4) + operators) // 2
 
 
+def with_sides(first, second, **changes):
+    """Two relations, user to item, with sides of their own."""
+    relations = [
+        {"name": name, "lhs": "user", "rhs": "item", "sides": sides}
+        for name, sides in (("likes", first), ("reads", second))
+    ]
+    tables = [{"name": name, "embedding_dim": 8} for name in ("user", "item")]
+    return make_config(model={"embeddings": {"tables": tables}, "relations": relations}, **changes)
+
+
+@pytest.mark.parametrize(("sides", "pools"), [(("rhs", "rhs"), 1), (("rhs", "lhs"), 2), ((None, "rhs"), 2)])
+def test_pools_are_of_the_sides_that_some_relation_replaces(sides, pools):
+    data = {"per_replica_batch_size": 10, "global_negatives": 5, "in_batch_negatives": 0}
+    config = with_sides(*sides, train_data=data, negatives={"chunk_size": 10})
+    places = 2 * 10 + pools * 5
+    operators = 2 * 2 * 8 * 4
+    assert plan.estimate(config, ROWS, 2).sent_per_step == (places * (8 + 2 * 8 * 4) + operators) // 2
+    assert plan.estimate(config, ROWS, 1, num_edges=100).ranks[0].edges == 100 * 12 + 10 * pools * 5 * 8
+
+
+def test_all_entities_as_candidates_are_looked_up_and_scored_a_block_at_a_time():
+    data = {"per_replica_batch_size": 10, "global_negatives": "all", "in_batch_negatives": 0}
+    every = with_sides("rhs", "rhs", train_data=data, negatives={"chunk_size": 10})
+    places = 2 * 10 + 301  # items only are replaced
+    found = plan.estimate(every, ROWS, 2, num_edges=100)
+    assert found.sent_per_step == (places * (8 + 2 * 8 * 4) + 2 * 2 * 8 * 4) // 2
+    block = plan.BLOCK_BYTES // 4
+    assert found.ranks[0].step == 6 * places * 8 * 4 + block * (5 * 4 + 1) + 4 * (16 * places + 4 * 10)
+    assert found.ranks[0].edges == 100 * (12 + 2 * 20)
+    both = plan.estimate(make_config(train_data=data), ROWS, 1)
+    assert both.ranks[0].step > found.ranks[0].step
+
+
+def test_the_block_of_scores_is_that_of_training():
+    from twhin_pipeline import all_candidates
+
+    assert plan.BLOCK_BYTES == all_candidates.BLOCK_BYTES
+
+
+def test_log_q_takes_four_bytes_a_candidate():
+    data = {"global_negatives": 50, "in_batch_negatives": 20}
+    plain, corrected = (
+        plan.estimate(make_config(train_data=data, loss={"log_q": on}), ROWS, 1, num_edges=5000) for on in (False, True)
+    )
+    assert corrected.ranks[0].edges - plain.ranks[0].edges == 5 * 2 * (50 + 20) * 4
+
+
 def test_steps_are_those_of_the_loop():
     config = make_config(
         train_data={"per_replica_batch_size": 20}, negatives={"chunk_size": 10}, training={"num_epochs": 3}

@@ -18,6 +18,10 @@ from twhin_pipeline.store import Store
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2}
 POSITIVE_BYTES = 12  # an edge in a rank's memory: two int32 rows and a float32 weight
 PROCESS_BYTES = 800 * 2**20  # torch, torchrec, MLflow and buffers of a rank; 670 to 770 MiB were measured on CPU
+TRUE_EDGE_BYTES = (
+    20  # an edge and side of what `global_negatives: all` masks by: a row, and at most a key and its start
+)
+BLOCK_BYTES = 24 * 2**20  # of scores with `global_negatives: all`; all_candidates.BLOCK_BYTES, which would load torch
 SCORE_COPIES = 5  # scores, their masked copy, what the loss keeps for the backward pass, and two gradients
 VECTOR_COPIES = 6  # looked up, gathered, prepared, and the gradient of each
 
@@ -45,7 +49,7 @@ class RankPlan:
     step: int
     """Vectors and scores of one step, their gradients, and the batches read ahead."""
     edges: int
-    """Training edges, and one epoch's negatives of this rank."""
+    """Training edges, and one epoch's negatives of this rank (what is masked, where all entities are candidates)."""
     process: int
     """The process itself, its libraries loaded."""
 
@@ -102,7 +106,7 @@ def estimate(
     tables = [_table(table, *rows[table.name]) for table in config.model.embeddings.tables]
     held = _layout(config.launch.sharding, tables, world_size)
     per_row = {t.name: (t.weights + t.optimizer) / t.rows for t in tables}
-    step, looked_up, edges = _step(config, sum(t.rows for t in tables))
+    step, looked_up, edges = _step(config, {t.name: t.rows for t in tables})
     epoch_edges = _edges(config, num_edges or 0, world_size)
     ranks = [
         RankPlan(
@@ -214,28 +218,49 @@ def _layout(sharding: str, tables: list[TablePlan], world_size: int) -> list[dic
     return shards
 
 
-def _step(config: TwhinConfig, all_rows: int) -> tuple[int, int, int]:
+def _step(config: TwhinConfig, rows: dict[str, int]) -> tuple[int, int, int]:
     """Return, of one rank in one step: bytes, rows looked up (at most), and edges."""
     data, dim = config.train_data, config.model.embedding_dim
-    sides = 2 if config.negatives.sides == "both" else 1
     chunks = max(1, data.per_replica_batch_size // config.negatives.chunk_size)
     edges = chunks * config.negatives.chunk_size
-    pool = chunks * data.global_negatives * sides
+    if data.global_negatives == "all":
+        # All rows of the types of which candidates are; queries are scored with them a block at a time.
+        replaced = _replaced(config)
+        pool = sum(rows[name] for name in set().union(*replaced.values()))
+        scores = max(BLOCK_BYTES // 4, max(rows.values()))
+    else:
+        sides = len(_replaced(config))
+        pool = chunks * data.global_negatives * sides
+        window = min(data.in_batch_negatives, config.negatives.chunk_size)
+        # Edges that keep the same entity share a row of scores; here each has its own.
+        scores = sides * edges * (window + data.global_negatives)
     places = 2 * edges + pool
-    looked_up = min(places, all_rows)
+    looked_up = min(places, sum(rows.values()))
     vectors = VECTOR_COPIES * places * dim * 4
-    window = min(data.in_batch_negatives, config.negatives.chunk_size)
-    scores = sides * edges * (window + data.global_negatives)
     # A batch read ahead holds an index of 8 bytes a place, its unique ids, and a weight an edge.
     ahead = config.launch.prefetch_batches * (16 * places + 4 * edges)
     return vectors + SCORE_COPIES * scores * 4 + scores + ahead, looked_up, edges
 
 
+def _replaced(config: TwhinConfig) -> dict[str, set[str]]:
+    """Return the sides that some relation replaces, and the tables that candidates of such a side are of."""
+    found: dict[str, set[str]] = {}
+    for relation in config.model.relations:
+        sides = relation.sides or config.negatives.sides
+        for side in ("lhs", "rhs") if sides == "both" else (sides,):
+            found.setdefault(side, set()).add(getattr(relation, side))
+    return found
+
+
 def _edges(config: TwhinConfig, num_edges: int, world_size: int) -> int:
-    """Return the bytes of all positives and of this rank's share of an epoch's pools."""
-    sides = 2 if config.negatives.sides == "both" else 1
+    """Return the bytes of all positives and of this rank's share of an epoch's pools, or of what masks stand for."""
+    sides, pool = len(_replaced(config)), config.train_data.global_negatives
+    if pool == "all":
+        return num_edges * (POSITIVE_BYTES + 2 * TRUE_EDGE_BYTES)
     chunks = -(-num_edges // config.negatives.chunk_size)
-    return num_edges * POSITIVE_BYTES + chunks * sides * config.train_data.global_negatives * 8 // world_size
+    window = min(config.train_data.in_batch_negatives, config.negatives.chunk_size)
+    log_q = 4 * (pool + window) if config.loss.log_q else 0
+    return num_edges * POSITIVE_BYTES + chunks * sides * (pool * 8 + log_q) // world_size
 
 
 def parse_rows(given: list[str]) -> dict[str, int]:
