@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import duckdb
@@ -12,15 +12,15 @@ import pyarrow as pa
 import torch
 
 from twhin_pipeline import database
-from twhin_pipeline.baselines import popular_ranks, read_degrees
+from twhin_pipeline.baselines import read_degrees
 from twhin_pipeline.classification import auc, rce, sample_negatives, score_sampled
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.known_edges import read_known
+from twhin_pipeline.held_out import HeldOut, Questions, read_edges, read_retrieval, replaced_sides, some_edges
 from twhin_pipeline.model_files import ModelTables
-from twhin_pipeline.rank_metrics import rank_metrics, retrieval_metrics
-from twhin_pipeline.ranking import CandidateSet, Counts, rank_edges
-from twhin_pipeline.relation_scores import SIDES, RelationScores, other, to_tensor
+from twhin_pipeline.rank_metrics import distinct, joined, rank_metrics, retrieval_metrics
+from twhin_pipeline.ranking import CandidateSet, Counts
+from twhin_pipeline.relation_scores import SIDES, RelationScores, to_tensor
 from twhin_pipeline.sections.training import EvaluationConfig
 from twhin_pipeline.store import Manifest, Store
 
@@ -70,32 +70,6 @@ class Measured:
     retrieved: Retrieved | None
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Parquet files (`lhs`, `rhs`, `rel`) of the edges to rank, of the training edges, and of edges seen in tuning."""
-
-    split: str
-    test: list[str]
-    train: list[str]
-    validation: list[str]
-
-    @property
-    def seen(self) -> list[str]:
-        """What the model or its tuning has seen, which retrieval leaves out."""
-        return [*self.train, *self.validation]
-
-    @classmethod
-    def open(cls, store: Store, snapshot: str) -> HeldOut:
-        """Take the test edges, or the validation edges where there are no test edges."""
-        train = store.files("training_set/positives", snapshot)
-        for split in ("test", "validation"):
-            manifest = store.manifest(f"held_out/{split}", snapshot)
-            if manifest.rows:
-                tuning = store.files("held_out/validation", snapshot) if split == "test" else []
-                return cls(split, store.files_of(manifest), train, tuning)
-        return cls("none", [], train, [])
-
-
 def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     """Measure the model of a snapshot on its held-out edges and write the table `evaluation`.
 
@@ -120,6 +94,7 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             if found is not None:
                 measured.append(found)
     table = _table(measured, config.evaluation)
+    metrics, baseline = _overall(measured, config)
     with store.replace("evaluation", snapshot, config_hash=config.hash(), parents=versions) as draft:
         draft.write(table)
         draft.details = {
@@ -128,8 +103,11 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             "edges": sum(m.edges for m in measured),
             "seconds": round(time.monotonic() - started, 3),
             "device": device.type,
-            "metrics": _overall(table, "value"),
-            "baseline": _overall(table, "baseline"),
+            "chosen_step": tables.manifest.details.get("chosen_step"),
+            "chosen_epoch": tables.manifest.details.get("chosen_epoch"),
+            "sides": _sides(config),
+            "metrics": metrics,
+            "baseline": baseline,
         }
     return store.manifest("evaluation", snapshot)
 
@@ -165,67 +143,37 @@ def _measure(
     options: EvaluationConfig,
 ) -> Measured | None:
     """Measure one relation, or return None where none of its edges is held out."""
-    if not held_out.test:
-        return None
-    found = con.execute(
-        "SELECT lhs, rhs FROM read_parquet(?) WHERE rel = ? ORDER BY lhs, rhs", [held_out.test, relation]
-    ).fetchnumpy()
-    edges = {side: np.asarray(found[side], np.int64) for side in SIDES}
+    edges = read_edges(con, held_out.test, relation)
     total = len(edges["lhs"])
     if not total:
         return None
     rng = np.random.default_rng([options.seed, relation])
-    chosen = np.arange(total)
-    if options.max_edges is not None and options.max_edges < total:
-        chosen = np.sort(rng.choice(total, options.max_edges, replace=False))
-    everything = list(dict.fromkeys([*held_out.seen, *held_out.test]))
-    model, baseline = {}, {}
+    chosen = some_edges(edges, options.max_edges, rng)
+    whole = len(chosen["lhs"]) == total
+    model: dict[str, Scored] = {}
+    baseline: dict[str, Scored] = {}
     retrieved: Retrieved | None = None
     for side in SIDES:
-        queries, targets = edges[other(side)][chosen], edges[side][chosen]
-        filters = [read_known(con, everything, relation, other(side), queries)]
-        degrees = read_degrees(con, held_out.train, relation, side, scores.num_entities(side))
-        candidates = CandidateSet.sample(scores.num_entities(side), options.candidates, rng)
-        drawn, valid = sample_negatives(scores.num_entities(side), queries, filters[0], options.auc_negatives, rng)
-        true, false = score_sampled(scores, side, queries, targets, drawn, options.block_size)
+        size = scores.num_entities(side)
+        candidates = CandidateSet.sample(size, options.candidates, rng)
         # Where these are all tails of their heads and all candidates, retrieval is the same scores with another filter.
-        same = side == "rhs" and bool(options.recall_at) and candidates.rows is None and len(chosen) == total
-        if same:
-            filters.append(read_known(con, held_out.seen, relation, "lhs", queries))
-        ours = rank_edges(scores, side, queries, targets, candidates, filters, options.block_size)
-        theirs = popular_ranks(degrees, queries, targets, candidates, filters)
+        same = side == "rhs" and bool(options.recall_at) and candidates.rows is None and whole
+        known = [held_out.known, held_out.seen] if same else [held_out.known]
+        asked = Questions.read(con, relation, side, chosen, candidates, known)
+        degrees = read_degrees(con, held_out.train, relation, side, size)
+        drawn, valid = sample_negatives(size, asked.queries, asked.filters[0], options.auc_negatives, rng)
+        true, false = score_sampled(scores, side, asked.queries, asked.targets, drawn, options.block_size)
+        ours, theirs = asked.rank(scores, options.block_size), asked.popular(degrees)
         model[side] = Scored(ours[0].ranks, ours[1].ranks, true, false[valid])
-        baseline[side] = Scored(theirs[0].ranks, theirs[1].ranks, degrees[targets], degrees[drawn[valid]])
+        baseline[side] = Scored(theirs[0].ranks, theirs[1].ranks, degrees[asked.targets], degrees[drawn[valid]])
         if same:
-            retrieved = Retrieved(queries, ours[2], theirs[2])
+            retrieved = Retrieved(asked.queries, ours[2], theirs[2])
     if options.recall_at and retrieved is None:
-        retrieved = _retrieve(con, relation, scores, held_out, edges, options, rng)
-    return Measured(name, len(chosen), model, baseline, retrieved)
-
-
-def _retrieve(
-    con: duckdb.DuckDBPyConnection,
-    relation: int,
-    scores: RelationScores,
-    held_out: HeldOut,
-    edges: dict[str, np.ndarray],
-    options: EvaluationConfig,
-    rng: np.random.Generator,
-) -> Retrieved:
-    """Rank all test tails of some heads in the whole catalogue: of heads that have at most `max_edges` together."""
-    heads, counts = np.unique(edges["lhs"], return_counts=True)
-    if options.max_edges is not None:
-        order = rng.permutation(len(heads))
-        enough = np.searchsorted(np.cumsum(counts[order]), options.max_edges, "right")
-        heads = heads[order[: max(1, enough)]]
-    chosen = np.isin(edges["lhs"], heads)
-    queries, targets = edges["lhs"][chosen], edges["rhs"][chosen]
-    seen = [read_known(con, held_out.seen, relation, "lhs", heads)]
-    everything = CandidateSet(scores.num_entities("rhs"))
-    degrees = read_degrees(con, held_out.train, relation, "rhs", scores.num_entities("rhs"))
-    model = rank_edges(scores, "rhs", queries, targets, everything, seen, options.block_size)
-    baseline = popular_ranks(degrees, queries, targets, everything, seen)
-    return Retrieved(queries, model[1], baseline[1])
+        size = scores.num_entities("rhs")
+        asked = read_retrieval(con, relation, edges, size, held_out, options.max_edges, rng)
+        degrees = read_degrees(con, held_out.train, relation, "rhs", size)
+        retrieved = Retrieved(asked.queries, asked.rank(scores, options.block_size)[1], asked.popular(degrees)[1])
+    return Measured(name, len(chosen["lhs"]), model, baseline, retrieved)
 
 
 def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:
@@ -234,18 +182,12 @@ def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:
     for name, group in [*((m.name, [m]) for m in measured), *([(ALL, measured)] if measured else [])]:
         for side in (*SIDES, BOTH):
             sides = SIDES if side == BOTH else (side,)
-            value = _scored_metrics([m.model[s] for m in group for s in sides], options)
-            baseline = _scored_metrics([m.baseline[s] for m in group for s in sides], options)
-            # A degree is no probability, so it has no log loss.
-            baseline["rce"] = None
-            edges = sum(m.edges for m in group)
-            rows += _table_rows(name, side, edges, value, baseline)
-        retrieved = [m.retrieved for m in group if m.retrieved is not None]
-        if retrieved:
-            query = _distinct(r.query for r in retrieved)
-            ours, theirs = _joined([r.model for r in retrieved]), _joined([r.baseline for r in retrieved])
-            found = [retrieval_metrics(query, counts, options.recall_at) for counts in (ours, theirs)]
-            rows += _table_rows(name, "rhs", len(query), *found)
+            found = _compared(
+                [m.model[s] for m in group for s in sides], [m.baseline[s] for m in group for s in sides], options
+            )
+            rows += _table_rows(name, side, sum(m.edges for m in group), *found)
+        found = _retrieval(group, options)
+        rows += _table_rows(name, "rhs", sum(len(m.retrieved.query) for m in group if m.retrieved is not None), *found)
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
@@ -259,6 +201,27 @@ def _table_rows(
     ]
 
 
+def _compared(
+    model: list[Scored], baseline: list[Scored], options: EvaluationConfig
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Return the metrics of the model and those of the baseline."""
+    # A degree is no probability, so it has no log loss.
+    return _scored_metrics(model, options), _scored_metrics(baseline, options) | {"rce": None}
+
+
+def _retrieval(
+    group: list[Measured], options: EvaluationConfig
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Return the retrieval metrics of the model and those of the baseline; none where it is left out."""
+    retrieved = [m.retrieved for m in group if m.retrieved is not None]
+    if not retrieved:
+        return {}, {}
+    query = distinct(r.query for r in retrieved)
+    ours, theirs = joined([r.model for r in retrieved]), joined([r.baseline for r in retrieved])
+    model, baseline = (retrieval_metrics(query, counts, options.recall_at) for counts in (ours, theirs))
+    return {**model}, {**baseline}
+
+
 def _scored_metrics(scored: list[Scored], options: EvaluationConfig) -> dict[str, float | None]:
     filtered = np.concatenate([s.filtered for s in scored])
     raw = np.concatenate([s.raw for s in scored])
@@ -269,27 +232,29 @@ def _scored_metrics(scored: list[Scored], options: EvaluationConfig) -> dict[str
     return found | {"auc": auc(true, false), "rce": rce(true, false)}
 
 
-def _joined(counts: list[Counts]) -> Counts:
-    return Counts(np.concatenate([c.above for c in counts]), np.concatenate([c.tied for c in counts]))
+def _overall(measured: list[Measured], config: TwhinConfig) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the metrics of all relations, the model's and the baseline's: retrieval of tails, and of the others the
+    mean over the queries of the sides that each relation replaces in training.
+    """
+    replaced = dict(zip(config.model.relation_names, replaced_sides(config), strict=True))
+    queries = [(m, side) for m in measured for side in replaced[m.name]]
+    if not queries:
+        return {}, {}
+    found = _compared([m.model[s] for m, s in queries], [m.baseline[s] for m, s in queries], config.evaluation)
+    retrieved = _retrieval(measured, config.evaluation)
+    model, baseline = (
+        {k: v for k, v in (a | b).items() if v is not None} for a, b in zip(found, retrieved, strict=True)
+    )
+    return model, baseline
 
 
-def _distinct(groups: Iterable[np.ndarray]) -> np.ndarray:
-    """Concatenate queries of several relations so that the same entity is another query in another relation."""
-    numbered, offset = [], 0
-    for query in groups:
-        names, number = np.unique(query, return_inverse=True)
-        numbered.append(number + offset)
-        offset += len(names)
-    return np.concatenate(numbered)
-
-
-def _overall(table: pa.Table, column: str) -> dict[str, float]:
-    """Return the metrics of all relations: of both sides where they have two, else of tails."""
-    found = {}
-    for row in table.to_pylist():
-        if row["relation"] == ALL and row["side"] in ("rhs", BOTH) and row[column] is not None:
-            found[row["metric"]] = row[column]
-    return found
+def _sides(config: TwhinConfig) -> str | dict[str, str]:
+    """Tell which sides' queries the overall metrics average: one word where it is the same for all relations."""
+    told = {
+        name: BOTH if sides == SIDES else sides[0]
+        for name, sides in zip(config.model.relation_names, replaced_sides(config), strict=True)
+    }
+    return told if len(set(told.values())) > 1 else next(iter(told.values()))
 
 
 def _note(config: TwhinConfig, held_out: HeldOut, measured: list[Measured]) -> str:

@@ -114,6 +114,8 @@ class Progress:
     losses: list[dict[str, float]] = field(default_factory=list)
     validations: list[dict[str, float]] = field(default_factory=list)
     best_step: int | None = None
+    best_epoch: int | None = None
+    """The epoch, from 1, that the best step is in."""
     best_value: float | None = None
     evaluations_without_gain: int = 0
     mlflow_run_id: str | None = None
@@ -137,8 +139,10 @@ class Progress:
         """The last step that was evaluated."""
         return int(self.validations[-1]["step"]) if self.validations else None
 
-    def add_validation(self, metrics: dict[str, float], metric: str, higher_is_better: bool, complete: bool) -> bool:
-        """Add an evaluation at this step; return whether it is the best so far by `metric`.
+    def add_validation(
+        self, metrics: dict[str, float], epoch: int, metric: str, higher_is_better: bool, complete: bool
+    ) -> bool:
+        """Add an evaluation at this step of an epoch (from 1); return whether it is the best so far by `metric`.
 
         One that was cut short saw other edges than the others, so it decides on nothing.
         """
@@ -148,7 +152,8 @@ class Progress:
         value, best = metrics[metric], self.best_value
         better = math.isfinite(value) and (best is None or (value > best if higher_is_better else value < best))
         if better:
-            self.best_step, self.best_value, self.evaluations_without_gain = self.step, value, 0
+            self.best_step, self.best_epoch, self.best_value = self.step, epoch, value
+            self.evaluations_without_gain = 0
         else:
             self.evaluations_without_gain += 1
         return better
@@ -162,8 +167,8 @@ class Progress:
             if metric != "step"
         ]
 
-    def details(self, config: TwhinConfig) -> dict[str, Any]:
-        """Return what the model's manifest says of the run."""
+    def details(self, config: TwhinConfig, epoch: int) -> dict[str, Any]:
+        """Return what the model's manifest says of the run, whose last step was in `epoch` (from 1)."""
         losses = [record["loss"] for record in self.losses]
         return {
             "model": config.model.model_dump(mode="json"),
@@ -171,6 +176,8 @@ class Progress:
             "final_loss": losses[-1],
             "best_loss": min(losses),
             "best_step": self.best_step,
+            "chosen_step": self.step if self.best_step is None else self.best_step,
+            "chosen_epoch": epoch if self.best_epoch is None else self.best_epoch,
             "best_validation": self.best_value,
             "validation_metric": config.training.early_stopping_metric,
             "edges": self.edges,

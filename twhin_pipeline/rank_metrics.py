@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -38,3 +38,18 @@ def retrieval_metrics(query: np.ndarray, counts: Counts, recall_at: Sequence[int
         share = np.bincount(number, gain) / gained[np.minimum(relevant, k)]
         found[f"ndcg@{k}"] = float(np.minimum(share, 1).mean())
     return found
+
+
+def joined(counts: list[Counts]) -> Counts:
+    """Concatenate the counts of several relations or sides."""
+    return Counts(np.concatenate([c.above for c in counts]), np.concatenate([c.tied for c in counts]))
+
+
+def distinct(groups: Iterable[np.ndarray]) -> np.ndarray:
+    """Concatenate queries of several relations so that the same entity is another query in another relation."""
+    numbered, offset = [], 0
+    for query in groups:
+        names, number = np.unique(query, return_inverse=True)
+        numbered.append(number + offset)
+        offset += len(names)
+    return np.concatenate(numbered)

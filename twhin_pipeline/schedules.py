@@ -13,8 +13,8 @@ def rate_at(schedule: LearningRate, step: int, total_steps: int | None = None) -
     """Return the learning rate in force for the update number `step`, counted from 0.
 
     A ramp of n steps starts at 0 and has its full rate at step n. The cosine is that of SGDR without restarts
-    (Loshchilov and Hutter, 2017). The linear decay of a training of n steps would be at its final rate at step n, so
-    that its last update is the last one above it.
+    (Loshchilov and Hutter, 2017). The linear decay of a training of n steps would have its final rate at step n, the
+    one after its last.
 
     Args:
         schedule: What to follow.

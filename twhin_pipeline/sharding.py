@@ -20,6 +20,7 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import KernelConfig, PlannerError, TopologyFactory, TrainerConfig
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv, ShardingPlan
 
+from twhin_pipeline.distributed import Ranks
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model import TwhinModel
 from twhin_pipeline.sections.training import LaunchConfig
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Rows whose first vectors come from one random stream: whatever the sharding, a row's vector is the same.
 INIT_BLOCK = 4096
+# Rows of a table that are handled at a time.
+BLOCK_ROWS = 65_536
 
 LocalShards = list[tuple[int, torch.Tensor]]
 
@@ -128,6 +131,67 @@ def local_shards(weight: torch.Tensor | ShardedTensor) -> LocalShards:
         shards = weight.local_shards()
         return sorted(((s.metadata.shard_offsets[0], s.tensor) for s in shards), key=lambda shard: shard[0])
     return [(0, weight.detach())]
+
+
+@torch.no_grad()
+def gather_table(weight: torch.Tensor | ShardedTensor, ranks: Ranks, num_rows: int) -> torch.Tensor | None:
+    """Gather the first rows of a table to rank 0, in blocks, so that no other rank holds more than its shards.
+
+    All ranks call it together.
+
+    Args:
+        weight: As `table_weights` gives it.
+        ranks: This process among the others.
+        num_rows: How many rows; the others are left behind.
+
+    Returns:
+        On rank 0 `[num_rows, D]`, of the weight's type and on this rank's device (the table's own memory where it is
+        not sharded); None on other ranks.
+    """
+    if not isinstance(weight, ShardedTensor):
+        return weight.detach()[:num_rows]
+    mine = dict(local_shards(weight))
+    metadata = weight.metadata()
+    size = metadata.size[1]
+    whole = None
+    if ranks.rank == 0:
+        whole = torch.empty(num_rows, size, dtype=metadata.tensor_properties.dtype, device=ranks.device)
+    for shard in metadata.shards_metadata:
+        assert shard.placement is not None
+        first, rows, owner = shard.shard_offsets[0], shard.shard_sizes[0], shard.placement.rank()
+        for start in range(first, min(first + rows, num_rows), BLOCK_ROWS):
+            end = min(start + BLOCK_ROWS, first + rows, num_rows)
+            if owner == ranks.rank:
+                block = mine[first][start - first : end - first].detach()
+                if whole is None:
+                    dist.send(block.cpu().contiguous(), 0, group=ranks.control)
+                else:
+                    whole[start:end] = block
+            elif whole is not None:
+                received = torch.empty(end - start, size, dtype=whole.dtype)
+                dist.recv(received, owner, group=ranks.control)
+                whole[start:end] = received
+    return whole
+
+
+@torch.no_grad()
+def limit_norm(vectors: torch.Tensor, max_norm: float | None) -> torch.Tensor:
+    """Return `vectors [N, D]` with the longer ones scaled down to the length `max_norm`, as a lookup returns them."""
+    if max_norm is None:
+        return vectors
+    lengths = vectors.float().norm(dim=1, keepdim=True)
+    return (vectors.float() * (max_norm / lengths.clamp(min=max_norm))).to(vectors.dtype)
+
+
+@torch.no_grad()
+def limit_norms(model: nn.Module, max_norm: float | None) -> None:
+    """Scale down this rank's longer vectors in place, so that the tables hold what lookups return."""
+    if max_norm is None:
+        return
+    for weight in table_weights(model).values():
+        for _, shard in local_shards(weight):
+            for start in range(0, len(shard), BLOCK_ROWS):
+                shard[start : start + BLOCK_ROWS] = limit_norm(shard[start : start + BLOCK_ROWS], max_norm)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from twhin_pipeline.optimizer import apply_optimizers, build_optimizer
 from twhin_pipeline.progress import LOSSES_SCHEMA, METRICS_SCHEMA, Interval, Progress
 from twhin_pipeline.reporting import Reporter
 from twhin_pipeline.sharding import (
+    limit_norms,
     local_shards,
     log_sharded_tensor_content,
     maybe_shard_model,
@@ -30,7 +31,7 @@ from twhin_pipeline.sharding import (
 )
 from twhin_pipeline.store import Draft, Store
 from twhin_pipeline.tracking import QuietRun, Run, open_run
-from twhin_pipeline.validate import HIGHER_IS_BETTER, Validator
+from twhin_pipeline.validate import LOWER_IS_BETTER, Validator
 
 PROGRESS_EVERY_S = 0.2
 
@@ -62,17 +63,16 @@ class Trainer:
         self.parents = self._parents()
         self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size)
         has_validation = store.exists("held_out/validation", snapshot) and (
-            store.manifest("held_out/validation", snapshot).rows > 0 and training.num_eval_steps != 0
+            store.manifest("held_out/validation", snapshot).rows > 0
+            and (training.num_eval_steps != 0 or training.ranks_everything)
         )
         self.validator = Validator(config, store, snapshot, ranks) if has_validation else None
 
         model = TwhinModel(config.model, table_sizes(config, store, snapshot), ranks.device)
         self.sharded = maybe_shard_model(apply_optimizers(model, config.model), ranks.device, config.launch)
-        self.optimizer, self.schedule = build_optimizer(self.sharded, config.model)
+        self.optimizer, self.schedule = build_optimizer(self.sharded, config.model, self._total_steps(done=0))
         loss = LOSSES[config.loss.name](config.loss)
-        self.model = TwhinModelAndLoss(
-            self.sharded, loss, config.model, config.negatives.sides, amp=config.runtime.enable_amp
-        ).to(ranks.device)
+        self.model = TwhinModelAndLoss(self.sharded, loss, config.model, amp=config.runtime.enable_amp).to(ranks.device)
 
         folder = folder_of(config, store, snapshot, save_dir)
         self.checkpoints = CheckpointFolder(folder, ranks, training.checkpoint_max_to_keep)
@@ -141,13 +141,16 @@ class Trainer:
             self.tracking.log_config(self.config, world_size=self.ranks.world_size, training_set=self.dataset.version)
             self.tracking.log_text(str(self.sharded.sharding_plan_text), "sharding_plan.txt")
         self.progress.mlflow_run_id = self.ranks.broadcast(self.progress.mlflow_run_id)
-        steps_left = min(self.dataset.steps_left, self.config.training.num_train_steps - self.progress.step)
-        self.total = self.progress.step + max(steps_left, 0)
+        self.total = self._total_steps(self.progress.step)
         self.reporter.milestone(
             f"training {self.snapshot}: {self.dataset.num_edges:,} edges, {self.config.training.num_epochs} epoch(s) "
             f"of {self.dataset.steps_per_epoch:,} steps, to step {self.total:,}, {self.ranks.world_size} process(es) "
             f"on {self.ranks.device.type}; ready in {time.monotonic() - self.started:.1f} s"
         )
+
+    def _total_steps(self, done: int) -> int:
+        """Return the steps of the whole training, of which `done` are made: how many are left depends on the ranks."""
+        return max(done, min(done + self.dataset.steps_left, self.config.training.num_train_steps))
 
     def _loop(self, stop: threading.Event) -> str:
         """Take steps until something ends them; return what did."""
@@ -171,7 +174,7 @@ class Trainer:
                 if progress.step % training.train_log_every_n == 0:
                     self._log()
                 improved = False
-                if progress.step % training.eval_log_every_n == 0:
+                if self._evaluation_is_due():
                     improved = self._evaluate()
                 reason = self._stop_reason()
                 if stopped and reason is None:
@@ -190,6 +193,12 @@ class Trainer:
         self.reporter.progress(progress.step, progress.step, last["loss"], last["edges_per_second"])
         self.reporter.milestone(f"ended after step {progress.step:,}: {reason}")
         return reason
+
+    def _evaluation_is_due(self) -> bool:
+        epochs = self.config.training.eval_every_n_epochs
+        if epochs is None:
+            return self.progress.step % self.config.training.eval_log_every_n == 0
+        return self.dataset.chunks_done == 0 and self.dataset.epoch % epochs == 0
 
     def _stop_reason(self) -> str | None:
         training, progress = self.config.training, self.progress
@@ -232,14 +241,11 @@ class Trainer:
         if self.validator is None or progress.evaluated_step == progress.step:
             return False
         found = self.validator.evaluate(self.model)
-        better = progress.add_validation(found.metrics, metric, HIGHER_IS_BETTER[metric], found.complete)
+        epoch = self.dataset.epoch_of_last_batch + 1
+        better = progress.add_validation(found.metrics, epoch, metric, metric not in LOWER_IS_BETTER, found.complete)
         self.tracking.log_metrics({f"validation/{k}": v for k, v in found.metrics.items()}, progress.step)
         told = "  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
-        note = (
-            ""
-            if found.complete
-            else f" (stopped after eval_timeout_in_s, {found.steps} of {found.total_steps} batches)"
-        )
+        note = "" if found.complete else f" (stopped after eval_timeout_in_s, {found.cut_short})"
         self.reporter.milestone(
             f"validation at step {progress.step:,}: {told}{'  (best)' if better else ''}, "
             f"{found.edges:,} edges in {found.seconds:.1f} s{note}"
@@ -272,8 +278,8 @@ class Trainer:
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.dataset.load_state_dict(state["dataset"])
-        self.schedule.load_state_dict(state["schedule"])
         self.progress.load_state_dict(state["progress"])
+        self.schedule.load_state_dict(state["schedule"], self._total_steps(self.progress.step))
         # fbgemm's kernels count the steps that Adam's bias correction needs, and no state dict holds that count.
         self.optimizer.set_optimizer_step(self.progress.step)
         self.interval.load_state_dict(state["interval"])
@@ -297,7 +303,20 @@ class Trainer:
         progress, ranks = self.progress, self.ranks
         if progress.best_step is not None and progress.best_step != progress.step:
             self.checkpoints.load(progress.best_step, {"model": self.sharded.state_dict()})
-            self.reporter.milestone(f"the model is that of step {progress.best_step:,}, the best on the validation set")
+        details = progress.details(self.config, self.dataset.epoch_of_last_batch + 1) | {
+            "epochs": self.dataset.epoch,
+            "world_size": ranks.world_size,
+            "plan": str(self.sharded.sharding_plan_text),
+            "stop_reason": reason,
+        }
+        chosen = f"the model is that of step {details['chosen_step']:,} (epoch {details['chosen_epoch']})"
+        if progress.best_value is not None:
+            evaluations = len(progress.validations)
+            chosen += (
+                f": {details['validation_metric']} {progress.best_value:.4f}, the best of {evaluations} evaluation(s)"
+            )
+        self.reporter.milestone(chosen)
+        limit_norms(self.sharded, self.config.model.max_norm)
         draft = self.store.begin(ASSET, self.snapshot) if ranks.rank == 0 else None
         version = ranks.broadcast(draft.version if draft else None)
         draft = draft or Draft(self.store, ASSET, self.snapshot, version)
@@ -305,19 +324,13 @@ class Trainer:
         for table, weight in table_weights(self.sharded).items():
             writer.table(table, local_shards(weight))
         ranks.barrier()
-        details = progress.details(self.config) | {
-            "epochs": self.dataset.epoch,
-            "world_size": ranks.world_size,
-            "plan": str(self.sharded.sharding_plan_text),
-            "stop_reason": reason,
-        }
         if ranks.rank == 0:
             writer.relations(self.config.model, unwrapped(self.sharded).scorer.state_rows())
             writer.records("losses", progress.losses, LOSSES_SCHEMA)
             writer.records("metrics", progress.metric_rows(), METRICS_SCHEMA)
             draft.details = details
             draft.commit(config_hash=self.config.hash(), parents=self.parents)
-            keys = ("final_loss", "edges_per_second", "seconds", "best_validation")
+            keys = ("final_loss", "edges_per_second", "seconds", "best_validation", "chosen_step", "chosen_epoch")
             self.tracking.log_metrics({k: details[k] for k in keys if details[k] is not None}, progress.step)
         ranks.barrier()
         return details

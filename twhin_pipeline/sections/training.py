@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from twhin_pipeline.errors import unknown
 from twhin_pipeline.sections.base import Section
@@ -20,6 +21,10 @@ class RuntimeConfig(Section):
     """Let CUDA matrix products use TensorFloat-32."""
     wandb: dict[str, Any] | None = None
     """Accepted, and not used: runs are tracked with MLflow. A warning says so."""
+
+
+SAMPLED_METRICS = ("loss", "auc", "rce", "mrr")
+RANKING_METRIC = re.compile(r"filtered_mrr|(filtered_hits|recall|ndcg)@[1-9]\d*")
 
 
 class TrainingConfig(Section):
@@ -40,7 +45,7 @@ class TrainingConfig(Section):
     train_log_every_n: int = Field(1_000, ge=1)
     """Steps between log lines and MLflow points."""
     num_eval_steps: int = 16_384
-    """Batches of the validation set to evaluate; below 0, all."""
+    """Batches of the validation set to evaluate against sampled candidates; below 0, all; 0, none."""
     eval_log_every_n: int = Field(5_000, ge=1)
     """Steps between evaluations on the validation set; one is also made at the end."""
     eval_timeout_in_s: float = Field(3_600, gt=0)
@@ -53,10 +58,12 @@ class TrainingConfig(Section):
     """Evaluate on the validation set at the end of every so many epochs, in place of `eval_log_every_n`."""
     early_stopping_metric: str = "loss"
     """The validation metric that decides on the best checkpoint and on early stopping. Against the sampled candidates:
-    `loss`, `auc`, `rce`, `mrr`. As `evaluation` measures it, against every entity: `filtered_mrr`, `filtered_hits@k`,
-    `recall@k` or `ndcg@k`."""
+    `loss`, `auc`, `rce`, `mrr`. As `evaluation` measures it overall, against every entity: `filtered_mrr`,
+    `filtered_hits@k` (of the sides that relations replace), `recall@k` or `ndcg@k` (of tails). Test edges play no
+    part. With several processes the first one ranks, and holds the tables meanwhile."""
     eval_max_edges: int | None = Field(5_000, ge=1)
-    """Validation edges that such a metric ranks at most, spread over the relations; left out, all."""
+    """Validation edges that such a metric ranks at most, drawn by `evaluation.seed`: one of each relation and the rest
+    in proportion (of retrieval, heads with all their edges); `null`: all."""
     seed: int = 0
     """Seed of initial vectors and of the order of chunks."""
 
@@ -68,6 +75,19 @@ class TrainingConfig(Section):
                 "micro-batch); raise train_data.per_replica_batch_size instead"
             )
         return self
+
+    @field_validator("early_stopping_metric")
+    @classmethod
+    def _known_metric(cls, value: str) -> str:
+        if value not in SAMPLED_METRICS and not RANKING_METRIC.fullmatch(value):
+            ranking = ("filtered_mrr", "filtered_hits@10", "recall@20", "ndcg@20")
+            raise ValueError(f"{unknown('metric', value, (*SAMPLED_METRICS, *ranking))} (or another k from 1)")
+        return value
+
+    @property
+    def ranks_everything(self) -> bool:
+        """Whether `early_stopping_metric` ranks the validation edges against every entity."""
+        return self.early_stopping_metric not in SAMPLED_METRICS
 
 
 class LossConfig(Section):

@@ -1,0 +1,157 @@
+"""Held-out edges to rank: which, against what, and what does not count. All of it is known before any model is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+
+from twhin_pipeline.baselines import popular_ranks
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.known_edges import KnownEdges, read_known
+from twhin_pipeline.ranking import CandidateSet, Counts, rank_edges
+from twhin_pipeline.relation_scores import SIDES, RelationScores, other
+from twhin_pipeline.scorer import Side
+from twhin_pipeline.store import Store
+
+Edges = dict[str, np.ndarray]
+"""`lhs` and `rhs`, rows int64 `[E]`, of one relation's edges."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Parquet files (`lhs`, `rhs`, `rel`) of the edges to rank, of the training edges, and of edges seen in tuning."""
+
+    split: str
+    test: list[str]
+    train: list[str]
+    validation: list[str]
+
+    @property
+    def seen(self) -> list[str]:
+        """What the model or its tuning has seen, which retrieval leaves out."""
+        return [*self.train, *self.validation]
+
+    @property
+    def known(self) -> list[str]:
+        """All of these: true edges, which filtered ranks do not count as rivals."""
+        return list(dict.fromkeys([*self.seen, *self.test]))
+
+    @classmethod
+    def open(cls, store: Store, snapshot: str) -> HeldOut:
+        """Take the test edges, or the validation edges where there are no test edges."""
+        manifest = store.manifest("held_out/test", snapshot)
+        if not manifest.rows:
+            return cls.for_selection(store, snapshot)
+        train = store.files("training_set/positives", snapshot)
+        return cls("test", store.files_of(manifest), train, store.files("held_out/validation", snapshot))
+
+    @classmethod
+    def for_selection(cls, store: Store, snapshot: str) -> HeldOut:
+        """Take the validation edges; no test edge is among any of the files."""
+        train = store.files("training_set/positives", snapshot)
+        manifest = store.manifest("held_out/validation", snapshot)
+        return cls("validation", store.files_of(manifest), train, []) if manifest.rows else cls("none", [], train, [])
+
+
+@dataclass(frozen=True)
+class Questions:
+    """E edges of one relation to rank on one side: `targets` (rows of `side`) for `queries` (rows of the other side).
+
+    `filters` are the known edges that are left out, as `ranking.rank_edges` takes them.
+    """
+
+    side: Side
+    queries: np.ndarray
+    targets: np.ndarray
+    candidates: CandidateSet
+    filters: Sequence[KnownEdges]
+
+    @classmethod
+    def read(
+        cls,
+        con: duckdb.DuckDBPyConnection,
+        relation: int,
+        side: Side,
+        edges: Edges,
+        candidates: CandidateSet,
+        known: Sequence[list[str]],
+    ) -> Questions:
+        """Read the filters from `known`: for each, the Parquet files of its edges."""
+        queries = edges[other(side)]
+        filters = [read_known(con, files, relation, other(side), queries) for files in known]
+        return cls(side, queries, edges[side], candidates, filters)
+
+    def rank(self, scores: RelationScores, block_size: int) -> list[Counts]:
+        """Rank by a model: raw, then by each filter."""
+        return rank_edges(scores, self.side, self.queries, self.targets, self.candidates, self.filters, block_size)
+
+    def popular(self, degrees: np.ndarray) -> list[Counts]:
+        """Rank likewise by the candidates' `degrees` `[entities]`."""
+        return popular_ranks(degrees, self.queries, self.targets, self.candidates, self.filters)
+
+
+def read_edges(con: duckdb.DuckDBPyConnection, files: list[str], relation: int) -> Edges:
+    """Read a relation's edges, in the order of (lhs, rhs)."""
+    if not files:
+        return {side: np.empty(0, np.int64) for side in SIDES}
+    found = con.execute(
+        "SELECT lhs, rhs FROM read_parquet(?) WHERE rel = ? ORDER BY lhs, rhs", [files, relation]
+    ).fetchnumpy()
+    return {side: np.asarray(found[side], np.int64) for side in SIDES}
+
+
+def some_edges(edges: Edges, limit: int | None, rng: np.random.Generator) -> Edges:
+    """Draw `limit` of the edges without replacement; all of them where there are not more, or it is None."""
+    total = len(edges["lhs"])
+    if limit is None or limit >= total:
+        return edges
+    chosen = np.sort(rng.choice(total, limit, replace=False))
+    return {side: edges[side][chosen] for side in SIDES}
+
+
+def some_heads(edges: Edges, limit: int | None, rng: np.random.Generator) -> Edges:
+    """Draw heads, with all of their edges, until these would be more than `limit`; at least one head (None: all)."""
+    if limit is None or limit >= len(edges["lhs"]):
+        return edges
+    heads, counts = np.unique(edges["lhs"], return_counts=True)
+    order = rng.permutation(len(heads))
+    enough = np.searchsorted(np.cumsum(counts[order]), limit, "right")
+    chosen = np.isin(edges["lhs"], heads[order[: max(1, enough)]])
+    return {side: edges[side][chosen] for side in SIDES}
+
+
+def read_retrieval(
+    con: duckdb.DuckDBPyConnection,
+    relation: int,
+    edges: Edges,
+    num_entities: int,
+    held_out: HeldOut,
+    limit: int | None,
+    rng: np.random.Generator,
+) -> Questions:
+    """Return the questions of retrieval: all tails of `some_heads` in the whole catalogue less what was seen."""
+    chosen = some_heads(edges, limit, rng)
+    return Questions.read(con, relation, "rhs", chosen, CandidateSet(num_entities), [held_out.seen])
+
+
+def shares(counts: np.ndarray, limit: int | None) -> np.ndarray:
+    """Divide `limit` edges among relations of `counts` int64 `[R]` edges: one each, and the rest in proportion.
+
+    Returns:
+        int64 `[R]`: at most `counts`, 0 where there is no edge, together at most `limit` (or one for each relation
+        that has an edge, where these are more); `counts` where they fit or `limit` is None.
+    """
+    total = int(counts.sum())
+    if limit is None or total <= limit:
+        return counts
+    rest = max(limit - int((counts > 0).sum()), 0)
+    return np.where(counts > 0, 1 + counts * rest // total, 0)
+
+
+def replaced_sides(config: TwhinConfig) -> list[tuple[Side, ...]]:
+    """Return, for each relation, the sides that training replaces."""
+    found = [relation.sides or config.negatives.sides for relation in config.model.relations]
+    return [SIDES if sides == "both" else (sides,) for sides in found]
