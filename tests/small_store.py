@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_scores
 import pyarrow as pa
 import torch
 
@@ -80,7 +81,15 @@ def write_edges(store: Store, asset: str, rows: np.ndarray) -> None:
 
 def write_vocabulary(store: Store, entity: str) -> None:
     """Write an entity type's vocabulary."""
-    rows = pa.table({"id": ids(entity), "row": pa.array(range(NUM[entity]), pa.int64())})
+    size = NUM[entity]
+    rows = pa.table(
+        {
+            "id": ids(entity),
+            "row": pa.array(range(size), pa.int64()),
+            "degree": pa.array([1] * size, pa.int64()),
+            "first_snapshot": pa.array([SNAPSHOT] * size, pa.string()),
+        }
+    )
     with store.replace(f"vocabulary/{entity}", SNAPSHOT, config_hash="test") as draft:
         draft.write(rows)
 
@@ -110,20 +119,20 @@ def make(folder: Path | str, *, config: TwhinConfig, splits: dict[str, np.ndarra
     rng = np.random.default_rng(2)
     rows = {"user": NUM["user"], "item": NUM["item"] + 5}
     vectors = {name: rng.normal(size=(n, DIM)).astype(np.float32) for name, n in rows.items()}
-    moved = {name: torch.from_numpy(rng.normal(size=DIM).astype(np.float32)) for name in RELATIONS}
+    fresh = Scorer(config.model).state_rows()
+    moved = {name: torch.from_numpy(rng.normal(size=len(row)).astype(np.float32)) for name, row in fresh.items()}
     scorer = Scorer.from_rows(config.model, moved)
     write_model(store, config, vectors, scorer)
     return Small(config, store, splits, {name: v[: NUM[name]] for name, v in vectors.items()}, scorer)
 
 
 def score(small: Small, relation: int, lhs: int, rhs: int) -> float:
-    """Score one edge plainly, from vectors and the formula."""
+    """Score one edge plainly, from vectors and the formula: its tail's score, where relations are reciprocal."""
     name = list(RELATIONS)[relation]
     left, right = (small.vectors[entity][row] for entity, row in zip(RELATIONS[name], (lhs, rhs), strict=True))
-    left = left.astype(float)
-    if OPERATOR[name] == "translation":
-        left = left + small.scorer.state_rows()[name].numpy()
-    right = right.astype(float)
-    if small.config.model.comparator == "cosine":
-        left, right = left / np.linalg.norm(left), right / np.linalg.norm(right)
-    return float(left @ right) / small.config.model.temperature
+    row = small.scorer.state_rows()[name].tolist()
+    if small.config.model.reciprocal:
+        row = row[: len(row) // 2]
+    moved = plain_scores.operate(small.config.model.relations[relation].operator, left.tolist(), row)
+    model = small.config.model
+    return plain_scores.compare(model.comparator, moved, right.tolist()) / model.temperature

@@ -11,11 +11,13 @@ import torch
 from plain_batches import Chunk, assemble
 from small_store import DIM, NUM, SNAPSHOT, Small
 
+from twhin_pipeline.comparators import COMPARATORS
 from twhin_pipeline.embeddings import TwhinEmbeddings, load_model
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation import evaluate
 from twhin_pipeline.export import export
 from twhin_pipeline.model import TwhinModel
+from twhin_pipeline.operators import OPERATORS
 
 
 def make(tmp_path, model=None, **options) -> tuple[Small, TwhinEmbeddings]:
@@ -24,7 +26,11 @@ def make(tmp_path, model=None, **options) -> tuple[Small, TwhinEmbeddings]:
     return small, load_model(small.store.root)
 
 
-@pytest.mark.parametrize("model", [{}, {"comparator": "cosine", "temperature": 0.1}], ids=["dot", "cosine"])
+@pytest.mark.parametrize(
+    "model",
+    [{}, {"comparator": "cosine", "temperature": 0.1}, {"comparator": "l2", "reciprocal": True}],
+    ids=["dot", "cosine", "l2"],
+)
 def test_serving_scores_equal_those_of_the_training_forward_pass(tmp_path, model):
     small, served = make(tmp_path, model)
     trained = TwhinModel(small.config.model, NUM)
@@ -36,14 +42,15 @@ def test_serving_scores_equal_those_of_the_training_forward_pass(tmp_path, model
     for number, (name, (lhs, rhs)) in enumerate(small_store.RELATIONS.items()):
         heads, tails, pool = np.array([3, 9, 3]), np.array([1, 4, 0]), np.arange(NUM[rhs])
         ones = np.ones(3, np.float32)
-        chunk = Chunk(number, heads, tails, ones, none, none, pool, masks, masks)
+        chunk = Chunk(number, heads, tails, ones, none, none, pool, masks, masks, sides="rhs")
+        batch = assemble([chunk], small.config.model, 3)
         with torch.no_grad():
-            outputs = trained(assemble([chunk], small.config.model, 3), "rhs")
+            outputs = trained(batch)
         lhs_ids, rhs_ids = ([small_store.ids(e)[row] for row in rows] for e, rows in ((lhs, heads), (rhs, tails)))
         found = served.predict_relation(lhs_ids, rhs_ids, name)
         assert found == pytest.approx(outputs["probabilities"][0].numpy(), rel=1e-5)
         best = served.candidates(name, lhs_ids[1], 5)
-        top = outputs["rhs_logits"][0, 1].topk(5)
+        top = outputs["rhs_logits"][0, batch.rhs_query[0, 1]].topk(5)
         assert [i for i, _ in best] == [small_store.ids(rhs)[row] for row in top.indices]
         assert [s for _, s in best] == pytest.approx(top.values.tolist(), rel=1e-4)
 
@@ -114,6 +121,25 @@ def test_probabilities_are_those_of_a_plain_formula_for_ids_vectors_and_mixtures
     assert isinstance(one, float) and one == pytest.approx(plain[0], rel=1e-5)
     many = model.predict_relation(users[0], items, "likes")
     assert many == pytest.approx([model.predict_relation(users[0], item, "likes") for item in items], rel=1e-5)
+
+
+@pytest.mark.parametrize("reciprocal", [False, True], ids=["one operator", "reciprocal"])
+@pytest.mark.parametrize("comparator", list(COMPARATORS))
+@pytest.mark.parametrize("operator", list(OPERATORS))
+def test_every_operator_and_comparator_is_served_as_a_plain_formula_says(
+    tmp_path, monkeypatch, operator, comparator, reciprocal
+):
+    """The other relations have another operator, and so rows of another length in the same file."""
+    monkeypatch.setitem(small_store.OPERATOR, "likes", operator)
+    monkeypatch.setattr("twhin_pipeline.embeddings.BATCH_ROWS", 7)
+    small, model = make(tmp_path, {"comparator": comparator, "temperature": 2.0, "reciprocal": reciprocal})
+    users, items = small_store.ids("user"), small_store.ids("item")
+    plain = np.array([small_store.score(small, 0, 3, row) for row in range(NUM["item"])])
+    assert model.predict_relation(users[3], items, "likes") == pytest.approx(1 / (1 + np.exp(-plain)), abs=1e-5)
+    order = np.argsort(-plain)[:5]
+    found = model.candidates("likes", users[3], 5)
+    assert [name for name, _ in found] == [items[row] for row in order]
+    assert [value for _, value in found] == pytest.approx(plain[order], rel=1e-3, abs=1e-3)
 
 
 def test_vectors_and_counts_that_do_not_fit_are_refused(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import small_store
 from small_store import DIM, NUM, SNAPSHOT
 
+from twhin_pipeline import checks
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.export import export
 
@@ -72,6 +73,32 @@ def test_relations_hold_operators_and_all_that_reading_needs(tmp_path):
     assert rows["likes"]["embedding"] == small.scorer.state_rows()["likes"].tolist()
     assert manifest.details["model"] == small.config.model.model_dump(mode="json")
     assert manifest.parents["twhin_model"] == small.store.manifest("twhin_model", SNAPSHOT).version
+
+
+@pytest.mark.parametrize("reciprocal", [False, True])
+def test_relations_of_different_operators_keep_rows_of_their_own_lengths_and_pass_the_checks(
+    tmp_path, monkeypatch, reciprocal
+):
+    for name, operator in {"likes": "affine", "follows": "rotation", "rates": "identity"}.items():
+        monkeypatch.setitem(small_store.OPERATOR, name, operator)
+    small = small_store.make(tmp_path, config=small_store.config(model={"reciprocal": reciprocal}))
+    export(small.config, small.store, SNAPSHOT)
+    table = small.store.read("embeddings/relations", SNAPSHOT)
+    found = dict(zip(table["relation"].to_pylist(), table["embedding"].to_pylist(), strict=True))
+    assert {name: row.tolist() for name, row in small.scorer.state_rows().items()} == found
+    twice = 2 if reciprocal else 1
+    lengths = {"likes": DIM * DIM + DIM, "follows": DIM // 2, "rates": DIM}
+    assert {name: len(row) for name, row in found.items()} == {name: twice * n for name, n in lengths.items()}
+    assert str(table["embedding"].type) == "list<element: float>"
+    assert checks.run("relations_match_model", small.config, small.store, SNAPSHOT).passed
+
+
+def test_relations_of_one_operator_are_lists_of_a_fixed_size(tmp_path):
+    small = make(tmp_path)
+    export(small.config, small.store, SNAPSHOT)
+    kind = small.store.read("embeddings/relations", SNAPSHOT)["embedding"].type
+    assert str(kind) == f"fixed_size_list<element: float>[{DIM}]"
+    assert checks.run("relations_match_model", small.config, small.store, SNAPSHOT).passed
 
 
 def test_an_entity_type_without_entities_gives_an_empty_table(tmp_path, monkeypatch):

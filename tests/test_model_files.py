@@ -11,7 +11,15 @@ import torch
 from helpers import SNAPSHOT, planted_config
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.model_files import ModelTables, Writer, locate, vectors_array, vectors_of
+from twhin_pipeline.model_files import (
+    ModelTables,
+    Writer,
+    locate,
+    parameters_array,
+    parameters_of,
+    vectors_array,
+    vectors_of,
+)
 from twhin_pipeline.progress import LOSSES_SCHEMA
 from twhin_pipeline.store import Draft, Store
 
@@ -62,6 +70,15 @@ def test_the_scorer_has_the_trained_operators(tmp_path: Path) -> None:
     write_model(store)
     rows = ModelTables.open(store, SNAPSHOT).scorer().state_rows()
     assert torch.equal(rows["likes"], torch.arange(16.0)) and torch.equal(rows["follows"], torch.zeros(16))
+
+
+@pytest.mark.parametrize("lengths", [[4, 4, 4], [16, 4, 2], [4]], ids=["equal", "unequal", "one"])
+def test_operator_parameters_of_any_lengths_survive_the_way_through_arrow(lengths: list[int]) -> None:
+    rows = {f"r{i}": torch.randn(length) for i, length in enumerate(lengths)}
+    table = pa.table({"relation": list(rows), "embedding": parameters_array(list(rows.values()))})
+    found = parameters_of(table)
+    assert list(found) == list(rows) and all(torch.equal(found[name], row) for name, row in rows.items())
+    assert pa.types.is_fixed_size_list(table["embedding"].type) == (len(set(lengths)) == 1)
 
 
 def test_extra_figures_of_a_record_become_columns(tmp_path: Path) -> None:

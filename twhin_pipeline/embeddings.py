@@ -19,7 +19,7 @@ import torch
 
 from twhin_pipeline.entity_table import BATCH_ROWS, EntityTable, UnknownId
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.model_files import locate
+from twhin_pipeline.model_files import locate, parameters_of
 from twhin_pipeline.relation_scores import RelationScores, to_tensor
 from twhin_pipeline.scorer import Scorer
 from twhin_pipeline.sections.model import TwhinModelConfig
@@ -96,6 +96,9 @@ class TwhinEmbeddings:
 
     def predict_relation(self, lhs: Any, rhs: Any, relation: str | None = None) -> float | np.ndarray:
         """Return the probability sigmoid(score) that `lhs` has `relation` to `rhs`.
+
+        Where the comparator is a distance, scores are never above 0 and probabilities never above one half: they put
+        edges in order, and no more.
 
         Args:
             lhs: An id, a sequence of n ids, or vectors of floats, `[D]` or `[n, D]`.
@@ -248,9 +251,7 @@ def _relation_rows(store: Store, manifest: Manifest) -> dict[str, torch.Tensor]:
     rows: dict[str, torch.Tensor] = {}
     for path in store.files_of(manifest):
         with store.fs.open(path, "rb") as file:
-            table = pq.read_table(file, columns=["relation", "embedding"])
-        for name, vector in zip(table["relation"].to_pylist(), table["embedding"].to_pylist(), strict=True):
-            rows[name] = torch.tensor(vector)
+            rows |= parameters_of(pq.read_table(file, columns=["relation", "embedding"]))
     return rows
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.model_files import ModelTables, vectors_array, vectors_of
+from twhin_pipeline.model_files import ModelTables, parameters_array, vectors_of
 from twhin_pipeline.sections.training import ExportConfig
 from twhin_pipeline.store import Draft, Manifest, Store
 
@@ -133,6 +133,6 @@ def _relations(tables: ModelTables) -> pa.Table:
             "lhs": pa.array([r.lhs for r in relations], pa.string()),
             "rhs": pa.array([r.rhs for r in relations], pa.string()),
             "operator": pa.array([r.operator for r in relations], pa.string()),
-            "embedding": vectors_array(np.stack([vectors[r.name].numpy() for r in relations])),
+            "embedding": parameters_array([vectors[r.name] for r in relations]),
         }
     )

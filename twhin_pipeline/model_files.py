@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,22 @@ def vectors_of(column: pa.Array | pa.ChunkedArray) -> Array:
     return flat.astype(np.float32, copy=False).reshape(len(column), -1)
 
 
+def parameters_array(rows: Sequence[torch.Tensor]) -> pa.Array:
+    """Return operators' parameters, `[P]` each, as an Arrow column of lists, of a fixed size where all P are equal."""
+    arrays = [row.float().numpy() for row in rows]
+    if len({len(row) for row in arrays}) == 1:
+        return vectors_array(np.stack(arrays))
+    return pa.array(arrays, pa.list_(pa.float32()))
+
+
+def parameters_of(relations: pa.Table) -> dict[str, torch.Tensor]:
+    """Return each relation's operator parameters `[P]`, of a table with columns `relation` and `embedding`."""
+    import torch
+
+    names, rows = relations.column("relation").to_pylist(), relations.column("embedding")
+    return {name: torch.tensor(row.values.to_numpy()) for name, row in zip(names, rows, strict=True)}
+
+
 class Writer:
     """Writes a model into a draft: each rank its own rows, rank 0 the rest."""
 
@@ -84,7 +100,7 @@ class Writer:
         table = {
             "relation": pa.array([relation.name for relation in model_config.relations]),
             "operator": pa.array([relation.operator for relation in model_config.relations]),
-            "embedding": vectors_array(np.stack([rows[name].float().numpy() for name in model_config.relation_names])),
+            "embedding": parameters_array([rows[name] for name in model_config.relation_names]),
         }
         self.draft.write(pa.table(table), "relations.parquet")
 
@@ -173,12 +189,7 @@ class ModelTables:
 
     def relation_rows(self) -> dict[str, torch.Tensor]:
         """Return each relation's operator parameters `[P]`."""
-        import torch
-
-        relations = self.read("relations")
-        vectors = vectors_of(relations.column("embedding"))
-        names = relations.column("relation").to_pylist()
-        return {name: torch.from_numpy(vectors[i].copy()) for i, name in enumerate(names)}
+        return parameters_of(self.read("relations"))
 
     def read(self, name: str) -> pa.Table:
         """Read `relations`, `losses` or `metrics` whole."""

@@ -181,14 +181,6 @@ class Scorer(nn.Module):
         scorer.load_rows(rows)
         return scorer
 
-    def transform(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
-        """Make ready heads as queries of tails."""
-        return self.queries("rhs", x, relation)
-
-    def prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """Make ready tails as candidates."""
-        return self.comparator.prepare(x)
-
     def _operate(self, x: torch.Tensor, relation: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """Apply each relation's operator, with the parameters at its row of `slots` [R], to `x [G, N, D]`."""
         slot = slots[relation]
