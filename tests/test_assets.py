@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -14,9 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assets import automation, evaluation, provenance, stage
+from assets import automation, checks, evaluation, provenance, stage
+from resources.configuration import ConfigurationResource
 from resources.launcher import LauncherResource
 from resources.pipes import as_metadata
+from resources.store import StoreResource
+from twhin_pipeline.checks import CheckResult
+from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
 
@@ -225,3 +231,84 @@ def test_a_failed_run_is_told_with_its_cause(webhook):
     [message] = webhook
     assert message["run_id"] == result.run_id and message["snapshot"] == SNAPSHOT
     assert "out of eggs" in message["text"] and "breaks" in message["text"]
+
+
+STAR = {
+    "source": {"path": "edges.parquet"},
+    "model": {
+        "embeddings": {"tables": [{"name": "user"}]},
+        "relations": [{"name": "*", "lhs": "user", "rhs": "user"}],
+    },
+}
+
+
+class Loaded:
+    """A configuration resource that has its configuration already."""
+
+    file = "c.yaml"
+
+    def load(self) -> TwhinConfig:
+        return parse_config(STAR)
+
+
+def opened_by(store: Store, upstream: list[str]) -> list[str]:
+    context: Any = SimpleNamespace(partition_key=SNAPSHOT, log=logging.getLogger("test"))
+    resource: Any = SimpleNamespace(open=lambda: store)
+    configuration: Any = Loaded()
+    with stage.opened(context, configuration, resource, upstream) as (config, _, _):
+        return config.model.relation_names
+
+
+def test_a_step_gets_the_relations_that_ingest_found_and_ingest_does_not(tmp_path):
+    store = Store(str(tmp_path / "home"))
+    put(store, "raw_edges", details={"relations": ["b", "a"]})
+    assert opened_by(store, []) == ["*"]
+    assert opened_by(store, ["raw_edges"]) == ["a", "b"]
+
+
+def test_a_step_without_edges_to_find_relations_in_says_what_makes_them(tmp_path):
+    with pytest.raises(dg.Failure, match="twhin ingest"):
+        opened_by(Store(str(tmp_path / "home")), ["raw_edges"])
+
+
+def test_checks_are_given_the_relations_that_were_found(tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "home"))
+    put(store, "raw_edges", details={"relations": ["b", "a"]})
+    given = []
+
+    def run(name: str, config: TwhinConfig, *_: Any) -> CheckResult:
+        given.append(config.model.relation_names)
+        return CheckResult(True)
+
+    monkeypatch.setattr("twhin_pipeline.checks.run", run)
+    (tmp_path / "c.yaml").write_text(json.dumps(STAR))
+    definition = checks.make("edges_checks", parse_config(STAR), ["raw_edges"])
+    resources: dict[str, Any] = {
+        "configuration": ConfigurationResource(path=str(tmp_path / "c.yaml")),
+        "store": StoreResource(root=store.root),
+    }
+    definitions = dg.Definitions(asset_checks=[definition], resources=resources)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert definitions.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance).success
+    assert given and all(names == ["a", "b"] for names in given)
+
+
+def test_counts_of_many_relations_show_the_largest_and_say_how_many_more():
+    by_relation = {f"r{i:03d}": i for i in range(237)}
+    shown = stage.counts({"edges_per_relation": by_relation})["edges_per_relation"].value
+    lines = shown.splitlines()
+    assert lines[2] == "| r236 | 236 |" and lines[2 + stage.TABLE_ROWS - 1] == "| r187 | 187 |"
+    assert lines[-1] == "… and 187 more"
+
+
+def test_the_evaluations_page_shows_all_relations_together_and_then_the_largest(store):
+    rows = [
+        {"relation": name, "side": "both", "metric": "filtered_mrr", "value": 0.5, "baseline": 0.1, "edges": edges}
+        for name, edges in [*((f"/r/{i:03d}", i) for i in range(237)), ("all", 9_000)]
+    ]
+    with store.replace("evaluation", SNAPSHOT, config_hash="c") as draft:
+        draft.write(pa.Table.from_pylist(rows))
+    shown = evaluation._metadata(store, store.manifest("evaluation", SNAPSHOT))
+    names = [line.split(" | ")[0] for line in shown["relations"].value.splitlines()[2:5]]
+    assert names == ["| all", "| /r/236", "| /r/235"]
+    assert shown["relations"].value.endswith("… and 188 more") and len(shown["relations"].value) < 5_000

@@ -221,3 +221,36 @@ def test_an_empty_query_and_a_home_that_is_a_file_are_told_in_one_line(tmp_path,
     assert run_arguments(["ingest", "-c", str(tmp_path / "c.yaml"), "--home", home, "-s", SNAPSHOT]) == 2
     told = capsys.readouterr().err
     assert home in told and "--home" in told and len(told.splitlines()) == 1
+
+
+@pytest.fixture
+def found(tmp_path) -> list[str]:
+    """The flags of a small source all of whose relations are found, in an empty store."""
+    write(tmp_path / "e.parquet", [("a", "/r/likes", "b"), ("b", "/r/knows", "a")])
+    table = {"name": "user", "embedding_dim": 8}
+    star = {"name": "*", "lhs": "user", "rhs": "user"}
+    data = {
+        "source": {"path": str(tmp_path / "e.parquet"), "snapshots": [SNAPSHOT]},
+        "model": {"embeddings": {"tables": [table]}, "relations": [star]},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(data))
+    return ["--config", str(tmp_path / "c.yaml"), "--home", str(tmp_path / "home")]
+
+
+def test_relations_of_the_source_need_no_listing_at_the_command_line(found, capsys):
+    for command in ("ingest", "vocabulary"):
+        assert run_arguments([command, *found]) == 0
+    assert run_arguments(["plan", *found, "--json"]) == 0
+    assert '"rows": 2' in capsys.readouterr().out
+    assert run_arguments(["ingest", *found, "--set", "model.relations.*.operator=rotation"]) == 0
+
+
+def test_a_plan_needs_no_edges_for_relations_that_are_yet_to_be_found(found, capsys):
+    assert run_arguments(["plan", *found, "--rows", "user=100", "--json"]) == 0
+    assert run_arguments(["vocabulary", *found]) == 2
+    assert "twhin ingest" in capsys.readouterr().err
+
+
+def test_edges_cannot_be_generated_like_relations_that_are_yet_to_be_found(found, capsys):
+    assert run_arguments(["generate", "--like", found[1]]) == 2
+    assert "list its relations" in capsys.readouterr().err

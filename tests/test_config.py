@@ -241,3 +241,42 @@ def test_a_floor_of_no_metric_is_told_before_anything_is_trained():
     with pytest.raises(UserError, match=r"evaluation\.floors: unknown metric 'filtered_hits@5'.*'filtered_hits@3'"):
         parse_config(small(evaluation__floors={"filtered_hits@5": 0.1}))
     parse_config(small(evaluation__floors={"filtered_mrr": 0.1, "raw_hits@3": 0.1, "ndcg@20": 0.1, "auc": 0.5}))
+
+
+@pytest.mark.parametrize("name", ["/location/country/form_of_government", "it's", "a.b c", "ünï", "5", "--"])
+def test_a_relation_may_be_called_anything_and_a_table_may_not(name):
+    assert parse_config(small(model__relations__0__name=name)).model.relation_names == [name]
+    with pytest.raises(UserError, match=r"model\.embeddings\.tables\[0\]\.name: .*rename it"):
+        parse_config(small(model__embeddings__tables__user__name=name))
+
+
+@pytest.mark.parametrize("name", ["", " ", "all", "a\nb", "a\x00"])
+def test_a_relation_needs_a_name_that_can_be_printed_and_is_not_taken(name):
+    data = small()
+    data["model"]["relations"][0]["name"] = name
+    with pytest.raises(UserError, match=r"model\.relations\[0\]\.name: .*rename it"):
+        parse_config(data)
+
+
+STAR = {"name": "*", "lhs": "user", "rhs": "item"}
+
+
+def test_one_entry_stands_for_the_relations_of_the_source():
+    data = small()
+    data["model"]["relations"] = [STAR]
+    data["split"] = {"relations": ["known once the source is read"]}
+    config = parse_config(data)
+    assert config.model.every_other is not None and config.model.relation_names == ["*"]
+    apply_override(data, "model.relations.*.operator=rotation")
+    assert parse_config(data).model.every_other.operator == "rotation"  # type: ignore[union-attr]
+    data["model"]["relations"] = [STAR, STAR]
+    with pytest.raises(UserError, match=r"model: relations\[0\]|two relations are named '\*'"):
+        parse_config(data)
+
+
+@pytest.mark.parametrize("source", [None, {"path": "e.parquet", "ids": "indexed"}])
+def test_indexed_edges_have_no_names_to_find(source):
+    data = {**small(), "source": source, "train_data": {"data_root": "e.parquet"}}
+    data["model"]["relations"] = [STAR]
+    with pytest.raises(UserError, match=r"model\.relations: indexed edges .*list each"):
+        parse_config(data)

@@ -128,3 +128,13 @@ def test_a_field_set_in_the_launchpad_reaches_the_stages_and_a_wrong_one_says_so
     assert ConfigurationResource(set=["training.num_epochs=7"]).load().training.num_epochs == 7
     with pytest.raises(Exception, match="num_epochs"):
         ConfigurationResource(set=["training.num_epoch=7"]).load()
+
+
+def test_relations_that_are_found_later_need_no_source_to_load(tmp_path):
+    data = yaml.safe_load(Path(default_config_path()).read_text())
+    data["source"] |= {"path": str(tmp_path / "none.parquet"), "snapshots": ["2020-02-02"]}
+    data["model"]["relations"].append({"name": "*", "lhs": "package", "rhs": "package"})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    made = build_defs(config_path=str(tmp_path / "mine.yaml"))
+    description = made.resolve_asset_graph().get(dg.AssetKey("raw_edges")).description
+    assert description is not None and description.endswith(", every other one of the source.")

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from twhin_pipeline import plots
@@ -66,3 +67,21 @@ def test_principal_components_are_those_of_scikit_learn():
 def test_equal_vectors_have_a_place_too():
     points, share = plots.principal_components(np.ones((5, 4), np.float32))
     assert np.allclose(points, 0) and share == 0
+
+
+def test_of_many_relations_the_first_have_bars_and_a_line_tells_the_rest(monkeypatch):
+    told: list[Figure] = []
+    monkeypatch.setattr(plots, "_png", told.append)
+    plots.relation_metrics([f"/r{i}" for i in range(237)], np.linspace(1, 0, 237), np.zeros(237), "MRR")
+    [axes] = told[0].axes
+    assert len(axes.patches) == plots.MOST_BARS == len(axes.get_yticklabels())
+    assert axes.get_xlabel() == "MRR\nand 207 more relations, with fewer edges"
+    assert told[0].get_figheight() < 13
+
+
+def test_names_of_relations_are_no_formulas_and_long_ones_keep_their_ends():
+    long = "/award/award_winner/awards_won./award/award_honor/" + "a" * 90 + "/winner"
+    png = plots.relation_metrics(["$\\nothing$", "a$", long], np.ones(3), np.zeros(3), "MRR")
+    assert pixels(png).shape[1] < 1_200
+    assert len(plots._short(long)) == plots.LONGEST_LABEL and plots._short(long).endswith("aaa/winner")
+    plots.map_2d(np.zeros((2, 2)), ["$\\nothing$", "b"], "points", "kind")

@@ -74,3 +74,13 @@ def test_examples_of_another_form_are_refused(store, examples):
 def test_a_missing_table_names_the_command_that_makes_it(tmp_path):
     with pytest.raises(UserError, match="make it with `twhin ingest --snapshot 2025-01-01`"):
         summary.facts(CONFIG, Store(str(tmp_path)), SNAPSHOT)
+
+
+def test_of_many_relations_the_largest_have_a_line_and_the_others_are_counted():
+    """A knowledge graph has hundreds; `all` and the largest are what a run's end has room for."""
+    rows = [(f"r{i:03d}", i) for i in range(237)] + [("all", 5_000)]
+    columns = {"relation": [name for name, _ in rows], "edges": [edges for _, edges in rows]}
+    kept, more = summary.largest(pa.table({**columns, "metric": ["filtered_mrr"] * 238}))
+    assert more == 237 - summary.MOST_RELATIONS
+    assert set(kept["relation"].to_pylist()) == {"all", *(f"r{i}" for i in range(217, 237))}
+    assert summary.largest(kept)[1] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,3 +114,39 @@ def test_artifacts_of_a_store_that_mlflow_cannot_write_to_are_kept_beside_its_da
     run.log_text("plan", "plan.txt")
     assert [path.read_text() for path in (tmp_path / ".twhin" / "mlartifacts").rglob("plan.txt")] == ["plan"]
     assert tracking.artifact_root(Store(str(tmp_path / "home"))) == str(tmp_path / "home" / "mlartifacts")
+
+
+ODD = ["/a/b", "a/b", "a//b", "../a", "a/./b", "", ".", "it's", "a[1]=x", "ünï", "x" * 400, "a@3", "hits@10"]
+
+
+def test_mlflow_takes_whatever_a_relation_is_called_and_keeps_them_apart(store: Store) -> None:
+    """MLflow refuses a whole batch for one name with another sign, too long a name or one that is no plain path."""
+    run = tracking.start_run(store, SNAPSHOT, CONFIG)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.log_metrics({f"loss/{name}": float(i) for i, name in enumerate(ODD)}, step=1)
+    found = run.client.get_run(run.run_id).data.metrics
+    assert sorted(found.values()) == [float(i) for i in range(len(ODD))]
+    assert found["loss/a/b"] == 1.0 and found["loss/hits_at_10"] == 12.0
+
+
+def test_parameters_of_relations_of_any_name_are_logged(store: Store) -> None:
+    named = [{"name": name, "lhs": "user", "rhs": "item"} for name in ODD if name]
+    config = planted_config(model={"relations": named})
+    run = tracking.start_run(store, SNAPSHOT, config)
+    run.log_config(config)
+    run.log_config(config)  # as a resumed run does
+    found = run.client.get_run(run.run_id).data.params
+    assert sum(key.endswith(".operator") or ".operator-" in key for key in found) >= len(named) - 1
+    assert found["model.relations.a/b.lhs"] == "user" and found["training.num_epochs"] == "6"
+
+
+def test_of_hundreds_of_relations_none_has_a_curve_or_parameters_of_its_own(store: Store) -> None:
+    names = [f"r{i}" for i in range(237)]
+    config = planted_config(model={"relations": [{"name": n, "lhs": "user", "rhs": "item"} for n in names]})
+    run = tracking.start_run(store, SNAPSHOT, config)
+    run.log_config(config)
+    run.log_metrics({"train/loss": 1.0, **{f"loss/{name}": 1.0 for name in names}}, step=1)
+    found = run.client.get_run(run.run_id).data
+    assert found.metrics == {"train/loss": 1.0}
+    assert len(found.params) < 250 and found.params["model.relations"] == "237 relations; see config.yaml"

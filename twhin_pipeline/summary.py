@@ -63,7 +63,7 @@ def show(config: TwhinConfig, store: Store, snapshot: str, examples: str | None 
     out.print(f"\n[bold]Nearest to some of entity type {entity}[/] (more: {command()} neighbors {entity} ID)")
     for example in neighbors(store, snapshot, entity, ids):
         nearest = ", ".join(f"{name} {similarity:.2f}" for name, similarity in example.nearest)
-        out.print(f"  {example.id:<16} {escape(nearest)}")
+        out.print(f"  {escape(example.id):<16} {escape(nearest)}")
     _where(out, config, store, snapshot)
 
 
