@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import SNAPSHOT, planted_config, write_planted
+from helpers import ITEMS, SNAPSHOT, USERS, planted_config, write_planted
 from plain_batches import Chunk, assemble
 
 from twhin_pipeline.batch import EdgeBatch
@@ -57,6 +58,9 @@ def equal(a: EdgeBatch, b: EdgeBatch) -> None:
         left, right = getattr(a, field.name), getattr(b, field.name)
         if isinstance(left, dict):
             assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left), field.name
+        elif field.name.endswith("_mask"):
+            # A pair may be there for each of a query's positions.
+            assert torch.equal(left.unique(dim=0), right.unique(dim=0)), field.name
         elif isinstance(left, torch.Tensor):
             assert left.dtype == right.dtype and torch.equal(left, right), field.name
         else:
@@ -129,10 +133,45 @@ def test_a_position_saved_by_two_ranks_goes_on_at_three_without_losing_or_repeat
     assert counts == written(store)
 
 
+@pytest.fixture(scope="module")
+def store_with_log_q(config: TwhinConfig, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A copy of `store` whose negatives have log_q: random numbers, no rows for the sides that are not replaced."""
+    store = Store(str(tmp_path_factory.mktemp("log_q")))
+    write_planted(store, config)
+    for asset in ("training_set/negatives", "held_out/validation_negatives"):
+        add_log_q(store, asset)
+    return store
+
+
+def add_log_q(store: Store, asset: str) -> None:
+    rng = np.random.default_rng(0)
+    positives = asset.replace("validation_negatives", "validation").replace("negatives", "positives")
+    sizes = Counter(store.read(positives, SNAPSHOT)["chunk"].to_pylist())
+    for path in store.files(asset, SNAPSHOT):
+        table = pq.read_table(path)
+        chunks = table["chunk"].to_pylist()
+        values = [rng.normal(size=8 + min(6, sizes[chunk])).tolist() for chunk in chunks]
+        table = table.drop_columns(["log_q"]) if "log_q" in table.column_names else table
+        pq.write_table(table.append_column("log_q", pa.array(values, pa.list_(pa.float32()))), path)
+
+
 @pytest.mark.parametrize("sides", ["both", "rhs", "lhs"])
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_batches_equal_those_assembled_chunk_by_chunk(store: Store, split: Any, sides: str) -> None:
-    config = planted_config(negatives={"chunk_size": 32, "epochs": 2, "sides": sides}, training={"num_epochs": 3})
+@pytest.mark.parametrize(("of_follows", "log_q"), [(None, False), ("rhs", True), ("both", True)])
+def test_batches_equal_those_assembled_chunk_by_chunk(
+    store: Store, store_with_log_q: Store, split: Any, sides: str, of_follows: str | None, log_q: bool
+) -> None:
+    store = store_with_log_q if log_q else store
+    relations = [
+        {"name": "likes", "lhs": "user", "rhs": "item"},
+        {"name": "follows", "lhs": "user", "rhs": "user", "sides": of_follows},
+    ]
+    config = planted_config(
+        negatives={"chunk_size": 32, "epochs": 2, "sides": sides},
+        training={"num_epochs": 3},
+        model={"relations": relations},
+        loss={"log_q": log_q},
+    )
     asset, negatives_asset = (
         ("training_set/positives", "training_set/negatives")
         if split == "train"
@@ -154,11 +193,14 @@ def test_batches_equal_those_assembled_chunk_by_chunk(store: Store, split: Any, 
             window = [(epoch % len(files) * 6 + j) % count for j in range(min(6, count))]
             sided: dict[str, Any] = {}
             for side, name in ((0, "lhs"), (1, "rhs")):
-                used = sides in ("both", name)
+                replaced = of_follows if edges["rel"].iloc[0] == 1 and of_follows else sides
+                used = replaced in ("both", name)
                 line = table.loc[side]
                 sided[f"{name}_pool"] = np.asarray(line["row"]) if used else np.zeros(0, np.int64)
                 pairs = np.stack([line["mask_position"], line["mask_candidate"]], 1)
                 sided[f"{name}_mask"] = pairs if used else np.zeros((0, 2), np.int64)
+                if log_q and used:
+                    sided[f"{name}_log_q"] = np.asarray(line["log_q"], np.float32)
             chunks.append(
                 Chunk(
                     relation=int(edges["rel"].iloc[0]),
@@ -166,6 +208,7 @@ def test_batches_equal_those_assembled_chunk_by_chunk(store: Store, split: Any, 
                     rhs=edges["rhs"].to_numpy(),
                     weight=edges["weight"].to_numpy(),
                     in_batch=np.array(window),
+                    sides=replaced,
                     **sided,
                 )
             )
@@ -173,6 +216,80 @@ def test_batches_equal_those_assembled_chunk_by_chunk(store: Store, split: Any, 
         equal(batch, assemble(chunks, config.model, edges_here))
         step += 1
     assert step == dataset.num_epochs * dataset.steps_per_epoch
+
+
+def test_log_q_that_the_negatives_lack_is_refused_with_the_remedy(store: Store) -> None:
+    with pytest.raises(UserError, match=r"has no log_q.*twhin sample"):
+        next(iter(EdgesDataset(planted_config(loss={"log_q": True}), store, SNAPSHOT)))
+
+
+def test_log_q_that_is_null_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    config = planted_config(loss={"log_q": True})
+    store = Store(str(tmp_path))
+    write_planted(store, config)
+    add_log_q(store, "training_set/negatives")
+    for path in store.files("training_set/negatives", SNAPSHOT):
+        table = pq.read_table(path).drop_columns(["log_q"])
+        nulls = pa.nulls(len(table), pa.list_(pa.float32()))
+        pq.write_table(table.append_column("log_q", nulls), path)
+    with pytest.raises(UserError, match=r"has no log_q.*twhin sample"):
+        next(iter(EdgesDataset(config, store, SNAPSHOT)))
+
+
+def everything_config(**sections: Any) -> TwhinConfig:
+    return planted_config(train_data={"global_negatives": "all", "in_batch_negatives": 0}, **sections)
+
+
+@pytest.mark.parametrize("sides", ["both", "rhs", "lhs"])
+@pytest.mark.parametrize("of_follows", [None, "rhs"])
+def test_with_all_candidates_batches_hold_whole_types_and_masks_are_the_training_edges(
+    store: Store, sides: str, of_follows: str | None
+) -> None:
+    relations = [
+        {"name": "likes", "lhs": "user", "rhs": "item"},
+        {"name": "follows", "lhs": "user", "rhs": "user", "sides": of_follows},
+    ]
+    config = everything_config(negatives={"chunk_size": 32, "sides": sides}, model={"relations": relations})
+    positives = store.read("training_set/positives", SNAPSHOT).to_pandas()
+    true = set(zip(positives.rel, positives.lhs, positives.rhs, strict=True))
+    dataset = EdgesDataset(config, store, SNAPSHOT)
+    order = np.random.default_rng([config.training.seed, 0]).permutation(dataset.num_chunks)
+    for step, batch in zip(range(dataset.steps_per_epoch), dataset, strict=False):
+        chunks = []
+        for number in order[step * dataset.chunks_per_step : (step + 1) * dataset.chunks_per_step]:
+            edges = positives[positives.chunk == number]
+            relation = int(edges["rel"].iloc[0])
+            lhs, rhs = edges["lhs"].to_numpy(), edges["rhs"].to_numpy()
+            replaced = of_follows if relation == 1 and of_follows else sides
+            masks: dict[str, list[tuple[int, int]]] = {"lhs": [], "rhs": []}
+            for i, (head, tail) in enumerate(zip(lhs, rhs, strict=True)):
+                if replaced != "rhs":
+                    masks["lhs"] += [(i, c) for c in range(USERS) if (relation, c, tail) in true]
+                if replaced != "lhs":
+                    tails = USERS if relation == 1 else ITEMS
+                    masks["rhs"] += [(i, c) for c in range(tails) if (relation, head, c) in true]
+            none = np.zeros(0, np.int64)
+            pairs = {side: np.array(found, np.int64).reshape(-1, 2) for side, found in masks.items()}
+            chunks.append(
+                Chunk(relation, lhs, rhs, edges["weight"].to_numpy(), none, none, none, *pairs.values(), replaced)
+            )
+        edges_here = sum(len(chunk.lhs) for chunk in chunks)
+        expected = assemble(chunks, config.model, edges_here, everything={"user": USERS, "item": ITEMS})
+        equal(batch, expected)
+        for side in ("lhs", "rhs"):
+            owner = getattr(batch, f"{side}_mask")[:, 0] * 1000 + getattr(batch, f"{side}_mask")[:, 1]
+            assert (owner.diff() >= 0).all(), "masks come in the order of queries"
+
+
+def test_with_all_candidates_rows_that_a_table_has_to_spare_are_none(tmp_path: Path) -> None:
+    data = everything_config().model.model_dump()
+    data["embeddings"]["tables"][1]["num_embeddings"] = ITEMS + 7
+    config = everything_config(model=data)
+    store = Store(str(tmp_path))
+    write_planted(store, planted_config())
+    for batch in EdgesDataset(config, store, SNAPSHOT):
+        if (batch.relation == 0).any():
+            assert batch.ids["item"].tolist() == list(range(ITEMS))
 
 
 def test_in_batch_candidates_alone_are_enough(tmp_path: Path) -> None:

@@ -353,8 +353,9 @@ class EdgesDataset:
         keys = [*ends]
         for side in sides:
             if negatives is None:
-                first = {int(base): self.side_size[side][r] for base, r in zip(bases[side], relation, strict=True)}
-                keys += [np.arange(base, base + rows) for base, rows in first.items()]
+                pairs = zip(bases[side][on[side]].tolist(), relation[on[side]], strict=True)
+                whole = {base: self.side_size[side][r] for base, r in pairs}
+                keys += [np.arange(base, base + rows) for base, rows in whole.items()]
             else:
                 pool = negatives.pool[side][negatives.place[side][chunks[on[side]]]]
                 keys.append((pool + bases[side][on[side], None]).ravel())
