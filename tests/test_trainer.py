@@ -25,6 +25,7 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.dataset import EdgesDataset
 from twhin_pipeline.distributed import Ranks
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.evaluation import evaluate
 from twhin_pipeline.launch import TrainingCancelled
 from twhin_pipeline.model_files import ModelTables
 from twhin_pipeline.progress import Interval
@@ -93,9 +94,18 @@ def _close(a: np.ndarray, b: np.ndarray) -> None:
     np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 
+def selecting(**sections: dict[str, Any]) -> TwhinConfig:
+    """Training whose model is chosen by full ranking, with a rate that depends on the length of training."""
+    model = json.loads(planted_config().model.model_dump_json())
+    decay = {"linear_decay": {"learning_rate": 0.1, "final_learning_rate": 0.01}}
+    model["embeddings"]["tables"][0]["optimizer"]["learning_rate"] = decay
+    training = {"num_epochs": EPOCHS, "early_stopping_metric": "filtered_mrr", "eval_every_n_epochs": 2}
+    return planted_config(training=training, model=model, **sections)
+
+
 @pytest.fixture(scope="module")
 def config() -> TwhinConfig:
-    return planted_config(training={"num_epochs": EPOCHS})
+    return selecting()
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +180,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_at_one_and_reads_every_edge(
 
 
 def test_one_process_trains_the_same_vectors_as_two(config: TwhinConfig, two_ranks: Store, tmp_path: Path) -> None:
-    alone = planted_config(
-        training={"num_epochs": EPOCHS},
+    alone = selecting(
         train_data={"per_replica_batch_size": 128},
         validation_data={"per_replica_batch_size": 128},
     )
@@ -185,6 +194,7 @@ RATES: dict[str, dict[str, Any]] = {
     "constant": {"constant": 0.1},
     "ramp": {"linear_ramp_to_constant": RAMP},
     "cosine": {"linear_ramp_to_cosine": {**RAMP, "final_learning_rate": 0.01, "final_num_steps": 30}},
+    "decay": {"linear_decay": {"learning_rate": 0.2, "final_learning_rate": 0.01}},
     "piecewise": {"piecewise_constant": {"learning_rate_boundaries": [9], "learning_rate_values": [0.2, 0.05]}},
 }
 
@@ -198,18 +208,24 @@ def scheduled_model(table: str, algorithm: str, data_type: str = "fp32") -> dict
     return model
 
 
+def rates(store: Store) -> list[float]:
+    return ModelTables.open(store, SNAPSHOT).read("losses").column("learning_rate/item").to_pylist()
+
+
 @pytest.mark.parametrize(
     ("steps", "model"),
     [
         (3, scheduled_model("cosine", "rowwise_adagrad")),
         (10, scheduled_model("piecewise", "adagrad", "fp16")),
         (14, scheduled_model("ramp", "adam")),
+        (18, scheduled_model("decay", "rowwise_adagrad")),
     ],
 )
 def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
     steps: int, model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = planted_config(training={"num_epochs": 2}, model=model)
+    training = {"num_epochs": 2, "early_stopping_metric": "ndcg@5", "eval_every_n_epochs": 1}
+    config = planted_config(training=training, model=model)
     whole, stopped = make_store(tmp_path / "whole", config), make_store(tmp_path / "stopped", config)
     train_here(config, whole)
     with monkeypatch.context() as patch, pytest.raises(TrainingCancelled, match=f"step {steps};"):
@@ -218,6 +234,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
     monkeypatch.setattr(CombinedOptimizer, "set_optimizer_step", lambda self, step: told.append(step))
     train_here(config, stopped)
     assert_same_training(whole, stopped, exact=True)
+    assert rates(whole) == rates(stopped)
     assert told == [steps], "the kernels were not told the step (test_sharding.py: what they do with it)"
 
 
@@ -297,6 +314,89 @@ def test_training_stops_early_and_keeps_the_best_model(tmp_path: Path) -> None:
         assert torch.equal(row, there.relation_rows()[relation])
 
 
+def without_test_edges(store: Store) -> None:
+    """Write an empty test set, so that `evaluate` ranks the validation edges."""
+    validation = store.read("held_out/validation", SNAPSHOT)
+    with store.replace("held_out/test", SNAPSHOT, config_hash="test") as draft:
+        draft.write(validation.slice(0, 0))
+
+
+SHORT = {"comparator": "dot", "temperature": 1.0, "max_norm": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("metric", "model", "data_type", "sides"),
+    [
+        ("filtered_mrr", {}, "fp32", None),
+        ("filtered_hits@3", SHORT, "fp16", "rhs"),
+        ("recall@5", SHORT, "fp32", "lhs"),
+        ("ndcg@4", {"reciprocal": True}, "fp32", None),
+    ],
+)
+def test_the_model_is_the_best_by_full_ranking_and_evaluation_finds_the_same_figure(
+    metric: str, model: dict[str, Any], data_type: str, sides: str | None, tmp_path: Path
+) -> None:
+    section = json.loads(planted_config().model.model_dump_json()) | model
+    section["relations"][0]["sides"] = sides
+    for table in section["embeddings"]["tables"]:
+        # Far too fast, so that later is not always better.
+        table |= {"data_type": data_type, "optimizer": {"rowwise_adagrad": {"lr": 0.6}}}
+    config = planted_config(
+        model=section,
+        training={"num_epochs": 6, "eval_every_n_epochs": 1, "early_stopping_metric": metric},
+        evaluation={"recall_at": [4, 5]},
+    )
+    store = make_store(tmp_path, config)
+    without_test_edges(store)
+    details = train_here(config, store)
+    found = ModelTables.open(store, SNAPSHOT).read("metrics").to_pylist()
+    values = {row["step"]: row["value"] for row in found if row["metric"] == metric}
+    assert list(values) == [16 * epoch for epoch in range(1, 7)], "not the ends of the epochs"
+    assert details["best_validation"] == max(values.values()) == values[details["chosen_step"]]
+    assert details["chosen_step"] == 16 * details["chosen_epoch"]
+    assert details["validation_metric"] == metric
+    measured = evaluate(config, store, SNAPSHOT).details
+    assert measured["metrics"][metric] == details["best_validation"]
+    assert measured["chosen_step"] == details["chosen_step"] and measured["chosen_epoch"] == details["chosen_epoch"]
+    assert measured["sides"] == ({"likes": sides, "follows": "both"} if sides else "both")
+    logged = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_run(details["mlflow_run_id"]).data
+    assert logged.metrics["chosen_epoch"] == details["chosen_epoch"]
+    assert logged.metrics["best_validation"] == details["best_validation"]
+    assert logged.params["training.early_stopping_metric"] == metric
+    if "max_norm" in model:
+        lengths = np.linalg.norm(ModelTables.open(store, SNAPSHOT).table("user"), axis=1)
+        assert lengths.max() == pytest.approx(1, abs=1e-3) and np.isclose(lengths, 1, atol=1e-3).sum() > 1
+
+
+def test_the_chosen_step_is_told_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = planted_config(
+        training={"num_epochs": 3, "eval_every_n_epochs": 2, "early_stopping_metric": "filtered_hits@5"}
+    )
+    details = train_here(config, make_store(tmp_path, config))
+    told = f"the model is that of step {details['chosen_step']:,} (epoch {details['chosen_epoch']}): filtered_hits@5 "
+    assert told + f"{details['best_validation']:.4f}, the best of 2 evaluation(s)" in capsys.readouterr().out
+
+
+def test_training_stops_when_the_full_ranking_gets_no_better(tmp_path: Path) -> None:
+    model = json.loads(planted_config().model.model_dump_json())
+    for table in model["embeddings"]["tables"]:
+        table["optimizer"] = {"rowwise_adagrad": {"lr": 0.0}}
+    model["translation_optimizer"] = {"sgd": {"lr": 0.0}}
+    config = planted_config(
+        model=model,
+        training={
+            "num_epochs": 40,
+            "eval_every_n_epochs": 3,
+            "early_stopping_patience": 2,
+            "early_stopping_metric": "filtered_mrr",
+            "num_eval_steps": 0,
+        },
+    )
+    details = train_here(config, make_store(tmp_path, config))
+    assert details["stop_reason"].startswith("early stopping: 2 evaluation(s) did not better filtered_mrr")
+    assert (details["chosen_epoch"], details["epochs"]) == (3, 9)
+
+
 @pytest.fixture
 def _tf32_as_before() -> Iterator[None]:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -331,12 +431,14 @@ def test_an_evaluation_out_of_time_is_told_and_decides_on_nothing(
     assert details["best_step"] is None and details["stop_reason"].startswith("num_epochs")
 
 
-def test_without_held_out_edges_the_last_step_is_the_model(tmp_path: Path) -> None:
-    config = planted_config(training={"num_epochs": 2})
+@pytest.mark.parametrize("metric", ["loss", "filtered_mrr"])
+def test_without_held_out_edges_the_last_step_is_the_model(tmp_path: Path, metric: str) -> None:
+    config = planted_config(training={"num_epochs": 2, "early_stopping_metric": metric})
     store = make_store(tmp_path, config)
     store.fs.rm(f"{store.root}/held_out", recursive=True)
     details = train_here(config, store)
-    assert details["best_step"] is None and details["steps"] == 32
+    assert details["best_step"] is None and details["steps"] == details["chosen_step"] == 32
+    assert details["chosen_epoch"] == 2
     assert ModelTables.open(store, SNAPSHOT).read("metrics").num_rows == 0
 
 

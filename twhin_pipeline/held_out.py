@@ -137,15 +137,15 @@ def read_retrieval(
     return Questions.read(con, relation, "rhs", chosen, CandidateSet(num_entities), [held_out.seen])
 
 
-def shares(counts: np.ndarray, limit: int | None) -> np.ndarray:
+def shares(counts: np.ndarray, limit: int) -> np.ndarray:
     """Divide `limit` edges among relations of `counts` int64 `[R]` edges: one each, and the rest in proportion.
 
     Returns:
         int64 `[R]`: at most `counts`, 0 where there is no edge, together at most `limit` (or one for each relation
-        that has an edge, where these are more); `counts` where they fit or `limit` is None.
+        that has an edge, where these are more); `counts` where they fit.
     """
     total = int(counts.sum())
-    if limit is None or total <= limit:
+    if total <= limit:
         return counts
     rest = max(limit - int((counts > 0).sum()), 0)
     return np.where(counts > 0, 1 + counts * rest // total, 0)

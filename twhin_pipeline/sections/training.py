@@ -61,9 +61,9 @@ class TrainingConfig(Section):
     `loss`, `auc`, `rce`, `mrr`. As `evaluation` measures it overall, against every entity: `filtered_mrr`,
     `filtered_hits@k` (of the sides that relations replace), `recall@k` or `ndcg@k` (of tails). Test edges play no
     part. With several processes the first one ranks, and holds the tables meanwhile."""
-    eval_max_edges: int | None = Field(5_000, ge=1)
+    eval_max_edges: int = Field(5_000, ge=1)
     """Validation edges that such a metric ranks at most, drawn by `evaluation.seed`: one of each relation and the rest
-    in proportion (of retrieval, heads with all their edges); `null`: all."""
+    in proportion (of retrieval, heads with all their edges)."""
     seed: int = 0
     """Seed of initial vectors and of the order of chunks."""
 
