@@ -28,18 +28,35 @@ def config(**model: Any) -> TwhinConfig:
 
 
 def chunk(
-    rng: np.random.Generator, model: TwhinModelConfig, relation: int, edges: int, window: int, pool: int
+    rng: np.random.Generator,
+    model: TwhinModelConfig,
+    relation: int,
+    edges: int,
+    window: int,
+    pool: int,
+    everything: bool = False,
 ) -> Chunk:
-    """Random edges of one relation, with the masks that the training set would have for them."""
-    rows = {side: ROWS[getattr(model.relations[relation], side)] for side in ("lhs", "rhs")}
+    """Random edges of one relation, with the masks that the training set would have for them.
+
+    Of three edges or more, two keep the same head and two the same tail. With `everything` all rows are candidates.
+    """
+    chosen = model.relations[relation]
+    rows = {side: ROWS[getattr(chosen, side)] for side in ("lhs", "rhs")}
     drawn = {side: rng.integers(0, rows[side], edges) for side in rows}
+    if edges > 2:
+        drawn["lhs"][1], drawn["rhs"][-1] = drawn["lhs"][0], drawn["rhs"][0]
     pools = {side: rng.integers(0, rows[side], pool) for side in rows}
     window = min(window, edges)
     in_batch = (np.arange(window) + int(rng.integers(edges))) % edges
+    if everything:
+        in_batch, pools = np.zeros(0, np.int64), {side: np.zeros(0, np.int64) for side in rows}
     true = set(zip(drawn["lhs"].tolist(), drawn["rhs"].tolist(), strict=True))
+    sides = chosen.sides or "both"
 
     def mask(side: str) -> np.ndarray:
-        candidates = np.concatenate([drawn[side][in_batch], pools[side]])
+        candidates = np.arange(rows[side]) if everything else np.concatenate([drawn[side][in_batch], pools[side]])
+        if sides not in ("both", side):
+            pools[side], candidates = np.zeros(0, np.int64), np.zeros(0, np.int64)
         pairs = []
         for i in range(edges):
             for j, candidate in enumerate(candidates.tolist()):
@@ -48,20 +65,20 @@ def chunk(
                     pairs.append((i, j))
         return np.array(pairs, np.int64).reshape(-1, 2)
 
+    masks = [mask("lhs"), mask("rhs")]
     weight = rng.uniform(0.5, 2.0, edges).astype(np.float32)
-    return Chunk(
-        relation, drawn["lhs"], drawn["rhs"], weight, in_batch, pools["lhs"], pools["rhs"], mask("lhs"), mask("rhs")
-    )
+    return Chunk(relation, drawn["lhs"], drawn["rhs"], weight, in_batch, pools["lhs"], pools["rhs"], *masks, sides)
 
 
-def chunks(seed: int, model: TwhinModelConfig) -> list[Chunk]:
+def chunks(seed: int, model: TwhinModelConfig, everything: bool = False) -> list[Chunk]:
     """One chunk of each relation, of different lengths; the last is shorter than the in-batch window."""
     rng = np.random.default_rng(seed)
     lengths = [6, 5, 2]
-    return [chunk(rng, model, r, lengths[r], window=3, pool=4) for r in range(len(model.relations))]
+    relations = range(len(model.relations))
+    return [chunk(rng, model, r, lengths[r % 3], window=3, pool=4, everything=everything) for r in relations]
 
 
-def batch(seed: int, model: TwhinModelConfig) -> EdgeBatch:
+def batch(seed: int, model: TwhinModelConfig, everything: bool = False) -> EdgeBatch:
     """`chunks` as one batch."""
-    made = chunks(seed, model)
-    return assemble(made, model, sum(len(c.lhs) for c in made))
+    made = chunks(seed, model, everything)
+    return assemble(made, model, sum(len(c.lhs) for c in made), ROWS if everything else None)
