@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +114,18 @@ def test_a_head_is_drawn_with_all_of_its_edges() -> None:
     drawn = some_heads(edges, 10, np.random.default_rng(0))
     assert len(drawn["lhs"]) == 9 and (np.unique(drawn["lhs"], return_counts=True)[1] == 3).all()
     assert len(some_heads(edges, 1, np.random.default_rng(0))["lhs"]) == 3
+
+
+def test_rank_0_gathers_every_row_that_is_an_entity_from_the_ranks_shards() -> None:
+    script = Path(__file__).with_name("gather_ranks.py")
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(script.parent), str(script.parent.parent)]),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("gathered") == 4
 
 
 @pytest.mark.parametrize("metric", ["filtered_mr", "recall", "recall@0", "hits@10", "raw_mrr"])
