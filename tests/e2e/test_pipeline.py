@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from twhin_pipeline.embeddings import load_model
 from twhin_pipeline.store import Store
@@ -144,3 +147,55 @@ def test_a_failed_blocking_check_ends_the_run_before_the_next_stage(made, tmp_pa
     assert done.returncode == 2
     assert "edges_rejected_share" in done.stderr and "Traceback" not in done.stderr
     assert Store(str(tmp_path / "home")).assets() == ["raw_edges", "raw_edges_rejected"]
+
+
+@pytest.fixture(scope="module")
+def knowledge_graph(tmp_path_factory) -> Path:
+    """Write two snapshots of a graph whose relations only its data names, with a configuration that lists none.
+
+    The first has the relations /r/a, it's b and $c$; the second lacks it's b and has /r/aa as well.
+    """
+    folder = tmp_path_factory.mktemp("knowledge")
+    rng = np.random.default_rng(0)
+    for snapshot, names in (("2025-01-01", ["/r/a", "it's b", "$c$"]), ("2025-02-01", ["/r/a", "/r/aa", "$c$"])):
+        lhs = rng.integers(0, 60, 600 * len(names))
+        rhs = (lhs + 10 * rng.integers(0, 6, len(lhs))) % 60
+        rel = np.repeat(names, 600)
+        columns = {"lhs": [f"/m/{i}" for i in lhs], "rel": rel, "rhs": [f"/m/{i}" for i in rhs]}
+        pq.write_table(pa.table(columns), folder / f"edges-{snapshot}.parquet")
+    config = {
+        "source": {"path": f"{folder}/edges-{{snapshot}}.parquet", "min_kept_share": 0},
+        "model": {
+            "embeddings": {"tables": [{"name": "entity", "embedding_dim": 16}]},
+            "relations": [{"name": "*", "lhs": "entity", "rhs": "entity", "operator": "diagonal"}],
+        },
+        "training": {"num_epochs": 2},
+        "train_data": {"per_replica_batch_size": 500, "global_negatives": 16, "in_batch_negatives": 16},
+        "negatives": {"chunk_size": 100},
+        "launch": {"nproc_per_node": 2, "device": "cpu", "threads_per_process": 1},
+    }
+    (folder / "graph.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_relations_that_only_the_data_names_are_trained_measured_and_served(knowledge_graph):
+    config, home = str(knowledge_graph / "graph.yaml"), knowledge_graph / "home"
+    shown = twhin("run", "--config", config, "--snapshot", "2025-01-01", home=home).stdout
+    assert "of 3 relations" in shown and "it's b" in shown and "registered models:/" in shown
+    names = ["$c$", "/r/a", "it's b"]
+    model = load_model(str(home))
+    assert model.relations == names
+    assert all(0 < model.predict_relation("/m/0", "/m/10", name) < 1 for name in names)
+    measured = json.loads(twhin("metrics", "--json", home=home).stdout)["metrics"]
+    assert {row["relation"] for row in measured} == {*names, "all"}
+    store = Store(str(home))
+    hashes = {store.manifest(asset, "2025-01-01").config_hash for asset in store.assets()}
+    assert len(hashes) == 1
+
+
+def test_a_later_snapshot_takes_operators_over_by_the_relations_names(knowledge_graph):
+    config, home = str(knowledge_graph / "graph.yaml"), knowledge_graph / "home"
+    earlier = ["--set", f"training.initial_checkpoint_dir={home}@2025-01-01"]
+    shown = twhin("run", "--config", config, "--snapshot", "2025-02-01", *earlier, home=home).stdout
+    assert "2 of 3 relations start from training.initial_checkpoint_dir" in shown
+    assert load_model(str(home)).relations == ["$c$", "/r/a", "/r/aa"]
