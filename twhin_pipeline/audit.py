@@ -8,8 +8,9 @@
 `model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding)`, `embedding_relation`.
 
 What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked
-edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `audited(chunk)`, `pools` (the checked
-negatives) and `truth` (edges that are true for them). Settings are DuckDB variables.
+edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `pools` (the checked negatives),
+`audited(epoch, chunk)` (those of them that costly checks look at) and `truth` (edges that are true for them). Settings
+are DuckDB variables.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from twhin_pipeline.store import Store
 
 AUDITED_POOLS, AUDITED_PAIRS = 500, 6_000_000
-"""Pools, and masked pairs, that the costliest checks look at; of larger sets every n-th chunk of a relation."""
+"""Pools, and masked pairs, that the costliest checks look at; of larger sets every n-th of a relation's pools."""
 
 _EDGE_COLUMNS = "0 AS chunk, 0 AS position, 0 AS lhs, 0 AS rhs, 0 AS rel, 1.0 AS weight, '' AS filename"
 
@@ -195,11 +196,12 @@ class _Views:
         manifest = self.store.manifest(self.table, self.snapshot)
         pairs = float(manifest.details.get("masked", 0))
         every = max(1, math.ceil(manifest.rows / AUDITED_POOLS), math.ceil(pairs / AUDITED_PAIRS))
-        # Every relation has one at least, also where it has fewer chunks than are skipped.
+        # Every relation has one at least, also where it has fewer than are skipped.
         self._table(
             "audited",
-            "SELECT chunk FROM (SELECT chunk, row_number() OVER (PARTITION BY rel ORDER BY hash(chunk)) AS i "
-            f"FROM chunk_size) WHERE (i - 1) % {every} = 0",
+            "SELECT epoch, chunk FROM (SELECT epoch.range AS epoch, chunk, "
+            "row_number() OVER (PARTITION BY rel ORDER BY hash(epoch.range, chunk)) AS i "
+            f"FROM chunk_size, range(getvariable('epochs')) epoch) WHERE (i - 1) % {every} = 0",
         )
 
     def _model(self) -> None:

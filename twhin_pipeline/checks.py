@@ -147,11 +147,11 @@ def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str 
         started = time.perf_counter()
         with explained(f"check {name} of {one}"), audit.prepare(config, store, snapshot, one) as con:
             result = _judge(con.sql(check.sql).to_arrow_table(), started)
-            if "FROM audited" in check.sql:
-                counts = con.sql("SELECT (SELECT count(*) FROM audited), (SELECT count(*) FROM chunk_size)").fetchall()[
-                    0
-                ]
-                result.metadata.update(audited_chunks=counts[0], chunks=counts[1])
+            if "JOIN audited" in check.sql:
+                audited, pools = con.sql(
+                    "SELECT (SELECT count(*) FROM pools SEMI JOIN audited USING (epoch, chunk)), count(*) FROM pools"
+                ).fetchall()[0]
+                result.metadata.update(audited_pools=audited, pools=pools)
             if one == "training_set/negatives" and config.train_data.global_negatives == "all":
                 result.metadata["note"] = _NOTHING_SAMPLED
             results.append(result)

@@ -1,10 +1,11 @@
--- Every masked pair is a true edge, so that no negative is lost, and stands at the first position of its kept entity (of
--- very large sets an even sample of chunks).
+-- Every masked pair is a true edge, so that no negative is lost, and stands at the first position of its kept entity
+-- (of large sets an even sample of pools).
 WITH pool AS MATERIALIZED (
     SELECT n.epoch, n.chunk, n.side, least(getvariable('in_batch'), c.edges) AS in_batch, c.edges, n.row,
            n.mask_position, n.mask_candidate
-    FROM pools n JOIN chunk_size c ON n.chunk = c.chunk
-    WHERE n.chunk IN (SELECT chunk FROM audited)
+    FROM pools n
+    SEMI JOIN audited a ON n.epoch = a.epoch AND n.chunk = a.chunk
+    JOIN chunk_size c ON n.chunk = c.chunk
 ),
 window_candidate AS (
     SELECT epoch, chunk, side, unnest(range(in_batch)) AS candidate,
@@ -44,4 +45,5 @@ untrue AS (
 )
 SELECT epoch, chunk, side, position, candidate, lhs, rhs, is_first
 FROM named
-WHERE rel IS NULL OR lhs IS NULL OR rhs IS NULL OR NOT is_first OR (rel, lhs, rhs) IN (SELECT (rel, lhs, rhs) FROM untrue)
+WHERE rel IS NULL OR lhs IS NULL OR rhs IS NULL OR NOT is_first
+   OR (rel, lhs, rhs) IN (SELECT (rel, lhs, rhs) FROM untrue)

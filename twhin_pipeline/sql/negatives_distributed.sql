@@ -21,8 +21,9 @@ bin AS (
 drawn AS (
     SELECT CASE n.side WHEN 0 THEN r.lhs ELSE r.rhs END AS entity,
            unnest(n.row) AS row, unnest(range(len(n.row))) AS k
-    FROM pools n JOIN chunk_size c ON n.chunk = c.chunk JOIN relation r ON c.rel = r.rel
-    WHERE n.chunk IN (SELECT chunk FROM audited)
+    FROM pools n
+    SEMI JOIN audited a ON n.epoch = a.epoch AND n.chunk = a.chunk
+    JOIN chunk_size c ON n.chunk = c.chunk JOIN relation r ON c.rel = r.rel
 ),
 observed AS (
     SELECT d.entity, CASE WHEN d.k < getvariable('uniform_size') THEN 'uniform' ELSE 'degree' END AS part, m.bin,

@@ -1,6 +1,6 @@
 -- Each candidate's log_q is the log of its expected number in the list [window | pool]: of uniform draws, of draws by
--- degree^alpha, and of the window, which has its share of the relation's edges (of large sets a sample of chunks); null
--- where `loss.log_q` is off.
+-- degree^alpha, and of the window, which has its share of the relation's edges (of large sets an even sample of pools);
+-- null where `loss.log_q` is off.
 WITH degree AS (
     SELECT entity, row, power(count(*), getvariable('alpha')) AS mass FROM (
         SELECT r.lhs AS entity, p.lhs AS row FROM positives p JOIN relation r ON p.rel = r.rel
@@ -18,19 +18,19 @@ pool AS MATERIALIZED (
     SELECT n.epoch, n.chunk, n.side, n.row, n.log_q, c.rel, c.edges, e.entity, e.size,
            least(getvariable('in_batch'), c.edges) AS in_batch
     FROM pools n
+    SEMI JOIN audited a ON n.epoch = a.epoch AND n.chunk = a.chunk
     JOIN chunk_size c ON n.chunk = c.chunk
     JOIN relation r ON c.rel = r.rel
     JOIN entity e ON e.entity = CASE n.side WHEN 0 THEN r.lhs ELSE r.rhs END
-    WHERE n.chunk IN (SELECT chunk FROM audited)
 ),
 window_candidate AS (
-    SELECT epoch, chunk, side, rel, entity, size, in_batch, log_q, unnest(range(in_batch)) AS candidate,
+    SELECT epoch, chunk, side, rel, entity, size, in_batch, unnest(log_q[1:in_batch]) AS log_q,
+           unnest(range(in_batch)) AS candidate,
            (epoch * getvariable('in_batch') + unnest(range(in_batch))) % edges AS position
     FROM pool
 ),
 candidate AS (
-    SELECT w.* EXCLUDE (position, log_q), CASE w.side WHEN 0 THEN c.lhs ELSE c.rhs END AS row,
-           w.log_q[w.candidate + 1] AS log_q
+    SELECT w.* EXCLUDE (position, log_q), CASE w.side WHEN 0 THEN c.lhs ELSE c.rhs END AS row, w.log_q
     FROM window_candidate w JOIN chunks c ON w.chunk = c.chunk AND w.position = c.position
     UNION ALL
     SELECT epoch, chunk, side, rel, entity, size, in_batch, in_batch + unnest(range(len(row))), unnest(row),

@@ -1,10 +1,11 @@
--- No unmasked negative of any edge is a true edge, in-batch candidates included (of very large sets an even sample of
--- chunks).
+-- No unmasked negative of any edge is a true edge, in-batch candidates included (of large sets an even sample of
+-- pools).
 WITH pool AS MATERIALIZED (
     SELECT n.epoch, n.chunk, n.side, c.rel, least(getvariable('in_batch'), c.edges) AS in_batch, c.edges, n.row,
            n.mask_position, n.mask_candidate
-    FROM pools n JOIN chunk_size c ON n.chunk = c.chunk
-    WHERE n.chunk IN (SELECT chunk FROM audited)
+    FROM pools n
+    SEMI JOIN audited a ON n.epoch = a.epoch AND n.chunk = a.chunk
+    JOIN chunk_size c ON n.chunk = c.chunk
 ),
 window_candidate AS (
     SELECT epoch, chunk, side, rel, unnest(range(in_batch)) AS candidate,
