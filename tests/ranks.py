@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from plain_batches import assemble
 
-from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.losses import LOSSES
 from twhin_pipeline.metrics import create_metrics
@@ -62,6 +62,14 @@ def alone() -> TwhinConfig:
     )
 
 
+def everything(config: TwhinConfig, **model: Any) -> TwhinConfig:
+    """The same with every entity as candidate; heads of the second relation are not replaced."""
+    section = config.model.model_dump() | model
+    section["relations"][1]["sides"] = "rhs"
+    data = {"train_data": {"global_negatives": "all", "in_batch_negatives": 0}, "source": {"path": "edges.parquet"}}
+    return parse_config({**data, "model": section})
+
+
 ROWWISE = {"rowwise_adagrad": {"lr": 0.1}}
 CASES: dict[str, tuple[TwhinConfig, str, str]] = {
     "rowwise_adagrad row_wise": (configured(ROWWISE), "softmax", "row_wise"),
@@ -69,6 +77,12 @@ CASES: dict[str, tuple[TwhinConfig, str, str]] = {
     "adagrad row_wise": (configured({"adagrad": {"lr": 0.1}}), "bce", "row_wise"),
     "sgd table_wise": (configured({"sgd": {"lr": 0.1}}), "softmax", "table_wise"),
     "fp16 row_wise": (configured(ROWWISE, "fp16"), "softmax", "row_wise"),
+    "all candidates row_wise": (everything(configured(ROWWISE)), "softmax", "row_wise"),
+    "all candidates reciprocal": (
+        everything(configured(ROWWISE), reciprocal=True, regularization={"entities": 0.1, "operators": 0.1}),
+        "bce",
+        "table_wise",
+    ),
     "one table table_wise": (alone(), "softmax", "table_wise"),
 }
 
@@ -84,13 +98,15 @@ def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
     optimizer, schedule = build_optimizer(sharded, config.model)
     optimizer.load_state_dict(optimizer.state_dict())
     trainable = TwhinModelAndLoss(sharded, LOSSES[loss_name](LossConfig(name=loss_name)), config.model)
+    whole = config.train_data.global_negatives == "all"
     losses, rates = [], []
     for step in range(STEPS):
-        chunks = [chunk for part in range(2) for chunk in tiny.chunks(10 * step + part, config.model)]
+        chunks = [chunk for part in range(2) for chunk in tiny.chunks(10 * step + part, config.model, whole)]
         if step == STEPS - 2:
             chunks = chunks[:1]
         mine = [chunks[i] for i in np.array_split(np.arange(len(chunks)), world_size)[rank]]
-        batch = assemble(mine, config.model, sum(len(chunk.lhs) for chunk in chunks))
+        edges = sum(len(chunk.lhs) for chunk in chunks)
+        batch = assemble(mine, config.model, edges, tiny.ROWS if whole else None)
         rates.append(schedule.rates())
         optimizer.zero_grad()
         loss, _ = trainable(batch)

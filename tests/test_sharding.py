@@ -51,6 +51,8 @@ CASES = (
     "adagrad row_wise",
     "sgd table_wise",
     "fp16 row_wise",
+    "all candidates row_wise",
+    "all candidates reciprocal",
     "one table table_wise",
 )
 

@@ -259,7 +259,8 @@ class TwhinModelAndLoss(nn.Module):
         on = {side: getattr(batch, f"{side}_on").float() for side in SIDES}
         share = {side: (on[side] / (on["lhs"] + on["rhs"]).clamp(min=1)).unsqueeze(1) for side in SIDES}
         weight = batch.weight * relation_weight[batch.relation].unsqueeze(1)
-        total = outputs["logits"].new_zeros(())
+        # Nothing, but of the graph: a rank without edges takes part in the backward pass.
+        total = outputs["logits"][:0].sum()
         edge_loss = torch.zeros_like(batch.weight)
         for side in batch.sides:
             if batch.everything:
