@@ -10,11 +10,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from edge_files import RELATIONS, SNAPSHOT, make_config, rows_of, store_at, triples, write
 from scipy.stats import chisquare
 from test_split import RELATION_SIDES, random_edges
 
 from twhin_pipeline import edges, negatives, training_set, truth, vocabulary
+from twhin_pipeline.dataset import EdgesDataset
 from twhin_pipeline.store import Store
 
 SMALL = {"global_negatives": 12, "in_batch_negatives": 6}
@@ -288,6 +290,42 @@ def test_with_all_entities_as_candidates_the_table_is_one_empty_file(tmp_path):
     assert manifest.details["pool"] == "all" and manifest.details["masked"] == 0
     assert store.read("training_set/negatives", SNAPSHOT).schema.names == negatives.SCHEMA.names
     assert len(rows_of(store, "held_out/validation_negatives")) > 0
+
+
+@pytest.mark.parametrize("log_q", [False, True])
+def test_epochs_used_again_come_with_their_own_windows_and_masks(tmp_path, log_q):
+    """Training that outlasts its negatives reads them again; candidates, masks and log q must still be of one file."""
+    config = make(
+        tmp_path,
+        random_edges(300, users=25, items=15),
+        negatives={"chunk_size": 25, "epochs": 2},
+        training={"num_epochs": 5},
+        loss={"log_q": log_q},
+    )
+    store = store_at(tmp_path)
+    build(config, store)
+    true = triples(store, "training_set/positives")
+    tables = config.model.table_names
+    read = masked = 0
+    for batch in EdgesDataset(config, store, SNAPSHOT):
+        row = torch.cat([batch.ids[name] for name in tables]).tolist()
+        for side, other in (("lhs", "rhs"), ("rhs", "lhs")):
+            masks = {tuple(mask) for mask in getattr(batch, f"{side}_mask").tolist()}
+            masked += len(masks)
+            query, log = getattr(batch, f"{side}_query"), getattr(batch, f"{side}_log_q")
+            for g, c in (batch.weight > 0).nonzero().tolist():
+                rel = int(batch.relation[g])
+                kept = row[getattr(batch, f"{other}_index")[g, c]]
+                window = getattr(batch, f"{side}_index")[g][batch.in_batch[g]]
+                listed = torch.cat([window, getattr(batch, f"{side}_pool_index")[g]])
+                for number, index in enumerate(listed.tolist()):
+                    if int(batch.num_in_batch[g]) <= number < batch.in_batch.shape[1]:
+                        continue
+                    edge = (row[index], rel, kept) if side == "lhs" else (kept, rel, row[index])
+                    assert (edge in true) == ((g, int(query[g, c]), number) in masks)
+                    assert (float(log[g, number]) != 0) == log_q
+        read += batch.num_edges
+    assert read == 5 * len(true) and masked > 0
 
 
 def test_hundreds_of_relations_need_few_open_files(tmp_path):
