@@ -1,5 +1,7 @@
 """Every registered operator keeps the contract, and the registry helps with a wrong name."""
 
+import math
+
 import plain_scores
 import pytest
 import torch
@@ -140,3 +142,35 @@ def test_a_name_is_registered_once():
     registry.register_as("a")(int)
     with pytest.raises(ValueError, match="'a' is registered already, by int"):
         registry.register_as("a")(float)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_random_start_is_not_the_identity_and_follows_the_seed(name: str) -> None:
+    def made(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        operator = OPERATORS[name](3, 8)
+        operator.randomize(0.1)
+        return operator.rows()
+
+    assert torch.equal(made(1), made(1))
+    if name != "identity":
+        assert not torch.equal(made(1), made(2))
+        assert not torch.equal(made(1), OPERATORS[name](3, 8).rows())
+        assert (made(1)[0] != made(1)[1]).all(), "relations start unlike each other"
+
+
+def test_random_starts_have_the_size_they_are_said_to_have() -> None:
+    torch.manual_seed(0)
+    drawn = {}
+    for name in ("translation", "diagonal", "complex_diagonal", "rotation", "linear", "affine"):
+        operator = OPERATORS[name](2000, 8)
+        operator.randomize(0.25)
+        drawn[name] = operator.rows()
+    for name in ("translation", "diagonal", "complex_diagonal"):
+        assert drawn[name].std().item() == pytest.approx(0.25, rel=0.03)
+    assert drawn["linear"].std().item() == pytest.approx(8**-0.5, rel=0.03)
+    assert drawn["affine"][:, :64].std().item() == pytest.approx(8**-0.5, rel=0.03)
+    assert drawn["affine"][:, 64:].std().item() == pytest.approx(0.25, rel=0.03)
+    angles = drawn["rotation"]
+    assert angles.abs().max() <= math.pi
+    assert angles.std().item() == pytest.approx(math.pi / 3**0.5, rel=0.03)

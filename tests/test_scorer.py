@@ -10,6 +10,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.operators import OPERATORS
 from twhin_pipeline.relation_scores import SIDES
 from twhin_pipeline.scorer import Scorer, Side
+from twhin_pipeline.sections.model import TwhinModelConfig
 
 MIXTURES = [
     *([name] * 3 for name in OPERATORS),
@@ -193,3 +194,20 @@ def test_rows_of_another_operator_are_refused():
     rows = scorer(reciprocal=True).state_rows()
     with pytest.raises(UserError, match=f"likes has {DIM} operator parameters, and those given are {2 * DIM}"):
         Scorer.from_rows(config().model, rows)
+
+
+def test_operators_start_at_random_where_the_configuration_says_so() -> None:
+    def rows(init: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = TwhinModelConfig.model_validate(
+            {
+                "embeddings": {"tables": [{"name": "user", "embedding_dim": 8}]},
+                "relations": [{"name": "follows", "lhs": "user", "rhs": "user", "operator": "complex_diagonal"}],
+                "operator_init": init,
+                "reciprocal": True,
+            }
+        )
+        return Scorer(model).state_rows()["follows"]
+
+    assert rows("identity").tolist() == [1, 1, 1, 1, 0, 0, 0, 0] * 2
+    assert len(rows("random").unique()) == 16

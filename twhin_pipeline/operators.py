@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from twhin_pipeline.registry import Registry
 class Operator(nn.Module):
     """One operator with the parameters of the R relations that use it.
 
-    A fresh operator leaves every vector as it is.
+    A fresh operator leaves every vector as it is, until `randomize`.
     """
 
     complex = False
@@ -34,6 +35,10 @@ class Operator(nn.Module):
         Returns:
             `[G, N, D]`.
         """
+        raise NotImplementedError
+
+    def randomize(self, deviation: float) -> None:
+        """Start at random instead, elements that combine with a vector's with that standard deviation."""
         raise NotImplementedError
 
     def penalized(self) -> torch.Tensor | None:
@@ -62,6 +67,11 @@ class Weighted(Operator):
         """Begin every relation at `fresh [P]`."""
         super().__init__(num_relations, dim)
         self.weight = nn.Parameter(fresh.repeat(num_relations, 1))
+
+    @torch.no_grad()
+    def randomize(self, deviation: float) -> None:
+        """Draw all parameters from a normal distribution around 0."""
+        self.weight.normal_(std=deviation)
 
     def penalized(self) -> torch.Tensor | None:
         """Return all parameters, `[R, P]`."""
@@ -97,6 +107,9 @@ class Identity(Operator):
         """Return `x`."""
         return x
 
+    def randomize(self, deviation: float) -> None:
+        """Do nothing: there are no parameters."""
+
     def penalized(self) -> torch.Tensor | None:
         """Return None."""
         return None
@@ -128,6 +141,11 @@ class Linear(Weighted):
     def __init__(self, num_relations: int, dim: int) -> None:
         super().__init__(num_relations, dim, torch.eye(dim).flatten())
 
+    @torch.no_grad()
+    def randomize(self, deviation: float) -> None:
+        """Draw A so that lengths keep their size (elements of standard deviation 1/sqrt(D))."""
+        self.weight.normal_(std=self.dim**-0.5)
+
     def forward(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
         """Multiply by the relation's matrix. Shapes as in `Operator.forward`."""
         matrix = self.weight[relation].unflatten(1, (self.dim, self.dim))
@@ -140,6 +158,12 @@ class Affine(Weighted):
 
     def __init__(self, num_relations: int, dim: int) -> None:
         super().__init__(num_relations, dim, torch.cat([torch.eye(dim).flatten(), torch.zeros(dim)]))
+
+    @torch.no_grad()
+    def randomize(self, deviation: float) -> None:
+        """Draw A so that lengths keep their size (elements of standard deviation 1/sqrt(D)), and b."""
+        self.weight[:, : -self.dim].normal_(std=self.dim**-0.5)
+        self.weight[:, -self.dim :].normal_(std=deviation)
 
     def forward(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
         """Multiply by the relation's matrix and add its vector. Shapes as in `Operator.forward`."""
@@ -178,6 +202,11 @@ class Rotation(Weighted):
 
     def __init__(self, num_relations: int, dim: int) -> None:
         super().__init__(num_relations, dim, torch.zeros(dim // 2))
+
+    @torch.no_grad()
+    def randomize(self, deviation: float) -> None:
+        """Draw the angles evenly from the whole turn."""
+        self.weight.uniform_(-math.pi, math.pi)
 
     def forward(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
         """Turn by the relation's angles. Shapes as in `Operator.forward`; D is even."""

@@ -43,6 +43,9 @@ class Scorer(nn.Module):
                 for name, count in zip(names, counts, strict=True)
             }
         )
+        if model_config.operator_init == "random":
+            for name in names:
+                self._operator(name).randomize(model_config.init_scale / model_config.embedding_dim**0.5)
         self._kind: torch.Tensor
         self._slot: torch.Tensor
         self._second: torch.Tensor

@@ -171,6 +171,9 @@ class TwhinModelConfig(Section):
     """Scores are divided by it."""
     init_scale: float = Field(0.1, gt=0, allow_inf_nan=False)
     """A new vector's expected length: the standard deviation of its elements times the square root of the dimension."""
+    operator_init: Literal["identity", "random"] = "identity"
+    """How operators start. `identity`: they leave vectors as they are. `random`: like the elements of a new vector
+    (rotations by any angle); better where what a relation joins is unlike, as in knowledge graphs."""
     reciprocal: bool = False
     """Predict heads with operators of their own (reciprocal relations; Kazemi and Poole, 2018; Lacroix et al., 2018):
     the score of a head is that of the tail under its relation's second operator with the head."""
