@@ -11,6 +11,7 @@ from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
 from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.figures import chief_rows
 from twhin_pipeline.store import Manifest, Store
 
 OVERALL = "all"
@@ -57,10 +58,7 @@ def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
 
     from twhin_pipeline import plots
 
-    # Retrieval asks for tails only, so its rows have no side `both`.
-    kept = [r for r in store.read("evaluation", manifest.snapshot).to_pylist() if r["side"] in ("both", "rhs")]
-    two_sided = {r["metric"] for r in kept if r["side"] == "both"}
-    rows = [r for r in kept if r["side"] == "both" or r["metric"] not in two_sided]
+    rows = chief_rows(store.read("evaluation", manifest.snapshot), manifest.details).to_pylist()
     shown: dict[str, Any] = {}
     for row in rows:
         if row["relation"] == OVERALL and row["value"] is not None and math.isfinite(row["value"]):

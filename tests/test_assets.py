@@ -85,6 +85,8 @@ def test_the_evaluations_page_shows_retrieval_beside_ranks(store):
     recall = {**row, "side": "rhs", "metric": "recall@10", "value": 0.4, "baseline": 0.2}
     with store.replace("evaluation", SNAPSHOT, config_hash="c") as draft:
         draft.write(pa.Table.from_pylist([row, {**row, "side": "rhs", "value": 0.7}, recall]))
+        metrics = {"filtered_mrr": 0.5, "recall@10": 0.4}
+        draft.details = {"sides": "both", "edges": 9, "metrics": metrics, "baseline": {"recall@10": 0.2}}
     shown = evaluation._metadata(store, store.manifest("evaluation", SNAPSHOT))
     assert (shown["filtered_mrr"], shown["recall@10"], shown["baseline_recall@10"]) == (0.5, 0.4, 0.2)
     assert "recall@10 of most popular" in shown["relations"].value
@@ -308,6 +310,7 @@ def test_the_evaluations_page_shows_all_relations_together_and_then_the_largest(
     ]
     with store.replace("evaluation", SNAPSHOT, config_hash="c") as draft:
         draft.write(pa.Table.from_pylist(rows))
+        draft.details = {"sides": "both", "edges": 9_000, "metrics": {"filtered_mrr": 0.5}, "baseline": {}}
     shown = evaluation._metadata(store, store.manifest("evaluation", SNAPSHOT))
     names = [line.split(" | ")[0] for line in shown["relations"].value.splitlines()[2:5]]
     assert names == ["| all", "| /r/236", "| /r/235"]

@@ -141,7 +141,7 @@ def metrics(snapshot: Snapshot = None, home: Home = None, as_json: AsJson = Fals
     if as_json:
         console.print_json({"snapshot": snapshot, "metrics": table.to_pylist()})
     else:
-        console.print_metrics(table, snapshot)
+        console.print_metrics(table, store.manifest("evaluation", snapshot).details, snapshot)
 
 
 @app.command()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from twhin_pipeline.figures import chief_rows, told_sides
 
 if TYPE_CHECKING:
     import duckdb
@@ -91,13 +93,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
 
 
 def metrics_table(evaluation: pa.Table, names: Sequence[str]) -> Table:
-    """Make a table with a row a relation (both sides) and, for each metric, the model beside the baseline."""
+    """Make a table with a row a relation and, for each metric, the model beside the baseline.
+
+    Args:
+        evaluation: As `figures.chief_rows` gives it.
+        names: Metrics.
+    """
     values: dict[str, dict[str, tuple[float | None, float | None]]] = {}
     edges: dict[str, int] = {}
     for row in evaluation.to_pylist():
-        if row["side"] == "both":
-            values.setdefault(row["relation"], {})[row["metric"]] = (row["value"], row["baseline"])
-            edges[row["relation"]] = max(edges.get(row["relation"], 0), row["edges"] or 0)
+        values.setdefault(row["relation"], {})[row["metric"]] = (row["value"], row["baseline"])
+        edges[row["relation"]] = max(edges.get(row["relation"], 0), row["edges"] or 0)
     columns = ["relation", "edges"]
     for name in names:
         columns += [name, "popular"]
@@ -114,11 +120,18 @@ def _three(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
-def print_metrics(evaluation: pa.Table, snapshot: str) -> None:
-    """Print every relation's chief metrics beside the baseline's, then all metrics over all relations."""
+def print_metrics(evaluation: pa.Table, details: Mapping[str, Any], snapshot: str) -> None:
+    """Print every relation's chief metrics beside the baseline's, then all metrics over all relations.
+
+    Args:
+        evaluation: The table's rows.
+        details: Its manifest's details.
+        snapshot: Which one.
+    """
     out = console()
-    out.print(f"Snapshot {snapshot}: held-out edges, both sides; `popular` ranks by degree alone.\n")
-    out.print(metrics_table(evaluation, ("filtered_mrr", "filtered_hits@10")))
+    sides = told_sides(details)
+    out.print(f"Snapshot {snapshot}: held-out edges, {sides}; `popular` ranks by degree alone.\n")
+    out.print(metrics_table(chief_rows(evaluation, details), ("filtered_mrr", "filtered_hits@10")))
     rows = [
         (row["metric"], row["side"], _three(row["value"]), _three(row["baseline"]))
         for row in evaluation.to_pylist()

@@ -15,6 +15,7 @@ from rich.markup import escape
 from twhin_pipeline import relations
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.figures import ALL, chief_rows, told_sides
 from twhin_pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ MOST_RELATIONS = 20
 """Relations with a line of their own: those with the most held-out edges."""
 NUM_EXAMPLES = 5
 NUM_NEIGHBORS = 5
-ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,12 @@ def show(config: TwhinConfig, store: Store, snapshot: str, examples: str | None 
     out.print(f"[bold]{_title(store, snapshot)}[/]\n")
     for name, text in facts(config, store, snapshot):
         out.print(f"{name:<10}{escape(text)}")
-    out.print("\n[bold]Held-out edges, filtered ranks among all entities of the type; popular = by degree alone[/]")
-    measured, more = largest(store.read("evaluation", snapshot))
+    details = store.manifest("evaluation", snapshot).details
+    out.print(
+        f"\n[bold]Held-out edges ({told_sides(details)}), filtered ranks among all entities of the type; "
+        "popular = by degree alone[/]"
+    )
+    measured, more = largest(chief_rows(store.read("evaluation", snapshot), details))
     out.print(metrics_table(measured, ("filtered_mrr", "filtered_hits@10")))
     if more:
         out.print(f"and {more:,} relations with fewer held-out edges; all of them: {command()} metrics")
