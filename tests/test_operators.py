@@ -144,7 +144,7 @@ def test_a_name_is_registered_once():
         registry.register_as("a")(float)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", list(OPERATORS))
 def test_a_random_start_is_not_the_identity_and_follows_the_seed(name: str) -> None:
     def made(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
