@@ -166,3 +166,16 @@ def test_the_command_prints_people_a_table_and_programs_json(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["tables"][0]["weights"] == 424_241 * 4 * 4
     assert len(found["ranks"]) == 2
+
+
+@pytest.mark.parametrize("reciprocal", [False, True])
+def test_operators_are_counted_as_the_scorer_has_them(reciprocal):
+    from twhin_pipeline.scorer import Scorer
+    from twhin_pipeline.sections.model import OPERATOR_NAMES
+
+    relations = [
+        {"name": f"r{i}", "lhs": "user", "rhs": "item", "operator": name} for i, name in enumerate(OPERATOR_NAMES * 2)
+    ]
+    model = make_config().model.model_dump() | {"relations": relations, "reciprocal": reciprocal}
+    config = make_config(model=model)
+    assert plan.operator_parameters(config) == sum(p.numel() for p in Scorer(config.model).parameters())

@@ -92,6 +92,14 @@ class Plan:
         return {**asdict(self), "ranks": ranks, "node": self.node}
 
 
+def operator_parameters(config: TwhinConfig) -> int:
+    """Return how many parameters the operators of all relations have together."""
+    dim = config.model.embedding_dim
+    of = {"identity": 0, "linear": dim * dim, "affine": dim * dim + dim, "rotation": dim // 2}
+    directions = 2 if config.model.reciprocal else 1
+    return directions * sum(of.get(relation.operator, dim) for relation in config.model.relations)
+
+
 def estimate(
     config: TwhinConfig, rows: Mapping[str, tuple[int, str]], world_size: int, num_edges: int | None = None
 ) -> Plan:
@@ -124,7 +132,7 @@ def estimate(
     # Row-wise, all-to-all: an id of 8 bytes goes out, a float32 vector comes back, and its gradient goes out again.
     sent = looked_up * (8 + 2 * dim * 4) * elsewhere
     # A ring all-reduce of the operators' gradients sends each element twice.
-    sent += 2 * len(config.model.relations) * dim * 4 * elsewhere
+    sent += 2 * operator_parameters(config) * 4 * elsewhere
     steps = None
     if num_edges is not None:
         per_epoch = -(-num_edges // (edges * world_size))
