@@ -401,3 +401,11 @@ def test_an_unknown_check_or_table_names_the_nearest(made):
 def test_markdown_escapes_what_would_break_the_table():
     shown = checks.rows_as_markdown(pa.table({"id": ["a|b\nc", "x" * 200, None]}), limit=2)
     assert "a\\|b c" in shown and "… and 1 more" in shown and "x" * 100 not in shown
+
+
+def test_negatives_of_an_earlier_version_are_told_with_the_remedy(broken):
+    config, store = broken
+    old = store.read("training_set/negatives", NOW).drop_columns(["log_q"])
+    save(store, "training_set/negatives", old, store.manifest("training_set/negatives", NOW).details)
+    with pytest.raises(UserError, match=r"lacks the column log_q; make it anew with `twhin sample --snapshot"):
+        checks.run("negatives_log_q", config, store, NOW)

@@ -104,6 +104,9 @@ def test_the_better_of_two_learning_rates_is_found_and_the_stores_model_is_untou
     assert sorted(trial.data.params[LR] for trial in trials) == ["0.1", "1e-06"]
     assert all(trial.info.status == "FINISHED" and trial.data.metrics["objective"] > 0 for trial in trials)
     assert max(trial.data.metrics["objective"] for trial in trials) == pytest.approx(best.value)
+    # Pruning goes by the lines that training prints; a search that cannot read them would never prune.
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{run.store.path('tune', 'optuna.db')}")
+    assert all(trial.intermediate_values for trial in study.trials if "mlflow_run_id" in trial.user_attrs)
     # What training itself logs is in the same run.
     assert all("validation/mrr" in trial.data.metrics for trial in trials)
 

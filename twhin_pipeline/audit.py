@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from twhin_pipeline import database
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.negatives import sides_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def prepare(config: TwhinConfig, store: Store, snapshot: str, table: str) -> Ite
     """Yield a connection with the views for checks of `table`.
 
     Raises:
-        UserError: `table` is not finished for this snapshot.
+        UserError: `table` is not finished for this snapshot, or an earlier version sampled it.
     """
     store.manifest(table, snapshot)
     con = database.connect(config, store)
@@ -190,10 +191,15 @@ class _Views:
             "0 AS epoch, 0 AS chunk, 0 AS side, [0] AS row, [0] AS mask_position, [0] AS mask_candidate, "
             "[0.0] AS log_q",
         )
+        manifest = self.store.manifest(self.table, self.snapshot)
+        if self.table in edges and manifest.rows and "log_q" not in manifest.schema:
+            raise UserError(
+                f"{self.table} of {self.snapshot} was sampled by an earlier version and lacks the column log_q; make "
+                f"it anew with `twhin sample --snapshot {self.snapshot}`"
+            )
         self._view("pools", f"SELECT * FROM {negatives}")
         in_training = self.table.startswith("training_set")
         self._variable("epochs", str(self.config.epochs_of_negatives if in_training else 1))
-        manifest = self.store.manifest(self.table, self.snapshot)
         pairs = float(manifest.details.get("masked", 0))
         every = max(1, math.ceil(manifest.rows / AUDITED_POOLS), math.ceil(pairs / AUDITED_PAIRS))
         # Every relation has one at least, also where it has fewer than are skipped.

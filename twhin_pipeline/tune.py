@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 SECTIONS = ("model", "training", "train_data", "negatives", "loss", "runtime")
 # These decide what trials are compared by, so they cannot differ between them.
 JUDGES = ("early_stopping_metric", "eval_max_edges", "num_eval_steps", "eval_timeout_in_s", "save_dir")
-SAMPLED_METRICS = ("loss", "auc", "rce", "mrr")
 # Optuna's own defaults, but for the evaluations that a trial has in any case.
 TRIALS_BEFORE_PRUNING, EVALUATIONS_BEFORE_PRUNING = 5, 2
 LINKED, SAMPLED = ("raw_edges", "vocabulary"), ("training_set", "held_out")
@@ -125,7 +124,7 @@ def check(config: TwhinConfig, config_path: str, overrides: Sequence[str]) -> No
             raise UserError(f"tune.search: {path}: {unknown('section to search', section, SECTIONS)}")
         if section == "training" and field in JUDGES:
             raise UserError(f"tune.search: {path}: must be the same for all trials; set it in the section training")
-        if metric in SAMPLED_METRICS and section == "negatives":
+        if not config.training.ranks_everything and section == "negatives":
             told = "also decides on the validation set's candidates, so trials could not be compared"
             raise UserError(f"tune.search: {path}: {told}; set training.early_stopping_metric to filtered_mrr")
         if metric == "loss" and (section == "loss" or field in ("temperature", "comparator")):
