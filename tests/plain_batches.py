@@ -112,6 +112,27 @@ def assemble(
     )
 
 
+def of_sample(
+    batch: EdgeBatch, model_config: TwhinModelConfig, rows: Mapping[str, np.ndarray], log_q: Mapping[str, float]
+) -> EdgeBatch:
+    """Let some rows of each table stand for all, in a batch of `assemble` with `everything`; masks follow."""
+    there = {table: chosen for table, chosen in rows.items() if chosen.max() < len(batch.ids[table])}
+    masks = {}
+    for side in SIDES:
+        kept = []
+        for g, query, row in getattr(batch, f"{side}_mask").tolist():
+            chosen = rows[getattr(model_config.relations[int(batch.relation[g])], side)].tolist()
+            if row in chosen:
+                kept.append((g, query, chosen.index(row)))
+        masks[f"{side}_mask"] = torch.tensor(kept, dtype=torch.int64).reshape(-1, 3)
+    return dataclasses.replace(
+        batch,
+        sample={table: torch.from_numpy(chosen) for table, chosen in there.items()},
+        sample_log_q={table: log_q[table] for table in there},
+        **masks,
+    )
+
+
 class _Rows:
     """Unique rows of each table, and where each of them stands in the concatenation of all tables'."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import tiny
 import torch
 import torch.distributed as dist
-from plain_batches import assemble
+from plain_batches import assemble, of_sample
 
 from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.errors import UserError
@@ -62,11 +62,12 @@ def alone() -> TwhinConfig:
     )
 
 
-def everything(config: TwhinConfig, **model: Any) -> TwhinConfig:
-    """The same with every entity as candidate; heads of the second relation are not replaced."""
+def everything(config: TwhinConfig, sampled: int | None = None, **model: Any) -> TwhinConfig:
+    """The same with every entity, or a step's sample, as candidates; heads of the second relation are not replaced."""
     section = config.model.model_dump() | model
     section["relations"][1]["sides"] = "rhs"
-    data = {"train_data": {"global_negatives": "all", "in_batch_negatives": 0}, "source": {"path": "edges.parquet"}}
+    train_data = {"global_negatives": "all", "in_batch_negatives": 0, "sampled_per_step": sampled}
+    data = {"train_data": train_data, "source": {"path": "edges.parquet"}}
     return parse_config({**data, "model": section})
 
 
@@ -82,6 +83,11 @@ CASES: dict[str, tuple[TwhinConfig, str, str]] = {
         everything(configured(ROWWISE), reciprocal=True, regularization={"entities": 0.1, "operators": 0.1}),
         "bce",
         "table_wise",
+    ),
+    "sampled candidates reciprocal": (
+        everything(configured(ROWWISE), sampled=7, reciprocal=True),
+        "softmax",
+        "row_wise",
     ),
     "one table table_wise": (alone(), "softmax", "table_wise"),
 }
@@ -107,6 +113,12 @@ def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
         mine = [chunks[i] for i in np.array_split(np.arange(len(chunks)), world_size)[rank]]
         edges = sum(len(chunk.lhs) for chunk in chunks)
         batch = assemble(mine, config.model, edges, tiny.ROWS if whole else None)
+        if config.train_data.sampled_per_step is not None:
+            draw = np.random.default_rng(step)
+            size = config.train_data.sampled_per_step
+            drawn = {table: np.sort(draw.choice(rows, size, replace=False)) for table, rows in tiny.ROWS.items()}
+            share = {table: float(np.log(size / rows)) for table, rows in tiny.ROWS.items()}
+            batch = of_sample(batch, config.model, drawn, share)
         rates.append(schedule.rates())
         optimizer.zero_grad()
         loss, _ = trainable(batch)

@@ -93,6 +93,7 @@ def test_published_defaults_are_kept():
         ),
         ({"train_data__global_negatives": "every"}, "train_data.global_negatives", "0 or more, or all"),
         ({"train_data__global_negatives": -1}, "train_data.global_negatives", "0 or more, or all"),
+        ({"train_data__sampled_per_step": 100}, "train_data", "is a sample of global_negatives: all"),
         ({"validation_data__global_negatives": "all"}, "validation_data", "early_stopping_metric: filtered_mrr"),
         ({"launch__nnodes": 2}, "launch", "rdzv_endpoint"),
         ({"source": None}, "", "give source.path, or train_data.data_root"),

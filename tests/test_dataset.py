@@ -57,7 +57,8 @@ def equal(a: EdgeBatch, b: EdgeBatch) -> None:
     for field in dataclasses.fields(EdgeBatch):
         left, right = getattr(a, field.name), getattr(b, field.name)
         if isinstance(left, dict):
-            assert left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left), field.name
+            assert left.keys() == right.keys(), field.name
+            assert all(np.array_equal(left[k], right[k]) for k in left), field.name
         elif field.name.endswith("_mask"):
             # A pair may be there for each of a query's positions.
             assert torch.equal(left.unique(dim=0), right.unique(dim=0)), field.name
@@ -279,6 +280,91 @@ def test_with_all_candidates_batches_hold_whole_types_and_masks_are_the_training
         for side in ("lhs", "rhs"):
             owner = getattr(batch, f"{side}_mask")[:, 0] * 1000 + getattr(batch, f"{side}_mask")[:, 1]
             assert (owner.diff() >= 0).all(), "masks come in the order of queries"
+
+
+def sampled_config(size: int, *, batch: int = 512, **negatives: Any) -> TwhinConfig:
+    data = {"global_negatives": "all", "in_batch_negatives": 0, "sampled_per_step": size}
+    return planted_config(
+        train_data={**data, "per_replica_batch_size": batch},
+        negatives={"chunk_size": 32, **negatives},
+        training={"num_epochs": 2},
+        loss={"log_q": True},
+    )
+
+
+@pytest.mark.parametrize("sides", ["both", "rhs"])
+def test_a_steps_sample_stands_for_all_and_masks_are_the_training_edges_among_it(store: Store, sides: str) -> None:
+    config = sampled_config(9, sides=sides)
+    positives = store.read("training_set/positives", SNAPSHOT).to_pandas()
+    true = set(zip(positives.rel, positives.lhs, positives.rhs, strict=True))
+    rows_of = {"user": USERS, "item": ITEMS}
+    drawn: dict[str, Counter[int]] = {table: Counter() for table in rows_of}
+    dataset = EdgesDataset(config, store, SNAPSHOT)
+    assert dataset.chunks_per_step > 1
+    masked = 0
+    for batch in dataset:
+        relations = [config.model.relations[int(r)] for r in batch.relation]
+        replaced = [(r.lhs, "lhs") for r in relations if sides == "both"] + [(r.rhs, "rhs") for r in relations]
+        assert set(batch.sample) == {table for table, _ in replaced}
+        sample = {table: batch.ids[table][places].tolist() for table, places in batch.sample.items()}
+        for table, rows in sample.items():
+            assert rows == sorted(set(rows)) and len(rows) == 9
+            assert batch.sample_log_q[table] == pytest.approx(np.log(9 / rows_of[table]))
+            drawn[table].update(rows)
+        line = torch.cat([batch.ids[table] for table in config.model.table_names]).tolist()
+        edges = (batch.weight > 0).nonzero().tolist()
+        for side, other in (("lhs", "rhs"), ("rhs", "lhs")):
+            expected = set()
+            kept, ends = (getattr(batch, name).tolist() for name in (f"{side}_query_index", f"{other}_index"))
+            queries = getattr(batch, f"{side}_query").tolist()
+            for g, c in edges if side == "rhs" or sides == "both" else []:
+                query = queries[g][c]
+                entity = line[kept[g][query]]
+                assert kept[g][query] == ends[g][c]
+                for place, row in enumerate(sample[getattr(relations[g], side)]):
+                    edge = (row, entity) if side == "lhs" else (entity, row)
+                    if (config.model.relations.index(relations[g]), *edge) in true:
+                        expected.add((g, query, place))
+            assert set(map(tuple, getattr(batch, f"{side}_mask").tolist())) == expected
+            masked += len(expected)
+    assert masked > 0
+    steps = sum(drawn["item"].values()) / 9
+    share = np.array([drawn["item"][row] for row in range(ITEMS)]) / steps
+    # Each is drawn with probability 9 / ITEMS, so 6 standard deviations bound them all.
+    deviation = np.sqrt(9 / ITEMS * (1 - 9 / ITEMS) / steps)
+    assert np.abs(share - 9 / ITEMS).max() < 6 * deviation
+
+
+def test_all_ranks_draw_the_same_sample_and_a_saved_position_draws_it_again(store: Store) -> None:
+    config = sampled_config(9, batch=64)
+    ranks = [EdgesDataset(config, store, SNAPSHOT, rank=r, world_size=2) for r in (0, 1)]
+    seen = []
+    for left, right in zip(*ranks, strict=True):
+        for table in left.sample.keys() & right.sample.keys():
+            assert torch.equal(left.ids[table][left.sample[table]], right.ids[table][right.sample[table]])
+        seen.append(left)
+    first = EdgesDataset(config, store, SNAPSHOT, rank=0, world_size=2)
+    batches = iter(first)
+    for _ in range(len(seen) // 2):
+        next(batches)
+    again = EdgesDataset(config, store, SNAPSHOT, rank=0, world_size=2)
+    again.load_state_dict(first.state_dict())
+    rest = list(again)
+    assert len(rest) == len(seen) - len(seen) // 2 > 1
+    for a, b in zip(seen[len(seen) // 2 :], rest, strict=True):
+        equal(a, b)
+    other = sampled_config(9, batch=64, seed=1)
+    batch = next(iter(EdgesDataset(other, store, SNAPSHOT, rank=0, world_size=2)))
+    assert any(batch.sample[t].tolist() != seen[0].sample[t].tolist() for t in batch.sample)
+
+
+def test_a_sample_larger_than_the_type_is_all_of_it(store: Store) -> None:
+    sampled, whole = (EdgesDataset(c, store, SNAPSHOT) for c in (sampled_config(1000), sampled_config(1000)))
+    whole.sampled = None
+    for a, b in zip(sampled, whole, strict=True):
+        assert all(a.sample_log_q[table] == 0 for table in a.sample)
+        assert all(a.sample[table].tolist() == list(range(len(a.ids[table]))) for table in a.sample)
+        equal(dataclasses.replace(a, sample={}, sample_log_q={}), b)
 
 
 def test_with_all_candidates_rows_that_a_table_has_to_spare_are_none(tmp_path: Path) -> None:

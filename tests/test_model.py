@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from plain_batches import assemble
+from plain_batches import assemble, of_sample
 
 from twhin_pipeline import all_candidates
 from twhin_pipeline.batch import EdgeBatch
@@ -300,6 +300,40 @@ def test_log_q_makes_gradients_of_uneven_pools_those_of_all_entities(name):
         off[log_q] = max(((got[k] - want[k]).norm() / want[k].norm()).item() for k in want if "operators" not in k)
     assert off[True] < 0.03
     assert off[False] > 5 * off[True]
+
+
+@pytest.mark.parametrize("reciprocal", [False, True])
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_sample_of_all_gives_the_loss_and_gradients_of_pools_that_are_the_sample(name, reciprocal):
+    config = tiny.config(init_scale=1.0, reciprocal=reciprocal)
+    model = random_model(config)
+    log_q = name in ("softmax", "bsl")
+    fields = {"positive_temperature": 0.7, "negative_temperature": 1.5} if name == "bsl" else {}
+    wrapped = trainable(model, config, name, log_q=log_q, **fields)
+    rows = {"user": np.array([0, 3, 4, 11, 23]), "item": np.array([1, 2, 5, 30, 32])}
+    share = {table: float(np.log(5 / tiny.ROWS[table])) if log_q else 0.0 for table in rows}
+    chunks = [c for seed in (0, 1) for c in tiny.chunks(seed, config.model, everything=True)]
+    pools = []
+    for chunk in chunks:
+        made = {}
+        for side in ("lhs", "rhs"):
+            table = getattr(config.model.relations[chunk.relation], side)
+            place = {row: i for i, row in enumerate(rows[table].tolist())}
+            pairs = [(i, place[row]) for i, row in getattr(chunk, f"{side}_mask").tolist() if row in place]
+            made |= {f"{side}_pool": rows[table], f"{side}_mask": np.array(pairs, np.int64).reshape(-1, 2)}
+            made[f"{side}_log_q"] = np.full(5, share[table], np.float32)
+        pools.append(dataclasses.replace(chunk, **made))
+    plain, expected = wrapped(assemble(pools, config.model, 20))
+    want = gradients(model, plain)
+    batch = of_sample(assemble(chunks, config.model, 20, everything=tiny.ROWS), config.model, rows, share)
+    assert len(batch.rhs_mask) > 0
+    loss, outputs = wrapped(batch)
+    got = gradients(model, loss)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    torch.testing.assert_close(outputs["relation_loss"], expected["relation_loss"])
+    for parameter, gradient in got.items():
+        assert gradient.norm() > 0, parameter
+        torch.testing.assert_close(gradient, want[parameter], rtol=1e-4, atol=1e-6, msg=parameter)
 
 
 def set_tables(model, seed: int = 0) -> dict[str, np.ndarray]:

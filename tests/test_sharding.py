@@ -53,6 +53,7 @@ CASES = (
     "fp16 row_wise",
     "all candidates row_wise",
     "all candidates reciprocal",
+    "sampled candidates reciprocal",
     "one table table_wise",
 )
 

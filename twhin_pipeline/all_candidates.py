@@ -34,6 +34,8 @@ class AllCandidates:
     """`int64 [M, 2]` (query, candidate) to be masked; queries ascend."""
     compare: Compare
     """The logits `[P', N]` of queries `[P', D]` and candidates `[N, D]`."""
+    log_q: float = 0.0
+    """The log of the share of all entities that the candidates are."""
 
     @classmethod
     def of_chunks(
@@ -44,6 +46,7 @@ class AllCandidates:
         queries: torch.Tensor,
         candidates: torch.Tensor,
         compare: Compare,
+        log_q: float = 0.0,
     ) -> AllCandidates:
         """Take the real edges of some chunks.
 
@@ -54,6 +57,7 @@ class AllCandidates:
             queries: `[G, Q, D]` of all chunks, made ready.
             candidates: `[N, D]` of the chosen chunks, made ready.
             compare: The scorer's.
+            log_q: The log of the share of all entities that the candidates are.
         """
         width = queries.shape[1]
         chunk = torch.arange(len(chosen), device=chosen.device).unsqueeze(1)
@@ -72,6 +76,7 @@ class AllCandidates:
             query=query[order],
             mask=torch.stack([row[kept], pairs[kept, 2]], dim=1),
             compare=compare,
+            log_q=log_q,
         )
 
     def loss(
@@ -89,9 +94,12 @@ class AllCandidates:
             A scalar with gradient, and `[E]` without.
         """
 
+        correction = loss.candidate_temperature * self.log_q
+
         def compare(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
             with autocast:
-                return self.compare(queries, candidates).float()
+                logits = self.compare(queries, candidates).float()
+            return logits - correction if correction else logits
 
         total, edge_loss = _BlockedLoss.apply(
             self.queries, self.candidates, positive, weight, self.query, self.mask, compare, loss

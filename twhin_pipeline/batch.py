@@ -57,7 +57,7 @@ class EdgeBatch:
     """`int64 [G, K']`, K' may be 0."""
     lhs_mask: torch.Tensor
     """`int64 [M, 3]` (chunk, query, candidate) to be masked; candidates count over `n + K`, or, with `everything`, over
-    the rows of the side's type."""
+    the rows of the side's type or its `sample`."""
     rhs_mask: torch.Tensor
     """`int64 [M', 3]`; candidates count over `n + K'`, or over the rows of the side's type."""
     lhs_log_q: torch.Tensor
@@ -73,7 +73,12 @@ class EdgeBatch:
     """The sides that some chunk replaces; a side that is not among them has no pool, and is not scored."""
     everything: bool = False
     """Whether every entity of a side's type is a candidate (`global_negatives: all`): `ids` then hold all rows of those
-    types, in order, and n = K = 0."""
+    types, in order, or what the step's sample and edges need; and n = K = 0."""
+    sample: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """With `sampled_per_step`: table to `int64 [N]`, places in the table's `ids` of the entities that stand for all,
+    ascending. A table that is not there has all."""
+    sample_log_q: dict[str, float] = dataclasses.field(default_factory=dict)
+    """The log of the sampled share of a table's entities; 0 where `loss.log_q` is off."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> EdgeBatch:
         """Return a copy with every tensor on `device`."""
@@ -82,7 +87,8 @@ class EdgeBatch:
             return value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
 
         fields = {field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        fields["ids"] = {table: move(rows) for table, rows in self.ids.items()}
+        for name in ("ids", "sample"):
+            fields[name] = {table: move(rows) for table, rows in getattr(self, name).items()}
         return EdgeBatch(**fields)
 
     @classmethod

@@ -75,8 +75,9 @@ _NEGATIVES = ("training_set/negatives", "held_out/validation_negatives")
 _EMBEDDINGS = ("embeddings/*",)
 
 _NOTHING_SAMPLED = (
-    "train_data.global_negatives is all: every entity of the type is a candidate, so nothing is sampled and there is "
-    "nothing to audit but that the table is empty; what is masked follows from the training edges themselves"
+    "train_data.global_negatives is all: every entity of the type is a candidate, or in each step a sample that "
+    "training draws (sampled_per_step), so there is nothing to audit but that the table is empty; what is masked "
+    "follows from the training edges themselves"
 )
 
 CHECKS: dict[str, Check] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -214,7 +216,8 @@ class EdgesDataset:
     any world size, and a position saved at one world size continues at another.
 
     Memory: positives whole (see Positives), plus this rank's share of the negatives of up to two epochs; with
-    `global_negatives: all` no negatives, but the true edges by either end (see TrueEdges).
+    `global_negatives: all` no negatives, but the true edges by either end (see TrueEdges). With `sampled_per_step` a
+    step's sample depends on `negatives.seed` and the step's position alone: all ranks draw the same.
     """
 
     def __init__(
@@ -242,7 +245,9 @@ class EdgesDataset:
         self.everything = data.global_negatives == "all"
         self.in_batch = data.in_batch_negatives
         self.pool = 0 if data.global_negatives == "all" else data.global_negatives
-        self.log_q = config.loss.log_q and not self.everything
+        self.log_q = config.loss.log_q
+        self.sampled = data.sampled_per_step
+        self.negatives_seed = config.negatives.seed & (2**64 - 1)
         relations = config.model.relations
         replaced = [relation.sides or config.negatives.sides for relation in relations]
         self.replaces = tuple(np.array([sides in ("both", side) for sides in replaced]) for side in SIDES)
@@ -327,12 +332,27 @@ class EdgesDataset:
                 lhs, rhs = (here & replaces[self.positives.relation] for replaces in self.replaces)
                 negatives = Negatives(self.store, self.files[file_epoch], (lhs, rhs), self.pool, self.log_q)
             for step, chunks in zip(steps, mine, strict=True):
+                sample = None if self.sampled is None else self._sample(self.sampled, e, done)
                 done += len(step)
                 after = (e + 1, 0) if done == self.num_chunks else (e, done)
-                yield self._batch(chunks, negatives, file_epoch, int(lengths[step].sum())), *after
+                yield self._batch(chunks, negatives, sample, file_epoch, int(lengths[step].sum())), *after
             done = 0
 
-    def _batch(self, chunks: Array, negatives: Negatives | None, epoch: int, global_edges: int) -> EdgeBatch:
+    def _sample(self, size: int, epoch: int, done: int) -> Array:
+        """Return the rows that stand for all of each table's in the step that begins at this position, on one line.
+
+        Every rank draws the same ones, and a run that goes on draws those that it would have drawn.
+        """
+        found = []
+        for table, (base, end) in enumerate(pairwise(self.base.tolist())):
+            generator = np.random.default_rng([self.negatives_seed, epoch, done, table])
+            rows = generator.choice(end - base, min(size, end - base), replace=False, shuffle=False)
+            found.append(base + np.sort(rows))
+        return np.concatenate(found)
+
+    def _batch(
+        self, chunks: Array, negatives: Negatives | None, drawn: Array | None, epoch: int, global_edges: int
+    ) -> EdgeBatch:
         """Put the chunks ([G]) together by whole arrays: unique rows of each table, indices into them, padding."""
         if not len(chunks):
             return EdgeBatch.empty(self.model_config, global_edges)
@@ -348,14 +368,17 @@ class EdgesDataset:
         bases = [base[relation] for base in self.side_base]
         on = [replaces[relation] for replaces in self.replaces]
         sides = [side for side in (0, 1) if on[side].any()]
+        spans: dict[int, int] = {}
 
         ends = [side[flat] + base[group] for side, base in zip((positives.lhs, positives.rhs), bases, strict=True)]
         keys = [*ends]
         for side in sides:
             if negatives is None:
                 pairs = zip(bases[side][on[side]].tolist(), relation[on[side]], strict=True)
-                whole = {base: self.side_size[side][r] for base, r in pairs}
-                keys += [np.arange(base, base + rows) for base, rows in whole.items()]
+                here = {base: base + int(self.side_size[side][r]) for base, r in pairs}
+                for span in here.items():
+                    keys.append(np.arange(*span) if drawn is None else drawn[slice(*np.searchsorted(drawn, span))])
+                spans |= here
             else:
                 pool = negatives.pool[side][negatives.place[side][chunks[on[side]]]]
                 keys.append((pool + bases[side][on[side], None]).ravel())
@@ -365,6 +388,15 @@ class EdgesDataset:
         ids = {
             name: torch.from_numpy(unique[cuts[i] : cuts[i + 1]] - self.base[i]) for i, name in enumerate(self.tables)
         }
+
+        sample: dict[str, torch.Tensor] = {}
+        share: dict[str, float] = {}
+        for i, name in enumerate(self.tables):
+            start, end = self.base[i : i + 2].tolist()
+            if drawn is not None and start in spans:
+                rows = drawn[slice(*np.searchsorted(drawn, (start, end)))]
+                sample[name] = torch.from_numpy(np.searchsorted(unique, rows) - cuts[i])
+                share[name] = math.log(len(rows) / (end - start)) if self.log_q else 0.0
 
         def grid(values: Array) -> Array:
             result = np.zeros((groups, width), values.dtype)
@@ -392,6 +424,11 @@ class EdgesDataset:
                 kept = (positives.rhs if side == 0 else positives.lhs)[edge]
                 others, counts = self.true_edges.of(side, relation[queries.group[asked]], kept)
                 where = np.repeat(asked, counts)
+                if drawn is not None:
+                    start = bases[side][queries.group[where]]
+                    place = np.searchsorted(drawn, others + start)
+                    hit = drawn[np.minimum(place, len(drawn) - 1)] == others + start
+                    where, others = where[hit], (place - np.searchsorted(drawn, start))[hit]
                 mask = np.stack([queries.group[where], queries.number[where], others], axis=1).astype(np.int64)
             elif negatives is not None and len(used):
                 pool[used] = inverse[taken : taken + len(used) * self.pool].reshape(len(used), self.pool)
@@ -426,6 +463,8 @@ class EdgesDataset:
             global_edges=global_edges,
             sides=tuple(SIDES[side] for side in sides),
             everything=self.everything,
+            sample=sample,
+            sample_log_q=share,
             **{name: torch.from_numpy(values) for name, values in fields.items()},
         )
 

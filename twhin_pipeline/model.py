@@ -168,8 +168,10 @@ class TwhinModel(nn.Module):
             chosen = torch.zeros(len(batch.relation), dtype=torch.bool, device=vectors.device)
             chosen[chunks] = True
             relation = batch.relation[chunks[:1]]
-            candidates = self.scorer.candidates(side, parts[table].unsqueeze(0), relation).squeeze(0)
-            found.append(AllCandidates.of_chunks(side, batch, chosen, queries, candidates, self.scorer.compare))
+            entities = _take(parts[table], batch.sample[table]) if table in batch.sample else parts[table]
+            candidates = self.scorer.candidates(side, entities.unsqueeze(0), relation).squeeze(0)
+            log_q = batch.sample_log_q.get(table, 0.0)
+            found.append(AllCandidates.of_chunks(side, batch, chosen, queries, candidates, self.scorer.compare, log_q))
         return found
 
     def _penalty(self, vectors: torch.Tensor, batch: EdgeBatch) -> torch.Tensor:

@@ -232,10 +232,11 @@ def _step(config: TwhinConfig, rows: dict[str, int]) -> tuple[int, int, int]:
     chunks = max(1, data.per_replica_batch_size // config.negatives.chunk_size)
     edges = chunks * config.negatives.chunk_size
     if data.global_negatives == "all":
-        # All rows of the types of which candidates are; queries are scored with them a block at a time.
+        # All rows of the types of which candidates are, or a step's sample; queries are scored with them by the block.
         replaced = _replaced(config)
-        pool = sum(rows[name] for name in set().union(*replaced.values()))
-        scores = max(BLOCK_BYTES // 4, max(rows.values()))
+        drawn = {name: min(rows[name], data.sampled_per_step or rows[name]) for name in rows}
+        pool = sum(drawn[name] for name in set().union(*replaced.values()))
+        scores = max(BLOCK_BYTES // 4, max(drawn.values()))
     else:
         sides = len(_replaced(config))
         pool = chunks * data.global_negatives * sides

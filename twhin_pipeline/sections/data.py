@@ -25,13 +25,26 @@ class TwhinDataConfig(Section):
     """Edges a rank takes in one step."""
     global_negatives: Annotated[int, Field(ge=0)] | Literal["all"] = 256
     """Candidates sampled from the whole entity type, for each chunk and side. `all` takes every entity of the type
-    (1-vs-all), which suits small types: a step's work grows with them."""
+    (1-vs-all), which suits small types: a step's work grows with them, unless `sampled_per_step` bounds it."""
+    sampled_per_step: int | None = Field(None, ge=1)
+    """With `global_negatives: all`: so many entities of each type, drawn evenly for each step, stand for all of them
+    (sampled softmax; `loss.log_q` makes it an estimate of 1-vs-all). All chunks and both sides share them, whatever
+    their relations, so chunks may be small: the way for graphs of many relations. Left out: all entities."""
     in_batch_negatives: int = Field(64, ge=0)
     """Candidates taken from the chunk's own entities, for each chunk and side."""
     limit: int | None = Field(None, ge=1)
     """Take at most so many edges."""
     offset: int | None = Field(None, ge=1)
     """Leave out so many edges first."""
+
+    @model_validator(mode="after")
+    def _sample_of_all(self) -> TwhinDataConfig:
+        if self.sampled_per_step is not None and self.global_negatives != "all":
+            raise ValueError(
+                f"sampled_per_step: {self.sampled_per_step} is a sample of global_negatives: all; set that, or leave "
+                "sampled_per_step out (global_negatives: a number is a sample for each chunk and side)"
+            )
+        return self
 
     @field_validator("global_negatives", mode="before")
     @classmethod
