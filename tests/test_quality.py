@@ -28,6 +28,7 @@ QUICK = (
     "training.num_epochs=2",
     "train_data.per_replica_batch_size=256",
     "train_data.global_negatives=16",
+    "train_data.sampled_per_step=null",
     "negatives.chunk_size=64",
     "launch.device=cpu",
     "launch.duckdb_threads=1",
