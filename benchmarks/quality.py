@@ -47,7 +47,6 @@ class Benchmark:
     published: dict[str, Figures]
     """Figures by who has them."""
     snapshot: str
-    overrides: tuple[str, ...] = ()
     relations: bool = False
     """Whether each relation's figures are of interest."""
     carved: bool = False
@@ -87,23 +86,7 @@ FB15K_237 = Benchmark(
 )
 BENCHMARKS: dict[str, Benchmark] = {
     "fb15k-237": FB15K_237,
-    # TwHIN's own operator, compared by distance (TransE; Bordes et al., 2013), heads by operators of their own as in
-    # the published figure.
-    "fb15k-237-translation": replace(
-        FB15K_237,
-        overrides=(
-            "model.relations.*.operator=translation",
-            "model.comparator=l2",
-            "model.embeddings.tables.entity.embedding_dim=256",
-            "model.init_scale=0.16",
-            "model.operator_init=identity",
-            "model.regularization.entities=0",
-            "model.regularization.operators=0",
-            "train_data.per_replica_batch_size=500",
-            "train_data.sampled_per_step=500",
-            "training.num_epochs=36",
-        ),
-    ),
+    "fb15k-237-translation": replace(FB15K_237, config="fb15k-237-translation.yaml"),
     "wn18rr": Benchmark(
         config="wn18rr.yaml",
         files=("wn18rr/edges.parquet",),
@@ -359,7 +342,6 @@ def run(
     path = str(ROOT / "configs" / benchmark.config)
     whole = [
         as_override("source.path", str(data / benchmark.source)),
-        *benchmark.overrides,
         f"training.seed={seed}",
         f"negatives.seed={seed}",
         *overrides,

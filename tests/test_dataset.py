@@ -358,6 +358,25 @@ def test_all_ranks_draw_the_same_sample_and_a_saved_position_draws_it_again(stor
     assert any(batch.sample[t].tolist() != seen[0].sample[t].tolist() for t in batch.sample)
 
 
+def test_a_samples_share_is_corrected_for_where_log_q_is_on_only(store: Store) -> None:
+    corrected = sampled_config(9)
+    plain = corrected.model_copy(update={"loss": corrected.loss.model_copy(update={"log_q": False})})
+    for on, off in zip(*(EdgesDataset(config, store, SNAPSHOT) for config in (corrected, plain)), strict=True):
+        assert on.sample_log_q.keys() == off.sample_log_q.keys() == off.sample.keys()
+        assert all(value < 0 for value in on.sample_log_q.values())
+        assert all(value == 0 for value in off.sample_log_q.values())
+
+
+def test_a_moved_batch_leaves_no_tensor_behind(store: Store) -> None:
+    batch = next(iter(EdgesDataset(sampled_config(9), store, SNAPSHOT)))
+    moved = batch.to("meta")
+    for field in dataclasses.fields(EdgeBatch):
+        value = getattr(moved, field.name)
+        for found in value.values() if isinstance(value, dict) else [value]:
+            assert not isinstance(found, torch.Tensor) or found.device.type == "meta", field.name
+    assert moved.sample.keys() == batch.sample.keys() and moved.sample_log_q == batch.sample_log_q
+
+
 def test_a_sample_larger_than_the_type_is_all_of_it(store: Store) -> None:
     sampled, whole = (EdgesDataset(c, store, SNAPSHOT) for c in (sampled_config(1000), sampled_config(1000)))
     whole.sampled = None

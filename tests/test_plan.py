@@ -108,6 +108,20 @@ def test_all_entities_as_candidates_are_looked_up_and_scored_a_block_at_a_time()
     assert both.ranks[0].step > found.ranks[0].step
 
 
+def test_of_a_steps_sample_no_more_is_looked_up_than_is_drawn():
+    data = {"per_replica_batch_size": 10, "global_negatives": "all", "in_batch_negatives": 0}
+    found = {
+        size: plan.estimate(
+            with_sides("rhs", "rhs", train_data={**data, "sampled_per_step": size}, negatives={"chunk_size": 10}),
+            ROWS,
+            2,
+        ).sent_per_step
+        for size in (None, 40, 1000)
+    }
+    assert found[40] == ((2 * 10 + 40) * (8 + 2 * 8 * 4) + 2 * 2 * 8 * 4) // 2
+    assert found[1000] == found[None]  # the type has 301
+
+
 def test_the_block_of_scores_is_that_of_training():
     from twhin_pipeline import all_candidates
 

@@ -59,7 +59,7 @@ class EdgeBatch:
     """`int64 [M, 3]` (chunk, query, candidate) to be masked; candidates count over `n + K`, or, with `everything`, over
     the rows of the side's type or its `sample`."""
     rhs_mask: torch.Tensor
-    """`int64 [M', 3]`; candidates count over `n + K'`, or over the rows of the side's type."""
+    """`int64 [M', 3]`; candidates count over `n + K'`, or as above."""
     lhs_log_q: torch.Tensor
     """`float32 [G, n + K]` log of a candidate's expected number in the list; 0 at padding, and all 0 where `loss.log_q`
     is off."""
