@@ -113,7 +113,7 @@ def assemble(
 
 
 def of_sample(
-    batch: EdgeBatch, model_config: TwhinModelConfig, rows: Mapping[str, np.ndarray], log_q: Mapping[str, float]
+    batch: EdgeBatch, model_config: TwhinModelConfig, rows: Mapping[str, np.ndarray], log_q: Mapping[str, np.ndarray]
 ) -> EdgeBatch:
     """Let some rows of each table stand for all, in a batch of `assemble` with `everything`; masks follow."""
     there = {table: chosen for table, chosen in rows.items() if chosen.max() < len(batch.ids[table])}
@@ -128,7 +128,7 @@ def of_sample(
     return dataclasses.replace(
         batch,
         sample={table: torch.from_numpy(chosen) for table, chosen in there.items()},
-        sample_log_q={table: log_q[table] for table in there},
+        sample_log_q={table: torch.from_numpy(log_q[table]).float() for table in there},
         **masks,
     )
 

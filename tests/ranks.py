@@ -117,7 +117,7 @@ def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
             draw = np.random.default_rng(step)
             size = config.train_data.sampled_per_step
             drawn = {table: np.sort(draw.choice(rows, size, replace=False)) for table, rows in tiny.ROWS.items()}
-            share = {table: float(np.log(size / rows)) for table, rows in tiny.ROWS.items()}
+            share = {table: np.full(size, np.log(size / rows)) for table, rows in tiny.ROWS.items()}
             batch = of_sample(batch, config.model, drawn, share)
         rates.append(schedule.rates())
         optimizer.zero_grad()

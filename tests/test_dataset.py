@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,7 @@ from twhin_pipeline.batch import EdgeBatch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.dataset import EdgesDataset, Prefetcher, table_sizes
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.step_sample import StepSampler
 from twhin_pipeline.store import Store
 
 
@@ -282,11 +284,11 @@ def test_with_all_candidates_batches_hold_whole_types_and_masks_are_the_training
             assert (owner.diff() >= 0).all(), "masks come in the order of queries"
 
 
-def sampled_config(size: int, *, batch: int = 512, **negatives: Any) -> TwhinConfig:
+def sampled_config(size: int, *, batch: int = 512, degree_share: float = 0.0, **negatives: Any) -> TwhinConfig:
     data = {"global_negatives": "all", "in_batch_negatives": 0, "sampled_per_step": size}
     return planted_config(
         train_data={**data, "per_replica_batch_size": batch},
-        negatives={"chunk_size": 32, **negatives},
+        negatives={"chunk_size": 32, "degree_share": degree_share, **negatives},
         training={"num_epochs": 2},
         loss={"log_q": True},
     )
@@ -309,7 +311,7 @@ def test_a_steps_sample_stands_for_all_and_masks_are_the_training_edges_among_it
         sample = {table: batch.ids[table][places].tolist() for table, places in batch.sample.items()}
         for table, rows in sample.items():
             assert rows == sorted(set(rows)) and len(rows) == 9
-            assert batch.sample_log_q[table] == pytest.approx(np.log(9 / rows_of[table]))
+            assert torch.allclose(batch.sample_log_q[table], torch.full((9,), math.log(9 / rows_of[table])))
             drawn[table].update(rows)
         line = torch.cat([batch.ids[table] for table in config.model.table_names]).tolist()
         edges = (batch.weight > 0).nonzero().tolist()
@@ -362,9 +364,51 @@ def test_a_samples_share_is_corrected_for_where_log_q_is_on_only(store: Store) -
     corrected = sampled_config(9)
     plain = corrected.model_copy(update={"loss": corrected.loss.model_copy(update={"log_q": False})})
     for on, off in zip(*(EdgesDataset(config, store, SNAPSHOT) for config in (corrected, plain)), strict=True):
-        assert on.sample_log_q.keys() == off.sample_log_q.keys() == off.sample.keys()
-        assert all(value < 0 for value in on.sample_log_q.values())
-        assert all(value == 0 for value in off.sample_log_q.values())
+        assert on.sample_log_q.keys() == off.sample.keys()
+        assert all(bool((value < 0).all()) for value in on.sample_log_q.values())
+        assert not off.sample_log_q
+
+
+def test_a_sample_by_degree_has_each_entity_as_often_as_its_log_q_says(store: Store) -> None:
+    positives = store.read("training_set/positives", SNAPSHOT).to_pandas()
+    config = sampled_config(10, degree_share=0.5, alpha=1.0)
+    sampler = EdgesDataset(config, store, SNAPSHOT).sampler
+    assert sampler is not None
+    items = [relation.rhs == "item" for relation in config.model.relations]
+    degree = np.bincount(positives.rhs[np.array(items)[positives.rel]], minlength=ITEMS)
+    share = degree / degree.sum()
+    expected = 1 - (1 - 5 / ITEMS) * (1 - share) ** 5
+    base = config.model.table_names.index("item") and USERS
+    found, draws = np.zeros(ITEMS), 4000
+    for step in range(draws):
+        sample = sampler.draw(0, step)
+        part = sample.span(base, base + ITEMS)
+        rows = sample.rows[part] - base
+        assert 5 <= len(rows) == len(set(rows.tolist())) <= 10
+        assert np.allclose(np.exp(sample.log_q[part]), expected[rows], rtol=1e-5)
+        found[rows] += 1
+    deviation = np.sqrt(expected * (1 - expected) / draws)
+    assert np.abs(found / draws - expected).max() < 5 * deviation.max()
+    assert expected.max() > 1.5 * expected.min(), "some are drawn more often than others"
+
+
+def test_a_sum_over_a_sample_divided_by_its_probabilities_is_on_average_the_sum_over_all() -> None:
+    generator = np.random.default_rng(0)
+    degree = generator.zipf(1.5, 200).clip(max=1000)
+    values = generator.random(200)
+    sampler = StepSampler(40, degree_share=0.5, alpha=0.75, seed=3, degrees=[degree])
+    sums = []
+    for step in range(3000):
+        sample = sampler.draw(1, step)
+        sums.append((values[sample.rows] / np.exp(sample.log_q)).sum())
+    assert abs(np.mean(sums) - values.sum()) < 4 * np.std(sums) / len(sums) ** 0.5
+
+
+def test_a_type_without_training_edges_is_sampled_evenly() -> None:
+    sampler = StepSampler(4, degree_share=0.5, alpha=0.75, seed=0, degrees=[np.zeros(9, np.int64), np.arange(3)])
+    sample = sampler.draw(0, 0)
+    assert np.allclose(np.exp(sample.log_q), [4 / 9] * 4 + [1] * 3)
+    assert sample.rows[4:].tolist() == [9, 10, 11]
 
 
 def test_a_moved_batch_leaves_no_tensor_behind(store: Store) -> None:
@@ -374,14 +418,14 @@ def test_a_moved_batch_leaves_no_tensor_behind(store: Store) -> None:
         value = getattr(moved, field.name)
         for found in value.values() if isinstance(value, dict) else [value]:
             assert not isinstance(found, torch.Tensor) or found.device.type == "meta", field.name
-    assert moved.sample.keys() == batch.sample.keys() and moved.sample_log_q == batch.sample_log_q
+    assert moved.sample.keys() == batch.sample.keys() == moved.sample_log_q.keys() > set()
 
 
 def test_a_sample_larger_than_the_type_is_all_of_it(store: Store) -> None:
     sampled, whole = (EdgesDataset(c, store, SNAPSHOT) for c in (sampled_config(1000), sampled_config(1000)))
-    whole.sampled = None
+    whole.sampler = None
     for a, b in zip(sampled, whole, strict=True):
-        assert all(a.sample_log_q[table] == 0 for table in a.sample)
+        assert all(not a.sample_log_q[table].any() for table in a.sample)
         assert all(a.sample[table].tolist() == list(range(len(a.ids[table]))) for table in a.sample)
         equal(dataclasses.replace(a, sample={}, sample_log_q={}), b)
 

@@ -311,7 +311,8 @@ def test_a_sample_of_all_gives_the_loss_and_gradients_of_pools_that_are_the_samp
     fields = {"positive_temperature": 0.7, "negative_temperature": 1.5} if name == "bsl" else {}
     wrapped = trainable(model, config, name, log_q=log_q, **fields)
     rows = {"user": np.array([0, 3, 4, 11, 23]), "item": np.array([1, 2, 5, 30, 32])}
-    share = {table: float(np.log(5 / tiny.ROWS[table])) if log_q else 0.0 for table in rows}
+    # Of another probability each, as by degree.
+    share = {table: np.log(np.arange(1, 6) / tiny.ROWS[table]) if log_q else np.zeros(5) for table in rows}
     chunks = [c for seed in (0, 1) for c in tiny.chunks(seed, config.model, everything=True)]
     pools = []
     for chunk in chunks:
@@ -321,7 +322,7 @@ def test_a_sample_of_all_gives_the_loss_and_gradients_of_pools_that_are_the_samp
             place = {row: i for i, row in enumerate(rows[table].tolist())}
             pairs = [(i, place[row]) for i, row in getattr(chunk, f"{side}_mask").tolist() if row in place]
             made |= {f"{side}_pool": rows[table], f"{side}_mask": np.array(pairs, np.int64).reshape(-1, 2)}
-            made[f"{side}_log_q"] = np.full(5, share[table], np.float32)
+            made[f"{side}_log_q"] = share[table].astype(np.float32)
         pools.append(dataclasses.replace(chunk, **made))
     plain, expected = wrapped(assemble(pools, config.model, 20))
     want = gradients(model, plain)

@@ -34,8 +34,8 @@ class AllCandidates:
     """`int64 [M, 2]` (query, candidate) to be masked; queries ascend."""
     compare: Compare
     """The logits `[P', N]` of queries `[P', D]` and candidates `[N, D]`."""
-    log_q: float = 0.0
-    """The log of the share of all entities that the candidates are."""
+    log_q: torch.Tensor | None = None
+    """`float32 [N]` the log of the probability with which each candidate is one; None where it makes no difference."""
 
     @classmethod
     def of_chunks(
@@ -46,7 +46,7 @@ class AllCandidates:
         queries: torch.Tensor,
         candidates: torch.Tensor,
         compare: Compare,
-        log_q: float = 0.0,
+        log_q: torch.Tensor | None = None,
     ) -> AllCandidates:
         """Take the real edges of some chunks.
 
@@ -57,7 +57,7 @@ class AllCandidates:
             queries: `[G, Q, D]` of all chunks, made ready.
             candidates: `[N, D]` of the chosen chunks, made ready.
             compare: The scorer's.
-            log_q: The log of the share of all entities that the candidates are.
+            log_q: `[N]` the log of the probability with which each candidate is one.
         """
         width = queries.shape[1]
         chunk = torch.arange(len(chosen), device=chosen.device).unsqueeze(1)
@@ -94,12 +94,12 @@ class AllCandidates:
             A scalar with gradient, and `[E]` without.
         """
 
-        correction = loss.candidate_temperature * self.log_q
+        correction = None if self.log_q is None else loss.candidate_temperature * self.log_q
 
         def compare(queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
             with autocast:
                 logits = self.compare(queries, candidates).float()
-            return logits - correction if correction else logits
+            return logits if correction is None else logits - correction
 
         total, edge_loss = _BlockedLoss.apply(
             self.queries, self.candidates, positive, weight, self.query, self.mask, compare, loss

@@ -77,8 +77,8 @@ class EdgeBatch:
     sample: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     """With `sampled_per_step`: table to `int64 [N]`, places in the table's `ids` of the entities that stand for all,
     ascending. A table that is not there has all."""
-    sample_log_q: dict[str, float] = dataclasses.field(default_factory=dict)
-    """The log of the sampled share of a table's entities; 0 where `loss.log_q` is off."""
+    sample_log_q: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """With `loss.log_q`: table to `float32 [N]`, the log of the probability that each is in the sample."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> EdgeBatch:
         """Return a copy with every tensor on `device`."""
@@ -87,7 +87,7 @@ class EdgeBatch:
             return value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
 
         fields = {field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        for name in ("ids", "sample"):
+        for name in ("ids", "sample", "sample_log_q"):
             fields[name] = {table: move(rows) for table, rows in getattr(self, name).items()}
         return EdgeBatch(**fields)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -18,6 +16,7 @@ import torch
 from twhin_pipeline.batch import SIDES, EdgeBatch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.step_sample import StepSample, StepSampler
 from twhin_pipeline.store import Manifest, Store
 
 T = TypeVar("T")
@@ -246,8 +245,6 @@ class EdgesDataset:
         self.in_batch = data.in_batch_negatives
         self.pool = 0 if data.global_negatives == "all" else data.global_negatives
         self.log_q = config.loss.log_q
-        self.sampled = data.sampled_per_step
-        self.negatives_seed = config.negatives.seed & (2**64 - 1)
         relations = config.model.relations
         replaced = [relation.sides or config.negatives.sides for relation in relations]
         self.replaces = tuple(np.array([sides in ("both", side) for sides in replaced]) for side in SIDES)
@@ -275,6 +272,7 @@ class EdgesDataset:
             self.side_size = rows[0], rows[1]
             self.true_edges = TrueEdges(self.positives, self.side_size)
         chunk_size = int(manifest.details.get("chunk_size", self.positives.lengths.max()))
+        self.sampler = self._sampler(config, data.sampled_per_step)
         self.chunks_per_rank = max(1, data.per_replica_batch_size // chunk_size)
         self.num_chunks = len(self.positives.relation)
         self.num_edges = int(self.positives.offsets[-1])
@@ -332,26 +330,24 @@ class EdgesDataset:
                 lhs, rhs = (here & replaces[self.positives.relation] for replaces in self.replaces)
                 negatives = Negatives(self.store, self.files[file_epoch], (lhs, rhs), self.pool, self.log_q)
             for step, chunks in zip(steps, mine, strict=True):
-                sample = None if self.sampled is None else self._sample(self.sampled, e, done)
+                sample = None if self.sampler is None else self.sampler.draw(e, done)
                 done += len(step)
                 after = (e + 1, 0) if done == self.num_chunks else (e, done)
                 yield self._batch(chunks, negatives, sample, file_epoch, int(lengths[step].sum())), *after
             done = 0
 
-    def _sample(self, size: int, epoch: int, done: int) -> Array:
-        """Return the rows that stand for all of each table's in the step that begins at this position, on one line.
-
-        Every rank draws the same ones, and a run that goes on draws those that it would have drawn.
-        """
-        found = []
-        for table, (base, end) in enumerate(pairwise(self.base.tolist())):
-            generator = np.random.default_rng([self.negatives_seed, epoch, done, table])
-            rows = generator.choice(end - base, min(size, end - base), replace=False, shuffle=False)
-            found.append(base + np.sort(rows))
-        return np.concatenate(found)
+    def _sampler(self, config: TwhinConfig, size: int | None) -> StepSampler | None:
+        if size is None:
+            return None
+        degree = np.zeros(int(self.base[-1]), np.int64)
+        for base, rows in zip(self.side_base, (self.positives.lhs, self.positives.rhs), strict=True):
+            starts = np.repeat(base[self.positives.relation], self.positives.lengths)
+            degree += np.bincount(starts + rows, minlength=len(degree))
+        tables = np.split(degree, self.base[1:-1])
+        return StepSampler(size, config.negatives.degree_share, config.negatives.alpha, config.negatives.seed, tables)
 
     def _batch(
-        self, chunks: Array, negatives: Negatives | None, drawn: Array | None, epoch: int, global_edges: int
+        self, chunks: Array, negatives: Negatives | None, drawn: StepSample | None, epoch: int, global_edges: int
     ) -> EdgeBatch:
         """Put the chunks ([G]) together by whole arrays: unique rows of each table, indices into them, padding."""
         if not len(chunks):
@@ -377,7 +373,7 @@ class EdgesDataset:
                 pairs = zip(bases[side][on[side]].tolist(), relation[on[side]], strict=True)
                 here = {base: base + int(self.side_size[side][r]) for base, r in pairs}
                 for span in here.items():
-                    keys.append(np.arange(*span) if drawn is None else drawn[slice(*np.searchsorted(drawn, span))])
+                    keys.append(np.arange(*span) if drawn is None else drawn.rows[drawn.span(*span)])
                 spans |= here
             else:
                 pool = negatives.pool[side][negatives.place[side][chunks[on[side]]]]
@@ -390,13 +386,14 @@ class EdgesDataset:
         }
 
         sample: dict[str, torch.Tensor] = {}
-        share: dict[str, float] = {}
+        sample_log_q: dict[str, torch.Tensor] = {}
         for i, name in enumerate(self.tables):
             start, end = self.base[i : i + 2].tolist()
             if drawn is not None and start in spans:
-                rows = drawn[slice(*np.searchsorted(drawn, (start, end)))]
-                sample[name] = torch.from_numpy(np.searchsorted(unique, rows) - cuts[i])
-                share[name] = math.log(len(rows) / (end - start)) if self.log_q else 0.0
+                rows = drawn.span(start, end)
+                sample[name] = torch.from_numpy(np.searchsorted(unique, drawn.rows[rows]) - cuts[i])
+                if self.log_q:
+                    sample_log_q[name] = torch.from_numpy(drawn.log_q[rows])
 
         def grid(values: Array) -> Array:
             result = np.zeros((groups, width), values.dtype)
@@ -426,9 +423,9 @@ class EdgesDataset:
                 where = np.repeat(asked, counts)
                 if drawn is not None:
                     start = bases[side][queries.group[where]]
-                    place = np.searchsorted(drawn, others + start)
-                    hit = drawn[np.minimum(place, len(drawn) - 1)] == others + start
-                    where, others = where[hit], (place - np.searchsorted(drawn, start))[hit]
+                    place = np.searchsorted(drawn.rows, others + start)
+                    hit = drawn.rows[np.minimum(place, len(drawn.rows) - 1)] == others + start
+                    where, others = where[hit], (place - np.searchsorted(drawn.rows, start))[hit]
                 mask = np.stack([queries.group[where], queries.number[where], others], axis=1).astype(np.int64)
             elif negatives is not None and len(used):
                 pool[used] = inverse[taken : taken + len(used) * self.pool].reshape(len(used), self.pool)
@@ -464,7 +461,7 @@ class EdgesDataset:
             sides=tuple(SIDES[side] for side in sides),
             everything=self.everything,
             sample=sample,
-            sample_log_q=share,
+            sample_log_q=sample_log_q,
             **{name: torch.from_numpy(values) for name, values in fields.items()},
         )
 

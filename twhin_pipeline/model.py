@@ -170,7 +170,7 @@ class TwhinModel(nn.Module):
             relation = batch.relation[chunks[:1]]
             entities = _take(parts[table], batch.sample[table]) if table in batch.sample else parts[table]
             candidates = self.scorer.candidates(side, entities.unsqueeze(0), relation).squeeze(0)
-            log_q = batch.sample_log_q.get(table, 0.0)
+            log_q = batch.sample_log_q.get(table)
             found.append(AllCandidates.of_chunks(side, batch, chosen, queries, candidates, self.scorer.compare, log_q))
         return found
 

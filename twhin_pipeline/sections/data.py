@@ -27,9 +27,10 @@ class TwhinDataConfig(Section):
     """Candidates sampled from the whole entity type, for each chunk and side. `all` takes every entity of the type
     (1-vs-all), which suits small types: a step's work grows with them, unless `sampled_per_step` bounds it."""
     sampled_per_step: int | None = Field(None, ge=1)
-    """With `global_negatives: all`: so many entities of each type, drawn evenly for each step, stand for all of them
-    (sampled softmax; `loss.log_q` makes it an estimate of 1-vs-all). All chunks and both sides share them, whatever
-    their relations, so chunks may be small: the way for graphs of many relations. Left out: all entities."""
+    """With `global_negatives: all`: so many entities of each type, drawn for each step, stand for all of them (sampled
+    softmax; `loss.log_q` makes it an estimate of 1-vs-all), `negatives.degree_share` of them by degree. All chunks and
+    both sides share them, whatever their relations, so chunks may be small: the way for graphs of many relations. Left
+    out: all entities."""
     in_batch_negatives: int = Field(64, ge=0)
     """Candidates taken from the chunk's own entities, for each chunk and side."""
     limit: int | None = Field(None, ge=1)
@@ -168,7 +169,8 @@ class NegativesConfig(Section):
     chunk_size: int = Field(1000, ge=1, le=65_536)
     """Positives of one relation that share their candidates."""
     degree_share: float = Field(0.5, ge=0, le=1)
-    """Share of a pool drawn in proportion to degree^alpha; the rest is uniform over the entity type."""
+    """Share of a pool, or of a step's sample, drawn in proportion to degree^alpha; the rest is uniform over the entity
+    type."""
     alpha: float = Field(0.75, ge=0, le=2)
     """The exponent of the degree (word2vec's is 0.75)."""
     sides: Literal["both", "lhs", "rhs"] = "both"

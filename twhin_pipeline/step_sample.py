@@ -1,0 +1,69 @@
+"""The entities that stand for all in a step (`train_data.sampled_per_step`), and how likely each was to be there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class StepSample:
+    """Distinct rows of all tables on one number line, ascending (int64 `[S]`), and `log_q`, float32 `[S]`."""
+
+    rows: Array
+    log_q: Array
+    """The log of the probability that the row is in the sample: a score less its log_q makes the sum over the sample an
+    unbiased estimate of the sum over all (Horvitz and Thompson, 1952)."""
+
+    def span(self, start: int, end: int) -> slice:
+        """Return where the rows from `start` to before `end` are."""
+        first, last = np.searchsorted(self.rows, (start, end)).tolist()
+        return slice(first, last)
+
+
+class StepSampler:
+    """Draws a step's sample: of each table `size` rows, a share of them in proportion to degree^alpha.
+
+    Even rows are drawn without repeats, those by degree with repeats, of which one is kept; so where the two overlap a
+    sample has fewer rows than `size`. A table no larger than `size` is taken whole, and one without edges evenly.
+
+    A softmax over few even candidates of many seldom meets the entities that compete for a place; popular ones are
+    those, and drawn by degree they are nearly always there, with a weight near 1.
+    """
+
+    def __init__(self, size: int, degree_share: float, alpha: float, seed: int, degrees: Sequence[Array]) -> None:
+        """Take the training edges that each row of each table has, int64 `[N]`, table after table."""
+        self.size, self.seed = size, seed & (2**64 - 1)
+        self.share: list[Array | None] = []
+        """By table each row's part of the draw by degree, float64 `[N]`; None where all are drawn evenly."""
+        for degree in degrees:
+            mass = np.where(degree > 0, degree.astype(np.float64) ** alpha, 0.0)
+            by_degree = degree_share > 0 and len(degree) > size and mass.sum() > 0
+            self.share.append(mass / mass.sum() if by_degree else None)
+        self.cumulative = [None if share is None else np.cumsum(share) for share in self.share]
+        self.rows = [len(degree) for degree in degrees]
+        self.popular = round(size * degree_share)
+
+    def draw(self, epoch: int, position: int) -> StepSample:
+        """Draw the sample of the step at this position of an epoch; it depends on these and the seed alone."""
+        found, log_q = [], []
+        base = 0
+        for table, (rows, share, cumulative) in enumerate(zip(self.rows, self.share, self.cumulative, strict=True)):
+            generator = np.random.default_rng([self.seed, epoch, position, table])
+            popular = 0 if share is None else self.popular
+            evenly = min(self.size - popular, rows)
+            drawn = np.sort(generator.choice(rows, evenly, replace=False, shuffle=False))
+            absent = np.full(len(drawn), 1 - evenly / max(rows, 1))
+            if share is not None and cumulative is not None and popular:
+                repeated = np.searchsorted(cumulative, generator.random(popular) * cumulative[-1], side="right")
+                drawn = np.union1d(drawn, repeated)
+                absent = (1 - evenly / rows) * (1 - share[drawn]) ** popular
+            found.append(base + drawn)
+            log_q.append(np.log1p(-absent).astype(np.float32))
+            base += rows
+        return StepSample(np.concatenate(found).astype(np.int64), np.concatenate(log_q))
