@@ -32,14 +32,19 @@ class KnownEdges:
     def __len__(self) -> int:
         return len(self.query)
 
+    def spans(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the answers of each of `queries` `[P]` begin and end in `answer`: int64 `[P]` each."""
+        return np.searchsorted(self.query, queries, "left"), np.searchsorted(self.query, queries, "right")
+
     def counts(self, queries: np.ndarray) -> np.ndarray:
         """Return how many answers each of `queries` `[P]` has: int64 `[P]`."""
-        return np.searchsorted(self.query, queries, "right") - np.searchsorted(self.query, queries, "left")
+        start, end = self.spans(queries)
+        return end - start
 
     def pairs(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return every (position in `queries` `[P]`, answer) as two int64 arrays `[M]`, ordered by position."""
-        first = np.searchsorted(self.query, queries, "left")
-        counts = np.searchsorted(self.query, queries, "right") - first
+        first, end = self.spans(queries)
+        counts = end - first
         position = np.repeat(np.arange(len(queries)), counts)
         within = np.arange(len(position)) - np.repeat(np.cumsum(counts) - counts, counts)
         return position, self.answer[np.repeat(first, counts) + within]

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.kernels import count_listed, count_rivals, in_parts
 from twhin_pipeline.known_edges import KnownEdges
 from twhin_pipeline.relation_scores import RelationScores
 from twhin_pipeline.scorer import Side
 
-# float32 counts exactly up to here.
-EXACT_FLOAT = 2**24
+# Fewer edges than these are not worth a second thread.
+EDGES_A_THREAD = 16
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,6 @@ class Counts:
 
     above: np.ndarray
     tied: np.ndarray
-
-    @classmethod
-    def of_signs(cls, candidates: np.ndarray, total: np.ndarray, unequal: np.ndarray) -> Counts:
-        """Count from the signs of (candidate's score - edge's score): their sum, and that of their absolute values."""
-        return cls((unequal + total) / 2, candidates - unequal)
 
     def less(self, left_out: Counts) -> Counts:
         """Leave some candidates out."""
@@ -85,7 +81,8 @@ def rank_edges(
 
     Ties count by the mean of the best and the worst rank (the "realistic" rank of Berrendorf et al., 2020), so a model
     that scores everything alike gets the middle and not the top. The true edge's score is an element of the same matrix
-    product as its rivals', so that equal vectors are equal to the last bit.
+    product as its rivals', so that equal vectors are equal to the last bit. Edges that ask the same query share its
+    scores.
 
     Returns:
         The raw ranks, then for each filter those without its known edges (the ranked edge itself stays).
@@ -93,55 +90,116 @@ def rank_edges(
     Raises:
         UserError: A vector or a true edge's score is not finite.
     """
-    size = len(queries)
-    # Sums of signs and of their absolute values: of all candidates, then of each filter's.
-    sums = np.zeros((1 + len(filters), 2, size))
-    numbers = np.zeros((len(filters), size))
+    asked, number = np.unique(queries, return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    raw = Counts(*np.zeros((2, len(queries))))
+    known = [Counts(*np.zeros((2, len(queries)))) for _ in filters]
+    listed_columns = [candidates.columns[listed.answer] for listed in filters]
     fixed = _finite(scores.encode_candidates(side, candidates.rows))
     block = scores.block(candidates.size, block_size)
-    for start in range(0, size, block):
-        part = slice(start, min(start + block, size))
-        signs, own = _signs(scores, side, queries[part], targets[part], candidates, fixed)
-        exact = torch.float64 if candidates.size >= EXACT_FLOAT else None
-        sums[0, 0, part] = signs.sum(1, dtype=exact).double().cpu().numpy() - own
-        for i, edges in enumerate(filters):
-            position, entity = candidates.left_out(edges, queries[part], targets[part])
-            column = torch.from_numpy(candidates.columns[entity])
-            values = signs[torch.from_numpy(position), column].double().cpu().numpy()
-            rows = len(signs)
-            sums[1 + i, 0, part] = np.bincount(position, values, rows)
-            sums[1 + i, 1, part] = np.bincount(position, abs(values), rows)
-            numbers[i, part] = np.bincount(position, minlength=rows)
-        sums[0, 1, part] = signs.abs_().sum(1, dtype=exact).double().cpu().numpy() - abs(own)
-    raw = Counts.of_signs(candidates.others(targets), *sums[0])
-    return [raw, *(raw.less(Counts.of_signs(numbers[i], *sums[1 + i])) for i in range(len(filters)))]
+    starts = range(0, len(asked), block)
+    cuts = np.searchsorted(number[order], [*starts, len(asked)])
+    for i, start in enumerate(starts):
+        edges = order[cuts[i] : cuts[i + 1]]
+        row = number[edges] - start
+        matrix, true, own = _block_scores(
+            scores, side, asked[start : start + block], row, targets[edges], candidates, fixed
+        )
+        raw.above[edges], raw.tied[edges] = _count(matrix, candidates.size, row, true)
+        here = own >= 0
+        value = _elements(matrix, row[here], own[here])
+        raw.above[edges[here]] -= value > true[here]
+        raw.tied[edges[here]] -= value == true[here]
+        for counts, listed, columns in zip(known, filters, listed_columns, strict=True):
+            found = _count_listed(matrix, columns, *listed.spans(asked[start : start + block]), row, true, own)
+            counts.above[edges], counts.tied[edges] = found
+    return [raw, *(raw.less(counts) for counts in known)]
 
 
-def _signs(
+def _block_scores(
     scores: RelationScores,
     side: Side,
     queries: np.ndarray,
+    row: np.ndarray,
     targets: np.ndarray,
     candidates: CandidateSet,
     fixed: torch.Tensor,
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Return the sign of (candidate's score - true score), `[P, N]`, and the true edge's own sign there, `[P]`."""
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Score Q queries, of which E edges are.
+
+    Returns:
+        Scores `[Q, N]` or more, the candidates' first; the true edges' scores float32 `[E]`; and each edge's own column
+        among the candidates, int64 `[E]`, -1 where its target is none.
+    """
     encoded = scores.encode_queries(side, queries)
+    own = candidates.columns[targets]
+    column = own
     if candidates.rows is None:
-        signs = scores.compare(encoded, fixed)
-        true = _finite(signs.gather(1, torch.from_numpy(targets)[:, None].to(signs.device)))
-        # In place, since fresh memory for a second matrix would cost more than the arithmetic.
-        return signs.sub_(true).sign_(), np.zeros(len(queries))
-    both = scores.compare(encoded, torch.cat([fixed, scores.encode_candidates(side, targets)]))
-    true = _finite(both[:, candidates.size :].diagonal()[:, None].clone())
-    signs = both[:, : candidates.size].sub_(true).sign_()
-    column = candidates.columns[targets]
-    own = signs[torch.arange(len(column)), torch.from_numpy(np.maximum(column, 0))].double().cpu().numpy()
-    return signs, np.where(column >= 0, own, 0.0)
+        matrix = scores.compare(encoded, fixed)
+    else:
+        beside, place = np.unique(targets, return_inverse=True)
+        matrix = scores.compare(encoded, torch.cat([fixed, scores.encode_candidates(side, beside)]))
+        column = candidates.size + place
+    matrix = matrix.float().contiguous()
+    return matrix, _finite(torch.from_numpy(_elements(matrix, row, column))).numpy(), own
+
+
+def _elements(matrix: torch.Tensor, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Return `matrix[row, column]`, `[M]`."""
+    if matrix.device.type == "cpu":
+        return matrix.numpy()[row, column]
+    return matrix[torch.from_numpy(row), torch.from_numpy(column)].cpu().numpy()
+
+
+def _count(matrix: torch.Tensor, size: int, row: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Count, for each edge, the candidates whose score is above the true one, and those tied: int64 `[2, E]`."""
+    found = np.zeros((2, len(row)), np.int64)
+    if matrix.device.type == "cpu":
+        values = matrix.numpy()
+        in_parts(lambda e: count_rivals(values, size, row[e], true[e], *found[:, e]), len(row), EDGES_A_THREAD)
+        return found
+    for start in range(0, len(row), len(matrix)):
+        part = slice(start, start + len(matrix))
+        others = matrix[torch.from_numpy(row[part]).to(matrix.device), :size]
+        own = torch.from_numpy(true[part]).to(matrix.device).unsqueeze(1)
+        found[:, part] = torch.stack([(others > own).sum(1), (others == own).sum(1)]).cpu().numpy()
+    return found
+
+
+def _count_listed(
+    matrix: torch.Tensor,
+    columns: np.ndarray,
+    start: np.ndarray,
+    end: np.ndarray,
+    row: np.ndarray,
+    true: np.ndarray,
+    own: np.ndarray,
+) -> np.ndarray:
+    """Count likewise the candidates in `columns[start:end]` of each row, but the edge's own: int64 `[2, E]`."""
+    found = np.zeros((2, len(row)), np.int64)
+    if matrix.device.type == "cpu":
+        values = matrix.numpy()
+
+        def count(e: slice) -> None:
+            count_listed(values, columns, start, end, row[e], true[e], own[e], *found[:, e])
+
+        in_parts(count, len(row), EDGES_A_THREAD)
+        return found
+    lengths = (end - start)[row]
+    position = np.repeat(np.arange(len(row)), lengths)
+    within = np.arange(len(position)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    column = columns[np.repeat(start[row], lengths) + within]
+    keep = (column >= 0) & (column != own[position])
+    position = position[keep]
+    value = _elements(matrix, row[position], column[keep])
+    found[0] = np.bincount(position, value > true[position], len(row))
+    found[1] = np.bincount(position, value == true[position], len(row))
+    return found
 
 
 def _finite(values: torch.Tensor) -> torch.Tensor:
-    """Return the values. The sign of NaN is 0 in torch, so it would pass for a tie."""
-    if not values.isfinite().all():
+    """Return the values. NaN is neither above a score nor below it, so it would pass for the worst rival."""
+    # A sum shows what is not finite at a tenth of the cost of asking each value; where it overflows, each is asked.
+    if not values.sum().isfinite() and not values.isfinite().all():
         raise UserError("the model's vectors or scores are not finite; train again, at a lower learning rate")
     return values
