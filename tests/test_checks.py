@@ -304,8 +304,8 @@ def resampled(made, tmp_path, **changes: Any) -> tuple[TwhinConfig, Store]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"degree_share": 1.0}, {"degree_share": 0.0}, {"alpha": 0.0}, {"sides": "rhs"}],
-    ids=["default", "popular", "uniform", "alpha0", "rhs"],
+    [{}, {"degree_share": 1.0}, {"degree_share": 0.0}, {"alpha": 0.0}, {"sides": "rhs"}, {"mask": "own"}],
+    ids=["default", "popular", "uniform", "alpha0", "rhs", "own"],
 )
 def test_log_q_passes_as_it_is_made_and_each_wrong_one_is_found(made, tmp_path, options):
     config, store = resampled(made, tmp_path, loss={"log_q": True}, negatives=options)
@@ -354,6 +354,18 @@ def test_sides_are_those_of_the_relation(made, tmp_path):
         # What was asked of the relation before is now too few, or too much.
         assert not checks.run("negatives_complete", config, store, NOW, table).passed
         assert not checks.run("negatives_complete", own, Store(str(home)), NOW, table).passed
+
+
+def test_masks_are_held_against_the_edges_that_the_configuration_names(made, tmp_path):
+    config, home = made
+    own, store = resampled(made, tmp_path, negatives={"mask": "own"})
+    known = Store(str(home))
+    assert store.manifest(NEGATIVES[0], NOW).details["masked"] < known.manifest(NEGATIVES[0], NOW).details["masked"]
+    assert not checks.run("negatives_masked", config, store, NOW, NEGATIVES[0]).passed
+    assert not checks.run("masks_true", own, known, NOW, NEGATIVES[0]).passed
+    for name in ("negatives_masked", "masks_true"):
+        assert checks.run(name, own, store, NOW, NEGATIVES[0]).passed
+        assert checks.run(name, own, store, NOW, NEGATIVES[1]).passed
 
 
 def test_with_every_entity_as_candidate_checks_pass_and_say_why(made, tmp_path):

@@ -243,16 +243,18 @@ def everything_config(**sections: Any) -> TwhinConfig:
     return planted_config(train_data={"global_negatives": "all", "in_batch_negatives": 0}, **sections)
 
 
+@pytest.mark.parametrize("mask", ["known", "own"])
 @pytest.mark.parametrize("sides", ["both", "rhs", "lhs"])
 @pytest.mark.parametrize("of_follows", [None, "rhs"])
 def test_with_all_candidates_batches_hold_whole_types_and_masks_are_the_training_edges(
-    store: Store, sides: str, of_follows: str | None
+    store: Store, sides: str, of_follows: str | None, mask: str
 ) -> None:
     relations = [
         {"name": "likes", "lhs": "user", "rhs": "item"},
         {"name": "follows", "lhs": "user", "rhs": "user", "sides": of_follows},
     ]
-    config = everything_config(negatives={"chunk_size": 32, "sides": sides}, model={"relations": relations})
+    negatives = {"chunk_size": 32, "sides": sides, "mask": mask}
+    config = everything_config(negatives=negatives, model={"relations": relations})
     positives = store.read("training_set/positives", SNAPSHOT).to_pandas()
     true = set(zip(positives.rel, positives.lhs, positives.rhs, strict=True))
     dataset = EdgesDataset(config, store, SNAPSHOT)
@@ -263,6 +265,8 @@ def test_with_all_candidates_batches_hold_whole_types_and_masks_are_the_training
             edges = positives[positives.chunk == number]
             relation = int(edges["rel"].iloc[0])
             lhs, rhs = edges["lhs"].to_numpy(), edges["rhs"].to_numpy()
+            if mask == "own":
+                true = {(relation, head, tail) for head, tail in zip(lhs, rhs, strict=True)}
             replaced = of_follows if relation == 1 and of_follows else sides
             masks: dict[str, list[tuple[int, int]]] = {"lhs": [], "rhs": []}
             for i, (head, tail) in enumerate(zip(lhs, rhs, strict=True)):

@@ -108,6 +108,8 @@ class _Views:
         self._variable("pool_size", str(pool))
         self._variable("uniform_size", str(pool - by_degree))
         self._variable("log_q", str(self.config.loss.log_q))
+        own = self.config.negatives.mask == "own" and self.table.startswith("training_set")
+        self._variable("own_edges", str(own))
         self._variable("alpha", f"{self.config.negatives.alpha!r}::DOUBLE")
         self._variable("embedding_dim", str(model.embedding_dim))
         split = self.config.split

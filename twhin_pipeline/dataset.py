@@ -215,7 +215,8 @@ class EdgesDataset:
     any world size, and a position saved at one world size continues at another.
 
     Memory: positives whole (see Positives), plus this rank's share of the negatives of up to two epochs; with
-    `global_negatives: all` no negatives, but the true edges by either end (see TrueEdges). With `sampled_per_step` a
+    `global_negatives: all` no negatives, but the true edges by either end (see TrueEdges), unless `negatives.mask` is
+    `own`. With `sampled_per_step` a
     step's sample depends on `negatives.seed` and the step's position alone: all ranks draw the same.
     """
 
@@ -270,7 +271,8 @@ class EdgesDataset:
         if self.everything:
             rows = [np.array([sizes[getattr(relation, side)] for relation in relations], np.int64) for side in SIDES]
             self.side_size = rows[0], rows[1]
-            self.true_edges = TrueEdges(self.positives, self.side_size)
+            if not (training and config.negatives.mask == "own"):
+                self.true_edges = TrueEdges(self.positives, self.side_size)
         chunk_size = int(manifest.details.get("chunk_size", self.positives.lengths.max()))
         self.sampler = self._sampler(config, data.sampled_per_step)
         self.chunks_per_rank = max(1, data.per_replica_batch_size // chunk_size)
@@ -415,12 +417,18 @@ class EdgesDataset:
             log_q = np.zeros((groups, window + pool.shape[1]), np.float32)
             mask = np.zeros((0, 3), np.int64)
             used = np.flatnonzero(on[side])
-            if self.true_edges is not None:
+            if self.everything:
                 asked = np.flatnonzero(on[side][queries.group])
-                edge = flat[queries.first[asked]]
-                kept = (positives.rhs if side == 0 else positives.lhs)[edge]
-                others, counts = self.true_edges.of(side, relation[queries.group[asked]], kept)
-                where = np.repeat(asked, counts)
+                if self.true_edges is not None:
+                    edge = flat[queries.first[asked]]
+                    kept = (positives.rhs if side == 0 else positives.lhs)[edge]
+                    others, counts = self.true_edges.of(side, relation[queries.group[asked]], kept)
+                    where = np.repeat(asked, counts)
+                else:
+                    own = (positives.lhs if side == 0 else positives.rhs)[flat]
+                    where, others = queries.answers(group, own)
+                    kept = np.isin(where, asked)
+                    where, others = where[kept], others[kept]
                 if drawn is not None:
                     start = bases[side][queries.group[where]]
                     place = np.searchsorted(drawn.rows, others + start)
@@ -478,6 +486,13 @@ class Queries:
         self.number = np.arange(len(unique)) - start[self.group]
         """A query's number in its chunk; `first` is an edge that asks it, `group` its chunk, `index` its entity's."""
         self.of_edge = inverse.astype(np.int64, copy=False) - start[group]
+
+    def answers(self, group: Array, other: Array) -> tuple[Array, Array]:
+        """Return the distinct (query, other) of the edges, from each one's chunk and other entity (int64 `[E]`)."""
+        start = np.searchsorted(self.group, group)
+        span = int(other.max()) + 1
+        found = np.unique((start + self.of_edge) * span + other)
+        return found // span, found % span
 
     def grid(self) -> Array:
         """Return the indices as int64 `[G, Q]`, 0 behind."""

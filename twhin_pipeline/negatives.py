@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from twhin_pipeline import database
 from twhin_pipeline.database import explained
-from twhin_pipeline.truth import Adjacency, true_pairs, write_adjacency
+from twhin_pipeline.truth import Adjacency, adjacency, true_pairs, write_adjacency
 
 if TYPE_CHECKING:
     import duckdb
@@ -59,7 +59,7 @@ class Plan:
     """What is asked for: `pool` candidates a chunk and side, `popular` of them by degree, and an in-batch `window`.
 
     `sides` has, for each relation, the sides that are replaced. `every`: all entities are candidates (1-vs-all), and
-    there is nothing to sample.
+    there is nothing to sample. `own`: only true edges of the chunk are masked.
     """
 
     pool: int
@@ -71,6 +71,7 @@ class Plan:
     sides: list[tuple[int, ...]]
     log_q: bool
     every: bool
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,8 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
                 sides=sides_of(config),
                 log_q=config.loss.log_q,
                 every=data.global_negatives == "all",
+                # Validation ranks edges, and filters them.
+                own=config.negatives.mask == "own" and asset == "training_set/negatives",
             )
             if asset == "held_out/validation_negatives":
                 known += ["held_out/validation", "held_out/test"]
@@ -291,9 +294,11 @@ class Sampler:
                 row = self.population[rel][side].draw(self.plan, epoch, chunk, side)
                 listed = np.concatenate([ends[side][window], row])
                 queries, first = np.unique(ends[1 - side], return_index=True)
-                position, candidate = true_pairs(
-                    self.truth[rel, 1 - side], self.truth[rel, side], queries, first, listed
-                )
+                from_kept, from_listed = self.truth[rel, 1 - side], self.truth[rel, side]
+                if self.plan.own:
+                    from_kept = adjacency(ends[1 - side], ends[side], from_kept.width)
+                    from_listed = adjacency(ends[side], ends[1 - side], from_listed.width)
+                position, candidate = true_pairs(from_kept, from_listed, queries, first, listed)
                 log_q = self._log_q(rel, side, listed, len(window)) if self.plan.log_q else None
                 yield Sample(chunk, side, row, position, candidate, log_q, len(queries) * len(listed))
 

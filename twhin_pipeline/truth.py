@@ -61,6 +61,11 @@ def write_adjacency(
     return found
 
 
+def adjacency(kept: np.ndarray, listed: np.ndarray, width: int) -> Adjacency:
+    """Return the adjacency of some edges, int64 `[E]` their ends, `listed` below `width`."""
+    return _index(np.unique(np.asarray(kept, np.int64) * width + listed), width)
+
+
 def true_pairs(
     from_kept: Adjacency, from_listed: Adjacency, queries: np.ndarray, position: np.ndarray, listed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

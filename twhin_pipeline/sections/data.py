@@ -175,6 +175,10 @@ class NegativesConfig(Section):
     """The exponent of the degree (word2vec's is 0.75)."""
     sides: Literal["both", "lhs", "rhs"] = "both"
     """Which side of an edge is replaced: `rhs` gives false tails only."""
+    mask: Literal["known", "own"] = "known"
+    """Which true edges are not taken for false ones in training: `known`, all training edges; `own`, those of the same
+    chunk, as 1-vs-all has it: then the true tails of a query compete with each other, and one that is yet unknown is
+    not the only one left to be pushed away. It suits graphs whose queries have many answers, compared by `dot`."""
     epochs: int | None = Field(None, ge=1)
     """Epochs of negatives to make; training that runs longer uses them again. Left out: `training.num_epochs`."""
     seed: int = 0

@@ -1,5 +1,5 @@
 -- Every masked pair is a true edge, so that no negative is lost, and stands at the first position of its kept entity
--- (of large sets an even sample of pools).
+-- (of large sets an even sample of pools). With `negatives.mask: own` it is an edge of the chunk.
 WITH pool AS MATERIALIZED (
     SELECT n.epoch, n.chunk, n.side, least(getvariable('in_batch'), c.edges) AS in_batch, c.edges, n.row,
            n.mask_position, n.mask_candidate
@@ -47,3 +47,4 @@ SELECT epoch, chunk, side, position, candidate, lhs, rhs, is_first
 FROM named
 WHERE rel IS NULL OR lhs IS NULL OR rhs IS NULL OR NOT is_first
    OR (rel, lhs, rhs) IN (SELECT (rel, lhs, rhs) FROM untrue)
+   OR (getvariable('own_edges') AND (chunk, lhs, rhs) NOT IN (SELECT (chunk, lhs, rhs) FROM first))

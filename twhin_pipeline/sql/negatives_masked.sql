@@ -1,5 +1,5 @@
 -- No unmasked negative of any edge is a true edge, in-batch candidates included (of large sets an even sample of
--- pools).
+-- pools). With `negatives.mask: own` true edges are those of the chunk.
 WITH pool AS MATERIALIZED (
     SELECT n.epoch, n.chunk, n.side, c.rel, least(getvariable('in_batch'), c.edges) AS in_batch, c.edges, n.row,
            n.mask_position, n.mask_candidate
@@ -33,9 +33,19 @@ truth_by_side AS (
     UNION ALL
     SELECT 0, rel, rhs, lhs FROM truth
 ),
+own AS (
+    SELECT chunk, 1 AS side, lhs AS anchor, rhs AS row FROM chunks WHERE chunk IN (SELECT chunk FROM audited)
+    UNION ALL
+    SELECT chunk, 0, rhs, lhs FROM chunks WHERE chunk IN (SELECT chunk FROM audited)
+),
 known AS MATERIALIZED (
     SELECT DISTINCT q.chunk, q.side, q.anchor, q.position, q.edges, t.row
     FROM query q JOIN truth_by_side t ON q.side = t.side AND q.rel = t.rel AND q.anchor = t.anchor
+    WHERE NOT getvariable('own_edges')
+    UNION ALL
+    SELECT DISTINCT q.chunk, q.side, q.anchor, q.position, q.edges, o.row
+    FROM query q JOIN own o ON q.chunk = o.chunk AND q.side = o.side AND q.anchor = o.anchor
+    WHERE getvariable('own_edges')
 ),
 hit AS MATERIALIZED (
     SELECT n.epoch, n.chunk, n.side, k.position, k.edges, n.candidate, k.anchor, n.row
