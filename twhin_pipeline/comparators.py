@@ -42,11 +42,13 @@ class Dot(Comparator):
 
     def compare(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return `a . b` of every pair. Shapes as in `Comparator.compare`."""
-        return (a / self.temperature) @ b.transpose(-1, -2)
+        scaled = a if self.temperature == 1 else a / self.temperature
+        return scaled @ b.transpose(-1, -2)
 
     def pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return `a . b`. Shapes as in `Comparator.pairs`."""
-        return (a * b).sum(-1) / self.temperature
+        product = (a * b).sum(-1)
+        return product if self.temperature == 1 else product / self.temperature
 
 
 @COMPARATORS.register_as("cosine")

@@ -95,3 +95,32 @@ def count_listed(
                 higher += score > t
                 equal += score == t
         above[e], tied[e] = higher, equal
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+def rowwise_adagrad(weight: Array, momentum: Array, index: Array, grad: Array, lr: float, eps: float) -> None:
+    """Update the rows `index [M]` of `weight [N, D]` and `momentum [N]` by `grad [M, D]` in place."""
+    dim = weight.shape[1]
+    for i in range(len(index)):
+        row = index[i]
+        total = np.float32(0)
+        for d in range(dim):
+            total += grad[i, d] * grad[i, d]
+        mean = momentum[row] + total / np.float32(dim)
+        momentum[row] = mean
+        scale = np.float32(lr / (np.sqrt(mean) + eps))
+        for d in range(dim):
+            weight[row, d] -= scale * grad[i, d]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def adagrad(weight: Array, momentum: Array, index: Array, grad: Array, lr: float, eps: float) -> None:
+    """Update the rows `index [M]` of `weight [N, D]` and `momentum [N, D]` by `grad [M, D]` in place."""
+    rate, least = np.float32(lr), np.float32(eps)
+    for i in range(len(index)):
+        row = index[i]
+        for d in range(weight.shape[1]):
+            g = grad[i, d]
+            m = momentum[row, d] + g * g
+            momentum[row, d] = m
+            weight[row, d] -= rate * g / (np.sqrt(m) + least)

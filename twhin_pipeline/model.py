@@ -17,6 +17,7 @@ from twhin_pipeline.all_candidates import AllCandidates, mask_logits
 from twhin_pipeline.batch import SIDES, EdgeBatch, Side
 from twhin_pipeline.losses import Loss
 from twhin_pipeline.operators import penalty
+from twhin_pipeline.rows import pick, take
 from twhin_pipeline.scorer import Scorer
 from twhin_pipeline.sections.model import TwhinModelConfig
 
@@ -106,8 +107,10 @@ class TwhinModel(nn.Module):
         vectors = self.lookup(batch.ids)
         outputs: Outputs = {"penalty": self._penalty(vectors, batch)}
         vectors = F.dropout(vectors, self.dropout, self.training)
-        heads = _take(vectors, batch.rhs_query_index)
-        tails = _take(vectors, batch.lhs_query_index)
+        # One gather for all, so that a step has one gradient of the batch's rows.
+        pool_index = [] if batch.everything else [getattr(batch, f"{side}_pool_index") for side in batch.sides]
+        heads, tails, *found = take(vectors, batch.rhs_query_index, batch.lhs_query_index, *pool_index)
+        pools = dict(zip(batch.sides, found, strict=False))
         scorer, relation = self.scorer, batch.relation
         queries = {"rhs": scorer.queries("rhs", heads, relation)}
         answers = {}
@@ -123,9 +126,14 @@ class TwhinModel(nn.Module):
 
         query = {"lhs": batch.lhs_query, "rhs": batch.rhs_query}
         for side in dict.fromkeys(("rhs", *batch.sides)):
+            other = query["lhs" if side == "rhs" else "rhs"]
+            index = [] if batch.everything else [other.gather(1, batch.in_batch)]
             if side == "rhs" or scorer.reciprocal:
-                own, other = query[side], query["lhs" if side == "rhs" else "rhs"]
-                positive = scorer.pairs(_pick(queries[side], own), _pick(answers[side], other)).float()
+                (own,) = pick(queries[side], query[side])
+                answer, *window = pick(answers[side], other, *index)
+                positive = scorer.pairs(own, answer).float()
+            else:
+                window = list(pick(answers[side], *index))
             if side == "rhs":
                 outputs |= {"logits": positive, "probabilities": positive.sigmoid()}
             if side not in batch.sides:
@@ -134,9 +142,8 @@ class TwhinModel(nn.Module):
             if batch.everything:
                 outputs[f"{side}_everything"] = self._everything(side, batch, vectors, queries[side])
             else:
-                window = query["lhs" if side == "rhs" else "rhs"].gather(1, batch.in_batch)
-                pool = scorer.candidates(side, _take(vectors, getattr(batch, f"{side}_pool_index")), relation)
-                candidates = torch.cat([_pick(answers[side], window).to(pool.dtype), pool], dim=1)
+                pool = scorer.candidates(side, pools[side], relation)
+                candidates = torch.cat([window[0].to(pool.dtype), pool], dim=1)
                 outputs[f"{side}_logits"] = self._logits(side, batch, queries[side], candidates)
         return outputs
 
@@ -168,7 +175,9 @@ class TwhinModel(nn.Module):
             chosen = torch.zeros(len(batch.relation), dtype=torch.bool, device=vectors.device)
             chosen[chunks] = True
             relation = batch.relation[chunks[:1]]
-            entities = _take(parts[table], batch.sample[table]) if table in batch.sample else parts[table]
+            entities = parts[table]
+            if table in batch.sample:
+                (entities,) = take(entities, batch.sample[table])
             candidates = self.scorer.candidates(side, entities.unsqueeze(0), relation).squeeze(0)
             log_q = batch.sample_log_q.get(table)
             found.append(AllCandidates.of_chunks(side, batch, chosen, queries, candidates, self.scorer.compare, log_q))
@@ -291,8 +300,11 @@ class TwhinModelAndLoss(nn.Module):
         if self.loss.config.log_q:
             log_q = getattr(batch, f"{side}_log_q").unsqueeze(1)
             negative = negative - self.loss.candidate_temperature * log_q
-        pooled = _pick(self.loss.pool(negative), getattr(batch, f"{side}_query"))
-        return self.loss.edge(outputs[f"{side}_positive"], pooled)
+        pooled = self.loss.pool(negative)
+        query = getattr(batch, f"{side}_query")
+        if pooled.dim() == 2:
+            return self.loss.edge(outputs[f"{side}_positive"], pooled.gather(1, query))
+        return self.loss.edge(outputs[f"{side}_positive"], *pick(pooled, query))
 
     def _of_everything(self, side: Side, outputs: Outputs, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weighted sum of the edges' losses on a side, and, detached, each edge's loss `[G, C]`."""
@@ -309,16 +321,3 @@ class TwhinModelAndLoss(nn.Module):
 
     def _autocast(self, device: str) -> torch.autocast:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.amp)
-
-
-def _take(vectors: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return `vectors[index]`: `[U, D]` and `[G, N]` to `[G, N, D]`. (An embedding's backward pass is the fastest.)"""
-    return F.embedding(index, vectors)
-
-
-def _pick(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return `x[g, index[g]]` for each chunk: `[G, Q]` or `[G, Q, D]`, and `[G, C]`, to `[G, C]` or `[G, C, D]`."""
-    if x.dim() == 2:
-        return x.gather(1, index)
-    start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
-    return F.embedding(index + start, x.flatten(0, 1))

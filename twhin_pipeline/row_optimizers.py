@@ -12,9 +12,14 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
+from twhin_pipeline import kernels
+
 
 class RowOptimizer(Optimizer):
     """Applies `update` to the rows of each parameter's sparse gradient. All state is there from the start."""
+
+    kernel: Callable[..., None] | None = None
+    """A compiled loop for float32 on the CPU, with `momentum1` for its state: the same rule in one pass over a row."""
 
     def __init__(self, params: Iterable[torch.nn.Parameter], **options: Any) -> None:
         super().__init__(params, options)
@@ -50,6 +55,9 @@ class RowOptimizer(Optimizer):
                 state = self.state[param]
                 rows, grad = unique_rows(param.grad)
                 grad = grad.float()
+                if self.kernel is not None and param.device.type == "cpu" and param.dtype == torch.float32:
+                    self._update_in_place(param, state, rows, grad.contiguous(), group)
+                    continue
                 if len(rows) == len(param):
                     param.sub_(self.update(state, grad, group).to(param.dtype))
                     continue
@@ -59,6 +67,19 @@ class RowOptimizer(Optimizer):
                     if value.ndim:
                         state[name].index_copy_(0, rows, value)
                 param.index_add_(0, rows, change, alpha=-1)
+
+    def _update_in_place(
+        self,
+        param: torch.Tensor,
+        state: dict[str, torch.Tensor],
+        rows: torch.Tensor,
+        grad: torch.Tensor,
+        group: dict[str, Any],
+    ) -> None:
+        assert self.kernel is not None
+        # In this thread alone: torch's other threads spin for their next work, and one of ours would wait for a core.
+        arrays = (x.detach().numpy() for x in (param, state["momentum1"], rows, grad))
+        self.kernel(*arrays, float(group["lr"]), float(group["eps"]))
 
 
 def unique_rows(grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,6 +106,8 @@ class RowSgd(RowOptimizer):
 class RowAdagrad(RowOptimizer):
     """`m += g²; w -= lr * g / (sqrt(m) + eps)`, an accumulator an element. Options: `lr`, `eps`."""
 
+    kernel = staticmethod(kernels.adagrad)
+
     def init_state(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return `momentum1 float32 [N, D]`."""
         return {"momentum1": torch.zeros_like(param, dtype=torch.float32, requires_grad=False)}
@@ -97,6 +120,8 @@ class RowAdagrad(RowOptimizer):
 
 class RowwiseAdagrad(RowOptimizer):
     """`m += mean(g²); w -= lr * g / (sqrt(m) + eps)`, an accumulator a row. Options: `lr`, `eps`."""
+
+    kernel = staticmethod(kernels.rowwise_adagrad)
 
     def init_state(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return `momentum1 float32 [N]`."""

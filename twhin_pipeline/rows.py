@@ -1,0 +1,38 @@
+"""Rows picked out of a matrix, with a backward pass that adds up all of their gradients at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def take(x: torch.Tensor, *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return `x[i]` for each index: of `x [U, D]` and `i` int64 `[...]`, `[..., D]`.
+
+    Several indices into the same matrix cost one gradient of its size, and not one each.
+    """
+    found: tuple[torch.Tensor, ...] = _Take.apply(x, *index)
+    return found
+
+
+def pick(x: torch.Tensor, *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return `x[g, i[g]]` for each chunk g and each index: of `x [G, Q, D]` and `i` int64 `[G, C]`, `[G, C, D]`."""
+    start = torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
+    return take(x.flatten(0, 1), *(i + start for i in index))
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.save_for_backward(*index)
+        ctx.shape = x.shape
+        return tuple(x.index_select(0, i.flatten()).view(*i.shape, x.shape[1]) for i in index)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        total = gradients[0].new_zeros(ctx.shape)
+        for index, gradient in zip(ctx.saved_tensors, gradients, strict=True):
+            total.index_add_(0, index.flatten(), gradient.reshape(-1, ctx.shape[1]))
+        return total, *(None for _ in gradients)
