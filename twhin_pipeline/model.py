@@ -152,7 +152,9 @@ class TwhinModel(nn.Module):
         logits = self.scorer.compare(queries, candidates).float()
         width = batch.in_batch.shape[1]
         padding = torch.arange(width, device=logits.device) >= batch.num_in_batch[:, None]
-        logits.detach()[..., :width].masked_fill_(padding.unsqueeze(1), float("-inf"))
+        # On a GPU to ask costs more than to mask.
+        if logits.device.type != "cpu" or bool(padding.any()):
+            logits.detach()[..., :width].masked_fill_(padding.unsqueeze(1), float("-inf"))
         mask_logits(logits, getattr(batch, f"{side}_mask").unbind(1))
         return logits
 

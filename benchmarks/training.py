@@ -1,0 +1,263 @@
+"""Times one epoch of training on a generated graph beside PyTorch-BigGraph, and how good the vectors are.
+
+    python benchmarks/training.py [--edges 10000000] [--repeats 3] [--json figures.json]
+
+Both train the same edges with the same settings: dimension 128, row-wise Adagrad, translation, dot product, softmax,
+and for each edge and side 50 candidates of its chunk and 50 of its entity type. PyTorch-BigGraph gets an environment of
+its own below `--home` (made on the first call, from PyPI). A repeat trains one after the other; the ratio is taken
+within a repeat, and the median over repeats is printed. docs/performance.md explains the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import yaml
+
+from twhin_pipeline.config import load_config
+from twhin_pipeline.generate import generate
+from twhin_pipeline.launch import environment, torchrun_command
+from twhin_pipeline.model_files import ModelTables
+from twhin_pipeline.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+PBG = ["torchbiggraph==1.0.0", "setuptools<81", "torch==2.13.0", "numpy", "h5py"]
+SNAPSHOT = "2025-01-01"
+RELATIONS = [
+    ("follows", "user", "user"),
+    ("fav", "user", "item"),
+    ("reply", "user", "item"),
+    ("retweet", "user", "item"),
+]
+DIM, LR = 128, 0.1
+CANDIDATES = 1000
+"""Uniform entities that a held-out edge's tail is ranked against."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training: edges a second in its epoch, the MRR of held-out tails, and the peak of memory."""
+
+    edges_per_second: float
+    mrr: float
+    gib: float
+
+
+def config_of(path: Path, edges: Path, candidates: int, processes: int, batch: int) -> Path:
+    """Write the configuration of our side."""
+    table = {"embedding_dim": DIM, "optimizer": {"rowwise_adagrad": {"lr": LR}}}
+    data: dict[str, Any] = {
+        "source": {"path": str(edges), "snapshots": [SNAPSHOT]},
+        "split": {"strategy": "random", "validation": 0.0, "test": 0.002},
+        "model": {
+            "embeddings": {"tables": [{"name": name, **table} for name in ("user", "item")]},
+            "relations": [
+                {"name": name, "lhs": lhs, "rhs": rhs, "operator": "translation"} for name, lhs, rhs in RELATIONS
+            ],
+            "translation_optimizer": {"adagrad": {"lr": LR}},
+            "comparator": "dot",
+        },
+        "training": {
+            "num_epochs": 1,
+            "num_train_steps": 1_000_000,
+            "num_eval_steps": 0,
+            "train_log_every_n": 100,
+            "checkpoint_every_n": 1_000_000,
+        },
+        "train_data": {
+            "per_replica_batch_size": batch // processes,
+            "global_negatives": candidates // 2,
+            "in_batch_negatives": candidates // 2,
+        },
+        "validation_data": {"global_negatives": 16, "in_batch_negatives": 0},
+        "negatives": {"chunk_size": 1000, "degree_share": 0.0},
+        "loss": {"name": "softmax"},
+        "launch": {"nproc_per_node": processes},
+    }
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    return path
+
+
+def watched(command: list[str], log: Path, env: dict[str, str] | None = None) -> float:
+    """Run a command, its output in `log`; return the peak of its processes' memory in GiB (shared pages once)."""
+    peak = 0.0
+    done = threading.Event()
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=ROOT)
+
+        def watch() -> None:
+            nonlocal peak
+            parent = psutil.Process(process.pid)
+            while not done.wait(0.5):
+                total = 0
+                try:
+                    for one in [parent, *parent.children(recursive=True)]:
+                        total += one.memory_full_info().pss
+                except psutil.Error:
+                    continue
+                peak = max(peak, total / 2**30)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        code = process.wait()
+        done.set()
+        watcher.join()
+    if code:
+        raise SystemExit(f"{' '.join(command[:4])} … failed with {code}; the end of {log}:\n{log.read_text()[-2000:]}")
+    return peak
+
+
+def ours(home: Path, config_path: Path, held_out: dict[str, np.ndarray]) -> Outcome:
+    """Train as `twhin train` does, under torchrun."""
+    config, store = load_config(str(config_path)), Store(str(home / "store"))
+    log = home / "ours.log"
+    command = torchrun_command(config, str(config_path), store, SNAPSHOT, str(home / "ranks"))
+    gib = watched(command, log, {**os.environ, **environment(config)})
+    tables = ModelTables.open(store, SNAPSHOT)
+    losses = tables.read("losses").to_pylist()
+    # The first record has the time in which kernels are compiled or loaded, and memory is first touched.
+    seconds = sum(100 / row["edges_per_second"] for row in losses[1:])
+    speed = 100 * len(losses[1:]) / seconds
+    vectors = {name: tables.table(name) for name in tables.names}
+    operators = tables.relation_rows()
+    translation = np.stack([operators[name].numpy() for name, _, _ in RELATIONS])
+    return Outcome(speed, mrr(vectors, translation, held_out, on_head=True), gib)
+
+
+def peer(home: Path, python: Path, work: Path, held_out: dict[str, np.ndarray]) -> Outcome:
+    """Train with PyTorch-BigGraph."""
+    folder = Path(json.loads(work.read_text())["home"])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    log = home / "pbg.log"
+    gib = watched([str(python), str(ROOT / "benchmarks/peers/pbg.py"), str(work)], log)
+    (edges, seconds), *_ = re.findall(r"Processed (\d+) edges in ([0-9.]+) s", log.read_text())
+    found = np.load(folder / "vectors.npz")
+    vectors = {name: found[name] for name in ("user", "item")}
+    return Outcome(float(edges) / float(seconds), mrr(vectors, found["translation"], held_out, on_head=False), gib)
+
+
+def peer_python(home: Path) -> Path:
+    """Return the interpreter of PyTorch-BigGraph's environment, made where it is not there yet."""
+    python = home / "pbg-env" / "bin" / "python"
+    if not (home / "pbg-env" / "ready").exists():
+        print(f"making PyTorch-BigGraph's environment in {home / 'pbg-env'} …", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home / "pbg-env")], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PBG], check=True)
+        (home / "pbg-env" / "ready").touch()
+    return python
+
+
+def read(store: Store, asset: str) -> dict[str, np.ndarray]:
+    """Return `lhs`, `rel` and `rhs` of a table."""
+    table = store.read(asset, SNAPSHOT)
+    return {name: table.column(name).to_numpy() for name in ("lhs", "rel", "rhs")}
+
+
+def mrr(
+    vectors: dict[str, np.ndarray], translation: np.ndarray, held_out: dict[str, np.ndarray], *, on_head: bool
+) -> float:
+    """Return the mean reciprocal rank of held-out tails among themselves and uniform entities of their type.
+
+    The translation is added to heads, as we do, or to tails, as PyTorch-BigGraph does.
+    """
+    ranks = []
+    generator = np.random.default_rng(0)
+    for number, (_, lhs, rhs) in enumerate(RELATIONS):
+        chosen = held_out["rel"] == number
+        heads = vectors[lhs][held_out["lhs"][chosen]].astype(np.float32)
+        tails = vectors[rhs][held_out["rhs"][chosen]].astype(np.float32)
+        others = vectors[rhs][generator.integers(len(vectors[rhs]), size=CANDIDATES)].astype(np.float32)
+        if on_head:
+            heads = heads + translation[number]
+        else:
+            tails, others = tails + translation[number], others + translation[number]
+        true = (heads * tails).sum(1, keepdims=True)
+        scores = heads @ others.T
+        ranks.append(1 + (scores > true).sum(1) + 0.5 * (scores == true).sum(1))
+    return float((1 / np.concatenate(ranks)).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--edges", type=int, default=10_000_000)
+    parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--items", type=int, default=200_000)
+    parser.add_argument("--candidates", type=int, default=100, help="for each edge and side, half of them in-batch")
+    parser.add_argument("--processes", type=int, default=1, help="ranks of ours; their threads share the cores")
+    parser.add_argument("--batch", type=int, default=8000, help="edges a step of ours, of all ranks")
+    parser.add_argument("--workers", type=int, default=2, help="of PyTorch-BigGraph")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--home", type=Path, default=ROOT / ".twhin" / "benchmarks" / "training")
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    home: Path = options.home.resolve() / f"{options.edges}-{options.candidates}"
+    home.mkdir(parents=True, exist_ok=True)
+    python = None if options.no_peer else peer_python(options.home.resolve())
+    edges = home / "edges.parquet"
+    config_path = config_of(home / "config.yaml", edges, options.candidates, options.processes, options.batch)
+    store = Store(str(home / "store"))
+    if not (home / "ready").exists():
+        print(f"generating {options.edges:,} edges, and preparing them …", flush=True)
+        generate(str(edges), users=options.users, items=options.items, edges=options.edges, seed=1)
+        for stage in ("ingest", "vocabulary", "sample"):
+            command = [sys.executable, "-m", "twhin_pipeline.cli", stage, "--config", str(config_path)]
+            watched([*command, "--home", store.root, "--snapshot", SNAPSHOT], home / f"{stage}.log")
+        np.savez(home / "edges.npz", **read(store, "training_set/positives"))
+        (home / "ready").touch()
+    held_out = read(store, "held_out/test")
+    work = home / "work.json"
+    told = {
+        "home": str(home / "pbg"),
+        "edges": str(home / "edges.npz"),
+        "entities": {name: store.manifest(f"vocabulary/{name}", SNAPSHOT).rows for name in ("user", "item")},
+        "relations": RELATIONS,
+        "dim": DIM,
+        "lr": LR,
+        "in_batch": options.candidates // 2,
+        "uniform": options.candidates // 2,
+        "workers": options.workers,
+    }
+    work.write_text(json.dumps(told))
+    trained = store.manifest("training_set/positives", SNAPSHOT).rows
+    print(
+        f"{trained:,} edges, {options.candidates} candidates an edge and side, {len(os.sched_getaffinity(0))} cores; "
+        f"MRR of {len(held_out['lhs']):,} held-out tails among {CANDIDATES:,} uniform candidates"
+    )
+    rows = []
+    for repeat in range(options.repeats):
+        load = os.getloadavg()[0]
+        found = {"ours": ours(home, config_path, held_out)}
+        if python is not None:
+            found["PyTorch-BigGraph"] = peer(home, python, work, held_out)
+        for name, outcome in found.items():
+            print(
+                f"repeat {repeat + 1}, {name}: {outcome.edges_per_second:,.0f} edges/s, MRR {outcome.mrr:.4f}, peak "
+                f"{outcome.gib:.2f} GiB (load before: {load:.1f})",
+                flush=True,
+            )
+        rows.append({"load": load, **{name: asdict(outcome) for name, outcome in found.items()}})
+    if python is not None:
+        ratios = [row["ours"]["edges_per_second"] / row["PyTorch-BigGraph"]["edges_per_second"] for row in rows]
+        told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"edges/s, ours to PyTorch-BigGraph's: median {statistics.median(ratios):.2f} of {told}")
+    if options.json:
+        options.json.write_text(json.dumps({"options": {k: str(v) for k, v in vars(options).items()}, "repeats": rows}))
+
+
+if __name__ == "__main__":
+    main()
