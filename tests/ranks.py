@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,7 @@ def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
         "held": {table: [len(shard) for _, shard in local_shards(w)] for table, w in table_weights(sharded).items()},
         "plan": sharded.sharding_plan_text,
         "counted": counted(sharded, optimizer),
+        "compiled": compiled(sharded),
         "norms": {t: log_sharded_tensor_content("weight", t, w) for t, w in table_weights(sharded).items()},
     }
 
@@ -150,6 +152,14 @@ def counted(sharded: torch.nn.Module, optimizer: Any) -> list[int]:
     before = [int(kernel.iter) for kernel in kernels]
     optimizer.set_optimizer_step(40)
     return [*before, *(int(kernel.iter) for kernel in kernels)]
+
+
+def compiled(sharded: torch.nn.Module) -> list[bool]:
+    """For each of this rank's kernels, whether our loops take its place."""
+    if not dist.is_initialized():
+        return []
+    kernels = [leaf._emb_module for leaf in _leaves(sharded.fused_optimizer)]
+    return [isinstance(kernel.forward, partial) for kernel in kernels]
 
 
 def gathered(weight: Any) -> list[list[float]]:

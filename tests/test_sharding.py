@@ -74,6 +74,13 @@ def test_two_ranks_train_what_one_process_trains(alone, ranks, case):
         np.testing.assert_allclose(two["relations"][relation], row, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("case", "expected"), [("rowwise_adagrad row_wise", True), ("adagrad row_wise", True), ("fp16 row_wise", False)]
+)
+def test_compiled_loops_train_the_tables_that_they_know(ranks, case, expected):
+    assert [set(rank["cases"][case]["compiled"]) for rank in ranks] == [{expected}, {expected}]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_initial_vectors_are_the_same_bits_at_any_sharding(alone, ranks, case):
     assert ranks[0]["cases"][case]["first"] == ranks[1]["cases"][case]["first"] == alone["cases"][case]["first"]

@@ -108,8 +108,8 @@ def pick_device(config: TwhinConfig) -> torch.device:
 def process_group(config: TwhinConfig) -> Iterator[Ranks]:
     """Join torchrun's process group where there is one (gloo, with NCCL for CUDA) and set threads; leave at the end.
 
-    One rank alone on a CPU joins none: its tables are whole, and plain torch updates their rows by the same rules as
-    fbgemm's CPU kernel, which hardly uses a second thread and lacks Adam.
+    One rank alone on a CPU joins none: its tables are whole, and `row_optimizers` update their rows by the rules of
+    fbgemm's CPU kernels, which lack Adam.
     """
     torch.set_num_threads(threads_per_process(config))
     device = pick_device(config)

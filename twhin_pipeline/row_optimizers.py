@@ -53,7 +53,7 @@ class RowOptimizer(Optimizer):
                 if param.grad is None:
                     continue
                 state = self.state[param]
-                rows, grad = unique_rows(param.grad)
+                rows, grad = summed_rows(param.grad._indices()[0], param.grad._values())
                 grad = grad.float()
                 if self.kernel is not None and param.device.type == "cpu" and param.dtype == torch.float32:
                     self._update_in_place(param, state, rows, grad.contiguous(), group)
@@ -82,17 +82,16 @@ class RowOptimizer(Optimizer):
         self.kernel(*arrays, float(group["lr"]), float(group["eps"]))
 
 
-def unique_rows(grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a sparse gradient's rows, `int64 [U]` ascending and each once, and their values `[U, D]`.
+def summed_rows(rows: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the distinct `rows` (int64 `[M]`), ascending, `[U]`, and the sums of their `values [M, D]`, `[U, D]`.
 
     A batch looks up ascending ids, each once, and its gradient is then taken as it is: sorting it costs as much as an
     update does.
     """
-    rows, values = grad._indices()[0], grad._values()
     if bool((rows[1:] > rows[:-1]).all()):
         return rows, values
-    grad = grad.coalesce()
-    return grad.indices()[0], grad.values()
+    unique, place = rows.unique(return_inverse=True)
+    return unique, values.new_zeros(len(unique), values.shape[1]).index_add_(0, place, values)
 
 
 class RowSgd(RowOptimizer):

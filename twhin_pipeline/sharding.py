@@ -20,6 +20,7 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import KernelConfig, PlannerError, TopologyFactory, TrainerConfig
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv, ShardingPlan
 
+from twhin_pipeline.cpu_tables import use_compiled_loops
 from twhin_pipeline.distributed import Ranks
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model import TwhinModel
@@ -76,6 +77,8 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
             plan=plan,
             sharders=[sharder],
         )
+    if device.type == "cpu":
+        logger.info("%d groups of tables are updated by compiled loops", use_compiled_loops(sharded))
     _keep_plan(sharded, text)
     if dist.get_rank() == 0:
         print(text, flush=True)

@@ -1,0 +1,108 @@
+"""Sharded tables on the CPU: fbgemm's memory and state, with compiled loops of our own for lookups and updates.
+
+fbgemm's CPU update takes several times as long as the row's memory does, so on the CPU its kernels are left for ours,
+which are held to them in the tests. All else stays as torchrec has it: plans, shards, checkpoints, schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch import nn
+
+from twhin_pipeline import kernels
+from twhin_pipeline.row_optimizers import summed_rows
+
+_UPDATES: dict[EmbOptimType, Callable[..., None]] = {
+    EmbOptimType.EXACT_ROWWISE_ADAGRAD: kernels.rowwise_adagrad,
+    EmbOptimType.EXACT_ADAGRAD: kernels.adagrad,
+}
+
+
+def use_compiled_loops(model: nn.Module) -> int:
+    """Let the fbgemm tables of a sharded model, where they are on the CPU, look up and update rows by our loops.
+
+    Returns:
+        How many groups of tables do so: those of float32 with Adagrad or row-wise Adagrad; fbgemm keeps the others.
+    """
+    found = 0
+    # torchrec keeps its lookups in plain lists, where `modules` does not come.
+    lookups = [lookup for module in model.modules() for lookup in getattr(module, "_lookups", [])]
+    for module in nn.ModuleList([model, *lookups]).modules():
+        if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen) and _fits(module):
+            module.forward = partial(_lookup, module)
+            found += 1
+    return found
+
+
+def _fits(tables: SplitTableBatchedEmbeddingBagsCodegen) -> bool:
+    return (
+        tables.optimizer in _UPDATES
+        and tables.weights_precision == SparseType.FP32
+        and tables.pooling_mode == PoolingMode.NONE
+        and tables.weights_host.device.type == "cpu"
+        and tables.optimizer_args.weight_decay == 0
+    )
+
+
+def _lookup(
+    tables: SplitTableBatchedEmbeddingBagsCodegen, indices: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """Return the rows `[L, D]`, as fbgemm does.
+
+    Args:
+        tables: T features, each of one table; `D` is the same in all.
+        indices: `int64 [L]`, feature after feature.
+        offsets: `[T * B + 1]` where the indices of each feature's B samples begin.
+    """
+    if torch.is_grad_enabled():
+        tables.iter.add_(1)  # the steps that a resumed run goes on from
+    features = len(tables.feature_table_map)
+    cuts = offsets[:: max((len(offsets) - 1) // features, 1)].tolist()
+    found: torch.Tensor = _Rows.apply(tables.placeholder_autograd_tensor, tables, indices, cuts)
+    return found
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        placeholder: torch.Tensor,
+        tables: SplitTableBatchedEmbeddingBagsCodegen,
+        indices: torch.Tensor,
+        cuts: list[int],
+    ) -> torch.Tensor:
+        ctx.tables, ctx.indices, ctx.cuts = tables, indices, cuts
+        weights = tables.split_embedding_weights()
+        found = torch.empty(len(indices), weights[0].shape[1])
+        for feature, table in enumerate(tables.feature_table_map):
+            part = slice(cuts[feature], cuts[feature + 1])
+            torch.index_select(weights[table], 0, indices[part], out=found[part])
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        tables: SplitTableBatchedEmbeddingBagsCodegen = ctx.tables
+        weights, states = tables.split_embedding_weights(), tables.split_optimizer_states()
+        update = _UPDATES[tables.optimizer]
+        rowwise = tables.optimizer == EmbOptimType.EXACT_ROWWISE_ADAGRAD
+        rule = tables.get_learning_rate(), float(tables.optimizer_args.eps)
+        for table, weight in enumerate(weights):
+            parts = [
+                slice(ctx.cuts[feature], ctx.cuts[feature + 1])
+                for feature, of in enumerate(tables.feature_table_map)
+                if of == table
+            ]
+            # All of a table's gradients make one step of a row, also where several ranks ask for it.
+            index = torch.cat([ctx.indices[part] for part in parts])
+            rows, total = summed_rows(index, torch.cat([gradient[part] for part in parts]))
+            momentum = states[table][0].view(-1 if rowwise else weight.shape)
+            update(*(x.numpy() for x in (weight, momentum, rows, total)), *rule)
+        return None, None, None, None
