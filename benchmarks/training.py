@@ -11,6 +11,7 @@ within a repeat, and the median over repeats is printed. docs/performance.md exp
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -19,14 +20,18 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import torch
 import yaml
 
+from twhin_pipeline import kernels
 from twhin_pipeline.config import load_config
 from twhin_pipeline.generate import generate
 from twhin_pipeline.launch import environment, torchrun_command
@@ -167,6 +172,50 @@ def read(store: Store, asset: str) -> dict[str, np.ndarray]:
     return {name: table.column(name).to_numpy() for name in ("lhs", "rel", "rhs")}
 
 
+@dataclass(frozen=True)
+class Floor:
+    """What an edge cannot do without: its matrix products, and gathering and updating its rows, at the machine's rates.
+
+    `gflops` is the rate of the products of ten chunks of 1,000 edges; `gather_us` and `update_us` are microseconds a
+    row of a table of a million, the update being a compiled loop of row-wise Adagrad over distinct, ascending rows.
+    """
+
+    gflops: float
+    gather_us: float
+    update_us: float
+
+    def edges_per_second(self, candidates: int) -> float:
+        """Return the bound: on each side a product forward and two backward, and the two ends and its chunk's pools."""
+        flop = 2 * 3 * 2 * DIM * candidates
+        rows = 2 + 2 * (candidates // 2) / 1000
+        return 1e6 / (flop / self.gflops / 1e3 + rows * (self.gather_us + self.update_us))
+
+
+def floor(candidates: int) -> Floor:
+    """Measure the rates, each the best of some repeats."""
+    queries, others = torch.randn(10, 1000, DIM), torch.randn(10, DIM, candidates)
+    product = _best(lambda: queries @ others)
+    table, momentum = torch.randn(1_000_000, DIM), torch.zeros(1_000_000)
+    gradient = torch.randn(20_000, DIM)
+    drawn = [torch.randint(1_000_000, (20_000,)).unique() for _ in range(20)]
+    turns = itertools.cycle(drawn)
+    rows = len(drawn[0])
+    gather = _best(lambda: table.index_select(0, next(turns)))
+    arrays = table.numpy(), momentum.numpy()
+    update = _best(lambda: kernels.rowwise_adagrad(*arrays, next(turns).numpy(), gradient.numpy(), LR, 1e-10))
+    return Floor(2 * 10 * 1000 * DIM * candidates / product / 1e9, gather / rows * 1e6, update / rows * 1e6)
+
+
+def _best(work: Callable[[], object], repeats: int = 40) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
 def mrr(
     vectors: dict[str, np.ndarray], translation: np.ndarray, held_out: dict[str, np.ndarray], *, on_head: bool
 ) -> float:
@@ -241,6 +290,10 @@ def main() -> None:
     rows = []
     for repeat in range(options.repeats):
         load = os.getloadavg()[0]
+        rates = floor(options.candidates)
+        bound = rates.edges_per_second(options.candidates)
+        told = f"{rates.gflops:.0f} GFLOP/s, {rates.gather_us:.2f} µs to gather a row, {rates.update_us:.2f} to update it"
+        print(f"repeat {repeat + 1}, floor: {bound:,.0f} edges/s ({told})")
         found = {"ours": ours(home, config_path, held_out)}
         if python is not None:
             found["PyTorch-BigGraph"] = peer(home, python, work, held_out)
@@ -250,7 +303,18 @@ def main() -> None:
                 f"{outcome.gib:.2f} GiB (load before: {load:.1f})",
                 flush=True,
             )
-        rows.append({"load": load, **{name: asdict(outcome) for name, outcome in found.items()}})
+        rows.append(
+            {
+                "load": load,
+                "floor": asdict(rates),
+                "bound": bound,
+                **{name: asdict(outcome) for name, outcome in found.items()},
+            }
+        )
+    shares = [row["ours"]["edges_per_second"] / row["bound"] for row in rows]
+    print(
+        f"share of the floor: median {statistics.median(shares):.0%} of {', '.join(f'{share:.0%}' for share in shares)}"
+    )
     if python is not None:
         ratios = [row["ours"]["edges_per_second"] / row["PyTorch-BigGraph"]["edges_per_second"] for row in rows]
         told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
