@@ -292,7 +292,7 @@ def main() -> None:
         load = os.getloadavg()[0]
         rates = floor(options.candidates)
         bound = rates.edges_per_second(options.candidates)
-        told = f"{rates.gflops:.0f} GFLOP/s, {rates.gather_us:.2f} µs to gather a row, {rates.update_us:.2f} to update it"
+        told = f"{rates.gflops:.0f} GFLOP/s, a row: {rates.gather_us:.2f} µs to gather, {rates.update_us:.2f} to update"
         print(f"repeat {repeat + 1}, floor: {bound:,.0f} edges/s ({told})")
         found = {"ours": ours(home, config_path, held_out)}
         if python is not None:
