@@ -9,9 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
+
+from twhin_pipeline.compiled import compiled
 
 Array = np.ndarray[Any, Any]
 
@@ -36,7 +37,7 @@ def in_parts(work: Callable[[slice], object], size: int, least: int = 1) -> None
             future.result()
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def count_rivals(scores: Array, size: int, row: Array, true: Array, above: Array, tied: Array) -> None:
     """Count, for E edges, the first `size` scores of a row above the true score, and those equal to it.
 
@@ -60,7 +61,7 @@ def count_rivals(scores: Array, size: int, row: Array, true: Array, above: Array
         above[e], tied[e] = higher, equal
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def count_listed(
     scores: Array,
     columns: Array,
@@ -97,7 +98,7 @@ def count_listed(
         above[e], tied[e] = higher, equal
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz", "contract"})
+@compiled(fastmath={"reassoc", "nsz", "contract"})
 def rowwise_adagrad(weight: Array, momentum: Array, index: Array, grad: Array, lr: float, eps: float) -> None:
     """Update the rows `index [M]` of `weight [N, D]` and `momentum [N]` by `grad [M, D]` in place."""
     dim = weight.shape[1]
@@ -113,7 +114,7 @@ def rowwise_adagrad(weight: Array, momentum: Array, index: Array, grad: Array, l
             weight[row, d] -= scale * grad[i, d]
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+@compiled(fastmath={"contract"})
 def adagrad(weight: Array, momentum: Array, index: Array, grad: Array, lr: float, eps: float) -> None:
     """Update the rows `index [M]` of `weight [N, D]` and `momentum [N, D]` by `grad [M, D]` in place."""
     rate, least = np.float32(lr), np.float32(eps)

@@ -1,0 +1,26 @@
+"""How loops are compiled for the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[F], F]:
+    """Compile a loop by numba at its first call, to run without Python's lock; keep it on disk where there is a place.
+
+    `options` are numba's.
+    """
+
+    def compile_it(loop: F) -> F:
+        try:
+            found: F = numba.njit(nogil=True, cache=True, **options)(loop)
+        except RuntimeError:  # neither the package's folder nor the user's can be written to
+            found = numba.njit(nogil=True, **options)(loop)
+        return found
+
+    return compile_it
