@@ -104,6 +104,8 @@ def test_all_entities_as_candidates_are_looked_up_and_scored_a_block_at_a_time()
     block = plan.BLOCK_BYTES // 4
     assert found.ranks[0].step == 6 * places * 8 * 4 + block * (5 * 4 + 1) + 4 * (16 * places + 4 * 10)
     assert found.ranks[0].edges == 100 * (12 + 2 * 20)
+    own = with_sides("rhs", "rhs", train_data=data, negatives={"chunk_size": 10, "mask": "own"})
+    assert plan.estimate(own, ROWS, 2, num_edges=100).ranks[0].edges == 100 * 12
     both = plan.estimate(make_config(train_data=data), ROWS, 1)
     assert both.ranks[0].step > found.ranks[0].step
 

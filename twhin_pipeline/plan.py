@@ -265,7 +265,8 @@ def _edges(config: TwhinConfig, num_edges: int, world_size: int) -> int:
     """Return the bytes of all positives and of this rank's share of an epoch's pools, or of what masks stand for."""
     sides, pool = len(_replaced(config)), config.train_data.global_negatives
     if pool == "all":
-        return num_edges * (POSITIVE_BYTES + 2 * TRUE_EDGE_BYTES)
+        masked = 2 * TRUE_EDGE_BYTES if config.negatives.mask == "known" else 0
+        return num_edges * (POSITIVE_BYTES + masked)
     chunks = -(-num_edges // config.negatives.chunk_size)
     window = min(config.train_data.in_batch_negatives, config.negatives.chunk_size)
     log_q = 4 * (pool + window) if config.loss.log_q else 0
