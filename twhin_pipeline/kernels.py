@@ -101,17 +101,17 @@ def count_listed(
 @compiled(fastmath={"reassoc", "nsz", "contract"})
 def rowwise_adagrad(weight: Array, momentum: Array, index: Array, grad: Array, lr: float, eps: float) -> None:
     """Update the rows `index [M]` of `weight [N, D]` and `momentum [N]` by `grad [M, D]` in place."""
-    dim = weight.shape[1]
     for i in range(len(index)):
-        row = index[i]
+        # One-dimensional views are what lets several elements be computed at a time.
+        row, g = weight[index[i]], grad[i]
         total = np.float32(0)
-        for d in range(dim):
-            total += grad[i, d] * grad[i, d]
-        mean = momentum[row] + total / np.float32(dim)
-        momentum[row] = mean
+        for d in range(len(g)):
+            total += g[d] * g[d]
+        mean = momentum[index[i]] + total / np.float32(len(g))
+        momentum[index[i]] = mean
         scale = np.float32(lr / (np.sqrt(mean) + eps))
-        for d in range(dim):
-            weight[row, d] -= scale * grad[i, d]
+        for d in range(len(g)):
+            row[d] -= scale * g[d]
 
 
 @compiled(fastmath={"contract"})
@@ -119,9 +119,7 @@ def adagrad(weight: Array, momentum: Array, index: Array, grad: Array, lr: float
     """Update the rows `index [M]` of `weight [N, D]` and `momentum [N, D]` by `grad [M, D]` in place."""
     rate, least = np.float32(lr), np.float32(eps)
     for i in range(len(index)):
-        row = index[i]
-        for d in range(weight.shape[1]):
-            g = grad[i, d]
-            m = momentum[row, d] + g * g
-            momentum[row, d] = m
-            weight[row, d] -= rate * g / (np.sqrt(m) + least)
+        row, sums, g = weight[index[i]], momentum[index[i]], grad[i]
+        for d in range(len(g)):
+            sums[d] += g[d] * g[d]
+            row[d] -= rate * g[d] / (np.sqrt(sums[d]) + least)
