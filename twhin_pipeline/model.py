@@ -17,7 +17,7 @@ from twhin_pipeline.all_candidates import AllCandidates, mask_logits
 from twhin_pipeline.batch import SIDES, EdgeBatch, Side
 from twhin_pipeline.losses import Loss
 from twhin_pipeline.operators import penalty
-from twhin_pipeline.rows import pick, take
+from twhin_pipeline.rows import dropout, pick, take
 from twhin_pipeline.scorer import Scorer
 from twhin_pipeline.sections.model import TwhinModelConfig
 
@@ -106,7 +106,8 @@ class TwhinModel(nn.Module):
         """
         vectors = self.lookup(batch.ids)
         outputs: Outputs = {"penalty": self._penalty(vectors, batch)}
-        vectors = F.dropout(vectors, self.dropout, self.training)
+        if self.training:
+            vectors = dropout(vectors, self.dropout)
         # One gather for all, so that a step has one gradient of the batch's rows.
         pool_index = [] if batch.everything else [getattr(batch, f"{side}_pool_index") for side in batch.sides]
         heads, tails, *found = take(vectors, batch.rhs_query_index, batch.lhs_query_index, *pool_index)

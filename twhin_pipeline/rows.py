@@ -1,10 +1,11 @@
-"""Rows picked out of a matrix, with a backward pass that adds up all of their gradients at once."""
+"""Rows picked out of a matrix, with a backward pass that adds up all of their gradients at once; and dropout."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 
 def take(x: torch.Tensor, *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -36,3 +37,16 @@ class _Take(torch.autograd.Function):
         for index, gradient in zip(ctx.saved_tensors, gradients, strict=True):
             total.index_add_(0, index.flatten(), gradient.reshape(-1, ctx.shape[1]))
         return total, *(None for _ in gradients)
+
+
+def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
+    """Set elements to 0 with probability `p` and divide the others by 1 - p (p to 1 in 65,536): `x`'s shape.
+
+    On the CPU torch draws a number an element, which takes longer than the arithmetic; here one draw serves four.
+    """
+    if p == 0 or x.device.type != "cpu":
+        return F.dropout(x, p)
+    level = round(p * 2**16)
+    drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = drawn[: x.numel()].view(x.shape) >= level - 2**15
+    return x * (kept * (1 / (1 - level / 2**16)))
