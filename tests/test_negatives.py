@@ -15,7 +15,7 @@ from edge_files import RELATIONS, SNAPSHOT, make_config, rows_of, store_at, trip
 from scipy.stats import chisquare
 from test_split import RELATION_SIDES, random_edges
 
-from twhin_pipeline import edges, negatives, training_set, truth, vocabulary
+from twhin_pipeline import edges, negatives, training_set, truth, truth_kernels, vocabulary
 from twhin_pipeline.dataset import EdgesDataset
 from twhin_pipeline.store import Store
 
@@ -163,6 +163,22 @@ def test_pools_are_distributed_as_asked(tmp_path, alpha):
         assert chisquare(uniform[kind]).pvalue > 1e-3
         weight = degree[kind] ** alpha
         assert chisquare(popular[kind], weight / weight.sum() * popular[kind].sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("popular", [0, 5, 11])
+def test_draws_are_those_of_numpys_philox(popular):
+    """So a seed's pools stay what they were, whatever draws them."""
+    cumulative = np.cumsum(np.random.default_rng(0).random(1000))
+    for seed, stream, epoch, chunk in ((0, 0, 0, 0), (2**64 - 1, 3, 7, 12_345_678), (5, 1, 1, 2**31 - 1)):
+        key = np.array([seed, stream], np.uint64)
+        bits = np.random.Philox(key=key, counter=[0, 0, chunk, epoch]).random_raw(11)
+        unit = (bits >> np.uint64(11)) * 2.0**-53
+        expected = np.minimum((unit * 1000).astype(np.int64), 999)
+        split = 11 - popular
+        expected[split:] = np.searchsorted(cumulative, unit[split:] * cumulative[-1], side="right")
+        found = np.empty(11, np.int64)
+        truth_kernels.draw(np.uint64(seed), stream, epoch, chunk, 1000, popular, cumulative, found)
+        assert found.tolist() == expected.tolist()
 
 
 def test_a_seed_gives_the_same_bits_at_any_number_of_threads(tmp_path):

@@ -9,8 +9,8 @@
 
 What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked
 edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `pools` (the checked negatives),
-`audited(epoch, chunk)` (those of them that costly checks look at) and `truth` (edges that are true for them). Settings
-are DuckDB variables.
+`audited(epoch, chunk)` (those of them that costly checks look at), `audited_chunks` (their `chunks`) and `truth` (edges
+that are true for them). Settings are DuckDB variables.
 """
 
 from __future__ import annotations
@@ -160,14 +160,28 @@ class _Views:
         older = [s for s in self.store.snapshots(table) if s < self.snapshot]
         return next((s for s in reversed(older) if self.store.manifest(table, s).created <= created), None)
 
-    def _positioned(self, asset: str) -> str:
+    def _chunks(self, asset: str) -> None:
+        """Make `chunks` and `chunk_size`. A position counts from the chunk's first row in the file."""
         files = self._files(asset)
-        if not files:
-            return f"(SELECT {_EDGE_COLUMNS} WHERE false)"
-        paths = ", ".join(_text(f) for f in files)
-        return (
-            "(SELECT chunk, file_row_number - min(file_row_number) OVER (PARTITION BY filename, chunk) AS position, "
-            f"lhs, rhs, rel, weight, filename FROM read_parquet([{paths}], filename = true, file_row_number = true))"
+        if files:
+            paths = ", ".join(_text(f) for f in files)
+            scanned = f"read_parquet([{paths}], filename = true, file_row_number = true)"
+        else:
+            scanned = f"(SELECT {_EDGE_COLUMNS}, 0 AS file_row_number WHERE false)"
+        self._table(
+            "chunk_start",
+            "SELECT filename, chunk, min(file_row_number) AS start, any_value(rel) AS rel, count(*) AS edges "
+            f"FROM {scanned} GROUP BY filename, chunk",
+        )
+        self._view(
+            "chunks",
+            "SELECT e.chunk, e.file_row_number - s.start AS position, e.lhs, e.rhs, e.rel, e.weight, e.filename "
+            f"FROM {scanned} e JOIN chunk_start s "
+            "ON e.filename IS NOT DISTINCT FROM s.filename AND e.chunk IS NOT DISTINCT FROM s.chunk",
+        )
+        self._table(
+            "chunk_size",
+            "SELECT chunk, any_value(rel) AS rel, CAST(sum(edges) AS BIGINT) AS edges FROM chunk_start GROUP BY chunk",
         )
 
     def _training_set(self) -> None:
@@ -182,8 +196,7 @@ class _Views:
             "training_set/negatives": "training_set/positives",
             "held_out/validation_negatives": "held_out/validation",
         }
-        self._table("chunks", f"SELECT * FROM {self._positioned(edges.get(self.table, self.table))}")
-        self._table("chunk_size", "SELECT chunk, any_value(rel) AS rel, count(*) AS edges FROM chunks GROUP BY chunk")
+        self._chunks(edges.get(self.table, self.table))
         truth = "SELECT rel, lhs, rhs FROM positives"
         if self.table.startswith("held_out"):
             truth += " UNION ALL SELECT rel, lhs, rhs FROM held_out"
@@ -211,6 +224,8 @@ class _Views:
             "row_number() OVER (PARTITION BY rel ORDER BY hash(epoch.range, chunk)) AS i "
             f"FROM chunk_size, range(getvariable('epochs')) epoch) WHERE (i - 1) % {every} = 0",
         )
+        looked_at = "chunk IN (SELECT chunk FROM audited)" if self.table in edges else "false"
+        self._table("audited_chunks", f"SELECT * FROM chunks WHERE {looked_at}")
 
     def _model(self) -> None:
         if self.table != "twhin_model":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from twhin_pipeline.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
 
     from twhin_pipeline.config import TwhinConfig
@@ -147,15 +148,7 @@ def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str 
     for one in [table] if table is not None else tables:
         started = time.perf_counter()
         with explained(f"check {name} of {one}"), audit.prepare(config, store, snapshot, one) as con:
-            result = _judge(con.sql(check.sql).to_arrow_table(), started)
-            if "JOIN audited" in check.sql:
-                audited, pools = con.sql(
-                    "SELECT (SELECT count(*) FROM pools SEMI JOIN audited USING (epoch, chunk)), count(*) FROM pools"
-                ).fetchall()[0]
-                result.metadata.update(audited_pools=audited, pools=pools)
-            if one == "training_set/negatives" and config.train_data.global_negatives == "all":
-                result.metadata["note"] = _NOTHING_SAMPLED
-            results.append(result)
+            results.append(_run(con, check, config, one, started))
     return results[0] if len(results) == 1 else _combine(results, tables)
 
 
@@ -165,16 +158,41 @@ def run_blocking(config: TwhinConfig, store: Store, snapshot: str, tables: Itera
     Raises:
         UserError: A blocking check failed; the message shows the first offending rows.
     """
-    notes = []
-    for check, table in of_tables(config, tables):
-        result = run(check.name, config, store, snapshot, table)
-        if result.passed:
-            continue
-        line = f"check {check.name} of {table} ({snapshot}) failed: {check.description}"
-        if check.blocking and check.severity == "ERROR":
-            raise UserError(f"{line}\n{rows_as_markdown(result.offending, 5)}\nMend the cause and run it again.")
-        notes.append(line)
-    return notes
+    from twhin_pipeline import audit
+    from twhin_pipeline.database import explained
+
+    asked = of_tables(config, tables)
+    notes: dict[int, str] = {}
+    # Table by table, so that what a table's checks have in common is made once.
+    for one in dict.fromkeys(table for _, table in asked):
+        with explained(f"checks of {one}"), audit.prepare(config, store, snapshot, one) as con:
+            for number, (check, table) in enumerate(asked):
+                if table != one:
+                    continue
+                with explained(f"check {check.name} of {one}"):
+                    result = _run(con, check, config, one, time.perf_counter())
+                if result.passed:
+                    continue
+                line = f"check {check.name} of {table} ({snapshot}) failed: {check.description}"
+                if check.blocking and check.severity == "ERROR":
+                    raise UserError(
+                        f"{line}\n{rows_as_markdown(result.offending, 5)}\nMend the cause and run it again."
+                    )
+                notes[number] = line
+    return [notes[number] for number in sorted(notes)]
+
+
+def _run(con: duckdb.DuckDBPyConnection, check: Check, config: TwhinConfig, table: str, started: float) -> CheckResult:
+    """Run a check of a table for which `con` is prepared."""
+    result = _judge(con.sql(check.sql).to_arrow_table(), started)
+    if "JOIN audited" in check.sql:
+        audited, pools = con.sql(
+            "SELECT (SELECT count(*) FROM pools SEMI JOIN audited USING (epoch, chunk)), count(*) FROM pools"
+        ).fetchall()[0]
+        result.metadata.update(audited_pools=audited, pools=pools)
+    if table == "training_set/negatives" and config.train_data.global_negatives == "all":
+        result.metadata["note"] = _NOTHING_SAMPLED
+    return result
 
 
 def rows_as_markdown(table: pa.Table | None, limit: int = 20, width: int = 80) -> str:

@@ -95,7 +95,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             _write_rejected(con, config, store, snapshot, rows if sum(counts.values()) > malformed else None)
             if good == 0:
                 raise UserError(_nothing(what, config, store, snapshot, counts, outside))
-            kept = _write_kept(con, config, store, snapshot, rows, scans)
+            kept = _write_kept(con, config, store, snapshot, rows, scans, integers)
         read = good + outside + sum(counts.values())
         kept.details.update(
             read=read,
@@ -316,7 +316,7 @@ def _fate(scan: Scan, config: TwhinConfig, snapshot: str, identity: str) -> str:
     raw += [f"raw_{field}" for field in ("time", "weight", "split") if getattr(columns, field) is not None]
     cases = [(" OR ".join(f"{column} IS NULL" for column in raw), "null")]
     if identity == "VARCHAR":
-        cases.append(("trim(CAST(raw_lhs AS VARCHAR)) = '' OR trim(CAST(raw_rhs AS VARCHAR)) = ''", "empty id"))
+        cases.append((" OR ".join(_blank(f"CAST(raw_{side} AS VARCHAR)") for side in SIDES), "empty id"))
     cases.append(("rel IS NULL", "unknown relation" if config.model.every_other is None else "bad relation name"))
     if given.indexed:
         left, right = (f"TRY_CAST(raw_{side} AS HUGEINT)" for side in SIDES)
@@ -344,6 +344,11 @@ def _fate(scan: Scan, config: TwhinConfig, snapshot: str, identity: str) -> str:
         bounds = [f"time >= TIMESTAMP '{end}'"] + ([f"time < TIMESTAMP '{start}'"] if start is not None else [])
         cases.append((" OR ".join(bounds), OUTSIDE_WINDOW))
     return "CASE " + " ".join(f"WHEN {test} THEN {literal(reason)}" for test, reason in cases) + " END"
+
+
+def _blank(text: str) -> str:
+    """Return the SQL test of whether a text has nothing but spaces; only those that begin like one are trimmed."""
+    return f"(({text} < '!' OR {text} >= chr(128)) AND trim({text}) = '')"
 
 
 def window(config: TwhinConfig, snapshot: str) -> tuple[datetime | None, datetime]:
@@ -421,7 +426,13 @@ def _write_rejected(
 
 
 def _write_kept(
-    con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str, rows: str, scans: list[Scan]
+    con: duckdb.DuckDBPyConnection,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    rows: str,
+    scans: list[Scan],
+    integers: bool,
 ) -> Any:
     """Write the edges to a draft of `raw_edges`, and return it with what can be counted there in its details."""
     columns = [scan.input.columns for scan in scans]
@@ -437,11 +448,12 @@ def _write_kept(
     draft = store.begin("raw_edges", snapshot)
     try:
         with draft.local_file("part-00000.parquet") as path:
-            # Grouped and sorted by the relation's number, a shorter key than its name.
+            # Grouped by the relation's number, a shorter key than its name.
             grouped = f"SELECT {', '.join(taken)} FROM ({rows}) WHERE fate IS NULL GROUP BY lhs, rel, rhs"
+            joins, order = ("", "g.rel, lhs, rhs") if integers else _ranked(con, config, rows)
             names = ", ".join(literal(relation) for relation in config.model.relation_names)
             con.execute(
-                f"COPY (SELECT * REPLACE ([{names}][rel + 1] AS rel) FROM ({grouped}) g ORDER BY g.rel, lhs, rhs) "
+                f"COPY (SELECT g.* REPLACE ([{names}][g.rel + 1] AS rel) FROM ({grouped}) g {joins} ORDER BY {order}) "
                 f"TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
             )
             counted = con.execute(
@@ -459,6 +471,23 @@ def _write_kept(
         "self_loops": sum(int(row[2]) for row in counted),
     }
     return draft
+
+
+def _ranked(con: duckdb.DuckDBPyConnection, config: TwhinConfig, rows: str) -> tuple[str, str]:
+    """Return the SQL that joins edges `g` to the ranks of their text ids, and the order by relation, lhs and rhs.
+
+    Numbers sort ten times as fast as texts, and there are far fewer ids than edges.
+    """
+    ends = " UNION ALL ".join(f"SELECT {side} AS id FROM ({rows}) WHERE fate IS NULL" for side in SIDES)
+    con.execute(
+        "CREATE TEMP TABLE ranks AS SELECT id, CAST(row_number() OVER (ORDER BY id) - 1 AS UBIGINT) AS rank "
+        f"FROM (SELECT DISTINCT id FROM ({ends}))"
+    )
+    size = int(con.execute("SELECT count(*) FROM ranks").fetchall()[0][0])
+    joins = "JOIN ranks l ON l.id = g.lhs JOIN ranks r ON r.id = g.rhs"
+    if len(config.model.relations) * size**2 >= 2**64:
+        return joins, "g.rel, l.rank, r.rank"
+    return joins, f"(CAST(g.rel AS UBIGINT) * {size} + l.rank) * {size} + r.rank"
 
 
 def _parquet(files: list[str], numbered: bool = True) -> str:

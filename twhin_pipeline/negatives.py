@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twhin_pipeline import database
+from twhin_pipeline import database, truth, truth_kernels
 from twhin_pipeline.database import explained
-from twhin_pipeline.truth import Adjacency, adjacency, true_pairs, write_adjacency
+from twhin_pipeline.truth import Adjacency, Positives
 
 if TYPE_CHECKING:
     import duckdb
@@ -52,6 +53,8 @@ ENCODING = {
 }
 # Bounds a row group, and with it the memory of the writer and of every reader.
 MASKS_PER_ROW_GROUP, POOLS_PER_ROW_GROUP = 1_000_000, 512
+# Chunks that a thread samples at a time.
+CHUNKS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -75,43 +78,17 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Positives:
-    """Positives mapped into memory: `lhs`, `rhs` [E]; chunk i is `start[i]:start[i + 1]`, of relation `rel[i]`."""
-
-    lhs: np.ndarray
-    rhs: np.ndarray
-    start: np.ndarray
-    rel: np.ndarray
-
-    def chunk(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return `lhs` and `rhs` [c] of chunk i."""
-        part = slice(int(self.start[i]), int(self.start[i + 1]))
-        return np.asarray(self.lhs[part]), np.asarray(self.rhs[part])
-
-
-@dataclass(frozen=True)
 class Population:
     """The entities of a type: how many, and the running sum of degree^alpha over their rows ([N], mapped)."""
 
     size: int
     cumulative: np.ndarray
 
-    def draw(self, plan: Plan, epoch: int, chunk: int, side: int) -> np.ndarray:
-        """Return a pool, `[plan.pool]` rows with replacement: uniform ones first, then those by degree.
+    def expected(self, plan: Plan, rows: np.ndarray) -> np.ndarray:
+        """Return how often each of `rows` [N] is expected in a pool: float64 [N].
 
         Where no entity of the type has a training edge, all are uniform.
         """
-        bits = np.random.Philox(key=[plan.seed, 2 * plan.stream + side], counter=[0, 0, chunk, epoch])
-        unit = (bits.random_raw(plan.pool) >> np.uint64(11)) * 2.0**-53
-        rows = np.minimum((unit * self.size).astype(np.int64), self.size - 1)
-        total = float(self.cumulative[-1])
-        if plan.popular and total > 0:
-            split = plan.pool - plan.popular
-            rows[split:] = np.searchsorted(self.cumulative, unit[split:] * total, side="right")
-        return rows
-
-    def expected(self, plan: Plan, rows: np.ndarray) -> np.ndarray:
-        """Return how often each of `rows` [N] is expected in a pool: float64 [N]."""
         total = float(self.cumulative[-1])
         popular = plan.popular if total > 0 else 0
         found = np.full(len(rows), (plan.pool - popular) / self.size)
@@ -119,52 +96,6 @@ class Population:
             mass = self.cumulative[rows] - np.where(rows > 0, self.cumulative[rows - 1], 0.0)
             found += popular * mass / total
         return found
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A chunk's candidates for one side: the pool's `row`s [K], masks [M], `log_q` [n + K], and how many `pairs` of a
-    query and a candidate there are."""
-
-    chunk: int
-    side: int
-    row: np.ndarray
-    position: np.ndarray
-    candidate: np.ndarray
-    log_q: np.ndarray | None
-    pairs: int
-
-
-@dataclass
-class Pools:
-    """Rows of the table in the making, up to a row group."""
-
-    epoch: list[int] = field(default_factory=list)
-    chunk: list[int] = field(default_factory=list)
-    side: list[int] = field(default_factory=list)
-    row: list[np.ndarray] = field(default_factory=list)
-    position: list[np.ndarray] = field(default_factory=list)
-    candidate: list[np.ndarray] = field(default_factory=list)
-    log_q: list[np.ndarray] = field(default_factory=list)
-    masks: int = 0
-
-    def add(self, epoch: int, sample: Sample) -> None:
-        """Append one row."""
-        self.epoch.append(epoch)
-        self.chunk.append(sample.chunk)
-        self.side.append(sample.side)
-        self.row.append(sample.row)
-        self.position.append(sample.position)
-        self.candidate.append(sample.candidate)
-        if sample.log_q is not None:
-            self.log_q.append(sample.log_q)
-        self.masks += len(sample.position)
-
-    def table(self) -> pa.Table:
-        """Return the rows as a table of `SCHEMA`."""
-        lists = (_lists(self.row, np.int64), _lists(self.position, np.int32), _lists(self.candidate, np.int32))
-        log_q = _lists(self.log_q, np.float32) if self.log_q else pa.nulls(len(self.row), SCHEMA.field("log_q").type)
-        return pa.table([self.epoch, self.chunk, self.side, *lists, log_q], schema=SCHEMA)
 
 
 def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
@@ -188,8 +119,10 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
         ("held_out/validation_negatives", "held_out/validation", config.validation_data, 1),
     )
     with database.connect(config, store) as con, tempfile.TemporaryDirectory(prefix="twhin-negatives-") as folder:
+        threads = _threads(config)
         with explained("training_set/negatives"):
-            populations = _populations(con, config, store, snapshot, sizes, folder)
+            read = [_positives(con, store, known[0], snapshot, f"{folder}/0")]
+            populations = _populations(config, read[0], sizes, folder)
         for stream, (asset, source, data, epochs) in enumerate(jobs):
             pool = 0 if data.global_negatives == "all" else data.global_negatives
             plan = Plan(
@@ -206,15 +139,19 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
                 own=config.negatives.mask == "own" and asset == "training_set/negatives",
             )
             if asset == "held_out/validation_negatives":
-                known += ["held_out/validation", "held_out/test"]
+                held_out = ("held_out/validation", "held_out/test")
+                known += held_out
+                with explained(asset):
+                    read += [_positives(con, store, table, snapshot, f"{folder}/{table[9:]}") for table in held_out]
             parents = store.versions(snapshot, [*known, *vocabularies])
-            with explained(asset):
-                positives = _positives(con, store, source, snapshot, f"{folder}/{stream}")
-                files = [file for table in known for file in store.files(table, snapshot)]
-                truth = write_adjacency(con, files, _ends(config, sizes), f"{folder}/{stream}")
-            sampler = Sampler(config, plan, positives, populations, truth)
+            positives = read[known.index(source)]
+            true: dict[tuple[int, int], Adjacency] = {}
+            # Without a chunk, or with every entity as candidate, nothing is searched.
+            if len(positives.rel) and not plan.every:
+                true = truth.adjacencies(read, _ends(config, sizes), f"{folder}/{stream}", threads)
+            sampler = Sampler(config, plan, positives, populations, true)
             with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
-                draft.details = sampler.write(draft, _threads(config))
+                draft.details = sampler.write(draft, threads)
             manifests[asset] = store.manifest(asset, snapshot)
     return manifests
 
@@ -233,20 +170,19 @@ class Sampler:
         plan: Plan,
         positives: Positives,
         populations: list[Population],
-        truth: dict[tuple[int, int], Adjacency],
+        true: dict[tuple[int, int], Adjacency],
     ) -> None:
-        self.config, self.plan, self.positives, self.truth = config, plan, positives, truth
+        self.config, self.plan, self.positives, self.truth = config, plan, positives, true
         index = {name: number for number, name in enumerate(config.model.table_names)}
         self.population = [
             (populations[index[relation.lhs]], populations[index[relation.rhs]]) for relation in config.model.relations
         ]
 
     def write(self, draft: Draft, threads: int) -> dict[str, Any]:
-        """Write one file an epoch, `threads` at a time; return what was counted."""
+        """Write one file an epoch, made by `threads` threads; return what was counted."""
         with ThreadPoolExecutor(threads) as pool:
-            futures = [pool.submit(self._write_epoch, draft, epoch) for epoch in range(self.plan.epochs)]
             try:
-                counts = [future.result() for future in futures]
+                counts = [self._write_epoch(draft, epoch, pool, threads + 1) for epoch in range(self.plan.epochs)]
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -264,54 +200,98 @@ class Sampler:
             "masked": sum(masked for _, masked in counts),
         }
 
-    def _write_epoch(self, draft: Draft, epoch: int) -> tuple[int, int]:
-        candidates = masked = 0
-        pools = Pools()
+    def _write_epoch(self, draft: Draft, epoch: int, pool: ThreadPoolExecutor, ahead: int) -> tuple[int, int]:
+        candidates = masked = pools = masks = 0
+        pending: list[pa.Table] = []
         with (
             draft.local_file(f"epoch-{epoch:05d}.parquet") as path,
             pq.ParquetWriter(
                 path, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=ENCODING
             ) as writer,
         ):
-            for sample in () if self.plan.every else self._samples(epoch):
-                pools.add(epoch, sample)
-                candidates, masked = candidates + sample.pairs, masked + len(sample.position)
-                if pools.masks >= MASKS_PER_ROW_GROUP or len(pools.chunk) >= POOLS_PER_ROW_GROUP:
-                    writer.write_table(pools.table())
-                    pools = Pools()
-            if pools.chunk:
-                writer.write_table(pools.table())
+            for table, pairs, found in _in_order(pool, self._samples, self._blocks(epoch), ahead):
+                candidates, masked = candidates + pairs, masked + found
+                pending.append(table)
+                pools, masks = pools + len(table), masks + found
+                if masks >= MASKS_PER_ROW_GROUP or pools >= POOLS_PER_ROW_GROUP:
+                    writer.write_table(pa.concat_tables(pending))
+                    pending, pools, masks = [], 0, 0
+            if pending:
+                writer.write_table(pa.concat_tables(pending))
         return candidates, masked
 
-    def _samples(self, epoch: int) -> Iterator[Sample]:
-        for chunk in range(len(self.positives.rel)):
-            ends = self.positives.chunk(chunk)
-            rel = int(self.positives.rel[chunk])
-            size = len(ends[0])
-            # The window of the chunk's own entities moves on with the epochs.
-            window = (epoch * self.plan.window + np.arange(min(self.plan.window, size))) % size
-            for side in self.plan.sides[rel]:
-                row = self.population[rel][side].draw(self.plan, epoch, chunk, side)
-                listed = np.concatenate([ends[side][window], row])
-                queries, first = np.unique(ends[1 - side], return_index=True)
-                from_kept, from_listed = self.truth[rel, 1 - side], self.truth[rel, side]
-                if self.plan.own:
-                    from_kept = adjacency(ends[1 - side], ends[side], from_kept.width)
-                    from_listed = adjacency(ends[side], ends[1 - side], from_listed.width)
-                position, candidate = true_pairs(from_kept, from_listed, queries, first, listed)
-                log_q = self._log_q(rel, side, listed, len(window)) if self.plan.log_q else None
-                yield Sample(chunk, side, row, position, candidate, log_q, len(queries) * len(listed))
+    def _blocks(self, epoch: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the epoch with relations and a few of their chunks, from the first to before the last."""
+        if self.plan.every:
+            return
+        for rel, first, last in self.positives.runs():
+            if self.plan.sides[rel]:
+                for begin in range(first, last, CHUNKS_AT_ONCE):
+                    yield epoch, rel, begin, min(begin + CHUNKS_AT_ONCE, last)
 
-    def _log_q(self, rel: int, side: int, listed: np.ndarray, window: int) -> np.ndarray:
-        """Return the log of each candidate's expected number in such a list, `[window | pool]`: float64 [N].
+    def _samples(self, epoch: int, rel: int, first: int, last: int) -> tuple[pa.Table, int, int]:
+        """Return a part of the table, how many pairs of a query and a candidate it has, and how many are masked."""
+        plan, sides = self.plan, self.plan.sides[rel]
+        chunks = last - first
+        rows, listed, windows, position, candidate, offsets, pairs = truth_kernels.samples(
+            np.uint64(plan.seed),
+            np.array([2 * plan.stream, 2 * plan.stream + 1]),
+            epoch,
+            first,
+            self.positives.start[first : last + 1],
+            np.array(sides),
+            (self.positives.lhs, self.positives.rhs),
+            plan.window,
+            plan.pool,
+            plan.popular,
+            np.array([population.size for population in self.population[rel]]),
+            tuple(population.cumulative for population in self.population[rel]),
+            tuple((side.keys, side.entities, side.start) for side in (self.truth[rel, LHS], self.truth[rel, RHS])),
+            plan.own,
+            truth.PROBE_COST,
+        )
+        units = chunks * len(sides)
+        side = np.tile(np.array(sides, np.int8), chunks)
+        columns = [
+            np.full(units, epoch, np.int32),
+            np.repeat(np.arange(first, last, dtype=np.int32), len(sides)),
+            side,
+            _lists(np.arange(units + 1) * plan.pool, rows),
+            _lists(offsets, position),
+            _lists(offsets, candidate),
+            pa.nulls(units, SCHEMA.field("log_q").type),
+        ]
+        if plan.log_q:
+            lengths = windows + plan.pool
+            log_q = self._log_q(rel, np.repeat(side, lengths), listed, np.repeat(windows, lengths))
+            columns[-1] = _lists(np.concatenate([[0], np.cumsum(lengths)]), log_q.astype(np.float32))
+        return pa.table(columns, schema=SCHEMA), pairs, len(position)
+
+    def _log_q(self, rel: int, side: np.ndarray, listed: np.ndarray, window: np.ndarray) -> np.ndarray:
+        """Return the log of each candidate's expected number in its list, `[window | pool]`: float64 [L].
 
         Candidates of the window are ends of edges, so they come in proportion to their edges of the relation.
         """
-        expected = self.population[rel][side].expected(self.plan, listed)
-        if window:
-            edges = self.truth[rel, side]
-            expected += window * edges.spans(listed)[1] / len(edges.keys)
+        expected = np.empty(len(listed))
+        for one in self.plan.sides[rel]:
+            here = side == one
+            edges = self.truth[rel, one]
+            share = window[here] * edges.degrees(listed[here]) / len(edges.keys)
+            expected[here] = self.population[rel][one].expected(self.plan, listed[here]) + share
         return np.log(expected)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[..., Any], given: Iterable[tuple[Any, ...]], ahead: int
+) -> Iterator[Any]:
+    """Yield what `work` returns for each of `given`, in their order, made in `pool` at most `ahead` at a time."""
+    waiting: deque[Future[Any]] = deque()
+    for arguments in given:
+        waiting.append(pool.submit(work, *arguments))
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _ends(config: TwhinConfig, sizes: list[int]) -> list[tuple[int, int]]:
@@ -324,7 +304,7 @@ def _positives(con: duckdb.DuckDBPyConnection, store: Store, asset: str, snapsho
     """Map a table of positives into memory, in files that begin with `prefix`."""
     scanned = database.scan(store, asset, snapshot)
     rows = store.manifest(asset, snapshot).rows
-    lhs, rhs = (_mapped(f"{prefix}-{side}.positives", rows, np.int64) for side in ("lhs", "rhs"))
+    lhs, rhs = (truth.mapped(f"{prefix}-{side}.positives", rows, np.int64) for side in ("lhs", "rhs"))
     position = 0
     # Files are in the order of chunks, and so are their rows.
     for batch in con.sql(f"SELECT lhs, rhs FROM {scanned}").to_arrow_reader(1 << 18):
@@ -338,36 +318,28 @@ def _positives(con: duckdb.DuckDBPyConnection, store: Store, asset: str, snapsho
     return Positives(lhs, rhs, start, np.asarray(chunks["any_value(rel)"], dtype=np.int64))
 
 
-def _populations(
-    con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str, sizes: list[int], folder: str
-) -> list[Population]:
+def _populations(config: TwhinConfig, positives: Positives, sizes: list[int], folder: str) -> list[Population]:
     """Count each type's degrees over the training positives, and sum degree^alpha along the rows."""
-    scanned = database.scan(store, "training_set/positives", snapshot)
     populations = []
     for number, name in enumerate(config.model.table_names):
-        cumulative = _mapped(f"{folder}/{number}.cumulative", sizes[number], np.float64)
-        ends = [
-            f"SELECT {side} AS row FROM {scanned} WHERE rel IN ({', '.join(map(str, relations))})"
-            for side in ("lhs", "rhs")
-            if (relations := [rel for rel, r in enumerate(config.model.relations) if getattr(r, side) == name])
-        ]
-        query = f"SELECT row, count(*) AS degree FROM ({' UNION ALL '.join(ends)}) GROUP BY row"
-        for batch in con.sql(query).to_arrow_reader(1 << 18):
-            degree = batch.column("degree").to_numpy().astype(np.float64)
-            cumulative[batch.column("row").to_numpy()] = degree**config.negatives.alpha
+        cumulative = truth.mapped(f"{folder}/{number}.cumulative", sizes[number], np.float64)
+        for rel, first, last in positives.runs():
+            part = slice(int(positives.start[first]), int(positives.start[last]))
+            relation = config.model.relations[rel]
+            for side, ends in ((relation.lhs, positives.lhs), (relation.rhs, positives.rhs)):
+                if side == name:
+                    truth_kernels.count_rows(ends[part], cumulative)
+        for begin in range(0, sizes[number], 1 << 20):
+            degree = cumulative[begin : begin + (1 << 20)]
+            # Without an edge there is no mass, also where alpha is 0.
+            degree[:] = np.where(degree > 0, degree**config.negatives.alpha, 0)
         np.cumsum(cumulative, out=cumulative)
         populations.append(Population(sizes[number], cumulative))
     return populations
 
 
-def _mapped(path: str, length: int, kind: type) -> np.ndarray:
-    """Return zeros in a new file mapped into memory (an empty file cannot be mapped)."""
-    return np.memmap(path, dtype=kind, mode="w+", shape=(length,)) if length else np.zeros(0, kind)
-
-
-def _lists(parts: list[np.ndarray], kind: type) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(parts).astype(kind, copy=False)))
+def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32, copy=False)), pa.array(values))
 
 
 def _threads(config: TwhinConfig) -> int:

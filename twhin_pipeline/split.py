@@ -66,6 +66,7 @@ def assign(con: duckdb.DuckDBPyConnection, config: TwhinConfig, given: bool) -> 
     if given:
         part = f"coalesce(list_position([{', '.join(literal(p) for p in PARTS)}], split) - 1, {TRAIN})"
         con.execute(f"CREATE TABLE assigned AS SELECT *, CAST({part} AS TINYINT) AS part FROM edges")
+        con.execute("DROP TABLE edges")
         if split.strategy == "given" and not _count(con, f"assigned WHERE part = {VALIDATION}"):
             _validation_of_training(con, config)
     elif split.strategy == "temporal" and split.later_snapshot is None:
@@ -73,7 +74,6 @@ def assign(con: duckdb.DuckDBPyConnection, config: TwhinConfig, given: bool) -> 
     else:
         later = split.later_snapshot is not None
         _random(con, config, validation=split.validation, test=0.0 if later else split.test)
-    con.execute("DROP TABLE edges")
 
 
 def splittable(config: TwhinConfig) -> str:
@@ -86,9 +86,11 @@ def splittable(config: TwhinConfig) -> str:
 def _random(con: duckdb.DuckDBPyConnection, config: TwhinConfig, *, validation: float, test: float) -> None:
     """Hold out the edges with the smallest numbers; an entity's largest stays in training, if none other does."""
     test_below, held_below = int(test * 2**64), int((test + validation) * 2**64)
+    con.execute(f"ALTER TABLE edges ADD COLUMN part TINYINT DEFAULT {TRAIN}")
+    con.execute("ALTER TABLE edges RENAME TO assigned")
     con.execute(
-        f"CREATE TABLE assigned AS SELECT *, CAST(CASE WHEN NOT ({splittable(config)}) OR h >= {held_below} "
-        f"THEN {TRAIN} WHEN h < {test_below} THEN {TEST} ELSE {VALIDATION} END AS TINYINT) AS part FROM edges"
+        f"UPDATE assigned SET part = CASE WHEN h < {test_below} THEN {TEST} ELSE {VALIDATION} END "
+        f"WHERE ({splittable(config)}) AND h < {held_below}"
     )
     if config.split.keep_connected and held_below > 0:
         _reconnect(con, config, (TEST, VALIDATION))
@@ -111,25 +113,34 @@ def _reconnect(con: duckdb.DuckDBPyConnection, config: TwhinConfig, parts: tuple
     is enough, and taking back more cannot undo it.
     """
     held = f"part IN ({', '.join(map(str, parts))})"
-    con.execute(
-        "CREATE TABLE ends AS "
-        + " UNION ALL ".join(
-            f"SELECT CAST({_type_of(config, side)} AS INTEGER) AS type, {side} AS row, part, h FROM assigned "
-            f"WHERE part = {TRAIN} OR {held}"
-            for side in ("lhs", "rhs")
-        )
-    )
-    con.execute(
-        "CREATE TABLE stranded AS SELECT type, row, max(h) AS h FROM ends GROUP BY type, row "
-        f"HAVING count_if(part = {TRAIN}) = 0"
-    )
+    con.execute(f"CREATE TABLE stranded AS {_untrained(config, held)}")
     for side in ("lhs", "rhs"):
         con.execute(
             f"UPDATE assigned SET part = {TRAIN} FROM stranded s WHERE {held} AND s.h = assigned.h "
             f"AND s.row = assigned.{side} AND s.type = {_type_of(config, side)}"
         )
-    con.execute("DROP TABLE ends")
     con.execute("DROP TABLE stranded")
+
+
+def _untrained(config: TwhinConfig, held: str) -> str:
+    """Return the SQL of the entities (type, row) with an edge of which `held` holds and none in training; the largest
+    `h` of each one's.
+
+    Held-out edges are few, so of the training edges only those of their entities are looked at.
+    """
+
+    def ends(test: str, taken: str) -> str:
+        return " UNION ALL ".join(
+            f"SELECT CAST({_type_of(config, side)} AS INTEGER) AS type, {side} AS row{taken} FROM assigned "
+            f"WHERE {test.format(side=side)}"
+            for side in ("lhs", "rhs")
+        )
+
+    trained = ends(f"part = {TRAIN} AND {{side}} IN (SELECT row FROM asked)", "")
+    return (
+        f"WITH asked AS MATERIALIZED (SELECT type, row, max(h) AS h FROM ({ends(held, ', h')}) GROUP BY type, row) "
+        f"SELECT type, row, h FROM asked ANTI JOIN (SELECT DISTINCT type, row FROM ({trained})) USING (type, row)"
+    )
 
 
 def _temporal(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> None:
@@ -143,18 +154,16 @@ def _temporal(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> None:
         f"(SELECT *, row_number() OVER (ORDER BY time DESC, h, lhs, rhs) AS age FROM edges WHERE {splittable(config)})"
     )
     con.execute(f"INSERT INTO assigned SELECT *, CAST({TRAIN} AS TINYINT) FROM edges WHERE NOT ({splittable(config)})")
+    con.execute("DROP TABLE edges")
 
 
 def leakage(con: duckdb.DuckDBPyConnection, config: TwhinConfig, part: int) -> dict[str, dict[str, int]]:
     """Count, by relation, held-out edges that training gives away: the reverse, or the pair otherwise related."""
-    con.execute(
-        "CREATE OR REPLACE TABLE seen AS SELECT rel, lhs, rhs, "
-        f"{_type_of(config, 'lhs')} AS head, {_type_of(config, 'rhs')} AS tail FROM assigned WHERE part = {TRAIN}"
-    )
-    con.execute(
-        "CREATE OR REPLACE TABLE held AS SELECT rel, lhs, rhs, "
-        f"{_type_of(config, 'lhs')} AS head, {_type_of(config, 'rhs')} AS tail FROM assigned WHERE part = {part}"
-    )
+    for name, which in (("TEMP VIEW seen", TRAIN), ("TEMP TABLE held", part)):
+        con.execute(
+            f"CREATE OR REPLACE {name} AS SELECT rel, lhs, rhs, {_type_of(config, 'lhs')} AS head, "
+            f"{_type_of(config, 'rhs')} AS tail FROM assigned WHERE part = {which}"
+        )
     pair = "s.head = h.head AND s.tail = h.tail AND s.lhs = h.lhs AND s.rhs = h.rhs"
     back = "s.head = h.tail AND s.tail = h.head AND s.lhs = h.rhs AND s.rhs = h.lhs"
     back += " AND NOT (h.lhs = h.rhs AND h.head = h.tail)"  # a self-loop is its own reverse
@@ -165,18 +174,14 @@ def leakage(con: duckdb.DuckDBPyConnection, config: TwhinConfig, part: int) -> d
         for rel, name in enumerate(config.model.relation_names):
             counts[name][what] = told.get(rel, 0)
     con.execute("DROP TABLE held")
-    con.execute("DROP TABLE seen")
+    con.execute("DROP VIEW seen")
     return counts
 
 
 def unseen(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> dict[str, int]:
     """Count, by entity type, entities with an edge but none in training."""
-    parts = " UNION ALL ".join(
-        f"SELECT {_type_of(config, side)} AS type, {side} AS row, part FROM assigned" for side in ("lhs", "rhs")
-    )
     rows: list[Any] = con.execute(
-        f"SELECT type, count(*) FROM (SELECT type, row FROM ({parts}) GROUP BY type, row "
-        f"HAVING count_if(part = {TRAIN}) = 0) GROUP BY type"
+        f"SELECT type, count(*) FROM ({_untrained(config, f'part <> {TRAIN}')}) GROUP BY type"
     ).fetchall()
     told = {int(number): int(count) for number, count in rows}
     return {name: told.get(number, 0) for number, name in enumerate(config.model.table_names)}

@@ -1,19 +1,33 @@
-"""True edges as sorted arrays in mapped files, and which pairs of a chunk and its candidates are among them."""
+"""True edges as sorted arrays in mapped files, which `truth_kernels` searches."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from twhin_pipeline import database
+from twhin_pipeline import truth_kernels
 
-if TYPE_CHECKING:
-    import duckdb
-
-# Following a neighbour and looking it up costs about an eighth of finding a pair among all edges by bisection.
+# Following a neighbour and looking it up costs about an eighth of finding a pair among an entity's by bisection.
 PROBE_COST = 8
+
+
+@dataclass(frozen=True)
+class Positives:
+    """Positives mapped into memory: `lhs`, `rhs` [E]; chunk i is `start[i]:start[i + 1]`, of relation `rel[i]`."""
+
+    lhs: np.ndarray
+    rhs: np.ndarray
+    start: np.ndarray
+    rel: np.ndarray
+
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """Yield relations and the chunks that follow one another, from the first to before the last."""
+        cuts = np.flatnonzero(np.diff(self.rel, prepend=-1, append=-1))
+        for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            yield int(self.rel[first]), first, last
 
 
 @dataclass(frozen=True)
@@ -26,114 +40,56 @@ class Adjacency:
     start: np.ndarray
     width: int
 
-    def spans(self, entities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where each entity's edges begin, and how many there are."""
+    def degrees(self, entities: np.ndarray) -> np.ndarray:
+        """Return how many edges each entity has."""
         if len(self.entities) == 0:
-            return np.zeros(len(entities), np.int64), np.zeros(len(entities), np.int64)
+            return np.zeros(len(entities), np.int64)
         place = np.minimum(np.searchsorted(self.entities, entities), len(self.entities) - 1)
-        found = self.entities[place] == entities
-        begin = self.start[place]
-        return begin, np.where(found, self.start[place + 1] - begin, 0)
+        return np.where(self.entities[place] == entities, self.start[place + 1] - self.start[place], 0)
 
 
-def write_adjacency(
-    con: duckdb.DuckDBPyConnection, files: list[str], ends: list[tuple[int, int]], prefix: str
+def adjacencies(
+    parts: list[Positives], ends: list[tuple[int, int]], prefix: str, threads: int
 ) -> dict[tuple[int, int], Adjacency]:
-    """Sort the edges of Parquet `files` (rel, lhs, rhs) both ways into mapped files; key: relation, side of the entity.
+    """Sort the edges of all `parts` both ways into mapped files; key: relation, side of the entity.
 
-    `ends` gives the numbers of entities of each relation's sides. DuckDB sorts, on disk where memory does not suffice.
+    `ends` gives the numbers of entities of each relation's sides. Sorting is within the files, so the system may write
+    their pages back to disk where memory does not suffice.
     """
-    scanned = database.parquet(files)
-    counts = dict(con.execute(f"SELECT rel, count(*) FROM {scanned} GROUP BY rel").fetchall())
-    start = np.concatenate([[0], np.cumsum([counts.get(rel, 0) for rel in range(len(ends))])]).astype(np.int64)
-    found = {}
-    for side, order in enumerate(("lhs, rhs", "rhs, lhs")):
-        width = np.array([end[1 - side] for end in ends], np.int64)
-        # One file for all relations: each mapped file holds a file descriptor, of which a process has few.
-        keys = np.memmap(f"{prefix}-{side}.keys", np.int64, "w+", shape=(max(int(start[-1]), 1),))
-        filled = 0
-        for batch in con.sql(f"SELECT rel, {order} FROM {scanned} ORDER BY rel, {order}").to_arrow_reader(1 << 18):
-            rel, here, there = (batch.column(i).to_numpy() for i in range(3))
-            keys[filled : filled + len(rel)] = here * width[rel] + there
-            filled += len(rel)
-        for rel in range(len(ends)):
-            found[rel, side] = _index(np.asarray(keys[start[rel] : start[rel + 1]]), int(width[rel]))
-    return found
+    counts = np.zeros(len(ends), np.int64)
+    for part in parts:
+        for rel, first, last in part.runs():
+            counts[rel] += part.start[last] - part.start[first]
+    start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    # One file for all relations: each mapped file holds a file descriptor, of which a process has few.
+    keys = [mapped(f"{prefix}-{side}.keys", int(start[-1]), np.int64) for side in (0, 1)]
+
+    def fill(side: int) -> None:
+        filled = start[:-1].copy()
+        for part in parts:
+            here, there = (part.lhs, part.rhs) if side == 0 else (part.rhs, part.lhs)
+            for rel, first, last in part.runs():
+                taken = slice(int(part.start[first]), int(part.start[last]))
+                size = taken.stop - taken.start
+                into = keys[side][filled[rel] : filled[rel] + size]
+                truth_kernels.fill_keys(here[taken], there[taken], ends[rel][1 - side], into)
+                filled[rel] += size
+
+    def sort(rel: int, side: int) -> Adjacency:
+        sorted_keys = keys[side][start[rel] : start[rel + 1]]
+        sorted_keys.sort()
+        width = max(ends[rel][1 - side], 1)
+        entities = np.empty(truth_kernels.count_entities(sorted_keys, width), np.int64)
+        begin = np.empty(len(entities) + 1, np.int64)
+        truth_kernels.index_entities(sorted_keys, width, entities, begin)
+        return Adjacency(sorted_keys, entities, begin, width)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, (0, 1)))
+        found = {(rel, side): pool.submit(sort, rel, side) for rel in range(len(ends)) for side in (0, 1)}
+        return {key: future.result() for key, future in found.items()}
 
 
-def adjacency(kept: np.ndarray, listed: np.ndarray, width: int) -> Adjacency:
-    """Return the adjacency of some edges, int64 `[E]` their ends, `listed` below `width`."""
-    return _index(np.unique(np.asarray(kept, np.int64) * width + listed), width)
-
-
-def true_pairs(
-    from_kept: Adjacency, from_listed: Adjacency, queries: np.ndarray, position: np.ndarray, listed: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return where queries and candidates are joined by a true edge: two int32 arrays [M].
-
-    `queries` [Q] are distinct and ascend; the first array has their `position` [Q]. The second has places in `listed`
-    [N]: of an entity that is listed more than once, all. Pairs are ordered by position, then by place.
-
-    Each distinct entity of one side is either expanded (its neighbours looked up on the other side) or, where it has
-    very many, tried against each entity of the other side; the side that costs less leads.
-    """
-    candidates, order, start = _grouped(listed)
-    forward, backward = from_kept.spans(queries), from_listed.spans(candidates)
-    costs = (
-        np.minimum(forward[1], PROBE_COST * len(candidates)).sum(),
-        np.minimum(backward[1], PROBE_COST * len(queries)).sum(),
-    )
-    if costs[0] <= costs[1]:
-        i, j = _meet(from_kept, queries, forward, candidates)
-    else:
-        j, i = _meet(from_listed, candidates, backward, queries)
-    counts = start[j + 1] - start[j]
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    place = order[np.repeat(start[j], counts) + within]
-    pairs = np.sort(np.repeat(position[i], counts) * max(len(listed), 1) + place)
-    found, place = np.divmod(pairs, max(len(listed), 1))
-    return found.astype(np.int32), place.astype(np.int32)
-
-
-def _meet(
-    adjacency: Adjacency, entities: np.ndarray, spans: tuple[np.ndarray, np.ndarray], others: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return index pairs of distinct `entities` and `others` (both ascending) that are joined by an edge."""
-    begin, degree = spans
-    light = np.flatnonzero((degree > 0) & (degree <= PROBE_COST * len(others)))
-    owner = np.repeat(light, degree[light])
-    shift = np.cumsum(degree[light]) - degree[light]
-    places = np.arange(len(owner)) + np.repeat(begin[light] - shift, degree[light])
-    neighbours = adjacency.keys[places] - entities[owner] * adjacency.width
-    at = np.minimum(np.searchsorted(others, neighbours), len(others) - 1)
-    hit = others[at] == neighbours
-    i, j = owner[hit], at[hit]
-    heavy = np.flatnonzero(degree > PROBE_COST * len(others))
-    if len(heavy):
-        wanted = entities[heavy][:, None] * adjacency.width + others
-        place = np.minimum(np.searchsorted(adjacency.keys, wanted), len(adjacency.keys) - 1)
-        more, which = np.nonzero(adjacency.keys[place] == wanted)
-        i, j = np.concatenate([i, heavy[more]]), np.concatenate([j, which])
-    return i, j
-
-
-def _grouped(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the n distinct values, ascending, the order that sorts all, and where each value begins in it [n + 1]."""
-    order = np.argsort(values, kind="stable")
-    ranked = values[order]
-    first = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]])[: len(values)])
-    return ranked[first], order, np.append(first, len(values))
-
-
-def _index(keys: np.ndarray, width: int) -> Adjacency:
-    """Find where entities begin, a block of keys at a time."""
-    entities, starts, last = [], [], -1
-    for begin in range(0, len(keys), 1 << 20):
-        here = np.asarray(keys[begin : begin + (1 << 20)]) // max(width, 1)
-        first = np.flatnonzero(np.concatenate([[here[0] != last], here[1:] != here[:-1]]))
-        entities.append(here[first])
-        starts.append(first + begin)
-        last = int(here[-1])
-    joined = np.concatenate(entities) if entities else np.zeros(0, np.int64)
-    start = np.concatenate([*starts, [len(keys)]]).astype(np.int64)
-    return Adjacency(keys, joined, start, width)
+def mapped(path: str, length: int, kind: type) -> np.ndarray:
+    """Return zeros in a new file mapped into memory (an empty file cannot be mapped)."""
+    return np.asarray(np.memmap(path, dtype=kind, mode="w+", shape=(length,))) if length else np.zeros(0, kind)

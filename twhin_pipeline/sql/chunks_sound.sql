@@ -1,8 +1,11 @@
 -- A chunk has one relation, at most `negatives.chunk_size` edges, all in a row; chunks are numbered from 0.
-WITH chunk AS (
-    SELECT chunk, count(DISTINCT rel) AS relations, count(*) AS edges,
-           count(DISTINCT filename) AS files, max(position) + 1 AS span
-    FROM chunks
+WITH part AS (
+    SELECT chunk, rel, filename, count(*) AS edges, max(position) + 1 AS span FROM chunks GROUP BY chunk, rel, filename
+),
+chunk AS (
+    SELECT chunk, count(DISTINCT rel) AS relations, CAST(sum(edges) AS BIGINT) AS edges,
+           count(DISTINCT filename) AS files, max(span) AS span
+    FROM part
     GROUP BY chunk
 )
 SELECT chunk, relations, edges, files, span, NULL AS expected_chunk

@@ -14,7 +14,7 @@ window_candidate AS (
 ),
 candidate AS MATERIALIZED (
     SELECT w.epoch, w.chunk, w.side, w.candidate, CASE w.side WHEN 0 THEN c.lhs ELSE c.rhs END AS row
-    FROM window_candidate w JOIN chunks c ON w.chunk = c.chunk AND w.position = c.position
+    FROM window_candidate w JOIN audited_chunks c ON w.chunk = c.chunk AND w.position = c.position
     UNION ALL
     SELECT epoch, chunk, side, in_batch + unnest(range(len(row))), unnest(row) FROM pool
 ),
@@ -25,7 +25,7 @@ first AS MATERIALIZED (
     SELECT chunk, position, rel, lhs, rhs,
            position = min(position) OVER (PARTITION BY chunk, lhs) AS first_of_lhs,
            position = min(position) OVER (PARTITION BY chunk, rhs) AS first_of_rhs
-    FROM chunks WHERE chunk IN (SELECT chunk FROM audited)
+    FROM audited_chunks
 ),
 -- A pair that names no position or no candidate has null ends, which no true edge has.
 named AS MATERIALIZED (
@@ -39,9 +39,9 @@ named AS MATERIALIZED (
     LEFT JOIN first p ON m.chunk = p.chunk AND m.position = p.position
 ),
 untrue AS (
-    SELECT DISTINCT rel, lhs, rhs FROM named
-    EXCEPT
-    SELECT rel, lhs, rhs FROM truth
+    SELECT DISTINCT n.rel, n.lhs, n.rhs FROM named n
+    ANTI JOIN truth t ON n.rel = t.rel AND n.lhs = t.lhs AND n.rhs = t.rhs
+    WHERE n.rel IS NOT NULL AND n.lhs IS NOT NULL AND n.rhs IS NOT NULL
 )
 SELECT epoch, chunk, side, position, candidate, lhs, rhs, is_first
 FROM named

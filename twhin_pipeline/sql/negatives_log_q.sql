@@ -31,7 +31,7 @@ window_candidate AS (
 ),
 candidate AS (
     SELECT w.* EXCLUDE (position, log_q), CASE w.side WHEN 0 THEN c.lhs ELSE c.rhs END AS row, w.log_q
-    FROM window_candidate w JOIN chunks c ON w.chunk = c.chunk AND w.position = c.position
+    FROM window_candidate w JOIN audited_chunks c ON w.chunk = c.chunk AND w.position = c.position
     UNION ALL
     SELECT epoch, chunk, side, rel, entity, size, in_batch, in_batch + unnest(range(len(row))), unnest(row),
            unnest(log_q[in_batch + 1:in_batch + len(row)])

@@ -14,15 +14,15 @@ window_candidate AS (
 ),
 candidate AS MATERIALIZED (
     SELECT w.epoch, w.chunk, w.side, w.rel, w.candidate, CASE w.side WHEN 0 THEN c.lhs ELSE c.rhs END AS row
-    FROM window_candidate w JOIN chunks c ON w.chunk = c.chunk AND w.position = c.position
+    FROM window_candidate w JOIN audited_chunks c ON w.chunk = c.chunk AND w.position = c.position
     UNION ALL
     SELECT epoch, chunk, side, rel, in_batch + unnest(range(len(row))), unnest(row) FROM pool
 ),
 -- A query: the edges of a chunk that keep the same entity, under the first of their positions.
 place AS MATERIALIZED (
-    SELECT chunk, rel, 1 AS side, position, lhs AS anchor FROM chunks WHERE chunk IN (SELECT chunk FROM audited)
+    SELECT chunk, rel, 1 AS side, position, lhs AS anchor FROM audited_chunks
     UNION ALL
-    SELECT chunk, rel, 0, position, rhs FROM chunks WHERE chunk IN (SELECT chunk FROM audited)
+    SELECT chunk, rel, 0, position, rhs FROM audited_chunks
 ),
 query AS MATERIALIZED (
     SELECT chunk, rel, side, anchor, min(position) AS position, count(*) AS edges FROM place
@@ -34,22 +34,28 @@ truth_by_side AS (
     SELECT 0, rel, rhs, lhs FROM truth
 ),
 own AS (
-    SELECT chunk, 1 AS side, lhs AS anchor, rhs AS row FROM chunks WHERE chunk IN (SELECT chunk FROM audited)
+    SELECT chunk, 1 AS side, lhs AS anchor, rhs AS row FROM audited_chunks
     UNION ALL
-    SELECT chunk, 0, rhs, lhs FROM chunks WHERE chunk IN (SELECT chunk FROM audited)
+    SELECT chunk, 0, rhs, lhs FROM audited_chunks
 ),
-known AS MATERIALIZED (
-    SELECT DISTINCT q.chunk, q.side, q.anchor, q.position, q.edges, t.row
-    FROM query q JOIN truth_by_side t ON q.side = t.side AND q.rel = t.rel AND q.anchor = t.anchor
+-- From the candidates, which are fewer than the queries: a list of neighbours for each entity among them.
+neighbours AS MATERIALIZED (
+    SELECT t.side, t.rel, t.row, list(t.anchor) AS anchors
+    FROM truth_by_side t SEMI JOIN candidate n ON t.side = n.side AND t.rel = n.rel AND t.row = n.row
     WHERE NOT getvariable('own_edges')
+    GROUP BY t.side, t.rel, t.row
+),
+reached AS (
+    SELECT n.epoch, n.chunk, n.side, n.candidate, n.row, unnest(t.anchors) AS anchor
+    FROM candidate n JOIN neighbours t ON n.side = t.side AND n.rel = t.rel AND n.row = t.row
     UNION ALL
-    SELECT DISTINCT q.chunk, q.side, q.anchor, q.position, q.edges, o.row
-    FROM query q JOIN own o ON q.chunk = o.chunk AND q.side = o.side AND q.anchor = o.anchor
+    SELECT n.epoch, n.chunk, n.side, n.candidate, n.row, o.anchor
+    FROM candidate n JOIN own o ON n.chunk = o.chunk AND n.side = o.side AND n.row = o.row
     WHERE getvariable('own_edges')
 ),
 hit AS MATERIALIZED (
-    SELECT n.epoch, n.chunk, n.side, k.position, k.edges, n.candidate, k.anchor, n.row
-    FROM candidate n JOIN known k ON n.chunk = k.chunk AND n.side = k.side AND n.row = k.row
+    SELECT DISTINCT n.epoch, n.chunk, n.side, q.position, q.edges, n.candidate, n.anchor, n.row
+    FROM reached n JOIN query q ON n.chunk = q.chunk AND n.side = q.side AND n.anchor = q.anchor
 ),
 mask AS MATERIALIZED (
     SELECT epoch, chunk, side, unnest(mask_position) AS position, unnest(mask_candidate) AS candidate FROM pool
