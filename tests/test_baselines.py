@@ -26,22 +26,25 @@ def files(tmp_path):
 def test_degrees_count_training_edges_by_relation_and_side(files, side):
     rows = small_store.edges()["train"]
     with duckdb.connect() as con:
-        degrees = read_degrees(con, files, 1, side, 30)
-    chosen = rows[rows[:, 1] == 1][:, 0 if side == "lhs" else 2]
-    assert degrees.tolist() == [int((chosen == entity).sum()) for entity in range(30)]
+        degrees = read_degrees(con, files, side, [1, 2, 7])
+    for relation in (1, 2, 7):
+        chosen = rows[rows[:, 1] == relation][:, 0 if side == "lhs" else 2]
+        expected = [int((chosen == entity).sum()) for entity in range(40)]
+        assert degrees[relation].of_all(40).tolist() == expected
 
 
 def test_known_edges_are_read_only_for_the_entities_asked_for(files):
     rows = small_store.edges()["train"]
     with duckdb.connect() as con:
-        known = read_known(con, files, 2, "rhs", np.array([3, 3, 5]))
-    expected = {(int(rhs), int(lhs)) for lhs, rel, rhs in rows if rel == 2 and rhs in (3, 5)}
-    assert expected and set(zip(known.query.tolist(), known.answer.tolist(), strict=True)) == expected
+        known = read_known(con, [*files, *files], "rhs", {2: np.array([3, 3, 5]), 0: np.array([1]), 7: np.array([2])})
+    for relation, asked in ((2, (3, 5)), (0, (1,)), (7, ())):
+        expected = sorted((int(rhs), int(lhs)) for lhs, rel, rhs in rows if rel == relation and rhs in asked)
+        assert bool(expected) == bool(asked)
+        assert list(zip(known[relation].query.tolist(), known[relation].answer.tolist(), strict=True)) == expected
 
 
 @pytest.mark.parametrize("sample", [None, 12])
-def test_popular_ranks_equal_a_plain_loop(sample, monkeypatch):
-    monkeypatch.setattr("twhin_pipeline.baselines.PAIRS_AT_A_TIME", 50)
+def test_popular_ranks_equal_a_plain_loop(sample):
     rng = np.random.default_rng(0)
     degrees = rng.integers(0, 5, 40)
     queries, targets = rng.integers(0, 20, 60), rng.integers(0, 40, 60)

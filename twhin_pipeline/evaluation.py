@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import duckdb
 import numpy as np
@@ -16,11 +16,22 @@ from twhin_pipeline.baselines import read_degrees
 from twhin_pipeline.classification import auc, rce, sample_negatives, score_sampled
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.held_out import HeldOut, Questions, read_edges, read_retrieval, replaced_sides, some_edges
+from twhin_pipeline.held_out import (
+    Edges,
+    HeldOut,
+    Questions,
+    read_edges,
+    read_filters,
+    read_retrieval,
+    replaced_sides,
+    some_edges,
+    some_heads,
+)
 from twhin_pipeline.model_files import ModelTables
 from twhin_pipeline.rank_metrics import distinct, joined, rank_metrics, retrieval_metrics
 from twhin_pipeline.ranking import CandidateSet, Counts
 from twhin_pipeline.relation_scores import SIDES, RelationScores, to_tensor
+from twhin_pipeline.scorer import Side
 from twhin_pipeline.sections.training import EvaluationConfig
 from twhin_pipeline.store import Manifest, Store
 
@@ -59,15 +70,27 @@ class Retrieved:
     baseline: Counts
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
-    """One relation's test edges, measured: by side, and as retrieval where that is asked for."""
+    """One relation's test edges and what is measured of them: by side, and as retrieval where that is asked for.
+
+    `held_out` are all of its test edges, and `chosen` those that are ranked; `rng` draws these, then what each side
+    needs, then retrieval's.
+    """
 
     name: str
-    edges: int
-    model: dict[str, Scored]
-    baseline: dict[str, Scored]
-    retrieved: Retrieved | None
+    scores: RelationScores
+    held_out: Edges
+    chosen: Edges
+    rng: np.random.Generator
+    model: dict[str, Scored] = field(default_factory=dict)
+    baseline: dict[str, Scored] = field(default_factory=dict)
+    retrieved: Retrieved | None = None
+
+    @property
+    def edges(self) -> int:
+        """How many are ranked."""
+        return len(self.chosen["lhs"])
 
 
 def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
@@ -86,13 +109,12 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         name: to_tensor(_rows(tables.table(name), name, store.manifest(f"vocabulary/{name}", snapshot)), device)
         for name in tables.names
     }
-    measured = []
+    scores = [
+        RelationScores(scorer, number, vectors[relation.lhs], vectors[relation.rhs])
+        for number, relation in enumerate(config.model.relations)
+    ]
     with database.connect(config, store) as con:
-        for index, relation in enumerate(config.model.relations):
-            scores = RelationScores(scorer, index, vectors[relation.lhs], vectors[relation.rhs])
-            found = _measure(con, relation.name, index, scores, held_out, config.evaluation)
-            if found is not None:
-                measured.append(found)
+        measured = _measure(con, config.model.relation_names, scores, held_out, config.evaluation)
     table = _table(measured, config.evaluation)
     metrics, baseline = _overall(measured, config)
     with store.replace("evaluation", snapshot, config_hash=config.hash(), parents=versions) as draft:
@@ -136,44 +158,74 @@ def _rows(table: np.ndarray, name: str, vocabulary: Manifest) -> np.ndarray:
 
 def _measure(
     con: duckdb.DuckDBPyConnection,
-    name: str,
-    relation: int,
-    scores: RelationScores,
+    names: list[str],
+    scores: list[RelationScores],
     held_out: HeldOut,
     options: EvaluationConfig,
-) -> Measured | None:
-    """Measure one relation, or return None where none of its edges is held out."""
-    edges = read_edges(con, held_out.test, relation)
-    total = len(edges["lhs"])
-    if not total:
-        return None
-    rng = np.random.default_rng([options.seed, relation])
-    chosen = some_edges(edges, options.max_edges, rng)
-    whole = len(chosen["lhs"]) == total
-    model: dict[str, Scored] = {}
-    baseline: dict[str, Scored] = {}
-    retrieved: Retrieved | None = None
+) -> list[Measured]:
+    """Measure the relations that have a test edge, in their order."""
+    measured = {}
+    for number, edges in enumerate(read_edges(con, held_out.test, len(names))):
+        if len(edges["lhs"]):
+            rng = np.random.default_rng([options.seed, number])
+            chosen = some_edges(edges, options.max_edges, rng)
+            measured[number] = Measured(names[number], scores[number], edges, chosen, rng)
     for side in SIDES:
-        size = scores.num_entities(side)
-        candidates = CandidateSet.sample(size, options.candidates, rng)
-        # Where these are all tails of their heads and all candidates, retrieval is the same scores with another filter.
-        same = side == "rhs" and bool(options.recall_at) and candidates.rows is None and whole
-        known = [held_out.known, held_out.seen] if same else [held_out.known]
-        asked = Questions.read(con, relation, side, chosen, candidates, known)
-        degrees = read_degrees(con, held_out.train, relation, side, size)
-        drawn, valid = sample_negatives(size, asked.queries, asked.filters[0], options.auc_negatives, rng)
-        true, false = score_sampled(scores, side, asked.queries, asked.targets, drawn, options.block_size)
-        ours, theirs = asked.rank(scores, options.block_size), asked.popular(degrees)
-        model[side] = Scored(ours[0].ranks, ours[1].ranks, true, false[valid])
-        baseline[side] = Scored(theirs[0].ranks, theirs[1].ranks, degrees[asked.targets], degrees[drawn[valid]])
-        if same:
-            retrieved = Retrieved(asked.queries, ours[2], theirs[2])
-    if options.recall_at and retrieved is None:
-        size = scores.num_entities("rhs")
-        asked = read_retrieval(con, relation, edges, size, held_out, options.max_edges, rng)
-        degrees = read_degrees(con, held_out.train, relation, "rhs", size)
-        retrieved = Retrieved(asked.queries, asked.rank(scores, options.block_size)[1], asked.popular(degrees)[1])
-    return Measured(name, len(chosen["lhs"]), model, baseline, retrieved)
+        _measure_side(con, side, measured, held_out, options)
+    if options.recall_at:
+        _measure_retrieval(con, {n: m for n, m in measured.items() if m.retrieved is None}, held_out, options)
+    return list(measured.values())
+
+
+def _measure_side(
+    con: duckdb.DuckDBPyConnection,
+    side: Side,
+    measured: Mapping[int, Measured],
+    held_out: HeldOut,
+    options: EvaluationConfig,
+) -> None:
+    """Rank one side of the relations' edges, and tell them from sampled ones.
+
+    Where these are all tails of their heads, and all candidates, it is retrieval too: the same scores, another filter.
+    """
+    sizes = {n: m.scores.num_entities(side) for n, m in measured.items()}
+    chosen = {n: m.chosen for n, m in measured.items()}
+    same = {
+        n: m.chosen
+        for n, m in measured.items()
+        if side == "rhs"
+        and options.recall_at
+        and m.edges == len(m.held_out["lhs"])
+        and (options.candidates is None or options.candidates >= sizes[n])
+    }
+    known = read_filters(con, held_out.known, side, chosen)
+    seen = read_filters(con, held_out.seen, side, same)
+    counted = read_degrees(con, held_out.train, side, measured)
+    for n, m in measured.items():
+        candidates = CandidateSet.sample(sizes[n], options.candidates, m.rng)
+        asked = Questions.of(side, m.chosen, candidates, [known[n], seen[n]] if n in same else [known[n]])
+        degrees = counted[n].of_all(sizes[n])
+        drawn, valid = sample_negatives(sizes[n], asked.queries, known[n], options.auc_negatives, m.rng)
+        true, false = score_sampled(m.scores, side, asked.queries, asked.targets, drawn, options.block_size)
+        ours, theirs = asked.rank(m.scores, options.block_size), asked.popular(degrees)
+        m.model[side] = Scored(ours[0].ranks, ours[1].ranks, true, false[valid])
+        m.baseline[side] = Scored(theirs[0].ranks, theirs[1].ranks, degrees[asked.targets], degrees[drawn[valid]])
+        if n in same:
+            m.retrieved = Retrieved(asked.queries, ours[2], theirs[2])
+
+
+def _measure_retrieval(
+    con: duckdb.DuckDBPyConnection, measured: Mapping[int, Measured], held_out: HeldOut, options: EvaluationConfig
+) -> None:
+    """Rank the tails of some of the relations' heads in the whole catalogue."""
+    heads = {n: some_heads(m.held_out, options.max_edges, m.rng) for n, m in measured.items()}
+    sizes = {n: m.scores.num_entities("rhs") for n, m in measured.items()}
+    questions = read_retrieval(con, heads, sizes, held_out)
+    counted = read_degrees(con, held_out.train, "rhs", measured)
+    for n, m in measured.items():
+        asked = questions[n]
+        ours, theirs = asked.rank(m.scores, options.block_size), asked.popular(counted[n].of_all(sizes[n]))
+        m.retrieved = Retrieved(asked.queries, ours[1], theirs[1])
 
 
 def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -10,7 +10,7 @@ import numpy as np
 
 from twhin_pipeline.baselines import popular_ranks
 from twhin_pipeline.config import TwhinConfig
-from twhin_pipeline.known_edges import KnownEdges, read_known
+from twhin_pipeline.known_edges import KnownEdges, read_by_relation, read_known
 from twhin_pipeline.ranking import CandidateSet, Counts, rank_edges
 from twhin_pipeline.relation_scores import SIDES, RelationScores, other
 from twhin_pipeline.scorer import Side
@@ -70,19 +70,9 @@ class Questions:
     filters: Sequence[KnownEdges]
 
     @classmethod
-    def read(
-        cls,
-        con: duckdb.DuckDBPyConnection,
-        relation: int,
-        side: Side,
-        edges: Edges,
-        candidates: CandidateSet,
-        known: Sequence[list[str]],
-    ) -> Questions:
-        """Read the filters from `known`: for each, the Parquet files of its edges."""
-        queries = edges[other(side)]
-        filters = [read_known(con, files, relation, other(side), queries) for files in known]
-        return cls(side, queries, edges[side], candidates, filters)
+    def of(cls, side: Side, edges: Edges, candidates: CandidateSet, filters: Sequence[KnownEdges]) -> Questions:
+        """Ask for `side` of the edges."""
+        return cls(side, edges[other(side)], edges[side], candidates, filters)
 
     def rank(self, scores: RelationScores, block_size: int) -> list[Counts]:
         """Rank by a model: raw, then by each filter."""
@@ -93,14 +83,18 @@ class Questions:
         return popular_ranks(degrees, self.queries, self.targets, self.candidates, self.filters)
 
 
-def read_edges(con: duckdb.DuckDBPyConnection, files: list[str], relation: int) -> Edges:
-    """Read a relation's edges, in the order of (lhs, rhs)."""
-    if not files:
-        return {side: np.empty(0, np.int64) for side in SIDES}
-    found = con.execute(
-        "SELECT lhs, rhs FROM read_parquet(?) WHERE rel = ? ORDER BY lhs, rhs", [files, relation]
-    ).fetchnumpy()
-    return {side: np.asarray(found[side], np.int64) for side in SIDES}
+def read_edges(con: duckdb.DuckDBPyConnection, files: list[str], num_relations: int) -> list[Edges]:
+    """Read each relation's edges, in the order of (lhs, rhs)."""
+    query = "SELECT rel, lhs, rhs FROM read_parquet(?) ORDER BY ALL"
+    found = read_by_relation(con, query, files, range(num_relations))
+    return [dict(zip(SIDES, columns, strict=True)) for columns in found.values()]
+
+
+def read_filters(
+    con: duckdb.DuckDBPyConnection, files: list[str], side: Side, edges: Mapping[int, Edges]
+) -> dict[int, KnownEdges]:
+    """Read, for each relation, what is known in `files` of the queries that its `edges` ask `side` of."""
+    return read_known(con, files, other(side), {number: one[other(side)] for number, one in edges.items()})
 
 
 def some_edges(edges: Edges, limit: int | None, rng: np.random.Generator) -> Edges:
@@ -124,17 +118,19 @@ def some_heads(edges: Edges, limit: int | None, rng: np.random.Generator) -> Edg
 
 
 def read_retrieval(
-    con: duckdb.DuckDBPyConnection,
-    relation: int,
-    edges: Edges,
-    num_entities: int,
-    held_out: HeldOut,
-    limit: int | None,
-    rng: np.random.Generator,
-) -> Questions:
-    """Return the questions of retrieval: all tails of `some_heads` in the whole catalogue less what was seen."""
-    chosen = some_heads(edges, limit, rng)
-    return Questions.read(con, relation, "rhs", chosen, CandidateSet(num_entities), [held_out.seen])
+    con: duckdb.DuckDBPyConnection, edges: Mapping[int, Edges], sizes: Mapping[int, int], held_out: HeldOut
+) -> dict[int, Questions]:
+    """Return the questions of retrieval, by relation: all tails of `some_heads` in the catalogue less what was seen.
+
+    Args:
+        con: Reads what was seen.
+        edges: The heads' edges.
+        sizes: How many tails there are in the catalogue.
+        held_out: Says what was seen.
+    """
+    seen = read_filters(con, held_out.seen, "rhs", edges)
+    catalogue = {size: CandidateSet(size) for size in sizes.values()}
+    return {n: Questions.of("rhs", one, catalogue[sizes[n]], [seen[n]]) for n, one in edges.items()}
 
 
 def shares(counts: np.ndarray, limit: int) -> np.ndarray:

@@ -76,12 +76,12 @@ def count_listed(
     """Count, for E edges, the scores of a list of columns above the true score, and those equal to it.
 
     Args:
-        scores: `float32 [Q, N]`.
+        scores: `[Q, N]`, of any type.
         columns: `int64 [K]` the lists, end to end; below 0, not among the N.
         start: `int64 [Q]` where each row's list begins in `columns`.
         end: `int64 [Q]` where it ends.
         row: `int64 [E]` each edge's row of scores.
-        true: `float32 [E]`.
+        true: `[E]`, of the same type.
         own: `int64 [E]` a column that is not counted.
         above: `int64 [E]`, written.
         tied: `int64 [E]`, written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import duckdb
@@ -36,19 +37,6 @@ class KnownEdges:
         """Return where the answers of each of `queries` `[P]` begin and end in `answer`: int64 `[P]` each."""
         return np.searchsorted(self.query, queries, "left"), np.searchsorted(self.query, queries, "right")
 
-    def counts(self, queries: np.ndarray) -> np.ndarray:
-        """Return how many answers each of `queries` `[P]` has: int64 `[P]`."""
-        start, end = self.spans(queries)
-        return end - start
-
-    def pairs(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return every (position in `queries` `[P]`, answer) as two int64 arrays `[M]`, ordered by position."""
-        first, end = self.spans(queries)
-        counts = end - first
-        position = np.repeat(np.arange(len(queries)), counts)
-        within = np.arange(len(position)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return position, self.answer[np.repeat(first, counts) + within]
-
     def contains(self, queries: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Tell for each pair (`[P]` each, elementwise) whether it is a known edge: bool `[P]`."""
         if not len(self):
@@ -60,23 +48,46 @@ class KnownEdges:
         return keys[at] == asked
 
 
-def read_known(
-    con: duckdb.DuckDBPyConnection, files: list[str], relation: int, query_side: str, queries: np.ndarray
-) -> KnownEdges:
-    """Read from Parquet (`lhs`, `rhs`, `rel`) the edges of a relation whose `query_side` is one of `queries`.
+def read_by_relation(
+    con: duckdb.DuckDBPyConnection, query: str, files: list[str], relations: Iterable[int]
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Run a query of `read_parquet(?)` for `rel` and two more columns of integers, in the order of `rel`.
 
-    Only those are held in memory: a test set asks about few of a big graph's edges.
+    Returns:
+        The two columns of each relation, int64 `[K]`; empty where it has no row, or there is no file.
     """
-    if not files or not len(queries):
-        return KnownEdges(np.empty(0, np.int64), np.empty(0, np.int64))
+    relations = list(relations)
+    if not files or not relations:
+        return {number: (np.empty(0, np.int64), np.empty(0, np.int64)) for number in relations}
+    found = con.execute(query, [files]).fetchnumpy().values()
+    rel, first, second = (np.asarray(column, np.int64) for column in found)
+    start, end = (np.searchsorted(rel, relations, side) for side in ("left", "right"))
+    return {number: (first[a:b], second[a:b]) for number, a, b in zip(relations, start, end, strict=True)}
+
+
+def read_known(
+    con: duckdb.DuckDBPyConnection, files: list[str], query_side: str, queries: Mapping[int, np.ndarray]
+) -> dict[int, KnownEdges]:
+    """Read from Parquet (`lhs`, `rhs`, `rel`) the edges whose `query_side` is one of their relation's `queries`.
+
+    Only those are held in memory: a test set asks about few of a big graph's edges. All relations are read at once, as
+    a query for each would cost more than ranking does where there are hundreds.
+    """
     answer_side = "rhs" if query_side == "lhs" else "lhs"
-    con.register("asked", pa.table({"entity": np.unique(queries)}))
+    asked = [(number, np.unique(entities)) for number, entities in queries.items()]
+    columns = {
+        "rel": np.repeat([number for number, _ in asked], [len(entities) for _, entities in asked]).astype(np.int64),
+        "entity": np.concatenate([np.empty(0, np.int64), *(entities for _, entities in asked)]),
+    }
+    con.register("asked", pa.table(columns))
     try:
-        found = con.execute(
-            f"SELECT {query_side} AS query, {answer_side} AS answer FROM read_parquet(?) e "
-            f"SEMI JOIN asked ON e.{query_side} = asked.entity WHERE e.rel = ?",
-            [files, relation],
-        ).fetchnumpy()
+        found = read_by_relation(
+            con,
+            f"SELECT DISTINCT e.rel, {query_side} AS query, {answer_side} AS answer FROM read_parquet(?) e "
+            f"SEMI JOIN asked ON e.rel = asked.rel AND e.{query_side} = asked.entity ORDER BY ALL",
+            files,
+            queries,
+        )
     finally:
         con.unregister("asked")
-    return KnownEdges.from_pairs(found["query"], found["answer"])
+    return {number: KnownEdges(*columns) for number, columns in found.items()}

@@ -60,12 +60,6 @@ class CandidateSet:
         """Return how many candidates there are beside each of `targets` `[P]`."""
         return self.size - (self.columns[targets] >= 0)
 
-    def left_out(self, known: KnownEdges, queries: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (position in `queries`, entity) of every known edge among the candidates but the edge itself."""
-        position, entity = known.pairs(queries)
-        keep = (self.columns[entity] >= 0) & (entity != targets[position])
-        return position[keep], entity[keep]
-
 
 @torch.inference_mode()
 def rank_edges(

@@ -17,14 +17,16 @@ from twhin_pipeline.held_out import (
     HeldOut,
     Questions,
     read_edges,
+    read_filters,
     read_retrieval,
     replaced_sides,
     shares,
     some_edges,
+    some_heads,
 )
 from twhin_pipeline.rank_metrics import distinct, joined, rank_metrics, retrieval_metrics
 from twhin_pipeline.ranking import CandidateSet, Counts
-from twhin_pipeline.relation_scores import RelationScores
+from twhin_pipeline.relation_scores import SIDES, RelationScores
 from twhin_pipeline.sharding import gather_table, limit_norm, table_weights, unwrapped
 from twhin_pipeline.store import Store
 
@@ -99,25 +101,31 @@ class FullRanking:
         """Return relations' numbers and what is asked of them, in the order of the configuration."""
         held_out = HeldOut.for_selection(store, snapshot)
         relations = self.config.model.relations
-        found = []
         with database.connect(self.config, store) as con:
-            edges = [read_edges(con, held_out.test, number) for number in range(len(relations))]
+            edges = read_edges(con, held_out.test, len(relations))
             limit = self.config.training.eval_max_edges
             allowed = shares(np.array([len(one["lhs"]) for one in edges]), limit).tolist()
-            for number, (one, share, sides) in enumerate(zip(edges, allowed, replaced_sides(self.config), strict=True)):
-                if not share:
-                    continue
-                rng = np.random.default_rng([self.config.evaluation.seed, number])
-                if self.retrieval:
-                    size = self.sizes[relations[number].rhs]
-                    found.append((number, read_retrieval(con, number, one, size, held_out, share, rng)))
-                    continue
-                chosen = some_edges(one, share, rng)
-                for side in sides:
-                    candidates = CandidateSet(self.sizes[getattr(relations[number], side)])
-                    known = [held_out.known]
-                    found.append((number, Questions.read(con, number, side, chosen, candidates, known)))
-        return found
+            draw = some_heads if self.retrieval else some_edges
+            seed = self.config.evaluation.seed
+            chosen = {
+                number: draw(one, share, np.random.default_rng([seed, number]))
+                for number, (one, share) in enumerate(zip(edges, allowed, strict=True))
+                if share
+            }
+            if self.retrieval:
+                sizes = {number: self.sizes[relations[number].rhs] for number in chosen}
+                return list(read_retrieval(con, chosen, sizes, held_out).items())
+            sides = replaced_sides(self.config)
+            known = {
+                side: read_filters(con, held_out.known, side, {n: one for n, one in chosen.items() if side in sides[n]})
+                for side in SIDES
+            }
+        candidates = {name: CandidateSet(size) for name, size in self.sizes.items()}
+        return [
+            (n, Questions.of(side, one, candidates[getattr(relations[n], side)], [known[side][n]]))
+            for n, one in chosen.items()
+            for side in sides[n]
+        ]
 
 
 @contextmanager
