@@ -106,7 +106,9 @@ def test_masks_are_exactly_the_true_edges_or_those_of_the_chunk(tmp_path, chunk_
             assert_no_unmasked_candidate_of_any_edge_is_true(chunk, row, 6, edges)
             assert row["log_q"] is None
             masked += len(found)
-        assert masked == store.manifest(asset, SNAPSHOT).details["masked"] > 0
+        details = store.manifest(asset, SNAPSHOT).details
+        assert masked == details["masked"] > 0
+        assert details["mask"] == (mask if asset == "training_set/negatives" else "known")
 
 
 @pytest.mark.parametrize("cost", [0, 1, 10**6])

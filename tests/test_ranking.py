@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from twhin_pipeline import ranking
 from twhin_pipeline.comparators import COMPARATORS
 from twhin_pipeline.config import parse_config
 from twhin_pipeline.errors import UserError
@@ -74,6 +75,14 @@ def loop(
     return found
 
 
+@pytest.fixture(params=[True, False], ids=["compiled", "as on a GPU"])
+def either_way(request, monkeypatch):
+    """Count by the compiled loops, and by torch, as on a GPU."""
+    if not request.param:
+        monkeypatch.setattr(ranking, "_compiled", lambda matrix: False)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("comparator", ["dot", "cosine"])
 @pytest.mark.parametrize("tied", [False, True])
@@ -119,6 +128,7 @@ def test_blocks_of_any_size_give_the_same_ranks(side, candidates):
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("side", SIDES)
 def test_sampled_candidates_rank_against_the_sample_and_the_edge_itself(side):
     scores = relation_scores(vectors=tied_vectors())

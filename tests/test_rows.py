@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from twhin_pipeline import rows
 from twhin_pipeline.rows import dropout, pick, take
 
 
-def test_taken_rows_and_their_gradients_are_those_of_plain_indexing():
+@pytest.mark.parametrize("in_order", [True, False], ids=["as on the CPU", "as on CUDA"])
+def test_taken_rows_and_their_gradients_are_those_of_plain_indexing(monkeypatch, in_order):
+    monkeypatch.setattr(rows, "_adds_in_order", lambda total: in_order)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     indices = [torch.tensor([[0, 3, 3], [8, 0, 1]]), torch.tensor([5, 5, 0]), torch.zeros(0, dtype=torch.int64)]

@@ -216,8 +216,8 @@ class EdgesDataset:
 
     Memory: positives whole (see Positives), plus this rank's share of the negatives of up to two epochs; with
     `global_negatives: all` no negatives, but the true edges by either end (see TrueEdges), unless `negatives.mask` is
-    `own`. With `sampled_per_step` a
-    step's sample depends on `negatives.seed` and the step's position alone: all ranks draw the same.
+    `own`. With `sampled_per_step` a step's sample depends on `negatives.seed` and the step's position alone: all ranks
+    draw the same.
     """
 
     def __init__(

@@ -29,6 +29,8 @@ OUTSIDE_WINDOW = "outside window"
 MALFORMED = "malformed line"
 OUT_OF_RANGE = "index out of range"
 MOST_RELATIONS = 100_000
+# Relation and ranks of both ends are one number of 64 bits to sort by, where there are fewer than so many of them.
+PACKED_KEYS = 2**64
 """With `"*"` in model.relations, more names than this are taken for a mistake: an id's column for the relations'."""
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 # What the scan calls a row's file and its number in it; the second is DuckDB's own name.
@@ -485,7 +487,7 @@ def _ranked(con: duckdb.DuckDBPyConnection, config: TwhinConfig, rows: str) -> t
     )
     size = int(con.execute("SELECT count(*) FROM ranks").fetchall()[0][0])
     joins = "JOIN ranks l ON l.id = g.lhs JOIN ranks r ON r.id = g.rhs"
-    if len(config.model.relations) * size**2 >= 2**64:
+    if len(config.model.relations) * size**2 >= PACKED_KEYS:
         return joins, "g.rel, l.rank, r.rank"
     return joins, f"(CAST(g.rel AS UBIGINT) * {size} + l.rank) * {size} + r.rank"
 

@@ -196,6 +196,7 @@ class Sampler:
             },
             "alpha": self.config.negatives.alpha,
             "degree_share": self.config.negatives.degree_share,
+            "mask": "own" if self.plan.own else "known",
             "candidates": sum(candidates for candidates, _ in counts),
             "masked": sum(masked for _, masked in counts),
         }

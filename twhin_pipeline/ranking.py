@@ -138,9 +138,14 @@ def _block_scores(
     return matrix, _finite(torch.from_numpy(_elements(matrix, row, column))).numpy(), own
 
 
+def _compiled(matrix: torch.Tensor) -> bool:
+    """Tell whether the compiled loops can read it; a GPU counts by torch."""
+    return matrix.device.type == "cpu"
+
+
 def _elements(matrix: torch.Tensor, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     """Return `matrix[row, column]`, `[M]`."""
-    if matrix.device.type == "cpu":
+    if _compiled(matrix):
         return matrix.numpy()[row, column]
     return matrix[torch.from_numpy(row), torch.from_numpy(column)].cpu().numpy()
 
@@ -148,7 +153,7 @@ def _elements(matrix: torch.Tensor, row: np.ndarray, column: np.ndarray) -> np.n
 def _count(matrix: torch.Tensor, size: int, row: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Count, for each edge, the candidates whose score is above the true one, and those tied: int64 `[2, E]`."""
     found = np.zeros((2, len(row)), np.int64)
-    if matrix.device.type == "cpu":
+    if _compiled(matrix):
         values = matrix.numpy()
         in_parts(lambda e: count_rivals(values, size, row[e], true[e], *found[:, e]), len(row), EDGES_A_THREAD)
         return found
@@ -171,7 +176,7 @@ def _count_listed(
 ) -> np.ndarray:
     """Count likewise the candidates in `columns[start:end]` of each row, but the edge's own: int64 `[2, E]`."""
     found = np.zeros((2, len(row)), np.int64)
-    if matrix.device.type == "cpu":
+    if _compiled(matrix):
         values = matrix.numpy()
 
         def count(e: slice) -> None:

@@ -35,8 +35,21 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         total = gradients[0].new_zeros(ctx.shape)
         for index, gradient in zip(ctx.saved_tensors, gradients, strict=True):
-            total.index_add_(0, index.flatten(), gradient.reshape(-1, ctx.shape[1]))
+            add_to_rows(total, index.flatten(), gradient.reshape(-1, ctx.shape[1]))
         return total, *(None for _ in gradients)
+
+
+def add_to_rows(total: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add `rows [M, D]` to the rows `index` (int64 `[M]`) of `total [U, D]`, in an order that every run repeats."""
+    if _adds_in_order(total):
+        total.index_add_(0, index, rows)
+    else:
+        total += torch.ops.aten.embedding_dense_backward(rows, index, len(total), -1, False)
+
+
+def _adds_in_order(total: torch.Tensor) -> bool:
+    """Tell whether `index_add_` does: on CUDA its order differs from run to run, and an embedding's gradient's not."""
+    return total.device.type == "cpu"
 
 
 def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
