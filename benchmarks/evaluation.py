@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers.environments import peer_python
 
 from twhin_pipeline import database
 from twhin_pipeline.config import TwhinConfig, parse_config
@@ -41,7 +42,6 @@ from twhin_pipeline.relation_scores import SIDES, RelationScores
 from twhin_pipeline.scorer import Scorer
 
 ROOT = Path(__file__).resolve().parent.parent
-PYKEEN = ["pykeen==1.11.1", "torch==2.13.0"]
 GRAPH, CATALOGUE = "fb15k-237", "gowalla"
 SPLITS = ("train", "validation", "test")
 AGREE = 1e-6
@@ -157,20 +157,9 @@ def peer(home: Path, python: Path, graph: Graph, given: dict[str, np.ndarray], w
     return json.loads(result.read_text())
 
 
-def peer_python(home: Path) -> Path:
-    """Return the interpreter of PyKEEN's environment, made where it is not there yet."""
-    python = home / "pykeen-env" / "bin" / "python"
-    if not (home / "pykeen-env" / "ready").exists():
-        print(f"making PyKEEN's environment in {home / 'pykeen-env'} …", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home / "pykeen-env")], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PYKEEN], check=True)
-        (home / "pykeen-env" / "ready").touch()
-    return python
-
-
 def compare(options: argparse.Namespace, home: Path) -> tuple[list[dict[str, Any]], bool]:
     """Rank FB15k-237's test edges with both; return each repeat's figures, and whether all metrics agree."""
-    python = None if options.no_peer else peer_python(home)
+    python = None if options.no_peer else peer_python(home, "PyKEEN")
     folder = home / GRAPH
     graph = number(options.data / GRAPH / "edges.parquet", folder, types=1)
     config = config_of(graph.relations, "diagonal", 256, options.threads)

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import yaml
+from peers.environments import PACKAGES, peer_python
 
 from twhin_pipeline import checks, edges, negatives, training_set, vocabulary
 from twhin_pipeline.config import load_config
@@ -36,10 +37,6 @@ from twhin_pipeline.generate import generate
 from twhin_pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = {
-    "PyTorch-BigGraph": ["torchbiggraph==1.0.0", "setuptools<81", "torch==2.13.0", "numpy", "h5py"],
-    "PyKEEN": ["torch==2.13.0", "pykeen"],
-}
 SNAPSHOT = "2025-01-01"
 RELATIONS = [
     ("follows", "user", "user"),
@@ -175,18 +172,6 @@ def peer(name: str, python: Path, home: Path, path: Path) -> tuple[float, float]
     return float(line.split()[-1]), gib
 
 
-def peer_python(home: Path, name: str) -> Path:
-    """Return the interpreter of a peer's environment, made where it is not there yet."""
-    folder = home / {"PyTorch-BigGraph": "pbg-env", "PyKEEN": "pykeen-env"}[name]
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        print(f"making {name}'s environment in {folder} …", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS[name]], check=True)
-        (folder / "ready").touch()
-    return python
-
-
 def graph(home: Path, size: int, threads: int) -> Path:
     """Generate a graph of so many edges where it is not there yet; return its configuration."""
     folder = home / str(size)
@@ -230,7 +215,7 @@ def main() -> None:
     options = parser.parse_args()
     home: Path = options.home.resolve()
     home.mkdir(parents=True, exist_ok=True)
-    pythons = {} if options.no_peers else {name: peer_python(home, name) for name in PEERS}
+    pythons = {} if options.no_peers else {name: peer_python(home, name) for name in PACKAGES}
     smaller = [options.edges // 10, options.edges * 3 // 10] if options.sizes is None else options.sizes
     sizes = [*sorted(set(smaller) - {0, options.edges}), options.edges]
     configs = {size: graph(home, size, options.threads) for size in sizes}

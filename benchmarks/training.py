@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 import torch
 import yaml
+from peers.environments import peer_python
 
 from twhin_pipeline import kernels
 from twhin_pipeline.config import load_config
@@ -39,7 +40,6 @@ from twhin_pipeline.model_files import ModelTables
 from twhin_pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-PBG = ["torchbiggraph==1.0.0", "setuptools<81", "torch==2.13.0", "numpy", "h5py"]
 SNAPSHOT = "2025-01-01"
 RELATIONS = [
     ("follows", "user", "user"),
@@ -155,17 +155,6 @@ def peer(home: Path, python: Path, work: Path, held_out: dict[str, np.ndarray]) 
     return Outcome(float(edges) / float(seconds), mrr(vectors, found["translation"], held_out, on_head=False), gib)
 
 
-def peer_python(home: Path) -> Path:
-    """Return the interpreter of PyTorch-BigGraph's environment, made where it is not there yet."""
-    python = home / "pbg-env" / "bin" / "python"
-    if not (home / "pbg-env" / "ready").exists():
-        print(f"making PyTorch-BigGraph's environment in {home / 'pbg-env'} …", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home / "pbg-env")], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PBG], check=True)
-        (home / "pbg-env" / "ready").touch()
-    return python
-
-
 def read(store: Store, asset: str) -> dict[str, np.ndarray]:
     """Return `lhs`, `rel` and `rhs` of a table."""
     table = store.read(asset, SNAPSHOT)
@@ -254,9 +243,13 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.edges < 250 * options.batch:
+        parser.error(f"--edges must be at least 250 steps of {options.batch:,}: the first 100 are not timed")
+    if options.repeats < 1:
+        parser.error("--repeats must be at least 1")
     home: Path = options.home.resolve() / f"{options.edges}-{options.candidates}"
     home.mkdir(parents=True, exist_ok=True)
-    python = None if options.no_peer else peer_python(options.home.resolve())
+    python = None if options.no_peer else peer_python(options.home.resolve(), "PyTorch-BigGraph")
     edges = home / "edges.parquet"
     config_path = config_of(home / "config.yaml", edges, options.candidates, options.processes, options.batch)
     store = Store(str(home / "store"))
