@@ -6,7 +6,6 @@ which are held to them in the tests. All else stays as torchrec has it: plans, s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,12 +15,14 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 
-from twhin_pipeline import kernels
+from twhin_pipeline import team
 from twhin_pipeline.row_optimizers import summed_rows
+from twhin_pipeline.rows import ROWS_A_THREAD
+from twhin_pipeline.team import TeamLoop
 
-_UPDATES: dict[EmbOptimType, Callable[..., None]] = {
-    EmbOptimType.EXACT_ROWWISE_ADAGRAD: kernels.rowwise_adagrad,
-    EmbOptimType.EXACT_ADAGRAD: kernels.adagrad,
+_UPDATES: dict[EmbOptimType, TeamLoop] = {
+    EmbOptimType.EXACT_ROWWISE_ADAGRAD: team.rowwise_adagrad,
+    EmbOptimType.EXACT_ADAGRAD: team.adagrad,
 }
 
 
@@ -104,5 +105,5 @@ class _Rows(torch.autograd.Function):
             index = torch.cat([ctx.indices[part] for part in parts])
             rows, total = summed_rows(index, torch.cat([gradient[part] for part in parts]))
             momentum = states[table][0].view(-1 if rowwise else weight.shape)
-            update(*(x.numpy() for x in (weight, momentum, rows, total)), *rule)
+            update(len(rows), ROWS_A_THREAD, *(x.numpy() for x in (weight, momentum, rows, total)), *rule)
         return None, None, None, None

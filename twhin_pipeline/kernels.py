@@ -1,6 +1,7 @@
 """Loops over vectors' rows and scores that no library has, compiled for the CPU by numba.
 
-They let other threads run, and are called on parts of the work by `in_parts`.
+They let other threads run. Those of evaluation are called on parts of the work by `in_parts`; those of training, which
+come between torch's own operations, are shared by torch's threads (`team`).
 """
 
 from __future__ import annotations
@@ -98,6 +99,59 @@ def count_listed(
         above[e], tied[e] = higher, equal
 
 
+@compiled(inline="always", fastmath={"contract", "nsz"})
+def exp(x: Any) -> Any:
+    """Return e to a float32 that is at most 0, to 2 units in the last place; 0 below -87 (Cephes, `expf`).
+
+    A call of the C library's would leave a loop with one element at a time.
+    """
+    bounded = max(x, np.float32(-87))
+    n = np.floor(bounded * np.float32(1.44269504) + np.float32(0.5))
+    # x - n * log(2), the constant being in two parts, of which the first has few bits.
+    r = bounded - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1)
+    # 2 to the n, by its bits.
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return p * power if x > np.float32(-87) else np.float32(0)
+
+
+@compiled(fastmath={"reassoc", "nsz", "contract"})
+def softmax(logits: Array, share: Array, total: Array) -> None:
+    """Write each row's softmax and the logarithm of the sum of its exponentials.
+
+    A row of -inf alone has shares of 0 and the logarithm -inf; one that has a NaN has NaN for it.
+
+    Args:
+        logits: `float32 [Q, N]`, finite, -inf or NaN.
+        share: `float32 [Q, N]`, written.
+        total: `float32 [Q]`, written.
+    """
+    for q in range(len(logits)):
+        row, out = logits[q], share[q]
+        top, missing = np.float32(-np.inf), np.int32(0)
+        for j in range(len(row)):
+            top = row[j] if row[j] > top else top
+            missing = np.int32(missing + (np.int32(1) if row[j] != row[j] else np.int32(0)))
+        if missing or top == np.float32(-np.inf):
+            total[q] = np.float32(np.nan) if missing else top
+            out[:] = 0
+            continue
+        whole = np.float32(0)
+        for j in range(len(row)):
+            out[j] = exp(row[j] - top)
+            whole += out[j]
+        total[q] = top + np.log(whole)
+        part = np.float32(1) / whole
+        for j in range(len(row)):
+            out[j] *= part
+
+
 @compiled(fastmath={"reassoc", "nsz", "contract"})
 def rowwise_adagrad(weight: Array, momentum: Array, index: Array, grad: Array, lr: float, eps: float) -> None:
     """Update the rows `index [M]` of `weight [N, D]` and `momentum [N]` by `grad [M, D]` in place."""
@@ -123,3 +177,23 @@ def adagrad(weight: Array, momentum: Array, index: Array, grad: Array, lr: float
         for d in range(len(g)):
             sums[d] += g[d] * g[d]
             row[d] -= rate * g[d] / (np.sqrt(sums[d]) + least)
+
+
+@compiled(fastmath={"reassoc", "nsz", "contract"})
+def dots(a: Array, of_a: Array, b: Array, of_b: Array, out: Array) -> None:
+    """Write the dot products of the rows `of_a [E]` of `a` and `of_b [E]` of `b`: `[E]`."""
+    for e in range(len(out)):
+        x, y = a[of_a[e]], b[of_b[e]]
+        total = np.float32(0)
+        for d in range(len(x)):
+            total += x[d] * y[d]
+        out[e] = total
+
+
+@compiled(fastmath={"contract"})
+def add_scaled_rows(total: Array, index: Array, rows: Array, of_rows: Array, scale: Array) -> None:
+    """Add to the rows `index [E]` of `total`, one after another, the rows `of_rows [E]` of `rows` times `scale [E]`."""
+    for e in range(len(index)):
+        out, row, factor = total[index[e]], rows[of_rows[e]], scale[e]
+        for d in range(len(row)):
+            out[d] += factor * row[d]

@@ -113,8 +113,8 @@ class TwhinModel(nn.Module):
         heads, tails, *found = take(vectors, batch.rhs_query_index, batch.lhs_query_index, *pool_index)
         pools = dict(zip(batch.sides, found, strict=False))
         scorer, relation = self.scorer, batch.relation
-        queries = {"rhs": scorer.queries("rhs", heads, relation)}
-        answers = {}
+        queries: dict[Side, torch.Tensor] = {"rhs": scorer.queries("rhs", heads, relation)}
+        answers: dict[Side, torch.Tensor] = {}
         if scorer.reciprocal:
             answers["rhs"] = scorer.candidates("rhs", tails, relation)
             if "lhs" in batch.sides:
@@ -125,28 +125,39 @@ class TwhinModel(nn.Module):
             queries["lhs"] = answers["rhs"] = scorer.queries("lhs", tails, relation)
             answers["lhs"] = queries["rhs"]
 
-        query = {"lhs": batch.lhs_query, "rhs": batch.rhs_query}
-        for side in dict.fromkeys(("rhs", *batch.sides)):
-            other = query["lhs" if side == "rhs" else "rhs"]
-            index = [] if batch.everything else [other.gather(1, batch.in_batch)]
-            if side == "rhs" or scorer.reciprocal:
-                (own,) = pick(queries[side], query[side])
-                answer, *window = pick(answers[side], other, *index)
-                positive = scorer.pairs(own, answer).float()
-            else:
-                window = list(pick(answers[side], *index))
-            if side == "rhs":
-                outputs |= {"logits": positive, "probabilities": positive.sigmoid()}
-            if side not in batch.sides:
-                continue
-            outputs[f"{side}_positive"] = positive
+        positive, window = self._pairs(batch, queries, answers)
+        outputs |= {"logits": positive["rhs"], "probabilities": positive["rhs"].sigmoid()}
+        for side in batch.sides:
+            outputs[f"{side}_positive"] = positive[side]
             if batch.everything:
                 outputs[f"{side}_everything"] = self._everything(side, batch, vectors, queries[side])
             else:
                 pool = scorer.candidates(side, pools[side], relation)
-                candidates = torch.cat([window[0].to(pool.dtype), pool], dim=1)
+                candidates = torch.cat([window[side].to(pool.dtype), pool], dim=1)
                 outputs[f"{side}_logits"] = self._logits(side, batch, queries[side], candidates)
         return outputs
+
+    def _pairs(
+        self, batch: EdgeBatch, queries: Mapping[Side, torch.Tensor], answers: Mapping[Side, torch.Tensor]
+    ) -> tuple[dict[Side, torch.Tensor], dict[Side, torch.Tensor]]:
+        """Score the edges, `[G, C]` by side, and pick each chunk's in-batch candidates, `[G, n, D]` by side."""
+        scorer = self.scorer
+        query: dict[Side, torch.Tensor] = {"lhs": batch.lhs_query, "rhs": batch.rhs_query}
+        # A side's answers are in the order of the other side's queries.
+        keeps: dict[Side, torch.Tensor] = {"lhs": batch.rhs_query, "rhs": batch.lhs_query}
+        none = batch.in_batch[:, :0]
+        inside = {side: keeps[side].gather(1, batch.in_batch) if side in batch.sides else none for side in SIDES}
+        positive: dict[Side, torch.Tensor] = {}
+        window: dict[Side, torch.Tensor] = {}
+        if not scorer.reciprocal:
+            heads, tails = (queries["rhs"], query["rhs"], inside["lhs"]), (answers["rhs"], keeps["rhs"], inside["rhs"])
+            positive["rhs"], window["lhs"], window["rhs"] = scorer.edges(*heads, *tails)
+            return dict.fromkeys(SIDES, positive["rhs"]), window
+        for side in SIDES:
+            if side in queries:
+                asked, answered = (queries[side], query[side], none), (answers[side], keeps[side], inside[side])
+                positive[side], _, window[side] = scorer.edges(*asked, *answered)
+        return positive, window
 
     def _logits(self, side: Side, batch: EdgeBatch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Compare `queries [G, Q, D]` with `candidates [G, n + K, D]`: `[G, Q, n + K]`, -inf where masked."""

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from twhin_pipeline import kernels
+from twhin_pipeline import team
+from twhin_pipeline.rows import ROWS_A_THREAD
+from twhin_pipeline.team import TeamLoop
 
 
 class RowOptimizer(Optimizer):
     """Applies `update` to the rows of each parameter's sparse gradient. All state is there from the start."""
 
-    kernel: Callable[..., None] | None = None
+    kernel: TeamLoop | None = None
     """A compiled loop for float32 on the CPU, with `momentum1` for its state: the same rule in one pass over a row."""
 
     def __init__(self, params: Iterable[torch.nn.Parameter], **options: Any) -> None:
@@ -77,9 +79,8 @@ class RowOptimizer(Optimizer):
         group: dict[str, Any],
     ) -> None:
         assert self.kernel is not None
-        # In this thread alone: torch's other threads spin for their next work, and one of ours would wait for a core.
-        arrays = (x.detach().numpy() for x in (param, state["momentum1"], rows, grad))
-        self.kernel(*arrays, float(group["lr"]), float(group["eps"]))
+        arrays = [x.detach().numpy() for x in (param, state["momentum1"], rows, grad)]
+        self.kernel(len(rows), ROWS_A_THREAD, *arrays, float(group["lr"]), float(group["eps"]))
 
 
 def summed_rows(rows: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +106,7 @@ class RowSgd(RowOptimizer):
 class RowAdagrad(RowOptimizer):
     """`m += g²; w -= lr * g / (sqrt(m) + eps)`, an accumulator an element. Options: `lr`, `eps`."""
 
-    kernel = staticmethod(kernels.adagrad)
+    kernel = team.adagrad
 
     def init_state(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return `momentum1 float32 [N, D]`."""
@@ -120,7 +121,7 @@ class RowAdagrad(RowOptimizer):
 class RowwiseAdagrad(RowOptimizer):
     """`m += mean(g²); w -= lr * g / (sqrt(m) + eps)`, an accumulator a row. Options: `lr`, `eps`."""
 
-    kernel = staticmethod(kernels.rowwise_adagrad)
+    kernel = team.rowwise_adagrad
 
     def init_state(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return `momentum1 float32 [N]`."""

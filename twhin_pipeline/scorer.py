@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from twhin_pipeline.comparators import COMPARATORS
+from twhin_pipeline.comparators import COMPARATORS, Dot
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.operators import OPERATORS, Operator, penalty
+from twhin_pipeline.rows import dots, pick
 from twhin_pipeline.sections.model import TwhinModelConfig
 
 Side = Literal["lhs", "rhs"]
@@ -104,6 +105,36 @@ class Scorer(nn.Module):
     def pairs(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Score `queries [..., D]` with `candidates [..., D]`, made ready, one to one: logits `[...]`."""
         return self.comparator.pairs(queries, candidates)
+
+    def edges(
+        self,
+        a: torch.Tensor,
+        of_a: torch.Tensor,
+        other_a: torch.Tensor,
+        b: torch.Tensor,
+        of_b: torch.Tensor,
+        other_b: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Score pairs of two matrices' rows in each chunk, and pick other rows, with one gradient of each matrix.
+
+        Args:
+            a: `[G, P, D]`, made ready.
+            of_a: `int64 [G, C]` the pairs' rows of `a`.
+            other_a: `int64 [G, M]` the other rows of `a`.
+            b: `[G, Q, D]`, made ready.
+            of_b: `int64 [G, C]` the pairs' rows of `b`.
+            other_b: `int64 [G, N]` the other rows of `b`.
+
+        Returns:
+            Logits `float32 [G, C]`, and the other rows, `[G, M, D]` and `[G, N, D]`.
+        """
+        if not (isinstance(self.comparator, Dot) and a.device.type == "cpu" and a.dtype == b.dtype == torch.float32):
+            own, rows_a = pick(a, of_a, other_a)
+            answer, rows_b = pick(b, of_b, other_b)
+            return self.pairs(own, answer).float(), rows_a, rows_b
+        products, rows_a, rows_b = dots(a, of_a, other_a, b, of_b, other_b)
+        scores = products if self.comparator.temperature == 1 else products / self.comparator.temperature
+        return scores, rows_a, rows_b
 
     def score(self, lhs: torch.Tensor, relation: torch.Tensor | int, rhs: torch.Tensor) -> torch.Tensor:
         """Score edges one to one, from plain vectors: tails for their heads, which matters with `model.reciprocal`.
