@@ -11,7 +11,6 @@ within a repeat, and the median over repeats is printed. docs/performance.md exp
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -79,7 +78,7 @@ def config_of(path: Path, edges: Path, candidates: int, processes: int, batch: i
             "num_epochs": 1,
             "num_train_steps": 1_000_000,
             "num_eval_steps": 0,
-            "train_log_every_n": 100,
+            "train_log_every_n": max(1, 400_000 // batch),
             "checkpoint_every_n": 1_000_000,
         },
         "train_data": {
@@ -126,20 +125,26 @@ def watched(command: list[str], log: Path, env: dict[str, str] | None = None) ->
 
 
 def ours(home: Path, config_path: Path, held_out: dict[str, np.ndarray]) -> Outcome:
-    """Train as `twhin train` does, under torchrun."""
-    config, store = load_config(str(config_path)), Store(str(home / "store"))
-    log = home / "ours.log"
-    command = torchrun_command(config, str(config_path), store, SNAPSHOT, str(home / "ranks"))
-    gib = watched(command, log, {**os.environ, **environment(config)})
+    """Train, and rank the held-out tails."""
+    store = Store(str(home / "store"))
+    speed, gib = train(store, config_path, home)
     tables = ModelTables.open(store, SNAPSHOT)
-    losses = tables.read("losses").to_pylist()
-    # The first record has the time in which kernels are compiled or loaded, and memory is first touched.
-    seconds = sum(100 / row["edges_per_second"] for row in losses[1:])
-    speed = 100 * len(losses[1:]) / seconds
     vectors = {name: tables.table(name) for name in tables.names}
     operators = tables.relation_rows()
     translation = np.stack([operators[name].numpy() for name, _, _ in RELATIONS])
     return Outcome(speed, mrr(vectors, translation, held_out, on_head=True), gib)
+
+
+def train(store: Store, config_path: Path, home: Path) -> tuple[float, float]:
+    """Train as `twhin train` does, under torchrun; return edges a second and the peak of memory in GiB."""
+    config = load_config(str(config_path))
+    command = torchrun_command(config, str(config_path), store, SNAPSHOT, str(home / "ranks"))
+    gib = watched(command, home / "ours.log", {**os.environ, **environment(config)})
+    losses = ModelTables.open(store, SNAPSHOT).read("losses").to_pylist()
+    # The first record has the time in which kernels are compiled or loaded, and memory is first touched.
+    steps = np.diff([0, *(row["step"] for row in losses)])[1:]
+    seconds = [n / row["edges_per_second"] for n, row in zip(steps, losses[1:], strict=True)]
+    return float(steps.sum() / sum(seconds)), gib
 
 
 def peer(home: Path, python: Path, work: Path, held_out: dict[str, np.ndarray]) -> Outcome:
@@ -183,24 +188,24 @@ class Floor:
 def floor(candidates: int) -> Floor:
     """Measure the rates, each the best of some repeats."""
     queries, others = torch.randn(10, 1000, DIM), torch.randn(10, DIM, candidates)
-    product = _best(lambda: queries @ others)
+    product = best(lambda _: queries @ others)
     table, momentum = torch.randn(1_000_000, DIM), torch.zeros(1_000_000)
     gradient = torch.randn(20_000, DIM)
     drawn = [torch.randint(1_000_000, (20_000,)).unique() for _ in range(20)]
-    turns = itertools.cycle(drawn)
     rows = len(drawn[0])
-    gather = _best(lambda: table.index_select(0, next(turns)))
+    gather = best(lambda turn: table.index_select(0, drawn[turn % 20]))
     arrays = table.numpy(), momentum.numpy()
-    update = _best(lambda: kernels.rowwise_adagrad(*arrays, next(turns).numpy(), gradient.numpy(), LR, 1e-10))
+    update = best(lambda turn: kernels.rowwise_adagrad(*arrays, drawn[turn % 20].numpy(), gradient.numpy(), LR, 1e-10))
     return Floor(2 * 10 * 1000 * DIM * candidates / product / 1e9, gather / rows * 1e6, update / rows * 1e6)
 
 
-def _best(work: Callable[[], object], repeats: int = 40) -> float:
-    work()
+def best(work: Callable[[int], object], repeats: int = 40) -> float:
+    """Return the shortest time of `work`, which gets the number of the turn, in seconds."""
+    work(0)
     times = []
-    for _ in range(repeats):
+    for turn in range(repeats):
         started = time.perf_counter()
-        work()
+        work(turn)
         times.append(time.perf_counter() - started)
     return min(times)
 
@@ -236,15 +241,15 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=200_000)
     parser.add_argument("--candidates", type=int, default=100, help="for each edge and side, half of them in-batch")
     parser.add_argument("--processes", type=int, default=1, help="ranks of ours; their threads share the cores")
-    parser.add_argument("--batch", type=int, default=8000, help="edges a step of ours, of all ranks")
+    parser.add_argument("--batch", type=int, default=32_000, help="edges a step of ours, of all ranks")
     parser.add_argument("--workers", type=int, default=2, help="of PyTorch-BigGraph")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--home", type=Path, default=ROOT / ".twhin" / "benchmarks" / "training")
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if options.edges < 250 * options.batch:
-        parser.error(f"--edges must be at least 250 steps of {options.batch:,}: the first 100 are not timed")
+    if options.edges < 2_000_000:
+        parser.error("--edges must be at least 2,000,000: the first 400,000 are not timed")
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
     home: Path = options.home.resolve() / f"{options.edges}-{options.candidates}"

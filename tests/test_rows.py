@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from twhin_pipeline import rows
-from twhin_pipeline.rows import dots, dropout, pick, take
+from twhin_pipeline.rows import dropout, pick, take
 
 
 @pytest.mark.parametrize("in_order", [True, False], ids=["as on the CPU", "as on CUDA"])
@@ -62,20 +62,3 @@ def test_neighbouring_elements_are_dropped_independently():
     for distance in (1, 2, 3, 4):
         together = (kept[:-distance] * kept[distance:]).mean().item()
         assert together == pytest.approx(0.25, abs=0.006)
-
-
-@pytest.mark.parametrize("width", [0, 3])
-def test_dots_and_other_rows_and_their_gradients_are_those_of_picked_rows(width):
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(3, rows, 8, generator=generator, requires_grad=True) for rows in (5, 7))
-    of_a, of_b = (torch.randint(rows, (3, 1100), generator=generator) for rows in (5, 7))
-    other_a, other_b = (torch.randint(rows, (3, width), generator=generator) for rows in (5, 7))
-    (own, rows_a), (answer, rows_b) = pick(a, of_a, other_a), pick(b, of_b, other_b)
-    expected = (own * answer).sum(-1), rows_a, rows_b
-    found = dots(a, of_a, other_a, b, of_b, other_b)
-    given = [torch.randn(x.shape, generator=generator) for x in expected]
-    for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y)
-    want = torch.autograd.grad(expected, (a, b), given)
-    for x, y in zip(torch.autograd.grad(found, (a, b), given), want, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-4)

@@ -111,7 +111,7 @@ class TwhinModel(nn.Module):
         # One gather for all, so that a step has one gradient of the batch's rows.
         pool_index = [] if batch.everything else [getattr(batch, f"{side}_pool_index") for side in batch.sides]
         heads, tails, *found = take(vectors, batch.rhs_query_index, batch.lhs_query_index, *pool_index)
-        pools = dict(zip(batch.sides, found, strict=False))
+        pools: dict[Side, torch.Tensor] = dict(zip(batch.sides, found, strict=False))
         scorer, relation = self.scorer, batch.relation
         queries: dict[Side, torch.Tensor] = {"rhs": scorer.queries("rhs", heads, relation)}
         answers: dict[Side, torch.Tensor] = {}
@@ -125,43 +125,49 @@ class TwhinModel(nn.Module):
             queries["lhs"] = answers["rhs"] = scorer.queries("lhs", tails, relation)
             answers["lhs"] = queries["rhs"]
 
-        positive, window = self._pairs(batch, queries, answers)
+        positive, logits = self._scores(batch, queries, answers, pools)
         outputs |= {"logits": positive["rhs"], "probabilities": positive["rhs"].sigmoid()}
         for side in batch.sides:
             outputs[f"{side}_positive"] = positive[side]
             if batch.everything:
                 outputs[f"{side}_everything"] = self._everything(side, batch, vectors, queries[side])
             else:
-                pool = scorer.candidates(side, pools[side], relation)
-                candidates = torch.cat([window[side].to(pool.dtype), pool], dim=1)
-                outputs[f"{side}_logits"] = self._logits(side, batch, queries[side], candidates)
+                outputs[f"{side}_logits"] = self._masked(side, batch, logits[side])
         return outputs
 
-    def _pairs(
-        self, batch: EdgeBatch, queries: Mapping[Side, torch.Tensor], answers: Mapping[Side, torch.Tensor]
+    def _scores(
+        self,
+        batch: EdgeBatch,
+        queries: Mapping[Side, torch.Tensor],
+        answers: Mapping[Side, torch.Tensor],
+        pools: Mapping[Side, torch.Tensor],
     ) -> tuple[dict[Side, torch.Tensor], dict[Side, torch.Tensor]]:
-        """Score the edges, `[G, C]` by side, and pick each chunk's in-batch candidates, `[G, n, D]` by side."""
-        scorer = self.scorer
+        """Score the edges, `[G, C]` by side, and, where there are pools, queries with candidates, `[G, Q, n + K]`."""
         query: dict[Side, torch.Tensor] = {"lhs": batch.lhs_query, "rhs": batch.rhs_query}
         # A side's answers are in the order of the other side's queries.
-        keeps: dict[Side, torch.Tensor] = {"lhs": batch.rhs_query, "rhs": batch.lhs_query}
-        none = batch.in_batch[:, :0]
-        inside = {side: keeps[side].gather(1, batch.in_batch) if side in batch.sides else none for side in SIDES}
+        kept: dict[Side, torch.Tensor] = {"lhs": batch.rhs_query, "rhs": batch.lhs_query}
+        inside = {side: kept[side].gather(1, batch.in_batch) for side in pools}
+        ready = {side: self.scorer.candidates(side, pool, batch.relation) for side, pool in pools.items()}
         positive: dict[Side, torch.Tensor] = {}
-        window: dict[Side, torch.Tensor] = {}
-        if not scorer.reciprocal:
-            heads, tails = (queries["rhs"], query["rhs"], inside["lhs"]), (answers["rhs"], keeps["rhs"], inside["rhs"])
-            positive["rhs"], window["lhs"], window["rhs"] = scorer.edges(*heads, *tails)
-            return dict.fromkeys(SIDES, positive["rhs"]), window
-        for side in SIDES:
-            if side in queries:
-                asked, answered = (queries[side], query[side], none), (answers[side], keeps[side], inside[side])
-                positive[side], _, window[side] = scorer.edges(*asked, *answered)
-        return positive, window
+        logits: dict[Side, torch.Tensor] = {}
 
-    def _logits(self, side: Side, batch: EdgeBatch, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """Compare `queries [G, Q, D]` with `candidates [G, n + K, D]`: `[G, Q, n + K]`, -inf where masked."""
-        logits = self.scorer.compare(queries, candidates).float()
+        def score(side: Side, *others: Side) -> torch.Tensor:
+            sides = [s for s in (side, *others) if s in pools]
+            index, given = tuple(inside[s] for s in sides), tuple(ready[s] for s in sides)
+            found, *rest = self.scorer.edges(queries[side], answers[side], query[side], kept[side], index, given)
+            logits.update(zip(sides, rest, strict=True))
+            return found
+
+        if self.scorer.reciprocal:
+            positive = {side: score(side) for side in SIDES if side in queries}
+        elif list(pools) == ["lhs"]:
+            positive["lhs"] = positive["rhs"] = score("lhs")
+        else:
+            positive["rhs"] = positive["lhs"] = score("rhs", "lhs")
+        return positive, logits
+
+    def _masked(self, side: Side, batch: EdgeBatch, logits: torch.Tensor) -> torch.Tensor:
+        """Return `logits [G, Q, n + K]`, -inf where masked."""
         width = batch.in_batch.shape[1]
         padding = torch.arange(width, device=logits.device) >= batch.num_in_batch[:, None]
         # On a GPU to ask costs more than to mask.

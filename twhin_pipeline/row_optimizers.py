@@ -13,8 +13,10 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from twhin_pipeline import team
-from twhin_pipeline.rows import ROWS_A_THREAD
 from twhin_pipeline.team import TeamLoop
+
+# Fewer are not worth a second thread.
+ROWS_A_THREAD = 500
 
 
 class RowOptimizer(Optimizer):

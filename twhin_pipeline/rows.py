@@ -7,11 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from twhin_pipeline import team
-
-# Fewer are not worth a second thread.
-ROWS_A_THREAD = 500
-
 
 def take(x: torch.Tensor, *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return `x[i]` for each index: of `x [U, D]` and `i` int64 `[...]`, `[..., D]`.
@@ -24,7 +19,7 @@ def take(x: torch.Tensor, *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def pick(x: torch.Tensor, *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return `x[g, i[g]]` for each chunk g and each index: of `x [G, Q, D]` and `i` int64 `[G, C]`, `[G, C, D]`."""
-    return take(x.flatten(0, 1), *(i + _starts(x) for i in index))
+    return take(x.flatten(0, 1), *(i + starts(x) for i in index))
 
 
 class _Take(torch.autograd.Function):
@@ -43,65 +38,9 @@ class _Take(torch.autograd.Function):
         return total, *(None for _ in gradients)
 
 
-def dots(
-    a: torch.Tensor,
-    of_a: torch.Tensor,
-    other_a: torch.Tensor,
-    b: torch.Tensor,
-    of_b: torch.Tensor,
-    other_b: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the dot products of pairs of rows, and some other rows, without a copy of the pairs' rows.
-
-    Args:
-        a: `float32 [G, P, D]`, on the CPU.
-        of_a: `int64 [G, C]` the pairs' rows of `a` in each chunk.
-        other_a: `int64 [G, M]` the other rows of `a`.
-        b: `float32 [G, Q, D]`.
-        of_b: `int64 [G, C]` the pairs' rows of `b`.
-        other_b: `int64 [G, N]` the other rows of `b`.
-
-    Returns:
-        `[G, C]`, `[G, M, D]` and `[G, N, D]`.
-    """
-    flat = [(index + _starts(x)).flatten() for x, index in ((a, of_a), (a, other_a), (b, of_b), (b, other_b))]
-    found = _Dots.apply(a.flatten(0, 1), *flat[:2], b.flatten(0, 1), *flat[2:])
-    rows_a, rows_b = found[1].view(*other_a.shape, a.shape[2]), found[2].view(*other_b.shape, b.shape[2])
-    return found[0].view(of_a.shape), rows_a, rows_b
-
-
-def _starts(x: torch.Tensor) -> torch.Tensor:
+def starts(x: torch.Tensor) -> torch.Tensor:
     """Return where each chunk's rows begin in `x.flatten(0, 1)`, of `x [G, Q, D]`: int64 `[G, 1]`."""
     return torch.arange(len(x), device=x.device).unsqueeze(1) * x.shape[1]
-
-
-class _Dots(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        a: torch.Tensor,
-        of_a: torch.Tensor,
-        other_a: torch.Tensor,
-        b: torch.Tensor,
-        of_b: torch.Tensor,
-        other_b: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        a, b = a.contiguous(), b.contiguous()
-        ctx.save_for_backward(a, of_a, other_a, b, of_b, other_b)
-        found = a.new_empty(len(of_a))
-        team.dots(len(found), ROWS_A_THREAD, *(x.numpy() for x in (a, of_a, b, of_b, found)))
-        return found, a.index_select(0, other_a), b.index_select(0, other_b)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, pairs: torch.Tensor, rows_a: torch.Tensor, rows_b: torch.Tensor) -> Any:
-        a, of_a, other_a, b, of_b, other_b = ctx.saved_tensors
-        total_a, total_b = torch.zeros_like(a), torch.zeros_like(b)
-        arrays = [x.numpy() for x in (a, of_a, b, of_b, pairs.contiguous(), total_a, total_b)]
-        team.dots_gradient(2, 1, *arrays)
-        total_a.index_add_(0, other_a, rows_a)
-        total_b.index_add_(0, other_b, rows_b)
-        return total_a, None, None, total_b, None, None
 
 
 def add_to_rows(total: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:

@@ -11,7 +11,8 @@ from torch import nn
 from twhin_pipeline.comparators import COMPARATORS, Dot
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.operators import OPERATORS, Operator, penalty
-from twhin_pipeline.rows import dots, pick
+from twhin_pipeline.products import products
+from twhin_pipeline.rows import pick
 from twhin_pipeline.sections.model import TwhinModelConfig
 
 Side = Literal["lhs", "rhs"]
@@ -109,32 +110,40 @@ class Scorer(nn.Module):
     def edges(
         self,
         a: torch.Tensor,
-        of_a: torch.Tensor,
-        other_a: torch.Tensor,
         b: torch.Tensor,
+        of_a: torch.Tensor,
         of_b: torch.Tensor,
-        other_b: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Score pairs of two matrices' rows in each chunk, and pick other rows, with one gradient of each matrix.
+        inside: tuple[torch.Tensor, ...] = (),
+        pools: tuple[torch.Tensor, ...] = (),
+    ) -> tuple[torch.Tensor, ...]:
+        """Score pairs of two matrices' rows in each chunk, and all of their rows with candidates.
 
         Args:
             a: `[G, P, D]`, made ready.
-            of_a: `int64 [G, C]` the pairs' rows of `a`.
-            other_a: `int64 [G, M]` the other rows of `a`.
             b: `[G, Q, D]`, made ready.
+            of_a: `int64 [G, C]` the pairs' rows of `a`.
             of_b: `int64 [G, C]` the pairs' rows of `b`.
-            other_b: `int64 [G, N]` the other rows of `b`.
+            inside: None; or `int64 [G, n]` the rows of `b` that are candidates of `a`'s; or besides the rows of `a`
+                that are candidates of `b`'s.
+            pools: As many, `[G, K, D]`, made ready: the candidates that follow those.
 
         Returns:
-            Logits `float32 [G, C]`, and the other rows, `[G, M, D]` and `[G, N, D]`.
+            Logits `float32 [G, C]`, and as many `[G, P, n + K]` and `[G, Q, n + K]` as there are pools.
         """
-        if not (isinstance(self.comparator, Dot) and a.device.type == "cpu" and a.dtype == b.dtype == torch.float32):
-            own, rows_a = pick(a, of_a, other_a)
-            answer, rows_b = pick(b, of_b, other_b)
-            return self.pairs(own, answer).float(), rows_a, rows_b
-        products, rows_a, rows_b = dots(a, of_a, other_a, b, of_b, other_b)
-        scores = products if self.comparator.temperature == 1 else products / self.comparator.temperature
-        return scores, rows_a, rows_b
+        everything = (a, b, *pools)
+        if (
+            isinstance(self.comparator, Dot)
+            and a.device.type == "cpu"
+            and all(x.dtype == torch.float32 for x in everything)
+            and not torch.is_autocast_enabled("cpu")
+        ):
+            return products(a, b, of_a, of_b, 1 / self.comparator.temperature, inside, pools)
+        own, *of_other = pick(a, of_a, *inside[1:])
+        answer, *of_own = pick(b, of_b, *inside[:1])
+        found = [self.pairs(own, answer).float()]
+        for x, window, pool in zip((a, b), (*of_own, *of_other), pools, strict=False):
+            found.append(self.compare(x, torch.cat([window.to(pool.dtype), pool], dim=1)).float())
+        return tuple(found)
 
     def score(self, lhs: torch.Tensor, relation: torch.Tensor | int, rhs: torch.Tensor) -> torch.Tensor:
         """Score edges one to one, from plain vectors: tails for their heads, which matters with `model.reciprocal`.
