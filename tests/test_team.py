@@ -102,13 +102,21 @@ def test_exp_is_within_two_units_in_the_last_place():
     np.testing.assert_allclose(share[:, 1] / share[:, 0], np.where(x > -87, expected, 0), rtol=4e-7)
 
 
-def test_a_process_that_finds_nothing_compiled_compiles_loops_and_shares_them(tmp_path):
+@pytest.mark.parametrize("limit", [{}, {"OMP_THREAD_LIMIT": "1"}], ids=["two threads", "a team of one"])
+def test_a_process_that_finds_nothing_compiled_compiles_loops_and_shares_them(tmp_path, limit):
     code = (
         "import numpy as np, torch; torch.set_num_threads(2); from twhin_pipeline import team; "
         "x = np.zeros((100, 3), np.float32); out = np.zeros(100, np.float32); "
-        "team.softmax(100, 1, x, x.copy(), out); print(out.sum())"
+        "team.softmax(100, 1, x, x.copy(), out); print(out.min())"
     )
-    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), **limit}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(100 * np.log(3), rel=1e-5)
+    assert float(done.stdout) == pytest.approx(np.log(3), rel=1e-5)
+
+
+def test_arrays_of_another_type_or_order_are_refused():
+    with pytest.raises(AssertionError):
+        mark(1, 1, np.zeros((1, 1)), np.zeros(1, np.int64), 1.0)
+    with pytest.raises(AssertionError):
+        mark(2, 1, np.zeros((2, 4), np.float32)[:, ::2], np.zeros(2, np.int64), 1.0)

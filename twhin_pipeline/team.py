@@ -24,8 +24,9 @@ from twhin_pipeline.compiled import compiled
 
 Array = np.ndarray[Any, Any]
 
-_HEAD, _SLOT = 2, 3
+_HEAD, _SLOT = 1, 3
 _thread_number: Any = types.ExternalFunction("omp_get_thread_num", types.int32())
+_team_size: Any = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 
 class TeamLoop:
@@ -45,7 +46,8 @@ class TeamLoop:
 
         def part(data: Any) -> None:
             frame = carray(data, 64)
-            thread, size, parts = _thread_number(), frame[0], frame[1]
+            # A team may be smaller than was asked for, as where the environment limits it.
+            thread, parts, size = _thread_number(), _team_size(), frame[0]
             body(size * thread // parts, size * (thread + 1) // parts, frame)
 
         return numba.cfunc(types.void(types.CPointer(types.int64)))(part)
@@ -59,10 +61,11 @@ class TeamLoop:
             arguments: Arrays in C order, of one or two dimensions, of float32 or int64; and numbers.
         """
         frame = np.zeros(64, np.int64)
+        frame[0] = size
         for i, argument in enumerate(arguments):
             slot = frame[_HEAD + _SLOT * i :]
             if isinstance(argument, np.ndarray):
-                assert argument.flags.c_contiguous
+                assert argument.flags.c_contiguous and argument.dtype in (np.float32, np.int64)
                 slot[:3] = argument.ctypes.data, len(argument), argument.shape[1] if argument.ndim == 2 else 1
             else:
                 slot[:1] = np.float64(argument).view(np.int64)
@@ -71,7 +74,6 @@ class TeamLoop:
         if runtime is None:
             self.alone(0, size, frame)
             return
-        frame[:2] = size, parts
         runtime.GOMP_parallel(self.shared.address, frame.ctypes.data, parts, 0)
 
 
