@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -135,11 +137,15 @@ def wait_for(what: Any, seconds: float, told: str) -> Any:
 
 
 def end(process: subprocess.Popen[Any], seconds: float = 60) -> None:
-    """Interrupt a process that we started and wait for it; kill it where it does not end."""
+    """Interrupt a process that we started and wait for it; where it does not end, kill it and those that it started."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
+            started = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             process.wait()
+            for child in started:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
