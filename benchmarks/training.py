@@ -248,8 +248,9 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if options.edges < 2_000_000:
-        parser.error("--edges must be at least 2,000,000: the first 400,000 are not timed")
+    least = max(2_000_000, 10 * options.batch)
+    if options.edges < least:
+        parser.error(f"--edges must be at least {least:,}: the first 400,000, or first step, are not timed")
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
     home: Path = options.home.resolve() / f"{options.edges}-{options.candidates}"

@@ -18,12 +18,17 @@ def plainly(a, b, of_a, of_b, scale, inside, pools):
     return found
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("window", "pool"), [(4, 6), (0, 6), (4, 0)])
 @pytest.mark.parametrize("sides", [0, 1, 2])
 def test_products_and_their_gradients_are_those_of_plain_operations(sides, window, pool, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(3, rows, 8, generator=draw, requires_grad=True) for rows in (5, 7))
     of_a, of_b = (torch.randint(rows, (3, 1100), generator=draw) for rows in (5, 7))
@@ -35,7 +40,6 @@ def test_products_and_their_gradients_are_those_of_plain_operations(sides, windo
     given = [torch.randn(x.shape, generator=draw) for x in found]
     got = torch.autograd.grad(found, (a, b, *pools), given)
     want = torch.autograd.grad(expected, exact, [x.double() for x in given])
-    torch.set_num_threads(before)
     for x, y in zip([*found, *got], [*expected, *want], strict=True):
         torch.testing.assert_close(x.double(), y.detach(), rtol=1e-5, atol=1e-4)
 

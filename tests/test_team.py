@@ -47,6 +47,18 @@ def test_torchs_threads_can_be_shared_here():
     assert team._runtime() is not None
 
 
+@pytest.mark.parametrize("lacks", ["OpenMP", "the library"])
+def test_other_builds_of_torch_are_known_as_such(monkeypatch, lacks):
+    def refuse(*given, **options):
+        raise OSError("libgomp.so.1: not loaded")
+
+    if lacks == "OpenMP":
+        monkeypatch.setattr(torch.__config__, "parallel_info", lambda: "ATen parallel backend: native thread pool")
+    else:
+        monkeypatch.setattr(team.ctypes, "CDLL", refuse)
+    assert team._runtime.__wrapped__() is None
+
+
 def updates(rng):
     rows = np.sort(rng.choice(5000, 3000, replace=False))
     return rows, rng.normal(size=(3000, 24)).astype(np.float32)

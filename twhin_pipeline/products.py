@@ -81,7 +81,7 @@ class _Products(torch.autograd.Function):
         pools = []
         for x, gradient, index, other in zip((a, b), gradients, window, totals[::-1], strict=False):
             change = (gradient.transpose(1, 2) @ x).mul_(ctx.scale)
-            other.flatten(0, 1).index_add_(0, index, change[:, : ctx.width].reshape(-1, x.shape[2]))
+            other.view(-1, x.shape[2]).index_add_(0, index, change[:, : ctx.width].reshape(-1, x.shape[2]))
             pools.append(change[:, ctx.width :])
         change = (pairs * ctx.scale).reshape(-1).contiguous()
         team.dots_gradient(2, 1, *_arrays(a, of_a, b, of_b, change, *totals))
@@ -89,5 +89,5 @@ class _Products(torch.autograd.Function):
 
 
 def _arrays(*tensors: torch.Tensor) -> list[Any]:
-    """Return NumPy's views, rows of all chunks end to end."""
-    return [x.detach().flatten(0, 1).numpy() if x.dim() == 3 else x.detach().numpy() for x in tensors]
+    """Return NumPy's views, rows of all chunks end to end; never copies, since some are written to."""
+    return [x.detach().view(-1, x.shape[2]).numpy() if x.dim() == 3 else x.detach().numpy() for x in tensors]

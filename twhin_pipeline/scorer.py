@@ -123,18 +123,17 @@ class Scorer(nn.Module):
             b: `[G, Q, D]`, made ready.
             of_a: `int64 [G, C]` the pairs' rows of `a`.
             of_b: `int64 [G, C]` the pairs' rows of `b`.
-            inside: None; or `int64 [G, n]` the rows of `b` that are candidates of `a`'s; or besides the rows of `a`
-                that are candidates of `b`'s.
+            inside: Nothing; or `int64 [G, n]`, the rows of `b` that are candidates of `a`'s; or besides, the rows of
+                `a` that are candidates of `b`'s.
             pools: As many, `[G, K, D]`, made ready: the candidates that follow those.
 
         Returns:
             Logits `float32 [G, C]`, and as many `[G, P, n + K]` and `[G, Q, n + K]` as there are pools.
         """
-        everything = (a, b, *pools)
         if (
             isinstance(self.comparator, Dot)
             and a.device.type == "cpu"
-            and all(x.dtype == torch.float32 for x in everything)
+            and all(x.dtype == torch.float32 for x in (a, b, *pools))
             and not torch.is_autocast_enabled("cpu")
         ):
             return products(a, b, of_a, of_b, 1 / self.comparator.temperature, inside, pools)
