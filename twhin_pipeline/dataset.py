@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from twhin_pipeline import kernels
 from twhin_pipeline.batch import SIDES, EdgeBatch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
@@ -380,8 +381,7 @@ class EdgesDataset:
             else:
                 pool = negatives.pool[side][negatives.place[side][chunks[on[side]]]]
                 keys.append((pool + bases[side][on[side], None]).ravel())
-        unique, inverse = np.unique(np.concatenate(keys), return_inverse=True)
-        inverse = inverse.astype(np.int64, copy=False)
+        unique, _, inverse = kernels.unique(np.concatenate(keys))
         cuts = np.searchsorted(unique, self.base)
         ids = {
             name: torch.from_numpy(unique[cuts[i] : cuts[i + 1]] - self.base[i]) for i, name in enumerate(self.tables)
@@ -480,12 +480,12 @@ class Queries:
     def __init__(self, group: Array, kept: Array) -> None:
         """Find them from each edge's chunk (ascending from 0, none left out) and kept entity's index (int64 [E])."""
         span = int(kept.max()) + 1
-        unique, self.first, inverse = np.unique(group * span + kept, return_index=True, return_inverse=True)
+        unique, self.first, inverse = kernels.unique(group * span + kept)
         self.group, self.index = np.divmod(unique, span)
         start = np.searchsorted(self.group, np.arange(int(group[-1]) + 1))
         self.number = np.arange(len(unique)) - start[self.group]
         """A query's number in its chunk; `first` is an edge that asks it, `group` its chunk, `index` its entity's."""
-        self.of_edge = inverse.astype(np.int64, copy=False) - start[group]
+        self.of_edge = inverse - start[group]
 
     def answers(self, group: Array, other: Array) -> tuple[Array, Array]:
         """Return the distinct (query, other) of the edges, from each one's chunk and other entity (int64 `[E]`)."""

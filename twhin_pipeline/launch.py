@@ -110,6 +110,10 @@ def environment(config: TwhinConfig) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         # Huge pages: a step's tensors then cause no page faults, and random rows of a table fewer misses.
         "THP_MEM_ALLOC_ENABLE": "1",
+        # What a step frees, the next one takes. Given back to the system, it is found and set to 0 anew each time.
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        "MALLOC_TOP_PAD_": str(2**27),
         **config.launch.env,
     }
 
