@@ -19,8 +19,9 @@ from plain_batches import Chunk, assemble
 
 from twhin_pipeline.batch import EdgeBatch
 from twhin_pipeline.config import TwhinConfig
-from twhin_pipeline.dataset import EdgesDataset, Prefetcher, table_sizes
+from twhin_pipeline.dataset import EdgesDataset, table_sizes
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.prefetch import Prefetcher
 from twhin_pipeline.step_sample import StepSampler
 from twhin_pipeline.store import Store
 

@@ -223,11 +223,15 @@ def plan(
     ] = None,
     rows: Annotated[list[str] | None, typer.Option("--rows", help="A table's rows, such as package=70000.")] = None,
     edges: Annotated[int | None, typer.Option(min=1, help="Training edges; default: the store's, if known.")] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="A file of rates, as `twhin rates` writes it: for the time of a step.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate a training run: memory, traffic, disk."""
+    """Estimate a training run: memory, traffic, disk, and with --rates its speed."""
     from twhin_pipeline import console, relations
     from twhin_pipeline import plan as room
+    from twhin_pipeline import rates as rates_room
 
     loaded, _ = _config(config, overrides)
     store = _store(home)
@@ -237,11 +241,30 @@ def plan(
         loaded = relations.resolve(loaded, store, snapshot)
     sizes = room.table_rows(loaded, store, snapshot, room.parse_rows(rows or []))
     ranks = world_size or loaded.launch.nproc_per_node * loaded.launch.nnodes
-    estimate = room.estimate(loaded, sizes, ranks, edges or room.training_edges(store, snapshot))
+    speeds = None if rates is None else rates_room.load(rates)
+    estimate = room.estimate(loaded, sizes, ranks, edges or room.training_edges(store, snapshot), speeds)
     if as_json:
         console.print_json(estimate.as_dict())
     else:
         console.print_plan(estimate)
+
+
+@app.command()
+def rates(
+    out: Annotated[str, typer.Argument(help="The file to write (YAML), for `twhin plan --rates`.")],
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure what this node's ranks do a second, for `twhin plan --rates`.
+
+    It takes seconds. launch.nproc_per_node says how many ranks work at the same time, and the rest of the configuration
+    the shapes of a step.
+    """
+    from twhin_pipeline import rates as room
+
+    loaded, path = _config(config, overrides)
+    for name, rate in room.measured(loaded, path, overrides or [], out).model_dump(exclude_none=True).items():
+        print(f"{name}: {rate}")
 
 
 @app.command()

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -173,6 +174,10 @@ def print_plan(plan: Plan) -> None:
         out.print(f"steps                   {plan.steps:,}, so {size(plan.sent_per_step * plan.steps)} sent in all")
     out.print(f"checkpoints             {size(plan.checkpoint)} {kept}")
     out.print(f"scores in evaluation    {size(plan.scoring)}")
+    if plan.time is not None:
+        goes_to = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in asdict(plan.time).items())
+        out.print(f"a step                  {plan.time.total * 1e3:.1f} ms: {goes_to}")
+        out.print(f"expected                {plan.edges_per_second:,.0f} edges/s of all ranks")
 
 
 def size(count: float) -> str:

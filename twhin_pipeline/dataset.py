@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from twhin_pipeline import kernels
 from twhin_pipeline.batch import SIDES, EdgeBatch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.prefetch import Prefetcher
 from twhin_pipeline.step_sample import StepSample, StepSampler
-from twhin_pipeline.store import Manifest, Store
+from twhin_pipeline.store import Store
+from twhin_pipeline.training_tables import Negatives, Positives, TrueEdges, ranges
 
-T = TypeVar("T")
 Array = np.ndarray[Any, Any]
-INT32_MAX = np.iinfo(np.int32).max
 
 
 def table_sizes(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, int]:
@@ -43,168 +38,6 @@ def table_sizes(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, i
         if not sizes[table.name]:
             raise UserError(f"the vocabulary of {table.name!r} for {snapshot} is empty; no edge of the source uses it")
     return sizes
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Lists of unequal length: list i is `values[offsets[i]:offsets[i + 1]]`."""
-
-    values: Array
-    offsets: Array
-
-    @classmethod
-    def from_lists(cls, lists: list[pa.Array], dtype: Any) -> Ragged:
-        """Join Arrow list arrays."""
-        lengths = [a.value_lengths().to_numpy(zero_copy_only=False) for a in lists]
-        values = [a.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False) for a in lists]
-        offsets = np.zeros(sum(len(part) for part in lengths) + 1, np.int64)
-        if lists:
-            np.cumsum(np.concatenate(lengths), out=offsets[1:])
-        return cls(np.concatenate(values) if values else np.zeros(0, dtype), offsets)
-
-    def take(self, lists: Array) -> tuple[Array, Array]:
-        """Return the values of some lists, end to end, and the length of each."""
-        starts = self.offsets[lists]
-        lengths = self.offsets[lists + 1] - starts
-        return self.values[_ranges(starts, lengths)], lengths
-
-
-def _ranges(starts: Array, lengths: Array) -> Array:
-    """Return `starts[0], …, starts[0] + lengths[0] - 1, starts[1], …` as int64."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
-
-
-class Positives:
-    """All positives in memory, chunk after chunk: 12 bytes an edge (20 where a table has over 2^31 rows)."""
-
-    def __init__(self, config: TwhinConfig, store: Store, manifest: Manifest, sizes: dict[str, int]) -> None:
-        dtype = np.int32 if max(sizes.values()) <= INT32_MAX else np.int64
-        parts: dict[str, list[Array]] = {name: [] for name in ("chunk", "rel", "lhs", "rhs", "weight")}
-        dtypes = {"chunk": np.int32, "rel": np.int32, "lhs": dtype, "rhs": dtype, "weight": np.float32}
-        for path in store.files_of(manifest):
-            with store.fs.open(path, "rb") as file:
-                for batch in pq.ParquetFile(file).iter_batches(1 << 20, columns=list(parts)):
-                    for name, arrays in parts.items():
-                        arrays.append(batch.column(name).to_numpy(zero_copy_only=False).astype(dtypes[name]))
-        joined = {name: np.concatenate(arrays) if arrays else np.zeros(0, int) for name, arrays in parts.items()}
-        if not len(joined["lhs"]):
-            raise UserError(
-                f"{manifest.asset} for {manifest.snapshot} has no edges; see raw_edges_rejected and `split`"
-            )
-        starts = np.flatnonzero(np.diff(joined["chunk"], prepend=-1))
-        self.offsets = np.append(starts, len(joined["lhs"])).astype(np.int64)
-        self.relation = joined["rel"][starts].astype(np.int64)
-        self.lhs, self.rhs, self.weight = joined["lhs"], joined["rhs"], joined["weight"]
-        if not np.array_equal(joined["chunk"][starts], np.arange(len(starts))):
-            raise UserError(
-                f"{manifest.asset}: chunks are not numbered 0, 1, … in order; make it anew (`twhin sample`)"
-            )
-        self._check_rows(config, manifest, sizes)
-
-    def _check_rows(self, config: TwhinConfig, manifest: Manifest, sizes: dict[str, int]) -> None:
-        relations = config.model.relations
-        if int(self.relation.max()) >= len(relations):
-            raise UserError(f"{manifest.asset} has relations that model.relations lacks; run `twhin sample` again")
-        for side, rows in (("lhs", self.lhs), ("rhs", self.rhs)):
-            limit = np.array([sizes[getattr(relation, side)] for relation in relations])[self.relation]
-            worst = np.flatnonzero(np.maximum.reduceat(rows, self.offsets[:-1]) >= limit)
-            if len(worst):
-                relation = relations[self.relation[worst[0]]]
-                raise UserError(
-                    f"{manifest.asset}: chunk {worst[0]} ({relation.name}) has a {side} beyond the {limit[worst[0]]} "
-                    f"rows of table {getattr(relation, side)!r}; run `twhin sample` again after the vocabulary"
-                )
-
-    @property
-    def lengths(self) -> Array:
-        """Edges of each chunk, int64 [chunks]."""
-        return np.diff(self.offsets)
-
-
-class Negatives:
-    """One epoch's pools and masks of some chunks: about 8 * (pool + masked pairs) bytes a chunk and side."""
-
-    def __init__(self, store: Store, path: str, wanted: tuple[Array, Array], pool: int, log_q: bool) -> None:
-        """Read the chunks for which `wanted` (bool `[chunks]`, by side) is true, and log_q if it is asked for.
-
-        Raises:
-            UserError: A chunk lacks its pool, or pools have no log_q; `twhin sample` makes them.
-        """
-        columns = ["row", "mask_position", "mask_candidate", *(["log_q"] if log_q else [])]
-        found: tuple[list[Array], list[Array]] = ([], [])
-        lists: tuple[dict[str, list[pa.Array]], ...] = ({name: [] for name in columns}, {name: [] for name in columns})
-        with store.fs.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            if not set(columns) <= set(parquet.schema_arrow.names):
-                raise _no_log_q(path)
-            for batch in parquet.iter_batches(256, columns=["chunk", "side", *columns]):
-                chunk = batch.column("chunk").to_numpy(zero_copy_only=False)
-                side = batch.column("side").to_numpy(zero_copy_only=False)
-                for s in (0, 1):
-                    picked = batch.filter(pa.array((side == s) & wanted[s][chunk]))
-                    found[s].append(picked.column("chunk").to_numpy(zero_copy_only=False))
-                    for name in columns:
-                        lists[s][name].append(picked.column(name))
-                        if name == "log_q" and picked.column(name).null_count:
-                            raise _no_log_q(path)
-        self.place: list[Array] = []
-        self.pool: list[Array] = []
-        self.mask: list[tuple[Ragged, Ragged]] = []
-        self.log_q: list[Ragged] = []
-        for s in (0, 1):
-            chunks = np.concatenate(found[s]) if found[s] else np.zeros(0, np.int64)
-            place = np.full(len(wanted[s]), -1, np.int64)
-            place[chunks] = np.arange(len(chunks))
-            missing = np.flatnonzero(wanted[s] & (place < 0))
-            if len(missing):
-                raise UserError(f"{path}: chunk {missing[0]} has no pool for side {s}; make it anew (`twhin sample`)")
-            rows = Ragged.from_lists(lists[s]["row"], np.int64)
-            if not (np.diff(rows.offsets) == pool).all():
-                raise UserError(
-                    f"{path}: pools are not of {pool} candidates, as global_negatives says; run `twhin sample` again"
-                )
-            self.place.append(place)
-            self.pool.append(rows.values.reshape(len(chunks), pool))
-            self.mask.append(
-                (
-                    Ragged.from_lists(lists[s]["mask_position"], np.int32),
-                    Ragged.from_lists(lists[s]["mask_candidate"], np.int32),
-                )
-            )
-            if log_q:
-                self.log_q.append(Ragged.from_lists(lists[s]["log_q"], np.float32))
-
-
-def _no_log_q(path: str) -> UserError:
-    return UserError(f"{path}: has no log_q, which loss.log_q needs; make it anew (`twhin sample`)")
-
-
-class TrueEdges:
-    """For each relation, side and kept entity the entities that are truly on that side: 4 bytes an edge and side.
-
-    A key is a kept entity's row on a number line on which each relation has its own stretch.
-    """
-
-    def __init__(self, positives: Positives, sizes: tuple[Array, Array]) -> None:
-        """Sort the positives by either end. `sizes` gives, by side, the rows of each relation's table, int64 `[R]`."""
-        relation = np.repeat(positives.relation, positives.lengths)
-        self.base: list[Array] = []
-        self.keys: list[Array] = []
-        self.others: list[Ragged] = []
-        for side, (kept, other) in enumerate(((positives.rhs, positives.lhs), (positives.lhs, positives.rhs))):
-            self.base.append(np.cumsum(sizes[1 - side]) - sizes[1 - side])
-            keys = self.base[side][relation] + kept
-            order = np.argsort(keys, kind="stable")
-            unique, starts = np.unique(keys[order], return_index=True)
-            self.keys.append(unique)
-            self.others.append(Ragged(other[order], np.append(starts, len(keys)).astype(np.int64)))
-
-    def of(self, side: int, relation: Array, kept: Array) -> tuple[Array, Array]:
-        """Return the true others of pairs of a relation and a kept entity of its training edges, and their numbers."""
-        wanted = self.base[side][relation] + kept
-        return self.others[side].take(np.searchsorted(self.keys[side], wanted))
 
 
 class EdgesDataset:
@@ -360,9 +193,9 @@ class EdgesDataset:
         starts = positives.offsets[chunks]
         lengths = positives.offsets[chunks + 1] - starts
         width = int(lengths.max())
-        flat = _ranges(starts, lengths)
+        flat = ranges(starts, lengths)
         group = np.repeat(np.arange(groups), lengths)
-        position = _ranges(np.zeros_like(starts), lengths)
+        position = ranges(np.zeros_like(starts), lengths)
         relation = positives.relation[chunks]
         bases = [base[relation] for base in self.side_base]
         on = [replaces[relation] for replaces in self.replaces]
@@ -447,7 +280,7 @@ class EdgesDataset:
                 if self.log_q:
                     values, counts = negatives.log_q[side].take(place)
                     owner = np.repeat(used, counts)
-                    candidate = _ranges(np.zeros_like(counts), counts)
+                    candidate = ranges(np.zeros_like(counts), counts)
                     log_q[owner, _column(candidate, num_in_batch[owner], window)] = values
             fields |= {
                 f"{name}_index": grid(index[side]),
@@ -504,50 +337,3 @@ class Queries:
 def _column(candidate: Array, num_in_batch: Array, window: int) -> Array:
     """Return the place of a chunk's candidate in the padded list `[window | pool]`."""
     return np.where(candidate >= num_in_batch, candidate + (window - num_in_batch), candidate)
-
-
-class Prefetcher(Generic[T]):
-    """Runs an iterator in a background thread, up to `depth` items ahead; its exception is raised to the reader."""
-
-    def __init__(self, items: Iterator[T], depth: int) -> None:
-        self.items = items
-        self.queue: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-        self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-
-    def __enter__(self) -> Prefetcher[T]:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stopping.set()
-        self.thread.join()
-
-    def __iter__(self) -> Iterator[T]:
-        """Yield the items in order."""
-        while True:
-            kind, value = self.queue.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-
-    def _put(self, kind: str, value: Any) -> bool:
-        while not self.stopping.is_set():
-            try:
-                self.queue.put((kind, value), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def _run(self) -> None:
-        try:
-            for item in self.items:
-                if not self._put("item", item):
-                    return
-        except BaseException as error:
-            self._put("error", error)
-        else:
-            self._put("end", None)

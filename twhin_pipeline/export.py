@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model_files import ModelTables, parameters_array, vectors_of
+from twhin_pipeline.prefetch import Prefetcher
 from twhin_pipeline.sections.training import ExportConfig
 from twhin_pipeline.store import Draft, Manifest, Store
 
-BATCH_ROWS = 65_536
+BATCH_ROWS, BATCHES_AHEAD = 65_536, 2
 ELEMENT = {"fp32": pa.float32(), "fp16": pa.float16()}
 
 
@@ -39,8 +40,11 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
         parents = {"twhin_model": model.version, **tables.trained_on([vocabulary])}
         with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
             rows = _batches(store, store.files(vocabulary, snapshot), ["id", "row"])
-            vectors = _Vectors(_batches(store, tables.parts(entity), ["row", "embedding"]), entity)
-            _write_entity(draft, rows, vectors, model_config.embedding_dim, config.export)
+            parts = _batches(store, tables.parts(entity), ["row", "embedding"])
+            # Vectors are read while others are written; each takes about as long.
+            with Prefetcher(parts, BATCHES_AHEAD) as ahead:
+                vectors = _Vectors(iter(ahead), entity)
+                _write_entity(draft, rows, vectors, model_config.embedding_dim, config.export)
             draft.details = {"data_type": config.export.data_type, "normalize": config.export.normalize}
         written[asset] = store.manifest(asset, snapshot)
     asset = "embeddings/relations"
@@ -85,7 +89,7 @@ def _encode(batch: pa.RecordBatch, vectors: np.ndarray, schema: pa.Schema, optio
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = vectors / np.where(lengths > 0, lengths, 1)
     kind = schema.field("embedding").type
-    values = pa.array(vectors.astype(kind.value_type.to_pandas_dtype()).ravel(), kind.value_type)
+    values = pa.array(vectors.astype(kind.value_type.to_pandas_dtype(), copy=False).ravel(), kind.value_type)
     embedding = pa.FixedSizeListArray.from_arrays(values, type=kind)
     return pa.Table.from_arrays([batch.column("id"), batch.column("row"), embedding], schema=schema)
 

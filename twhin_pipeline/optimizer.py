@@ -64,6 +64,11 @@ def apply_optimizers(model: TwhinModel, model_config: TwhinModelConfig) -> Twhin
     return model
 
 
+def row_optimizer(config: OptimizerConfig, weight: nn.Parameter) -> Optimizer:
+    """Return the optimizer of one table's `weight [N, D]`, outside of any model."""
+    return _ROWS[config.name]([weight], **_table_options(config))
+
+
 def build_optimizer(
     model: nn.Module, config: TwhinModelConfig, total_steps: int | None = None
 ) -> tuple[CombinedOptimizer, GroupSchedule]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.rates import Rates, StepTime, Work, step_time
 from twhin_pipeline.sections.model import TableConfig
 from twhin_pipeline.store import Store
 
@@ -24,6 +25,9 @@ TRUE_EDGE_BYTES = (
 BLOCK_BYTES = 24 * 2**20  # of scores with `global_negatives: all`; all_candidates.BLOCK_BYTES, which would load torch
 SCORE_COPIES = 5  # scores, their masked copy, what the loss keeps for the backward pass, and two gradients
 VECTOR_COPIES = 6  # looked up, gathered, prepared, and the gradient of each
+EXCHANGES = 7  # of numbers of ids, ids, vectors, gradients, the operators' gradients, and two of small numbers
+OPERATIONS = 500  # of torch in a step, as its profiler counts them
+EXCHANGE_COPIES = 4  # put in the order of ranks, received and put back in that of places; and the gradient of each
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,13 @@ class Plan:
     """How many are kept; None: all."""
     scoring: int
     """Memory of evaluation's blocks of scores."""
+    time: StepTime | None = None
+    """Of a step, at the rates given; None without rates."""
+
+    @property
+    def edges_per_second(self) -> float | None:
+        """Of all ranks together; None without rates."""
+        return None if self.time is None else self.edges_per_step / self.time.total
 
     @property
     def node(self) -> int:
@@ -89,7 +100,28 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values, the sums included."""
         ranks = [{**asdict(rank), "total": rank.total} for rank in self.ranks]
-        return {**asdict(self), "ranks": ranks, "node": self.node}
+        return {**asdict(self), "ranks": ranks, "node": self.node, "edges_per_second": self.edges_per_second}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one rank does in one step. Counts are upper bounds: a row that repeats is looked up once."""
+
+    edges: int
+    places: int
+    """Ends of edges and candidates, before repeats are found."""
+    looked_up: int
+    """Rows of tables."""
+    scores: int
+    """Of queries with candidates; an edge's ends are queries of their own here, where edges of a kind share one."""
+    scores_held: int
+    """At a time."""
+    ahead: int
+    """Bytes of the batches read ahead."""
+
+    def bytes(self, dim: int) -> int:
+        """Return the memory that it takes."""
+        return VECTOR_COPIES * self.places * dim * 4 + (SCORE_COPIES * 4 + 1) * self.scores_held + self.ahead
 
 
 def operator_parameters(config: TwhinConfig) -> int:
@@ -101,7 +133,11 @@ def operator_parameters(config: TwhinConfig) -> int:
 
 
 def estimate(
-    config: TwhinConfig, rows: Mapping[str, tuple[int, str]], world_size: int, num_edges: int | None = None
+    config: TwhinConfig,
+    rows: Mapping[str, tuple[int, str]],
+    world_size: int,
+    num_edges: int | None = None,
+    rates: Rates | None = None,
 ) -> Plan:
     """Estimate a run.
 
@@ -110,18 +146,22 @@ def estimate(
         rows: Table to its number of rows, and where that is known from (`table_rows`).
         world_size: Ranks.
         num_edges: Training edges; None where they are not known.
+        rates: What a rank does a second; with them the time of a step is estimated too.
+
+    Raises:
+        UserError: Ranks exchange vectors over a link whose rate is not among `rates`.
     """
     tables = [_table(table, *rows[table.name]) for table in config.model.embeddings.tables]
     held = _layout(config.launch.sharding, tables, world_size)
     per_row = {t.name: (t.weights + t.optimizer) / t.rows for t in tables}
-    step, looked_up, edges = _step(config, {t.name: t.rows for t in tables})
+    step = step_of(config, {t.name: t.rows for t in tables})
     epoch_edges = _edges(config, num_edges or 0, world_size)
     ranks = [
         RankPlan(
             rank=rank,
             rows=shard,
             tables=round(sum(per_row[name] * n for name, n in shard.items())),
-            step=step,
+            step=step.bytes(config.model.embedding_dim),
             edges=epoch_edges,
             process=PROCESS_BYTES,
         )
@@ -130,20 +170,21 @@ def estimate(
     dim = config.model.embedding_dim
     elsewhere = (world_size - 1) / world_size
     # Row-wise, all-to-all: an id of 8 bytes goes out, a float32 vector comes back, and its gradient goes out again.
-    sent = looked_up * (8 + 2 * dim * 4) * elsewhere
+    sent = step.looked_up * (8 + 2 * dim * 4) * elsewhere
     # A ring all-reduce of the operators' gradients sends each element twice.
     sent += 2 * operator_parameters(config) * 4 * elsewhere
     steps = None
     if num_edges is not None:
-        per_epoch = -(-num_edges // (edges * world_size))
+        per_epoch = -(-num_edges // (step.edges * world_size))
         steps = min(config.training.num_train_steps, per_epoch * config.training.num_epochs)
+    ranks_per_node = min(world_size, config.launch.nproc_per_node) if config.launch.nnodes > 1 else world_size
     return Plan(
         world_size=world_size,
-        ranks_per_node=min(world_size, config.launch.nproc_per_node) if config.launch.nnodes > 1 else world_size,
+        ranks_per_node=ranks_per_node,
         sharding=config.launch.sharding if world_size > 1 else "none (one rank)",
         tables=tables,
         ranks=ranks,
-        edges_per_step=edges * world_size,
+        edges_per_step=step.edges * world_size,
         steps=steps,
         sent_per_step=round(sent),
         checkpoint=sum(t.weights + t.optimizer for t in tables),
@@ -151,6 +192,29 @@ def estimate(
         if config.training.checkpoint_max_to_keep is None
         else config.training.checkpoint_max_to_keep + 1,
         scoring=2 * config.evaluation.block_size * max(t.rows for t in tables) * 4,
+        time=None if rates is None else step_time(_work(config, step, sent, world_size, ranks_per_node), rates),
+    )
+
+
+def _work(config: TwhinConfig, step: Step, sent: float, world_size: int, ranks_per_node: int) -> Work:
+    """Return what a rank does in a step: `sent` bytes go to ranks of its node and others alike."""
+    dim = config.model.embedding_dim
+    # A product forward and two backward, of two operations an element each; and an operator that is a matrix.
+    flop = 3 * 2 * dim * step.scores
+    if any(relation.operator in ("linear", "affine") for relation in config.model.relations):
+        flop += 3 * 2 * dim * dim * step.edges
+    copies = VECTOR_COPIES + (EXCHANGE_COPIES if world_size > 1 else 0)
+    beyond = sent * (world_size - ranks_per_node) / max(world_size - 1, 1)
+    return Work(
+        flop=flop,
+        # What is copied is read and written.
+        passed=2 * 4 * (copies * step.places * dim + SCORE_COPIES * step.scores),
+        row_bytes=step.looked_up * dim * 4,
+        place_bytes=step.places * dim * 4,
+        within=sent - beyond,
+        beyond=beyond,
+        exchanges=EXCHANGES if world_size > 1 else 0,
+        operations=OPERATIONS,
     )
 
 
@@ -226,29 +290,33 @@ def _layout(sharding: str, tables: list[TablePlan], world_size: int) -> list[dic
     return shards
 
 
-def _step(config: TwhinConfig, rows: dict[str, int]) -> tuple[int, int, int]:
-    """Return, of one rank in one step: bytes, rows looked up (at most), and edges."""
-    data, dim = config.train_data, config.model.embedding_dim
+def step_of(config: TwhinConfig, rows: Mapping[str, int]) -> Step:
+    """Count what one rank does in one step, with tables of so many `rows`."""
+    data = config.train_data
     chunks = max(1, data.per_replica_batch_size // config.negatives.chunk_size)
     edges = chunks * config.negatives.chunk_size
+    replaced = _replaced(config)
     if data.global_negatives == "all":
         # All rows of the types of which candidates are, or a step's sample; queries are scored with them by the block.
-        replaced = _replaced(config)
         drawn = {name: min(rows[name], data.sampled_per_step or rows[name]) for name in rows}
         pool = sum(drawn[name] for name in set().union(*replaced.values()))
-        scores = max(BLOCK_BYTES // 4, max(drawn.values()))
+        scores = sum(edges * max(drawn[name] for name in names) for names in replaced.values())
+        held = max(BLOCK_BYTES // 4, max(drawn.values()))
     else:
-        sides = len(_replaced(config))
-        pool = chunks * data.global_negatives * sides
+        pool = chunks * data.global_negatives * len(replaced)
         window = min(data.in_batch_negatives, config.negatives.chunk_size)
         # Edges that keep the same entity share a row of scores; here each has its own.
-        scores = sides * edges * (window + data.global_negatives)
+        scores = held = len(replaced) * edges * (window + data.global_negatives)
     places = 2 * edges + pool
-    looked_up = min(places, sum(rows.values()))
-    vectors = VECTOR_COPIES * places * dim * 4
-    # A batch read ahead holds an index of 8 bytes a place, its unique ids, and a weight an edge.
-    ahead = config.launch.prefetch_batches * (16 * places + 4 * edges)
-    return vectors + SCORE_COPIES * scores * 4 + scores + ahead, looked_up, edges
+    return Step(
+        edges=edges,
+        places=places,
+        looked_up=min(places, sum(rows.values())),
+        scores=scores,
+        scores_held=held,
+        # A batch read ahead holds an index of 8 bytes a place, its unique ids, and a weight an edge.
+        ahead=config.launch.prefetch_batches * (16 * places + 4 * edges),
+    )
 
 
 def _replaced(config: TwhinConfig) -> dict[str, set[str]]:
