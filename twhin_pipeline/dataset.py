@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from twhin_pipeline import kernels
+from twhin_pipeline import radix
 from twhin_pipeline.batch import SIDES, EdgeBatch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
@@ -214,7 +214,7 @@ class EdgesDataset:
             else:
                 pool = negatives.pool[side][negatives.place[side][chunks[on[side]]]]
                 keys.append((pool + bases[side][on[side], None]).ravel())
-        unique, _, inverse = kernels.unique(np.concatenate(keys))
+        unique, _, inverse = radix.unique(np.concatenate(keys))
         cuts = np.searchsorted(unique, self.base)
         ids = {
             name: torch.from_numpy(unique[cuts[i] : cuts[i + 1]] - self.base[i]) for i, name in enumerate(self.tables)
@@ -313,7 +313,7 @@ class Queries:
     def __init__(self, group: Array, kept: Array) -> None:
         """Find them from each edge's chunk (ascending from 0, none left out) and kept entity's index (int64 [E])."""
         span = int(kept.max()) + 1
-        unique, self.first, inverse = kernels.unique(group * span + kept)
+        unique, self.first, inverse = radix.unique(group * span + kept)
         self.group, self.index = np.divmod(unique, span)
         start = np.searchsorted(self.group, np.arange(int(group[-1]) + 1))
         self.number = np.arange(len(unique)) - start[self.group]

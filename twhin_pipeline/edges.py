@@ -1,6 +1,7 @@
 """Raw edges: read from the source, typed, cleaned, merged and sorted; rows that cannot be edges are kept apart.
 
-All of it is SQL over Parquet, which DuckDB streams and spills, so the graph may be larger than memory.
+It is SQL over Parquet, which DuckDB streams and spills, and sorted edges are merged and written as they come
+(`edge_file`), so the graph may be larger than memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
-from twhin_pipeline import database, delimited, relations, source
+from twhin_pipeline import database, delimited, edge_file, relations, source
 from twhin_pipeline.database import explained, literal, name
 from twhin_pipeline.errors import UserError, nearest
 from twhin_pipeline.sections.model import Relation, names_relation
@@ -97,7 +98,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             _write_rejected(con, config, store, snapshot, rows if sum(counts.values()) > malformed else None)
             if good == 0:
                 raise UserError(_nothing(what, config, store, snapshot, counts, outside))
-            kept = _write_kept(con, config, store, snapshot, rows, scans, integers)
+            kept = _write_kept(con, config, store, snapshot, rows, scans, folder)
         read = good + outside + sum(counts.values())
         kept.details.update(
             read=read,
@@ -257,7 +258,6 @@ def _create_relations(con: duckdb.DuckDBPyConnection, config: TwhinConfig, order
             "name": pa.array([r.name for r in ordered], pa.string()),
             "lhs_rows": pa.array(rows_of[0], pa.int64()),
             "rhs_rows": pa.array(rows_of[1], pa.int64()),
-            "loops": pa.array([r.lhs == r.rhs for r in ordered], pa.bool_()),
         }
     )
     con.execute("CREATE OR REPLACE TABLE relations AS SELECT * FROM relations_found")
@@ -434,62 +434,65 @@ def _write_kept(
     snapshot: str,
     rows: str,
     scans: list[Scan],
-    integers: bool,
+    folder: str,
 ) -> Any:
     """Write the edges to a draft of `raw_edges`, and return it with what can be counted there in its details."""
     columns = [scan.input.columns for scan in scans]
-    weighted = any(c.weight is not None for c in columns)
-    taken = ["lhs", "rel", "rhs"]
+    taken = []
     if any(c.time is not None for c in columns):
-        taken.append("max(time) AS time")
-    # fsum: the sum must not depend on the order in which threads meet the rows.
-    taken.append(f"CAST({'fsum(weight)' if weighted else 'count(*)'} AS FLOAT) AS weight")
+        taken.append("time")
+    if any(c.weight is not None for c in columns):
+        taken.append("weight")
     if any(c.split is not None for c in columns) or any(scan.input.split for scan in scans):
-        names = ", ".join(literal(s) for s in SPLITS)
-        taken.append(f"[{names}][min(split)] AS split")
+        taken.append("split")
+    more = "".join(f", {name}" for name in taken)
+    edges = f"SELECT rel, lhs, rhs{more} FROM ({rows}) WHERE fate IS NULL"
+    # A sum must not depend on the order in which threads meet the rows.
+    order = ", weight" if "weight" in taken else ""
     draft = store.begin("raw_edges", snapshot)
     try:
+        ids = None
+        if all(scan.integers for scan in scans):
+            query = f"{edges} ORDER BY rel, lhs, rhs{order}"
+        else:
+            joined, key = _ranked(con, config, edges, more)
+            query = f"{joined} ORDER BY {key}{order}"
+            ids = edge_file.Ids(con, "SELECT id FROM ranks ORDER BY rank", folder)
+        names = config.model.relation_names
         with draft.local_file("part-00000.parquet") as path:
-            # Grouped by the relation's number, a shorter key than its name.
-            grouped = f"SELECT {', '.join(taken)} FROM ({rows}) WHERE fate IS NULL GROUP BY lhs, rel, rhs"
-            joins, order = ("", "g.rel, lhs, rhs") if integers else _ranked(con, config, rows)
-            names = ", ".join(literal(relation) for relation in config.model.relation_names)
-            con.execute(
-                f"COPY (SELECT g.* REPLACE ([{names}][g.rel + 1] AS rel) FROM ({grouped}) g {joins} ORDER BY {order}) "
-                f"TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
-            )
-            counted = con.execute(
-                "SELECT r.name, count(e.rel), count(*) FILTER (e.lhs = e.rhs AND r.loops) FROM relations r "
-                f"LEFT JOIN {database.parquet([path])} e ON e.rel = r.name "
-                f"WHERE r.index < {len(config.model.relations)} GROUP BY r.name, r.index ORDER BY r.index"
-            ).fetchall()
+            counts = edge_file.write(path, con.sql(query).to_arrow_reader(edge_file.BATCH_ROWS), names, ids, SPLITS)
     except BaseException:
         draft.discard()
         raise
+    same_type = [relation.lhs == relation.rhs for relation in config.model.relations]
     draft.details = {
-        "kept": sum(int(row[1]) for row in counted),
-        "edges_per_relation": {str(row[0]): int(row[1]) for row in counted},
-        "relations": config.model.relation_names,
-        "self_loops": sum(int(row[2]) for row in counted),
+        "kept": int(counts.edges.sum()),
+        "edges_per_relation": dict(zip(names, counts.edges.tolist(), strict=True)),
+        "relations": names,
+        "self_loops": int(counts.loops[same_type].sum()),
     }
     return draft
 
 
-def _ranked(con: duckdb.DuckDBPyConnection, config: TwhinConfig, rows: str) -> tuple[str, str]:
-    """Return the SQL that joins edges `g` to the ranks of their text ids, and the order by relation, lhs and rhs.
+def _ranked(con: duckdb.DuckDBPyConnection, config: TwhinConfig, edges: str, more: str) -> tuple[str, str]:
+    """Return the SQL of `edges` with their text ids' ranks in place of them, and of the key that sorts them.
 
     Numbers sort ten times as fast as texts, and there are far fewer ids than edges.
     """
-    ends = " UNION ALL ".join(f"SELECT {side} AS id FROM ({rows}) WHERE fate IS NULL" for side in SIDES)
+    ends = " UNION ALL ".join(f"SELECT {side} AS id FROM ({edges})" for side in SIDES)
     con.execute(
         "CREATE TEMP TABLE ranks AS SELECT id, CAST(row_number() OVER (ORDER BY id) - 1 AS UBIGINT) AS rank "
         f"FROM (SELECT DISTINCT id FROM ({ends}))"
     )
     size = int(con.execute("SELECT count(*) FROM ranks").fetchall()[0][0])
-    joins = "JOIN ranks l ON l.id = g.lhs JOIN ranks r ON r.id = g.rhs"
+    kind = "UINTEGER" if size <= 2**32 else "UBIGINT"
+    joined = (
+        f"SELECT e.rel, CAST(l.rank AS {kind}) AS lhs, CAST(r.rank AS {kind}) AS rhs{more} FROM ({edges}) e "
+        "JOIN ranks l ON l.id = e.lhs JOIN ranks r ON r.id = e.rhs"
+    )
     if len(config.model.relations) * size**2 >= PACKED_KEYS:
-        return joins, "g.rel, l.rank, r.rank"
-    return joins, f"(CAST(g.rel AS UBIGINT) * {size} + l.rank) * {size} + r.rank"
+        return joined, "e.rel, l.rank, r.rank"
+    return joined, f"(CAST(e.rel AS UBIGINT) * {size} + l.rank) * {size} + r.rank"
 
 
 def _parquet(files: list[str], numbered: bool = True) -> str:

@@ -17,10 +17,6 @@ from twhin_pipeline.compiled import compiled
 
 Array = np.ndarray[Any, Any]
 
-# Bits by which a pass of the radix sort parts its keys: the counts of all digits lie in the nearest cache.
-_DIGIT = 11
-_DIGIT_MASK = (1 << _DIGIT) - 1
-
 
 def in_parts(work: Callable[[slice], object], size: int, least: int = 1) -> None:
     """Call `work` with slices that make up `range(size)`, as many at a time as torch may use threads.
@@ -201,43 +197,3 @@ def add_scaled_rows(total: Array, index: Array, rows: Array, of_rows: Array, sca
         out, row, factor = total[index[e]], rows[of_rows[e]], scale[e]
         for d in range(len(row)):
             out[d] += factor * row[d]
-
-
-@compiled()
-def unique(values: Array) -> tuple[Array, Array, Array]:
-    """Find the distinct ones of `values`, int64 `[n]`, none negative, by a radix sort: as `numpy.unique`, but sooner.
-
-    Returns:
-        The distinct values, ascending, `[U]`; where each is met first, `[U]`; and the number of each value among the
-        distinct ones, `[n]`; int64.
-    """
-    size = len(values)
-    keys, order = values.copy(), np.arange(size)
-    other_keys, other_order = np.empty_like(keys), np.empty_like(order)
-    most = np.int64(0)
-    for value in values:
-        most = max(most, value)
-    shift = 0
-    while shift < 64 and most >> shift:
-        start = np.zeros((1 << _DIGIT) + 1, np.int64)
-        for key in keys:
-            start[((key >> shift) & _DIGIT_MASK) + 1] += 1
-        for digit in range(1 << _DIGIT):
-            start[digit + 1] += start[digit]
-        # Equal digits keep their order, so those sorted before stay sorted, and the first of equal values comes first.
-        for i in range(size):
-            digit = (keys[i] >> shift) & _DIGIT_MASK
-            place = start[digit]
-            other_keys[place], other_order[place] = keys[i], order[i]
-            start[digit] = place + 1
-        keys, other_keys = other_keys, keys
-        order, other_order = other_order, order
-        shift += _DIGIT
-    found, first, number = np.empty_like(keys), np.empty_like(keys), np.empty_like(keys)
-    count = 0
-    for i in range(size):
-        if i == 0 or keys[i] != keys[i - 1]:
-            found[count], first[count] = keys[i], order[i]
-            count += 1
-        number[order[i]] = count - 1
-    return found[:count].copy(), first[:count].copy(), number
