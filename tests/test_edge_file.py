@@ -88,14 +88,16 @@ def test_ids_are_the_texts_of_their_numbers(tmp_path):
     ids = ids_of(tmp_path, texts)
     assert len(ids.array) == len(texts)
     numbers = np.random.default_rng(0).integers(len(texts), size=1000)
-    column = ids.column(numbers)
-    assert column.to_pylist() == [texts[number] for number in numbers]
-    assert len(column.dictionary) == len(np.unique(numbers))
+    expected = [texts[number] for number in numbers]
+    assert ids.each(numbers).to_pylist() == expected
+    assert ids.once(numbers).to_pylist() == expected
+    assert len(ids.once(numbers).dictionary) == len(np.unique(numbers))
 
 
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("named", ["few", "many", False])
 def test_the_file_holds_plain_texts_in_order_and_all_is_counted(tmp_path, monkeypatch, named):
     monkeypatch.setattr(edge_file, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(edge_file, "MOST_IN_DICTIONARY", 5 if named == "few" else 4)
     rows, table = sorted_rows(300, seed=1)
     ids = ids_of(tmp_path, ["ann", "bob", "cleo", "dora", "eve"]) if named else None
     path = str(tmp_path / "edges.parquet")

@@ -20,8 +20,8 @@ Columns = dict[str, Array]
 
 KEY = ("rel", "lhs", "rhs")
 BATCH_ROWS, ROWS_PER_GROUP, GROUPS_AHEAD = 1 << 17, 1 << 18, 2
-# Of a row group's distinct ids: with fewer, a column of many ids would be written text by text.
-DICTIONARY_BYTES = 64 * 2**20
+# Above so many ids a row group's right ends repeat seldom: written one by one they are sooner written, and smaller.
+MOST_IN_DICTIONARY = 1 << 16
 
 
 @dataclass
@@ -53,10 +53,14 @@ class Ids:
         buffers = [pa.memory_map(str(base / name)).read_buffer() for name in ("ids.ends", "ids.bytes")]
         self.array: pa.Array = pa.Array.from_buffers(pa.large_string(), count, [None, *buffers])
 
-    def column(self, numbers: Array) -> pa.DictionaryArray:
+    def each(self, numbers: Array) -> pa.StringArray:
+        """Return the ids of numbers, int64 `[n]`, one by one."""
+        return self.array.take(pa.array(numbers)).cast(pa.string())
+
+    def once(self, numbers: Array) -> pa.DictionaryArray:
         """Return the ids of numbers, int64 `[n]`, each different one held once."""
         distinct, _, place = radix.unique(numbers)
-        return _dictionary(place, self.array.take(pa.array(distinct)).cast(pa.string()))
+        return _dictionary(place, self.each(distinct))
 
 
 def write(
@@ -90,16 +94,27 @@ def write(
         writer: pq.ParquetWriter | None = None
         try:
             for table in ahead:
-                # Without Arrow's schema, so that ids are read as texts and not as a dictionary of them.
-                writer = writer or pq.ParquetWriter(
-                    path, table.schema, compression="zstd", store_schema=False,
-                    dictionary_pagesize_limit=DICTIONARY_BYTES,
-                )  # fmt: skip
+                writer = writer or _writer(path, table.schema)
                 writer.write_table(table)
         finally:
             if writer is not None:
                 writer.close()
     return counts
+
+
+def _writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
+    repeated = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name in ("lhs", "weight")]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        # Without Arrow's schema, so that ids are read as texts and not as a dictionary of them.
+        store_schema=False,
+        use_dictionary=repeated,
+        column_encoding={"rhs": "BYTE_STREAM_SPLIT"} if pa.types.is_integer(schema.field("rhs").type) else None,
+        # Right ends are in no order, so their least and largest say nothing of a row group.
+        write_statistics=[name for name in schema.names if name != "rhs"],
+    )
 
 
 def merged(reader: Iterable[pa.RecordBatch]) -> Iterator[Columns]:
@@ -157,10 +172,11 @@ def _numbers(column: pa.Array) -> Array:
 
 
 def _table(columns: Columns, relations: Sequence[str], ids: Ids | None, splits: Sequence[str]) -> pa.Table:
-    found: dict[str, pa.Array] = {
-        side: pa.array(columns[side], pa.int64()) if ids is None else ids.column(columns[side])
-        for side in ("lhs", "rhs")
-    }
+    if ids is None:
+        found = {side: pa.array(columns[side], pa.int64()) for side in ("lhs", "rhs")}
+    else:
+        few = len(ids.array) <= MOST_IN_DICTIONARY
+        found = {"lhs": ids.once(columns["lhs"]), "rhs": (ids.once if few else ids.each)(columns["rhs"])}
     found["rel"] = _dictionary(columns["rel"], pa.array(relations, pa.string()))
     if "time" in columns:
         found["time"] = pa.array(columns["time"], pa.timestamp("us"))
