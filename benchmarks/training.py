@@ -188,12 +188,14 @@ class Floor:
 def floor(candidates: int) -> Floor:
     """Measure the rates, each the best of some repeats."""
     queries, others = torch.randn(10, 1000, DIM), torch.randn(10, DIM, candidates)
-    product = best(lambda _: queries @ others)
+    # Results go to memory that is there, as they do in training.
+    scores = torch.empty(10, 1000, candidates)
+    product = best(lambda _: torch.bmm(queries, others, out=scores))
     table, momentum = torch.randn(1_000_000, DIM), torch.zeros(1_000_000)
     gradient = torch.randn(20_000, DIM)
     drawn = [torch.randint(1_000_000, (20_000,)).unique() for _ in range(20)]
     rows = len(drawn[0])
-    gather = best(lambda turn: table.index_select(0, drawn[turn % 20]))
+    gather = best(lambda turn: torch.index_select(table, 0, drawn[turn % 20], out=gradient[: len(drawn[turn % 20])]))
     arrays = table.numpy(), momentum.numpy()
     update = best(lambda turn: kernels.rowwise_adagrad(*arrays, drawn[turn % 20].numpy(), gradient.numpy(), LR, 1e-10))
     return Floor(2 * 10 * 1000 * DIM * candidates / product / 1e9, gather / rows * 1e6, update / rows * 1e6)

@@ -71,6 +71,26 @@ def test_the_environment_has_threads_and_the_configured_variables() -> None:
     assert found["OMP_NUM_THREADS"] == "3" and found["NCCL_DEBUG"] == "INFO"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are those of the GNU C library")
+def test_what_a_step_frees_is_not_given_back_to_the_system() -> None:
+    code = (
+        "import resource, torch\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "step = lambda: [torch.ones(10_000_000) for _ in range(3)]\n"
+        "step(); before = faults()\n"
+        "for _ in range(10): step()\n"
+        "print(faults() - before)"
+    )
+    # Without huge pages, so that each page that is taken anew is counted.
+    env = {**os.environ, **launch.environment(planted_config()), "THP_MEM_ALLOC_ENABLE": "0"}
+    plain = {name: value for name, value in env.items() if not name.startswith("MALLOC_")}
+    faults = [
+        int(subprocess.run([sys.executable, "-c", code], env=each, capture_output=True, text=True, check=True).stdout)
+        for each in (env, plain)
+    ]
+    assert faults[0] < 1000 < 100_000 < faults[1]
+
+
 def test_the_wrapper_ends_its_command_when_the_parent_is_killed(tmp_path: Path) -> None:
     sleeper = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     script = (

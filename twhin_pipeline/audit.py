@@ -45,6 +45,10 @@ def prepare(config: TwhinConfig, store: Store, snapshot: str, table: str) -> Ite
     """
     store.manifest(table, snapshot)
     con = database.connect(config, store)
+    if table.endswith("negatives"):
+        # Joins are built on their right-hand tables, as they are written: DuckDB 2.0.0 fails where it turns about one
+        # whose many rows `unnest` has made (100 million edges, "global dictionary column 0 changed identity").
+        con.execute("SET disabled_optimizers = 'build_side_probe_side'")
     try:
         _Views(con, config, store, snapshot, table).make()
         yield con
