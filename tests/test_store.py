@@ -122,3 +122,14 @@ def test_a_table_is_refused_while_one_above_it_is_older_than_what_it_was_made_fr
     write(store, [4])
     with pytest.raises(UserError, match=f"vocabulary/user of snapshot {S} is stale: raw_edges.*`twhin vocabulary --sn"):
         store.refuse_stale(S, ["training_set/positives"])
+
+
+def test_parquet_files_are_read_wherever_they_are_and_local_ones_without_python_in_between(store, monkeypatch):
+    write(store, [1, 2, 3])
+    (path,) = store.files("raw_edges", S)
+    if store.is_local:
+        # What Python reads for Arrow may outlive the interpreter in a thread of Arrow's, and abort it.
+        monkeypatch.setattr(store.fs, "open", lambda *_args, **_options: pytest.fail("opened by Python"))
+    with store.parquet(path) as file:
+        assert file.metadata.num_rows == 3
+        assert file.read()["a"].to_pylist() == [1, 2, 3]

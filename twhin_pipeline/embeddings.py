@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from twhin_pipeline.entity_table import BATCH_ROWS, EntityTable, UnknownId
@@ -250,8 +249,8 @@ def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
 def _relation_rows(store: Store, manifest: Manifest) -> dict[str, torch.Tensor]:
     rows: dict[str, torch.Tensor] = {}
     for path in store.files_of(manifest):
-        with store.fs.open(path, "rb") as file:
-            rows |= parameters_of(pq.read_table(file, columns=["relation", "embedding"]))
+        with store.parquet(path) as file:
+            rows |= parameters_of(file.read(columns=["relation", "embedding"]))
     return rows
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from twhin_pipeline.array_cache import cached
 from twhin_pipeline.errors import UserError
@@ -120,8 +119,7 @@ def _build(store: Store, manifest: Manifest, folder: Path) -> None:
     ids: list[pa.Array] = []
     at = 0
     for path in store.files_of(manifest):
-        with store.fs.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
+        with store.parquet(path) as parquet:
             if vectors is None:
                 dim = parquet.schema_arrow.field("embedding").type.list_size
                 vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, (manifest.rows, dim))

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
@@ -96,8 +95,8 @@ def _encode(batch: pa.RecordBatch, vectors: np.ndarray, schema: pa.Schema, optio
 
 def _batches(store: Store, files: list[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
     for path in files:
-        with store.fs.open(path, "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=columns):
+        with store.parquet(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 if len(batch):
                     yield batch
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from twhin_pipeline.array_cache import cached
 from twhin_pipeline.config import TwhinConfig
@@ -163,8 +162,8 @@ class ModelTables:
     def blocks(self, name: str) -> Iterator[tuple[Array, Array]]:
         """Stream a table: rows int64 [n] and vectors float32 [n, D], in the order of rows."""
         for path in self.parts(name):
-            with self.store.fs.open(path, "rb") as file:
-                for batch in pq.ParquetFile(file).iter_batches(BLOCK):
+            with self.store.parquet(path) as file:
+                for batch in file.iter_batches(BLOCK):
                     yield batch.column("row").to_numpy(), vectors_of(batch.column("embedding"))
 
     def rows(self, name: str) -> int:
@@ -193,8 +192,8 @@ class ModelTables:
 
     def read(self, name: str) -> pa.Table:
         """Read `relations`, `losses` or `metrics` whole."""
-        with self.store.fs.open(f"{self.folder}/{name}.parquet", "rb") as file:
-            return pq.read_table(file)
+        with self.store.parquet(f"{self.folder}/{name}.parquet") as file:
+            return file.read()
 
     def _write_mapped(self, folder: Path) -> None:
         for name in self.names:

@@ -123,6 +123,20 @@ class Store:
         base = self.path(manifest.asset, manifest.snapshot, manifest.version)
         return [f"{base}/{file['path']}" for file in manifest.files if file["path"].endswith(".parquet")]
 
+    @contextmanager
+    def parquet(self, path: str) -> Iterator[pq.ParquetFile]:
+        """Open one of the store's Parquet files (a path or URL, as `files` gives them).
+
+        Arrow opens local files by itself: of one that Python reads for it a thread of Arrow's may hold a part when the
+        interpreter ends, which aborts the process (exit code 134).
+        """
+        if self.is_local:
+            with pq.ParquetFile(path) as file:
+                yield file
+        else:
+            with self.fs.open(path, "rb") as opened, pq.ParquetFile(opened, pre_buffer=False) as file:
+                yield file
+
     def dataset(self, asset: str, snapshot: str) -> ds.Dataset:
         """Open the table as an Arrow dataset, its files in order."""
         files = self.files(asset, snapshot)
@@ -234,8 +248,7 @@ class Draft:
         for name in names:
             entry: dict[str, Any] = {"path": name, "bytes": int(fs.size(f"{self.location}/{name}"))}
             if name.endswith(".parquet"):
-                with fs.open(f"{self.location}/{name}", "rb") as file:
-                    parquet = pq.ParquetFile(file)
+                with self.store.parquet(f"{self.location}/{name}") as parquet:
                     entry["rows"] = parquet.metadata.num_rows
                     schema = schema or {f.name: str(f.type) for f in parquet.schema_arrow}
             files.append(entry)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
@@ -56,8 +55,8 @@ class Positives:
         parts: dict[str, list[Array]] = {name: [] for name in ("chunk", "rel", "lhs", "rhs", "weight")}
         dtypes = {"chunk": np.int32, "rel": np.int32, "lhs": dtype, "rhs": dtype, "weight": np.float32}
         for path in store.files_of(manifest):
-            with store.fs.open(path, "rb") as file:
-                for batch in pq.ParquetFile(file).iter_batches(1 << 20, columns=list(parts)):
+            with store.parquet(path) as file:
+                for batch in file.iter_batches(1 << 20, columns=list(parts)):
                     for name, arrays in parts.items():
                         arrays.append(batch.column(name).to_numpy(zero_copy_only=False).astype(dtypes[name]))
         joined = {name: np.concatenate(arrays) if arrays else np.zeros(0, int) for name, arrays in parts.items()}
@@ -107,8 +106,7 @@ class Negatives:
         columns = ["row", "mask_position", "mask_candidate", *(["log_q"] if log_q else [])]
         found: tuple[list[Array], list[Array]] = ([], [])
         lists: tuple[dict[str, list[pa.Array]], ...] = ({name: [] for name in columns}, {name: [] for name in columns})
-        with store.fs.open(path, "rb") as file:
-            parquet = pq.ParquetFile(file)
+        with store.parquet(path) as parquet:
             if not set(columns) <= set(parquet.schema_arrow.names):
                 raise _no_log_q(path)
             for batch in parquet.iter_batches(256, columns=["chunk", "side", *columns]):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from twhin_pipeline import database
 from twhin_pipeline.config import TwhinConfig
@@ -30,13 +29,13 @@ def sample(store: Store, manifest: Manifest, size: int = SAMPLE) -> Sample:
     """Take about `size` vectors of an embedding table, from at most eight evenly spaced row groups."""
     groups: list[tuple[str, int]] = []
     for path in store.files_of(manifest):
-        with store.fs.open(path, "rb") as file:
-            groups += [(path, i) for i in range(pq.ParquetFile(file).num_row_groups)]
+        with store.parquet(path) as file:
+            groups += [(path, i) for i in range(file.num_row_groups)]
     chosen = [groups[i] for i in np.unique(np.linspace(0, len(groups) - 1, min(8, len(groups))).astype(int))]
     tables = []
     for path, group in chosen:
-        with store.fs.open(path, "rb") as file:
-            tables.append(pq.ParquetFile(file).read_row_group(group, columns=["row", "embedding"]))
+        with store.parquet(path) as file:
+            tables.append(file.read_row_group(group, columns=["row", "embedding"]))
     table = pa.concat_tables(tables)
     table = table.take(np.unique(np.linspace(0, len(table) - 1, min(size, len(table))).astype(np.int64)))
     vectors = table["embedding"].combine_chunks()

@@ -130,7 +130,7 @@ def _pretrained(table: TableConfig, origin: str) -> Vectors:
 
 def _vectors_in(opened: Any, origin: str) -> Vectors:
     try:
-        parquet = pq.ParquetFile(opened)
+        parquet = pq.ParquetFile(opened, pre_buffer=False)
     except pa.ArrowInvalid as error:
         raise UserError(f"{origin}: cannot be read as Parquet ({error}); mend the path") from error
     missing = {"id", "embedding"} - set(parquet.schema_arrow.names)
