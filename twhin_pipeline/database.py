@@ -59,20 +59,35 @@ def register(con: duckdb.DuckDBPyConnection, url: str) -> None:
     con.register_filesystem(fs)
 
 
+_KINDS = ("Out of Memory Error", "IO Error", "Invalid Input Error", "Conversion Error")
+
+
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Turn DuckDB's errors that a user can mend into a UserError that begins with `what`."""
     try:
         yield
-    except duckdb.OutOfMemoryException as error:
-        raise UserError(
-            f"{what}: out of memory ({_first_line(error)}); raise launch.duckdb_memory_limit, lower "
-            "launch.duckdb_threads, or point TMPDIR at a larger disk"
-        ) from error
-    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
-        raise UserError(
-            f"{what}: cannot be read ({_first_line(error)}); is it whole, and of the format said?"
-        ) from error
+    except (duckdb.Error, OSError) as error:
+        kind = _kind(error)
+        if kind == "Out of Memory Error":
+            raise UserError(
+                f"{what}: out of memory ({_first_line(error)}); raise launch.duckdb_memory_limit, lower "
+                "launch.duckdb_threads, or point TMPDIR at a larger disk"
+            ) from error
+        if kind:
+            raise UserError(
+                f"{what}: cannot be read ({_first_line(error)}); is it whole, and of the format said?"
+            ) from error
+        raise
+
+
+def _kind(error: Exception) -> str:
+    """Return what DuckDB calls an error, such as `IO Error`; empty where it is no error of DuckDB's.
+
+    Its messages begin so. One that is met while Arrow reads a result from it comes as Arrow's own OSError, with the
+    message alone.
+    """
+    return next((kind for kind in _KINDS if str(error).startswith(f"{kind}: ")), "")
 
 
 def literal(value: str) -> str:

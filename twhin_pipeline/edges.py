@@ -30,9 +30,9 @@ OUTSIDE_WINDOW = "outside window"
 MALFORMED = "malformed line"
 OUT_OF_RANGE = "index out of range"
 MOST_RELATIONS = 100_000
+"""With `"*"` in model.relations, more names than this are taken for a mistake: an id's column for the relations'."""
 # Relation and ranks of both ends are one number of 64 bits to sort by, where there are fewer than so many of them.
 PACKED_KEYS = 2**64
-"""With `"*"` in model.relations, more names than this are taken for a mistake: an id's column for the relations'."""
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 # What the scan calls a row's file and its number in it; the second is DuckDB's own name.
 FILE_COLUMN, ROW_COLUMN = "twhin_file", "file_row_number"

@@ -30,7 +30,7 @@ REST = 0.2
 
 
 class Rates(BaseModel):
-    """Rates of one rank while all ranks of its node work, in 10^9 a second."""
+    """Rates of one rank while all ranks of its node work: 10^9 a second, where a name does not say another unit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
