@@ -16,8 +16,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBat
 from torch import nn
 
 from twhin_pipeline import team
-from twhin_pipeline.row_optimizers import ROWS_A_THREAD, summed_rows
-from twhin_pipeline.team import TeamLoop
+from twhin_pipeline.row_optimizers import summed_rows
+from twhin_pipeline.team import ROWS_A_THREAD, TeamLoop
 
 _UPDATES: dict[EmbOptimType, TeamLoop] = {
     EmbOptimType.EXACT_ROWWISE_ADAGRAD: team.rowwise_adagrad,

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import carray
 
-from twhin_pipeline.compiled import compiled
+from twhin_pipeline.compiled import compiled, pointer
 
 Array = np.ndarray[Any, Any]
 
@@ -150,6 +151,65 @@ def softmax(logits: Array, share: Array, total: Array) -> None:
         part = np.float32(1) / whole
         for j in range(len(row)):
             out[j] *= part
+
+
+@compiled()
+def gather(address: Array, out: Array) -> None:
+    """Write the rows, `float32 [D]`, at `address` (int64 `[M]`) to `out [M, D]`."""
+    size = out.shape[1]
+    for i in range(len(address)):
+        row, to = carray(pointer(address[i]), (size,), np.float32), out[i]
+        for d in range(size):
+            to[d] = row[d]
+
+
+@compiled()
+def sums(address: Array, start: Array, out: Array) -> None:
+    """Write sums of rows, `float32 [D]`, each in the order of its rows.
+
+    Args:
+        address: `int64 [M]` the rows, one sum's after another's.
+        start: `int64 [U + 1]` where each sum's begin in `address`, and where the last one's end.
+        out: `float32 [U, D]`, written: 0 where a sum has no rows.
+    """
+    size = out.shape[1]
+    for u in range(len(out)):
+        total = out[u]
+        if start[u] == start[u + 1]:
+            total[:] = 0
+            continue
+        row = carray(pointer(address[start[u]]), (size,), np.float32)
+        for d in range(size):
+            total[d] = row[d]
+        for i in range(start[u] + 1, start[u + 1]):
+            row = carray(pointer(address[i]), (size,), np.float32)
+            for d in range(size):
+                total[d] += row[d]
+
+
+@compiled()
+def grouped(place: Array, value: Array, start: Array, out: Array) -> None:
+    """Write `value [M]` (int64) to `out [M]` by `place`, otherwise in their order (a counting sort).
+
+    Args:
+        place: `int64 [M]`, each below U.
+        value: What belongs to each.
+        start: `int64 [U + 1]`, written: where each place's values begin in `out`, and their number.
+        out: Written.
+    """
+    start[:] = 0
+    for p in place:
+        start[p + 1] += 1
+    for u in range(1, len(start)):
+        start[u] += start[u - 1]
+    for i in range(len(place)):
+        p = place[i]
+        out[start[p]] = value[i]
+        start[p] += 1
+    # Each place's beginning has moved to its end, which is the next one's beginning.
+    for u in range(len(start) - 1, 0, -1):
+        start[u] = start[u - 1]
+    start[0] = 0
 
 
 @compiled(fastmath={"reassoc", "nsz", "contract"})

@@ -17,7 +17,7 @@ from twhin_pipeline.all_candidates import AllCandidates, mask_logits
 from twhin_pipeline.batch import SIDES, EdgeBatch, Side
 from twhin_pipeline.losses import Loss
 from twhin_pipeline.operators import penalty
-from twhin_pipeline.rows import dropout, pick, take
+from twhin_pipeline.rows import Rows, dropout, pick, take
 from twhin_pipeline.scorer import Scorer
 from twhin_pipeline.sections.model import TwhinModelConfig
 
@@ -68,14 +68,14 @@ class TwhinModel(nn.Module):
         )
         self.scorer = Scorer(model_config).to(device)
 
-    def lookup(self, ids: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def lookup(self, ids: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """Look up rows of all tables at once; those longer than `model.max_norm` come scaled down to it.
 
         Args:
             ids: Table to `int64 [U_t]`.
 
         Returns:
-            `float32 [sum of U_t, D]`, in the configuration's order of tables.
+            `float32 [U_t, D]` of each table, in the configuration's order.
         """
         rows = [ids[table] for table in self.tables]
         features = KeyedJaggedTensor(
@@ -85,10 +85,37 @@ class TwhinModel(nn.Module):
             stride=1,
         )
         found = self.embeddings(features)
-        vectors = torch.cat([found[table].values() for table in self.tables])
+        vectors = [found[table].values().float() for table in self.tables]
         if self.max_norm is None:
             return vectors
-        return vectors * (self.max_norm / vectors.norm(dim=1, keepdim=True).clamp(min=self.max_norm))
+        return [v * (self.max_norm / v.norm(dim=1, keepdim=True).clamp(min=self.max_norm)) for v in vectors]
+
+    def _rows(self, batch: EdgeBatch) -> tuple[list[Rows], torch.Tensor]:
+        """Return the batch's rows of each table, and the penalty on them and on the operators, a scalar.
+
+        A table that is whole on this CPU is handed on itself, where its rows are used as they are: they are then copied
+        once, to where they are used.
+        """
+        as_they_are = self.max_norm is None and not (self.regularization.entities or batch.everything)
+        if as_they_are and not (self.training and self.dropout) and (weights := self._whole_tables()):
+            rows = [Rows(weight, batch.ids[table]) for table, weight in weights.items()]
+            return rows, self._operators_penalty(batch)
+        vectors = self.lookup(batch.ids)
+        total = self._operators_penalty(batch) + self._entities_penalty(vectors, batch)
+        return [Rows(dropout(v, self.dropout) if self.training else v) for v in vectors], total
+
+    def _whole_tables(self) -> dict[str, torch.Tensor]:
+        """Return the tables' weights where all are whole on this CPU, of float32, with sparse gradients; else none."""
+        if not isinstance(self.embeddings, EmbeddingCollection):
+            return {}
+        found = {}
+        for table in self.tables:
+            embedding = self.embeddings.embeddings[table]
+            assert isinstance(embedding, nn.Embedding)
+            weight = embedding.weight
+            if embedding.sparse and weight.device.type == "cpu" and weight.dtype == torch.float32:
+                found[table] = weight
+        return found if len(found) == len(self.tables) else {}
 
     def forward(self, batch: EdgeBatch) -> Outputs:
         """Score a batch's edges and, on the sides that its relations replace, their queries with their candidates.
@@ -104,13 +131,11 @@ class TwhinModel(nn.Module):
             of these logits, `{side}_everything`: a list of AllCandidates, of all chunks that replace the side. Padding
             has scores without meaning, and edges of weight 0.
         """
-        vectors = self.lookup(batch.ids)
-        outputs: Outputs = {"penalty": self._penalty(vectors, batch)}
-        if self.training:
-            vectors = dropout(vectors, self.dropout)
+        rows, total = self._rows(batch)
+        outputs: Outputs = {"penalty": total}
         # One gather for all, so that a step has one gradient of the batch's rows.
         pool_index = [] if batch.everything else [getattr(batch, f"{side}_pool_index") for side in batch.sides]
-        heads, tails, *found = take(vectors, batch.rhs_query_index, batch.lhs_query_index, *pool_index)
+        heads, tails, *found = take(rows, batch.rhs_query_index, batch.lhs_query_index, *pool_index)
         pools: dict[Side, torch.Tensor] = dict(zip(batch.sides, found, strict=False))
         scorer, relation = self.scorer, batch.relation
         queries: dict[Side, torch.Tensor] = {"rhs": scorer.queries("rhs", heads, relation)}
@@ -130,7 +155,7 @@ class TwhinModel(nn.Module):
         for side in batch.sides:
             outputs[f"{side}_positive"] = positive[side]
             if batch.everything:
-                outputs[f"{side}_everything"] = self._everything(side, batch, vectors, queries[side])
+                outputs[f"{side}_everything"] = self._everything(side, batch, rows, queries[side])
             else:
                 outputs[f"{side}_logits"] = self._masked(side, batch, logits[side])
         return outputs
@@ -176,9 +201,7 @@ class TwhinModel(nn.Module):
         mask_logits(logits, getattr(batch, f"{side}_mask").unbind(1))
         return logits
 
-    def _everything(
-        self, side: Side, batch: EdgeBatch, vectors: torch.Tensor, queries: torch.Tensor
-    ) -> list[AllCandidates]:
+    def _everything(self, side: Side, batch: EdgeBatch, rows: list[Rows], queries: torch.Tensor) -> list[AllCandidates]:
         """Group the chunks that replace a side by their candidates: a type's, or, where it matters, a relation's.
 
         Memory is `N * D` a group; operators on candidates make a group of each relation in the step.
@@ -189,13 +212,12 @@ class TwhinModel(nn.Module):
         for chunk, relation in enumerate(batch.relation.tolist()):
             if replaced[chunk]:
                 groups.setdefault((self.types[side][relation], relation if by_relation else -1), []).append(chunk)
-        parts = dict(zip(self.tables, vectors.split([len(batch.ids[table]) for table in self.tables]), strict=True))
         found = []
         for (table, _), chunks in groups.items():
-            chosen = torch.zeros(len(batch.relation), dtype=torch.bool, device=vectors.device)
+            chosen = torch.zeros(len(batch.relation), dtype=torch.bool, device=queries.device)
             chosen[chunks] = True
             relation = batch.relation[chunks[:1]]
-            entities = parts[table]
+            entities = rows[self.tables.index(table)].matrix
             if table in batch.sample:
                 (entities,) = take(entities, batch.sample[table])
             candidates = self.scorer.candidates(side, entities.unsqueeze(0), relation).squeeze(0)
@@ -203,28 +225,33 @@ class TwhinModel(nn.Module):
             found.append(AllCandidates.of_chunks(side, batch, chosen, queries, candidates, self.scorer.compare, log_q))
         return found
 
-    def _penalty(self, vectors: torch.Tensor, batch: EdgeBatch) -> torch.Tensor:
-        """Return `model.regularization`'s penalty on what the batch's edges use, a scalar.
+    def _entities_penalty(self, vectors: list[torch.Tensor], batch: EdgeBatch) -> torch.Tensor:
+        """Return `model.regularization`'s penalty on the vectors that the batch's edges use, a scalar.
 
         Edges count alike, whatever their or their relation's weight (only those of weight 0 do not count): the weights
         say how much an edge is believed, not how large its vectors may be.
         """
         config = self.regularization
-        total = vectors.new_zeros(())
+        if not config.entities:
+            return vectors[0].new_zeros(())
+        whole = torch.cat(vectors)
         real = batch.weight > 0
-        if config.entities:
-            index = torch.cat([batch.lhs_index[real], batch.rhs_index[real]])
-            count = torch.bincount(index, minlength=len(vectors))
-            rows = count.nonzero().squeeze(1)
-            each = penalty(F.embedding(rows, vectors), config.norm, self.scorer.complex)
-            total = total + config.entities * (each * count[rows] if config.degree_weighted else each).sum()
-        if config.operators:
-            if config.degree_weighted:
-                operators = self.scorer.penalty(batch.relation, config.norm) * real.sum(1)
-            else:
-                operators = self.scorer.penalty(batch.relation.unique(), config.norm)
-            total = total + config.operators * operators.sum()
-        return total
+        index = torch.cat([batch.lhs_index[real], batch.rhs_index[real]])
+        count = torch.bincount(index, minlength=len(whole))
+        rows = count.nonzero().squeeze(1)
+        each = penalty(F.embedding(rows, whole), config.norm, self.scorer.complex)
+        return config.entities * (each * count[rows] if config.degree_weighted else each).sum()
+
+    def _operators_penalty(self, batch: EdgeBatch) -> torch.Tensor:
+        """Return the penalty on the operators that the batch's edges use, a scalar."""
+        config = self.regularization
+        if not config.operators:
+            return batch.weight.new_zeros(())
+        if config.degree_weighted:
+            operators = self.scorer.penalty(batch.relation, config.norm) * (batch.weight > 0).sum(1)
+        else:
+            operators = self.scorer.penalty(batch.relation.unique(), config.norm)
+        return config.operators * operators.sum()
 
 
 class ModelAndLoss(nn.Module):

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from twhin_pipeline import team
-from twhin_pipeline.team import TeamLoop
-
-# Fewer are not worth a second thread.
-ROWS_A_THREAD = 500
+from twhin_pipeline import radix, team
+from twhin_pipeline.rows import added_up
+from twhin_pipeline.team import ROWS_A_THREAD, TeamLoop
 
 
 class RowOptimizer(Optimizer):
@@ -93,6 +91,9 @@ def summed_rows(rows: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor,
     """
     if bool((rows[1:] > rows[:-1]).all()):
         return rows, values
+    if rows.device.type == "cpu" and values.dtype == torch.float32:
+        distinct, _, place = (torch.from_numpy(x) for x in radix.unique(rows.numpy()))
+        return distinct, added_up(place, [values], len(distinct))
     unique, place = rows.unique(return_inverse=True)
     return unique, values.new_zeros(len(unique), values.shape[1]).index_add_(0, place, values)
 

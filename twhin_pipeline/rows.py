@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from twhin_pipeline import kernels, team
+from twhin_pipeline.team import ROWS_A_THREAD
 
-def take(x: torch.Tensor, *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+
+class Rows(NamedTuple):
+    """A table's rows that a batch uses."""
+
+    matrix: torch.Tensor
+    """`[N, D]`: the table; or these rows alone, already looked up."""
+    ids: torch.Tensor | None = None
+    """`int64 [U]` the rows of the table, each once; None where `matrix` has them alone, in order."""
+
+    def __len__(self) -> int:
+        return len(self.matrix if self.ids is None else self.ids)
+
+    def looked_up(self) -> torch.Tensor:
+        """Return the rows, `[U, D]`; a table's gradient is sparse."""
+        return self.matrix if self.ids is None else F.embedding(self.ids, self.matrix, sparse=True)
+
+
+def take(x: torch.Tensor | Sequence[Rows], *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return `x[i]` for each index: of `x [U, D]` and `i` int64 `[...]`, `[..., D]`.
 
-    Several indices into the same matrix cost one gradient of its size, and not one each.
+    Several indices into the same matrix cost one gradient of its size, and not one each. `x` may be the rows of several
+    tables, end to end: of such on the CPU, each row is copied once, and its gradients are added up in one pass.
+
+    Raises:
+        IndexError: A row is not there.
     """
-    found: tuple[torch.Tensor, ...] = _Take.apply(x, *index)
+    if isinstance(x, torch.Tensor):
+        x = [Rows(x)]
+    found: tuple[torch.Tensor, ...]
+    if all(part.matrix.device.type == "cpu" and part.matrix.dtype == torch.float32 for part in x):
+        found = _TakeByAddress.apply([part.ids for part in x], *(part.matrix for part in x), *index)
+        return found
+    whole = x[0].looked_up() if len(x) == 1 else torch.cat([part.looked_up() for part in x])
+    found = _Take.apply(whole, *index)
     return found
 
 
@@ -36,6 +68,72 @@ class _Take(torch.autograd.Function):
         for index, gradient in zip(ctx.saved_tensors, gradients, strict=True):
             add_to_rows(total, index.flatten(), gradient.reshape(-1, ctx.shape[1]))
         return total, *(None for _ in gradients)
+
+
+class _TakeByAddress(torch.autograd.Function):
+    """`_Take` of matrices in the CPU's memory: rows and their gradients are found by where they lie."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: list[torch.Tensor | None], *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        matrices, index = [x.contiguous() for x in given[: len(rows)]], given[len(rows) :]
+        size = matrices[0].shape[1]
+        address = torch.cat([_addresses(matrix, row) for matrix, row in zip(matrices, rows, strict=True)])
+        place = torch.cat([i.flatten() for i in index])
+        out = matrices[0].new_empty(len(place), size)
+        team.gather(len(place), ROWS_A_THREAD, address.index_select(0, place).numpy(), out.numpy())
+        ctx.save_for_backward(place, *(row for row in rows if row is not None))
+        ctx.indexed = [row is not None for row in rows]
+        ctx.shapes = [matrix.shape for matrix in matrices]
+        ctx.lengths = [len(matrix) if row is None else len(row) for matrix, row in zip(matrices, rows, strict=True)]
+        ctx.sizes = [i.numel() for i in index]
+        ctx.set_materialize_grads(False)
+        return tuple(part.view(*i.shape, size) for part, i in zip(out.split(ctx.sizes), index, strict=True))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+        place, *rows = ctx.saved_tensors
+        # An output that nothing used has no gradient.
+        there = [(p, g) for p, g in zip(place.split(ctx.sizes), gradients, strict=True) if g is not None]
+        if not there:
+            return None, *(None for _ in ctx.shapes), *(None for _ in gradients)
+        vectors = [g.reshape(-1, ctx.shapes[0][1]) for _, g in there]
+        total = added_up(torch.cat([p for p, _ in there]), vectors, sum(ctx.lengths))
+        found = []
+        for part, shape, indexed in zip(total.split(ctx.lengths), ctx.shapes, ctx.indexed, strict=True):
+            if indexed:
+                part = torch.sparse_coo_tensor(rows.pop(0).unsqueeze(0), part, shape, check_invariants=False)
+            found.append(part)
+        return None, *found, *(None for _ in gradients)
+
+
+def added_up(place: torch.Tensor, rows: Sequence[torch.Tensor], count: int) -> torch.Tensor:
+    """Add up rows on the CPU, each row once read, and each sum in the order of its rows.
+
+    Args:
+        place: `int64 [M]`, each below `count`: the sum that a row belongs to.
+        rows: `float32 [m, D]` each, M in all.
+        count: Of the sums.
+
+    Returns:
+        `float32 [count, D]`, 0 where no row belongs.
+    """
+    rows = [part.contiguous() for part in rows]
+    address = torch.cat([_addresses(part) for part in rows])
+    start, grouped = np.empty(count + 1, np.int64), np.empty(len(place), np.int64)
+    kernels.grouped(place.numpy(), address.numpy(), start, grouped)
+    total = torch.empty(count, rows[0].shape[1])
+    team.sums(count, ROWS_A_THREAD, grouped, start, total.numpy())
+    return total
+
+
+def _addresses(matrix: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """Return where in memory the rows of `matrix [N, D]` begin, all or those at `rows` (int64 `[U]`): int64."""
+    if rows is None:
+        rows = torch.arange(len(matrix))
+    elif len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(matrix):
+        raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a table that has {len(matrix)}")
+    return rows * (matrix.shape[1] * matrix.element_size()) + matrix.data_ptr()
 
 
 def starts(x: torch.Tensor) -> torch.Tensor:

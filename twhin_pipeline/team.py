@@ -16,14 +16,14 @@ import numba
 import numpy as np
 import torch
 from numba import carray, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from twhin_pipeline import kernels
-from twhin_pipeline.compiled import compiled
+from twhin_pipeline.compiled import compiled, pointer
 
 Array = np.ndarray[Any, Any]
 
+# Fewer are not worth a second thread.
+ROWS_A_THREAD = 500
 _HEAD, _SLOT = 1, 3
 _thread_number: Any = types.ExternalFunction("omp_get_thread_num", types.int32())
 _team_size: Any = types.ExternalFunction("omp_get_num_threads", types.int32())
@@ -91,34 +91,36 @@ def _runtime() -> Any:
     return library
 
 
-def _to_pointer(typing: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), generate
-
-
-_pointer: Any = intrinsic(_to_pointer)
-
-
 @compiled(inline="always")
 def floats(frame: Array, i: int) -> Any:
     """Return argument `i`, `float32 [N, D]`."""
     at = _HEAD + _SLOT * i
-    return carray(_pointer(frame[at]), (frame[at + 1], frame[at + 2]), np.float32)
+    return carray(pointer(frame[at]), (frame[at + 1], frame[at + 2]), np.float32)
 
 
 @compiled(inline="always")
 def integers(frame: Array, i: int) -> Any:
     """Return argument `i`, `int64 [N]`."""
     at = _HEAD + _SLOT * i
-    return carray(_pointer(frame[at]), (frame[at + 1],), np.int64)
+    return carray(pointer(frame[at]), (frame[at + 1],), np.int64)
 
 
 @compiled(inline="always")
 def number(frame: Array, i: int) -> Any:
     """Return argument `i`, a float."""
     return frame[_HEAD + _SLOT * i : _HEAD + _SLOT * i + 1].view(np.float64)[0]
+
+
+@TeamLoop
+def gather(first: int, last: int, frame: Array) -> None:
+    """Share `kernels.gather` by rows; arguments as its."""
+    kernels.gather(integers(frame, 0)[first:last], floats(frame, 1)[first:last])
+
+
+@TeamLoop
+def sums(first: int, last: int, frame: Array) -> None:
+    """Share `kernels.sums` by sums; arguments as its."""
+    kernels.sums(integers(frame, 0), integers(frame, 1)[first : last + 1], floats(frame, 2)[first:last])
 
 
 @TeamLoop
