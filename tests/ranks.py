@@ -191,9 +191,10 @@ def refusals() -> dict[str, str]:
     for name, config, launch in (
         ("memory", configured(ROWWISE), LaunchConfig(hbm_gib=1e-6)),
         ("adam", configured({"adam": {"lr": 0.1}}), LaunchConfig()),
+        ("rmsprop", configured({"rmsprop": {"lr": 0.1}}), LaunchConfig()),
     ):
-        model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
         try:
+            model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
             maybe_shard_model(model, "cpu", launch)
         except UserError as error:
             told[name] = str(error)

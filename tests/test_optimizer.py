@@ -7,7 +7,7 @@ import torch
 from twhin_pipeline.losses import LOSSES
 from twhin_pipeline.model import TwhinModel, TwhinModelAndLoss
 from twhin_pipeline.optimizer import apply_optimizers, assign_groups, build_optimizer
-from twhin_pipeline.row_optimizers import RowAdagrad, RowAdam, RowSgd, RowwiseAdagrad
+from twhin_pipeline.row_optimizers import RowAdagrad, RowAdam, RowRmsprop, RowSgd, RowwiseAdagrad
 from twhin_pipeline.sections.training import LossConfig
 from twhin_pipeline.sharding import init_tables, table_weights
 
@@ -16,6 +16,7 @@ ALGORITHMS = {
     "adagrad": {"adagrad": {"lr": 0.1, "eps": 1e-8}},
     "rowwise_adagrad": {"rowwise_adagrad": {"lr": 0.1}},
     "adam": {"adam": {"lr": 0.1}},
+    "rmsprop": {"rmsprop": {"lr": 0.1}},
 }
 
 
@@ -102,13 +103,30 @@ def test_rowwise_adagrad_divides_by_the_root_of_the_rows_mean_squared_gradients(
     assert optimizer.state[weight]["momentum1"].tolist() == [0.0, 25.0, 0.0]
 
 
+def test_rmsprop_of_some_rows_at_a_time_is_adam_without_momentum_over_the_whole_table():
+    torch.manual_seed(0)
+    mine = torch.nn.Embedding(6, 4, sparse=True)
+    theirs = torch.nn.Embedding.from_pretrained(mine.weight.detach().clone(), freeze=False)
+    ours = RowRmsprop([mine.weight], lr=0.3, decay=0.9, eps=1e-7)
+    reference = torch.optim.Adam([theirs.weight], lr=0.3, betas=(0.0, 0.9), eps=1e-7)
+    for step, ids in enumerate(([0, 1, 1], [2], [2, 4], [3], [0, 4], [0, 1, 2, 3, 4, 5], [5], [1, 0])):
+        for table, optimizer in ((mine, ours), (theirs, reference)):
+            optimizer.zero_grad()
+            (table(torch.tensor(ids)) * (step + 1)).sin().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(mine.weight, theirs.weight)
+
+
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_a_gradient_of_all_rows_makes_the_steps_of_gradients_of_each_half(name):
     """1-vs-all gives every row a gradient, which takes another way through the optimizer."""
-    rows = {"sgd": RowSgd, "adagrad": RowAdagrad, "rowwise_adagrad": RowwiseAdagrad, "adam": RowAdam}[name]
-    options = {"sgd": {"lr": 0.1}, "adam": {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-7}}.get(
-        name, {"lr": 0.1, "eps": 1e-8}
-    )
+    rows, options = {
+        "sgd": (RowSgd, {"lr": 0.1}),
+        "adagrad": (RowAdagrad, {"lr": 0.1, "eps": 1e-8}),
+        "rowwise_adagrad": (RowwiseAdagrad, {"lr": 0.1, "eps": 1e-8}),
+        "adam": (RowAdam, {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-7}),
+        "rmsprop": (RowRmsprop, {"lr": 0.1, "decay": 0.99, "eps": 1e-7}),
+    }[name]
     gradients = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))
     tables = [torch.nn.Parameter(torch.ones(8, 4)) for _ in range(3)]
     optimizers = [rows([table], **options) for table in tables]

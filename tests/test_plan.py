@@ -42,6 +42,7 @@ ROWS = {"user": (1000, "--rows"), "item": (301, "--rows")}
         ({"rowwise_adagrad": {"lr": 0.1}}, 4 * 1000),
         ({"adagrad": {"lr": 0.1}}, 4 * 1000 * 8),
         ({"adam": {"lr": 0.1}}, 8 * 1000 * 8),
+        ({"rmsprop": {"lr": 0.1}}, 4 * 1000 * 8 + 4 * 1000),
     ],
 )
 def test_optimizer_state_is_that_of_the_algorithm(optimizer, state):

@@ -11,6 +11,7 @@ import pytest
 
 from twhin_pipeline import reference
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.sections.optimizer import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parent.parent
 FIELDS = sorted(
@@ -23,7 +24,7 @@ FIELDS = sorted(
 
 
 # The algorithm's own section and its rate are reached through properties of OptimizerConfig.
-READ_AS = dict.fromkeys(("sgd", "adam", "adagrad", "rowwise_adagrad"), "algorithm") | {"lr": "schedule"}
+READ_AS = dict.fromkeys(ALGORITHMS, "algorithm") | {"lr": "schedule"}
 # Only 1 is taken: the section itself refuses more, so there is nothing to read.
 REFUSED = {"gradient_accumulation"}
 

@@ -219,6 +219,7 @@ def rates(store: Store) -> list[float]:
         (10, scheduled_model("piecewise", "adagrad", "fp16")),
         (14, scheduled_model("ramp", "adam")),
         (18, scheduled_model("decay", "rowwise_adagrad")),
+        (6, scheduled_model("decay", "rmsprop")),
     ],
 )
 def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(

@@ -12,11 +12,12 @@ from torch.optim.optimizer import Optimizer
 from torchrec.optim.fused import FusedOptimizer, FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.model import TwhinModel
-from twhin_pipeline.row_optimizers import RowAdagrad, RowAdam, RowSgd, RowwiseAdagrad
+from twhin_pipeline.row_optimizers import RowAdagrad, RowAdam, RowRmsprop, RowSgd, RowwiseAdagrad
 from twhin_pipeline.schedules import GroupSchedule, rate_at
 from twhin_pipeline.sections.model import TwhinModelConfig
-from twhin_pipeline.sections.optimizer import Adagrad, Adam, OptimizerConfig, Sgd
+from twhin_pipeline.sections.optimizer import Adagrad, Adam, OptimizerConfig, Rmsprop, Sgd
 
 TRANSLATION = "translation"
 """The group of the operators' parameters; the configuration refuses a table of this name."""
@@ -37,6 +38,7 @@ _ROWS: dict[str, type[Optimizer]] = {
     "adagrad": RowAdagrad,
     "adam": RowAdam,
     "rowwise_adagrad": RowwiseAdagrad,
+    "rmsprop": RowRmsprop,
 }
 
 
@@ -47,6 +49,9 @@ def apply_optimizers(model: TwhinModel, model_config: TwhinModelConfig) -> Twhin
 
     Returns:
         `model`.
+
+    Raises:
+        UserError: A table that is to be sharded has an optimizer that no kernel does.
     """
     for table in model_config.embeddings.tables:
         embedding = model.embeddings.embeddings[table.name]
@@ -55,6 +60,12 @@ def apply_optimizers(model: TwhinModel, model_config: TwhinModelConfig) -> Twhin
         assert isinstance(weight, nn.Parameter)
         options = _table_options(table.optimizer)
         if weight.is_meta:
+            if table.optimizer.name not in _FUSED:
+                raise UserError(
+                    f"model.embeddings.tables: the optimizer of {table.name!r} is {table.optimizer.name}, for which "
+                    "fbgemm has no kernel; take rowwise_adagrad or adagrad, or train in one process on the CPU "
+                    "(launch.nproc_per_node 1)"
+                )
             # torchrec puts tables of equal options into one kernel, which has one rate: told apart by their schedules.
             options["_batch_key"] = table.optimizer.model_dump_json()
             _apply_optimizer_in_backward(_FUSED[table.optimizer.name], [weight], options)
@@ -189,6 +200,8 @@ def _table_options(config: OptimizerConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"lr": rate_at(config.schedule, 0, total_steps=1)}
     if isinstance(algorithm, Adam):
         options |= {"beta1": algorithm.betas[0], "beta2": algorithm.betas[1], "eps": algorithm.eps}
+    elif isinstance(algorithm, Rmsprop):
+        options |= {"decay": algorithm.decay, "eps": algorithm.eps}
     elif not isinstance(algorithm, Sgd):
         options["eps"] = max(algorithm.eps, MIN_EPS)
     return options
@@ -203,7 +216,7 @@ def _dense_optimizer(params: dict[str, nn.Parameter], config: OptimizerConfig) -
             return torch.optim.SGD(values, lr=rate, momentum=algorithm.momentum)
         if isinstance(algorithm, Adam):
             return torch.optim.Adam(values, lr=rate, betas=algorithm.betas, eps=algorithm.eps)
-        assert isinstance(algorithm, Adagrad), "the configuration refuses rowwise_adagrad here"
+        assert isinstance(algorithm, Adagrad), "the configuration refuses the others here"
         return torch.optim.Adagrad(values, lr=rate, eps=max(algorithm.eps, MIN_EPS))
 
     optimizer = KeyedOptimizerWrapper(params, make)

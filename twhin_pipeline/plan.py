@@ -267,6 +267,7 @@ def _table(table: TableConfig, rows: int, origin: str) -> TablePlan:
         "rowwise_adagrad": 4 * rows,
         "adagrad": 4 * elements,
         "adam": 8 * elements,
+        "rmsprop": 4 * elements + 4 * rows,
     }[table.optimizer.name]
     return TablePlan(table.name, rows, origin, elements * ELEMENT_BYTES[table.data_type], state)
 

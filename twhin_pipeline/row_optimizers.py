@@ -152,3 +152,28 @@ class RowAdam(RowOptimizer):
         second = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         root = second.div(1 - beta2**step).sqrt_().add_(group["eps"])
         return torch.div(first, root, out=root).mul_(group["lr"] / (1 - beta1**step))
+
+
+class RowRmsprop(RowOptimizer):
+    """`m = decay * m + (1 - decay) * g²; w -= lr * g / (sqrt(m / (1 - decay^step)) + eps)`, in every row at each step.
+
+    Without a gradient a row does not move and its m falls by itself, which is made up for when it has one again.
+    Options: `lr`, `decay`, `eps`.
+    """
+
+    def init_state(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return m, `momentum1 float32 [N, D]`; the steps up to which it is, `last_step [N]`; and `step []`."""
+        return {
+            "momentum1": torch.zeros_like(param, dtype=torch.float32, requires_grad=False),
+            "last_step": torch.zeros(len(param), device=param.device),
+            "step": torch.zeros(()),
+        }
+
+    def update(self, state: dict[str, torch.Tensor], grad: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        """Return the step."""
+        step, decay = float(state["step"].add_(1)), group["decay"]
+        fallen = decay ** (step - state["last_step"])
+        state["last_step"].fill_(step)
+        mean = state["momentum1"].mul_(fallen.unsqueeze(1)).addcmul_(grad, grad, value=1 - decay)
+        root = (mean / (1 - decay**step)).sqrt_().add_(group["eps"])
+        return torch.div(grad, root, out=root).mul_(group["lr"])

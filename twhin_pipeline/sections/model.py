@@ -205,8 +205,10 @@ class TwhinModelConfig(Section):
         for name in tables:
             if name not in used:
                 raise ValueError(f"table {name!r} is on no side of any relation; remove it or name it in a relation")
-        if self.translation_optimizer.rowwise_adagrad is not None:
-            raise ValueError("translation_optimizer: rowwise_adagrad is for tables; use adagrad, adam or sgd")
+        if self.translation_optimizer.name in ("rowwise_adagrad", "rmsprop"):
+            raise ValueError(
+                f"translation_optimizer: {self.translation_optimizer.name} is for tables; use adagrad, adam or sgd"
+            )
         return self
 
     def table(self, name: str) -> TableConfig:

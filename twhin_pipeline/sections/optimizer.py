@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from twhin_pipeline.sections.base import Section
+
+Algorithm = Literal["sgd", "adam", "adagrad", "rowwise_adagrad", "rmsprop"]
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 PositiveRate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -150,6 +153,22 @@ class RowwiseAdagrad(Section):
     """Added to the denominator."""
 
 
+class Rmsprop(Section):
+    """RMSprop (Tieleman and Hinton, 2012), its accumulator without bias as Adam's: Adam with a first beta of 0.
+
+    A row's mean of squared gradients falls also in steps in which the row has none, as if the whole table were updated:
+    rare entities take larger steps than frequent ones, and late steps are no smaller than early ones. It suits
+    retrieval graphs; it trains in one process, since fbgemm has no kernel for it. 4 bytes of state an element.
+    """
+
+    lr: PositiveRate
+    """The learning rate where no `learning_rate` schedule is given."""
+    decay: float = Field(0.999, ge=0, lt=1)
+    """By which the mean of squared gradients falls in a step."""
+    eps: float = Field(1e-7, gt=0)
+    """Added to the denominator."""
+
+
 class OptimizerConfig(Section):
     """Exactly one algorithm, and optionally a schedule that rules over its `lr`."""
 
@@ -161,24 +180,26 @@ class OptimizerConfig(Section):
     """Adagrad."""
     rowwise_adagrad: RowwiseAdagrad | None = None
     """Row-wise Adagrad; for tables only."""
+    rmsprop: Rmsprop | None = None
+    """RMSprop; for tables only."""
     learning_rate: LearningRate | None = None
     """A schedule. Where it is given it rules; else the algorithm's `lr` is constant."""
 
     @model_validator(mode="after")
     def _one(self) -> OptimizerConfig:
-        _exactly_one(self, ("sgd", "adam", "adagrad", "rowwise_adagrad"), "an optimizer")
+        _exactly_one(self, ALGORITHMS, "an optimizer")
         return self
 
     @property
-    def name(self) -> Literal["sgd", "adam", "adagrad", "rowwise_adagrad"]:
+    def name(self) -> Algorithm:
         """Which algorithm was chosen."""
-        for name in ("sgd", "adam", "adagrad", "rowwise_adagrad"):
+        for name in ALGORITHMS:
             if getattr(self, name) is not None:
                 return name
         raise AssertionError("validated above")
 
     @property
-    def algorithm(self) -> Sgd | Adam | Adagrad | RowwiseAdagrad:
+    def algorithm(self) -> Sgd | Adam | Adagrad | RowwiseAdagrad | Rmsprop:
         """The chosen algorithm's own section."""
         return getattr(self, self.name)
 
