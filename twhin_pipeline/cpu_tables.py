@@ -102,7 +102,7 @@ class _Rows(torch.autograd.Function):
             ]
             # All of a table's gradients make one step of a row, also where several ranks ask for it.
             index = torch.cat([ctx.indices[part] for part in parts])
-            rows, total = summed_rows(index, torch.cat([gradient[part] for part in parts]))
+            rows, total = summed_rows(index, *(gradient[part] for part in parts))
             momentum = states[table][0].view(-1 if rowwise else weight.shape)
             update(len(rows), ROWS_A_THREAD, *(x.numpy() for x in (weight, momentum, rows, total)), *rule)
         return None, None, None, None

@@ -83,19 +83,27 @@ class RowOptimizer(Optimizer):
         self.kernel(len(rows), ROWS_A_THREAD, *arrays, float(group["lr"]), float(group["eps"]))
 
 
-def summed_rows(rows: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the distinct `rows` (int64 `[M]`), ascending, `[U]`, and the sums of their `values [M, D]`, `[U, D]`.
+def summed_rows(rows: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the distinct `rows`, ascending, and the sums of what belongs to them.
 
     A batch looks up ascending ids, each once, and its gradient is then taken as it is: sorting it costs as much as an
     update does.
+
+    Args:
+        rows: `int64 [M]`.
+        values: `[m, D]` each, M in all.
+
+    Returns:
+        `int64 [U]` and `[U, D]`.
     """
     if bool((rows[1:] > rows[:-1]).all()):
-        return rows, values
-    if rows.device.type == "cpu" and values.dtype == torch.float32:
+        return rows, values[0] if len(values) == 1 else torch.cat(values)
+    if rows.device.type == "cpu" and values[0].dtype == torch.float32:
         distinct, _, place = (torch.from_numpy(x) for x in radix.unique(rows.numpy()))
-        return distinct, added_up(place, [values], len(distinct))
+        return distinct, added_up(place, values, len(distinct))
     unique, place = rows.unique(return_inverse=True)
-    return unique, values.new_zeros(len(unique), values.shape[1]).index_add_(0, place, values)
+    total = values[0].new_zeros(len(unique), values[0].shape[1])
+    return unique, total.index_add_(0, place, torch.cat(values))
 
 
 class RowSgd(RowOptimizer):
