@@ -16,7 +16,7 @@ from twhin_pipeline.distributed import Ranks, process_group
 from twhin_pipeline.negatives import sides_of
 from twhin_pipeline.optimizer import row_optimizer
 from twhin_pipeline.rates import Rates
-from twhin_pipeline.rows import add_to_rows
+from twhin_pipeline.rows import take
 
 REPEATS = 31
 # Larger than the caches, and small beside the memory of what trains.
@@ -91,12 +91,12 @@ def _rows(
 
 def _places(table: torch.Tensor, step: plan.Step, ranks: Ranks) -> float:
     """Return the GB/s of a step's vectors that are copied from the rows looked up, and added up to their gradients."""
-    looked_up = table[: step.looked_up]
+    looked_up = table[: step.looked_up].detach().requires_grad_()
     place = torch.randint(len(looked_up), (min(step.places, len(table)),), device=table.device)
 
     def work() -> None:
-        vectors = looked_up.index_select(0, place)
-        add_to_rows(torch.zeros_like(looked_up), place, vectors)
+        (vectors,) = take(looked_up, place)
+        torch.autograd.grad(vectors, looked_up, vectors.detach())
 
     return 4 * place.numel() * table.shape[1] / _seconds(work, ranks) / 1e9
 
