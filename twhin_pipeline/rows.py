@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +14,14 @@ from twhin_pipeline import kernels, team
 from twhin_pipeline.team import ROWS_A_THREAD
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """A table's rows that a batch uses."""
 
     matrix: torch.Tensor
     """`[N, D]`: the table; or these rows alone, already looked up."""
     ids: torch.Tensor | None = None
     """`int64 [U]` the rows of the table, each once; None where `matrix` has them alone, in order."""
-
-    def __len__(self) -> int:
-        return len(self.matrix if self.ids is None else self.ids)
 
     def looked_up(self) -> torch.Tensor:
         """Return the rows, `[U, D]`; a table's gradient is sparse."""
