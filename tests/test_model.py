@@ -252,6 +252,24 @@ def test_all_candidates_give_the_loss_and_gradients_of_pools_that_hold_every_ent
         torch.testing.assert_close(gradient, want[parameter], rtol=1e-4, atol=1e-6, msg=parameter)
 
 
+@pytest.mark.parametrize("comparator", ["dot", "cosine"])
+def test_whole_tables_give_the_loss_and_gradients_of_rows_that_are_looked_up(monkeypatch, comparator):
+    config = tiny.config(init_scale=1.0, comparator=comparator)
+    model = random_model(config)
+    wrapped, batch = trainable(model, config, "softmax"), tiny.batch(0, config.model)
+    loss, _ = wrapped(batch)
+    want = gradients(model, loss)
+    for table in config.model.table_names:
+        model.embeddings.embeddings[table].sparse = True
+    monkeypatch.setattr(TwhinModel, "lookup", lambda *_: pytest.fail("whole tables need no lookup"))
+    whole, _ = wrapped(batch)
+    got = gradients(model, whole)
+    assert torch.equal(whole, loss)
+    for parameter, gradient in got.items():
+        assert gradient.is_sparse == parameter.startswith("embeddings")
+        torch.testing.assert_close(gradient.to_dense(), want[parameter], msg=parameter)
+
+
 def test_all_candidates_in_mixed_precision_are_near_those_in_single(config, model):
     batch = tiny.batch(0, config.model, everything=True)
     exact, _ = trainable(model, config, "softmax")(batch)
