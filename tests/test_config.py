@@ -98,6 +98,15 @@ def test_published_defaults_are_kept():
         ({"launch__nnodes": 2}, "launch", "rdzv_endpoint"),
         ({"source": None}, "", "give source.path, or train_data.data_root"),
         (
+            {
+                "model__embeddings__tables__user__optimizer": {"rmsprop": {"lr": 0.1}},
+                "launch__nproc_per_node": 2,
+            },
+            "",
+            "rmsprop, of 'user', trains in one process, and launch asks for 2",
+        ),
+        ({"model__translation_optimizer": {"rmsprop": {"lr": 0.1}}}, "model", "rmsprop is for tables"),
+        (
             {"model__embeddings__tables__user__optimizer": {"sgd": {"lr": 1}, "adam": {"lr": 1}}},
             "model.embeddings.tables[0].optimizer",
             "exactly one of",

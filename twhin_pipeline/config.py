@@ -80,6 +80,13 @@ class TwhinConfig(Section):
         if self.split.strategy == "temporal" and self.split.later_snapshot is None and not timed:
             raise ValueError("split.strategy: temporal needs source.columns.time or split.later_snapshot")
         self._candidates()
+        ranks = self.launch.nproc_per_node * self.launch.nnodes
+        for table in self.model.embeddings.tables:
+            if table.optimizer.rmsprop is not None and ranks > 1:
+                raise ValueError(
+                    f"model.embeddings.tables: rmsprop, of {table.name!r}, trains in one process, and launch asks for "
+                    f"{ranks}; take rowwise_adagrad or adagrad, or set launch.nproc_per_node and launch.nnodes to 1"
+                )
         return self
 
     @model_validator(mode="after")
