@@ -83,7 +83,7 @@ def test_a_plan_counts_products_passes_rows_and_what_is_sent(tmp_path):
     assert plan.estimate(config, rows, 4).time is None
     alone = plan.estimate(config, rows, 1, None, Rates(**{**RATES, "link_gbps": None, "network_gbps": None}))
     assert alone.time.exchange == 0
-    assert alone.time.passes == pytest.approx(2 * 4 * (6 * places * 8 + 5 * scores) / 4e9)
+    assert alone.time.passes == pytest.approx(2 * 4 * (4 * places * 8 + 5 * scores) / 4e9)
 
 
 @pytest.mark.parametrize("operator", ["linear", "affine"])

@@ -25,6 +25,7 @@ TRUE_EDGE_BYTES = (
 BLOCK_BYTES = 24 * 2**20  # of scores with `global_negatives: all`; all_candidates.BLOCK_BYTES, which would load torch
 SCORE_COPIES = 5  # scores, their masked copy, what the loss keeps for the backward pass, and two gradients
 VECTOR_COPIES = 6  # looked up, gathered, prepared, and the gradient of each
+LOOKUP_COPIES = 2  # of these, looked up, and its gradient
 EXCHANGES = 7  # of numbers of ids, ids, vectors, gradients, the operators' gradients, and two of small numbers
 OPERATIONS = 500  # of torch in a step, as its profiler counts them
 EXCHANGE_COPIES = 4  # put in the order of ranks, received and put back in that of places; and the gradient of each
@@ -203,7 +204,8 @@ def _work(config: TwhinConfig, step: Step, sent: float, world_size: int, ranks_p
     flop = 3 * 2 * dim * step.scores
     if any(relation.operator in ("linear", "affine") for relation in config.model.relations):
         flop += 3 * 2 * dim * dim * step.edges
-    copies = VECTOR_COPIES + (EXCHANGE_COPIES if world_size > 1 else 0)
+    # One process uses rows where they lie: none is looked up first, nor its gradient handed back.
+    copies = VECTOR_COPIES + EXCHANGE_COPIES if world_size > 1 else VECTOR_COPIES - LOOKUP_COPIES
     beyond = sent * (world_size - ranks_per_node) / max(world_size - 1, 1)
     return Work(
         flop=flop,
