@@ -226,7 +226,7 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
     steps: int, model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = {"num_epochs": 2, "early_stopping_metric": "ndcg@5", "eval_every_n_epochs": 1}
-    config = planted_config(training=training, model=model)
+    config = planted_config(training=training, model=model, launch={"nproc_per_node": 1})
     whole, stopped = make_store(tmp_path / "whole", config), make_store(tmp_path / "stopped", config)
     train_here(config, whole)
     with monkeypatch.context() as patch, pytest.raises(TrainingCancelled, match=f"step {steps};"):
