@@ -27,10 +27,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchrec
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
 from torch import nn
-from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -40,7 +41,6 @@ from twhin_pipeline.config import load_config
 from twhin_pipeline.distributed import process_group
 from twhin_pipeline.generate import generate
 from twhin_pipeline.reporting import make_reporter
-from twhin_pipeline.row_optimizers import RowwiseAdagrad
 from twhin_pipeline.sharding import init_tables
 from twhin_pipeline.store import Store
 from twhin_pipeline.trainer import Trainer
@@ -55,16 +55,18 @@ class PublishedModel(nn.Module):
     def __init__(self, rows: dict[str, int], candidates: int) -> None:
         super().__init__()
         self.candidates = candidates
-        self.bags = EmbeddingBagCollection(
+        # As DistributedModelParallel has them: fbgemm's tables, their optimizer fused.
+        self.bags = FusedEmbeddingBagCollection(
             tables=[
                 EmbeddingBagConfig(name=name, num_embeddings=rows[name], embedding_dim=DIM, feature_names=[name])
                 for name in TABLES
-            ]
+            ],
+            optimizer_type=RowWiseAdagrad,
+            optimizer_kwargs={"lr": LR, "eps": 1e-10},
+            location=EmbeddingLocation.HOST,
         )
-        for bag in self.bags.embedding_bags.values():
-            bag.sparse = True
-            nn.init.normal_(bag.weight, std=DIM**-0.5)
-            _apply_optimizer_in_backward(RowwiseAdagrad, [bag.weight], {"lr": LR, "eps": 1e-10})
+        for weight in self.bags.state_dict().values():
+            nn.init.normal_(weight, std=DIM**-0.5)
         self.translation = nn.Embedding(len(RELATIONS), DIM)
 
     def forward(self, nodes: KeyedJaggedTensor, relation: torch.Tensor) -> torch.Tensor:
