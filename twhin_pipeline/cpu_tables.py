@@ -6,6 +6,8 @@ which are held to them in the tests. All else stays as torchrec has it: plans, s
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,7 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import nn
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbedding
 
 from twhin_pipeline import team
 from twhin_pipeline.row_optimizers import summed_rows
@@ -32,13 +35,59 @@ def use_compiled_loops(model: nn.Module) -> int:
         How many groups of tables do so: those of float32 with Adagrad or row-wise Adagrad; fbgemm keeps the others.
     """
     found = 0
-    # torchrec keeps its lookups in plain lists, where `modules` does not come.
-    lookups = [lookup for module in model.modules() for lookup in getattr(module, "_lookups", [])]
-    for module in nn.ModuleList([model, *lookups]).modules():
+    for module in _modules(model):
         if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen) and _fits(module):
             module.forward = partial(_lookup, module)
             found += 1
     return found
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This rank's rows of a table, updated by compiled loops."""
+
+    table: str
+    first: int
+    """Which row of the table is the shard's first."""
+    group: SplitTableBatchedEmbeddingBagsCodegen
+    """The tables that torchrec keeps together."""
+    number: int
+    """The table's among them."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Its vectors, `float32 [n, D]`, in the group's memory."""
+        return self.group.split_embedding_weights()[self.number]
+
+    def update(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Update `rows`, int64 `[U]` of the shard, each once, by `gradient`, `float32 [U, D]`."""
+        _update(self.group, self.number, rows, gradient)
+
+
+def known_shards(model: nn.Module) -> list[Shard] | None:
+    """Return this rank's shards of a sharded model's tables, or None where fbgemm's kernels keep one of them."""
+    found = []
+    for kernel in _modules(model):
+        if isinstance(kernel, BaseBatchedEmbedding):
+            group = kernel.emb_module
+            if not (isinstance(group, SplitTableBatchedEmbeddingBagsCodegen) and _fits(group)):
+                return None
+            for number, table in enumerate(kernel._config.embedding_tables):
+                assert table.local_metadata is not None
+                found.append(Shard(table.name, table.local_metadata.shard_offsets[0], group, number))
+    return found
+
+
+def count_step(shards: Sequence[Shard]) -> None:
+    """Count a step of the shards' groups: those that a resumed run goes on from."""
+    for group in {id(shard.group): shard.group for shard in shards}.values():
+        group.iter.add_(1)
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    # torchrec keeps its lookups in plain lists, where `modules` does not come.
+    lookups = [lookup for module in model.modules() for lookup in getattr(module, "_lookups", [])]
+    return nn.ModuleList([model, *lookups]).modules()
 
 
 def _fits(tables: SplitTableBatchedEmbeddingBagsCodegen) -> bool:
@@ -90,11 +139,7 @@ class _Rows(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         tables: SplitTableBatchedEmbeddingBagsCodegen = ctx.tables
-        weights, states = tables.split_embedding_weights(), tables.split_optimizer_states()
-        update = _UPDATES[tables.optimizer]
-        rowwise = tables.optimizer == EmbOptimType.EXACT_ROWWISE_ADAGRAD
-        rule = tables.get_learning_rate(), float(tables.optimizer_args.eps)
-        for table, weight in enumerate(weights):
+        for table in range(len(tables.embedding_specs)):
             parts = [
                 slice(ctx.cuts[feature], ctx.cuts[feature + 1])
                 for feature, of in enumerate(tables.feature_table_map)
@@ -102,7 +147,14 @@ class _Rows(torch.autograd.Function):
             ]
             # All of a table's gradients make one step of a row, also where several ranks ask for it.
             index = torch.cat([ctx.indices[part] for part in parts])
-            rows, total = summed_rows(index, *(gradient[part] for part in parts))
-            momentum = states[table][0].view(-1 if rowwise else weight.shape)
-            update(len(rows), ROWS_A_THREAD, *(x.numpy() for x in (weight, momentum, rows, total)), *rule)
+            _update(tables, table, *summed_rows(index, *(gradient[part] for part in parts)))
         return None, None, None, None
+
+
+def _update(tables: SplitTableBatchedEmbeddingBagsCodegen, table: int, rows: torch.Tensor, total: torch.Tensor) -> None:
+    """Update a table's rows, int64 `[U]`, each once, by `total`, `float32 [U, D]`."""
+    weight, momentum = tables.split_embedding_weights()[table], tables.split_optimizer_states()[table][0]
+    momentum = momentum.view(-1 if tables.optimizer == EmbOptimType.EXACT_ROWWISE_ADAGRAD else weight.shape)
+    arrays = [x.numpy() for x in (weight, momentum, rows, total)]
+    rule = tables.get_learning_rate(), float(tables.optimizer_args.eps)
+    _UPDATES[tables.optimizer](len(rows), ROWS_A_THREAD, *arrays, *rule)

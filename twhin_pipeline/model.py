@@ -20,6 +20,7 @@ from twhin_pipeline.operators import penalty
 from twhin_pipeline.rows import Rows, dropout, pick, take
 from twhin_pipeline.scorer import Scorer
 from twhin_pipeline.sections.model import TwhinModelConfig
+from twhin_pipeline.shared_tables import SharedTables
 
 Outputs = dict[str, Any]
 
@@ -51,6 +52,8 @@ class TwhinModel(nn.Module):
         self.dropout = model_config.embedding_dropout
         self.regularization = model_config.regularization
         self.types = {side: [getattr(relation, side) for relation in model_config.relations] for side in SIDES}
+        self.shared: SharedTables | None = None
+        """Where ranks look rows up in each other's memory."""
         # A table that will be sharded is made without memory, so that no rank ever holds a whole one.
         meta = dist.is_available() and dist.is_initialized()
         self.embeddings = EmbeddingCollection(
@@ -77,6 +80,8 @@ class TwhinModel(nn.Module):
         Returns:
             `float32 [U_t, D]` of each table, in the configuration's order.
         """
+        if self.shared is not None:
+            return self._short([rows.looked_up() for rows in self.shared.rows(ids)])
         rows = [ids[table] for table in self.tables]
         features = KeyedJaggedTensor(
             keys=self.tables,
@@ -85,7 +90,9 @@ class TwhinModel(nn.Module):
             stride=1,
         )
         found = self.embeddings(features)
-        vectors = [found[table].values().float() for table in self.tables]
+        return self._short([found[table].values().float() for table in self.tables])
+
+    def _short(self, vectors: list[torch.Tensor]) -> list[torch.Tensor]:
         if self.max_norm is None:
             return vectors
         return [v * (self.max_norm / v.norm(dim=1, keepdim=True).clamp(min=self.max_norm)) for v in vectors]
@@ -93,13 +100,16 @@ class TwhinModel(nn.Module):
     def _rows(self, batch: EdgeBatch) -> tuple[list[Rows], torch.Tensor]:
         """Return the batch's rows of each table, and the penalty on them and on the operators, a scalar.
 
-        A table that is whole on this CPU is handed on itself, where its rows are used as they are: they are then copied
-        once, to where they are used.
+        A table that is whole on this CPU, or shared with the ranks beside it, is handed on itself, where its rows are
+        used as they are: they are then copied once, to where they are used.
         """
         as_they_are = self.max_norm is None and not (self.regularization.entities or batch.everything)
-        if as_they_are and not (self.training and self.dropout) and (weights := self._whole_tables()):
-            rows = [Rows(weight, batch.ids[table]) for table, weight in weights.items()]
-            return rows, self._operators_penalty(batch)
+        if as_they_are and not (self.training and self.dropout):
+            if self.shared is not None:
+                return self.shared.rows(batch.ids), self._operators_penalty(batch)
+            if weights := self._whole_tables():
+                rows = [Rows(weight, batch.ids[table]) for table, weight in weights.items()]
+                return rows, self._operators_penalty(batch)
         vectors = self.lookup(batch.ids)
         total = self._operators_penalty(batch) + self._entities_penalty(vectors, batch)
         return [Rows(dropout(v, self.dropout) if self.training else v) for v in vectors], total

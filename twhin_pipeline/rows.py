@@ -19,12 +19,17 @@ class Rows:
     """A table's rows that a batch uses."""
 
     matrix: torch.Tensor
-    """`[N, D]`: the table; or these rows alone, already looked up."""
+    """`[N, D]`: the table; or these rows alone, already looked up; or, of rows at an `address`, what stands for them:
+    it has no memory, and takes their gradient."""
     ids: torch.Tensor | None = None
     """`int64 [U]` the rows of the table, each once; None where `matrix` has them alone, in order."""
+    address: torch.Tensor | None = None
+    """`int64 [U]` where in this process's memory the rows begin, if not in `matrix`."""
 
     def looked_up(self) -> torch.Tensor:
         """Return the rows, `[U, D]`; a table's gradient is sparse."""
+        if self.address is not None:
+            return take([self], torch.arange(len(self.address)))[0]
         return self.matrix if self.ids is None else F.embedding(self.ids, self.matrix, sparse=True)
 
 
@@ -41,7 +46,7 @@ def take(x: torch.Tensor | Sequence[Rows], *index: torch.Tensor) -> tuple[torch.
         x = [Rows(x)]
     found: tuple[torch.Tensor, ...]
     if all(part.matrix.device.type == "cpu" and part.matrix.dtype == torch.float32 for part in x):
-        found = _TakeByAddress.apply([part.ids for part in x], *(part.matrix for part in x), *index)
+        found = _TakeByAddress.apply(x, *(part.matrix for part in x), *index)
         return found
     whole = x[0].looked_up() if len(x) == 1 else torch.cat([part.looked_up() for part in x])
     found = _Take.apply(whole, *index)
@@ -73,10 +78,20 @@ class _TakeByAddress(torch.autograd.Function):
     """`_Take` of matrices in the CPU's memory: rows and their gradients are found by where they lie."""
 
     @staticmethod
-    def forward(ctx: Any, rows: list[torch.Tensor | None], *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        matrices, index = [x.contiguous() for x in given[: len(rows)]], given[len(rows) :]
-        size = matrices[0].shape[1]
-        address = torch.cat([_addresses(matrix, row) for matrix, row in zip(matrices, rows, strict=True)])
+    def forward(ctx: Any, parts: Sequence[Rows], *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        matrices, index = given[: len(parts)], given[len(parts) :]
+        size, rows = matrices[0].shape[1], [part.ids for part in parts]
+        # Kept, while their addresses are read.
+        there = [
+            matrix if part.address is not None else matrix.contiguous()
+            for part, matrix in zip(parts, matrices, strict=True)
+        ]
+        address = torch.cat(
+            [
+                _addresses(matrix, part.ids) if part.address is None else part.address
+                for part, matrix in zip(parts, there, strict=True)
+            ]
+        )
         place = torch.cat([i.flatten() for i in index])
         out = matrices[0].new_empty(len(place), size)
         team.gather(len(place), ROWS_A_THREAD, address.index_select(0, place).numpy(), out.numpy())

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import warnings
+from datetime import timedelta
 
 import psutil
 import torch
@@ -25,6 +26,7 @@ from twhin_pipeline.distributed import Ranks
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model import TwhinModel
 from twhin_pipeline.sections.training import LaunchConfig
+from twhin_pipeline.shared_tables import share_tables
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
         )
     if device.type == "cpu":
         logger.info("%d groups of tables are updated by compiled loops", use_compiled_loops(sharded))
+        model.shared = share_tables(sharded, model.tables, _timeout())
     _keep_plan(sharded, text)
     if dist.get_rank() == 0:
         print(text, flush=True)
@@ -216,6 +219,8 @@ def init_tables(model: nn.Module, seed: int) -> None:
                 shard[low - first : high - first] = values[low - block * INIT_BLOCK : high - block * INIT_BLOCK].to(
                     shard
                 )
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # others may read these rows
 
 
 @torch.no_grad()
@@ -315,6 +320,13 @@ def _agreed_plan(
     if not isinstance(plan, ShardingPlan):
         raise UserError(str(plan))
     return plan
+
+
+def _timeout() -> timedelta:
+    """Return how long ranks wait for each other."""
+    assert dist.group.WORLD is not None
+    found: timedelta = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+    return found
 
 
 def _capacity(device: torch.device, launch: LaunchConfig, local_world_size: int) -> int:

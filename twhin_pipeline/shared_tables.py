@@ -1,0 +1,323 @@
+"""Sharded tables on the CPUs of one machine: ranks look rows up where they lie, in each other's memory.
+
+Between ranks of one machine an all-to-all copies each vector several times, and through sockets. Here every rank maps
+all shards. It reads a step's rows from them, lays the gradients where the others can read them, and updates the rows of
+its own shards by what all ranks have laid there. Plans, shards, checkpoints and schedules stay torchrec's; so does the
+gradient of a row: the sum over ranks, in their order, of each one's gradient divided by their number.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from twhin_pipeline.cpu_tables import Shard, count_step, known_shards
+from twhin_pipeline.row_optimizers import summed_rows
+from twhin_pipeline.rows import Rows
+
+logger = logging.getLogger(__name__)
+
+# Where torch puts the memory that processes share; in containers it often is small.
+SHARED_MEMORY = Path("/dev/shm")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+# More than is needed: shared memory is not filled to the brim, and a desk is seldom made anew.
+_SPARE = 1.25
+_CACHE_LINE = 64
+
+
+def share_tables(model: nn.Module, tables: Sequence[str], timeout: timedelta) -> SharedTables | None:
+    """Let ranks that are all on this machine read each other's shards. All ranks call it together, for CPU tables.
+
+    Args:
+        model: With torchrec's sharded tables.
+        tables: Their names, in the configuration's order.
+        timeout: How long a rank waits for the others in a step.
+
+    Returns:
+        The tables; or None, on all ranks alike and with the reason in the log, where vectors have to be exchanged: a
+        rank is on another machine, fbgemm's kernels keep a table, or shared memory has no room.
+    """
+    shards = known_shards(model)
+    reason = _reason_against(_all(_Offer.of(shards)))
+    mapped: list[tuple[_Part, torch.Tensor]] = []
+    if reason is None:
+        parts = [part for of_rank in _all([_Part.of(shard) for shard in shards or ()]) for part in of_rank]
+        failed = None
+        try:
+            mapped = [(part, part.open()) for part in parts]
+        except OSError as error:
+            failed = f"rank {dist.get_rank()} cannot map the shard of another: {error}"
+        reason = next(filter(None, _all(failed)), None)
+    if reason is not None:
+        logger.info("ranks exchange vectors: %s", reason)
+        return None
+    logger.info("ranks look rows up in each other's memory")
+    return SharedTables(tables, shards or [], mapped, timeout)
+
+
+class SharedTables:
+    """Tables of which each rank updates some rows, and reads all."""
+
+    def __init__(
+        self,
+        tables: Sequence[str],
+        own: Sequence[Shard],
+        mapped: Sequence[tuple[_Part, torch.Tensor]],
+        timeout: timedelta,
+    ) -> None:
+        """Take the tables' names, this rank's shards, all ranks' as they lie here, and the time to wait for others."""
+        self.tables, self.own = list(tables), own
+        self.group = dist.new_group(backend="gloo", timeout=timeout)
+        self.world_size = dist.get_world_size()
+        self.lying = {}
+        for table in self.tables:
+            shards = sorted(((part.first, weight) for part, weight in mapped if part.table == table), key=_first)
+            self.lying[table] = _Lying([first for first, _ in shards], [weight for _, weight in shards])
+        self.dim = mapped[0][1].shape[1]
+        self.desk = _Desk()
+        self.desks: list[tuple[_File, torch.UntypedStorage] | None] = [None] * self.world_size
+        # What the gradients of rows that lie elsewhere are handed to autograd by.
+        self.leaf = torch.zeros((), requires_grad=True)
+        self.updated: Any = None
+
+    def rows(self, ids: Mapping[str, torch.Tensor]) -> list[Rows]:
+        """Return rows of all tables, where they lie; their gradients update the tables. Where it is asked for
+        gradients, all ranks call it together, and go backward together.
+
+        Args:
+            ids: Table to `int64 [U_t]`, ascending, each once.
+
+        Returns:
+            `[U_t, D]` of each table, in order.
+
+        Raises:
+            IndexError: A row is not there.
+        """
+        if self.updated is not None:
+            self.updated.wait()
+            self.updated = None
+        asked = [ids[table] for table in self.tables]
+        addresses = [self.lying[table].addresses(rows) for table, rows in zip(self.tables, asked, strict=True)]
+        stand_ins = _LookUp.apply(self.leaf, self, asked)
+        return [Rows(x, address=address) for x, address in zip(stand_ins, addresses, strict=True)]
+
+    def update(self, ids: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
+        """Update the rows of this rank's shards by the gradients of all ranks, which call it together.
+
+        Args:
+            ids: `int64 [U_t]` of each table, ascending, each once.
+            gradients: `float32 [U_t, D]` of each table.
+        """
+        file = self.desk.lay(ids, gradients, 1 / self.world_size)
+        header = torch.tensor([*astuple(file), *map(len, ids)])
+        headers = [torch.empty_like(header) for _ in range(self.world_size)]
+        dist.all_gather(headers, header, group=self.group)
+        laid = [self._read(rank, told.tolist()) for rank, told in enumerate(headers)]
+        count_step(self.own)
+        for shard in self.own:
+            number = self.tables.index(shard.table)
+            parts = [_between(*of_rank[number], shard.first, shard.first + len(shard.weight)) for of_rank in laid]
+            rows, total = summed_rows(torch.cat([rows for rows, _ in parts]), *(values for _, values in parts))
+            shard.update(rows - shard.first, total)
+        # Nobody reads rows, or lays gradients again, before all have come here.
+        self.updated = dist.all_reduce(torch.zeros(1), group=self.group, async_op=True)
+
+    def _read(self, rank: int, header: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the ids and the gradients of each table that a rank has laid on its desk."""
+        file, counts = _File(*header[: _File.FIELDS]), header[_File.FIELDS :]
+        known = self.desks[rank]
+        if known is None or known[0] != file:
+            known = self.desks[rank] = file, file.open()
+        ids, vectors = _laid_out(known[1], sum(counts), self.dim)
+        return list(zip(ids.split(counts), vectors.split(counts), strict=True))
+
+
+class _LookUp(torch.autograd.Function):
+    """Gives what stands for rows that lie elsewhere, and takes their gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, leaf: torch.Tensor, tables: SharedTables, ids: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.tables, ctx.ids = tables, ids
+        return tuple(leaf.new_empty(()).expand(len(rows), tables.dim) for rows in ids)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        ctx.tables.update(ctx.ids, gradients)
+        return None, None, None
+
+
+@dataclass(frozen=True)
+class _File:
+    """Shared memory of a process, as another one finds it."""
+
+    process: int
+    descriptor: int
+    device: int
+    """With `inode`: tells the file from one of another process of that number."""
+    inode: int
+    size: int
+
+    FIELDS = 5
+
+    @classmethod
+    def of(cls, descriptor: int, size: int) -> _File:
+        """Describe an open file of this process."""
+        status = os.fstat(descriptor)
+        return cls(os.getpid(), descriptor, status.st_dev, status.st_ino, size)
+
+    def open(self) -> torch.UntypedStorage:
+        """Map it. Raises OSError where this process cannot."""
+        descriptor = os.open(f"/proc/{self.process}/fd/{self.descriptor}", os.O_RDWR)
+        try:
+            if _File.of(descriptor, self.size) != _File(os.getpid(), descriptor, self.device, self.inode, self.size):
+                raise OSError(f"process {self.process} is another one here")
+            return torch.UntypedStorage._new_shared_fd_cpu(descriptor, self.size)
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A shard, as another process finds it."""
+
+    table: str
+    first: int
+    shape: tuple[int, int]
+    file: _File
+    offset: int
+    """Elements of the file that come before it."""
+
+    @classmethod
+    def of(cls, shard: Shard) -> _Part:
+        """Move a shard to shared memory, with all that has its storage, and describe it."""
+        weight = shard.weight
+        file = _File.of(*weight.untyped_storage()._share_fd_cpu_())
+        return cls(shard.table, shard.first, tuple(weight.shape), file, weight.storage_offset())
+
+    def open(self) -> torch.Tensor:
+        """Map it. Raises OSError where this process cannot."""
+        return torch.empty(0).set_(self.file.open(), self.offset, self.shape)
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What decides on whether ranks share their tables."""
+
+    boot: str
+    """Which machine, since when."""
+    size: int | None
+    """Bytes of this rank's shards; None where fbgemm keeps one of them."""
+    free: int
+    """Bytes of shared memory."""
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard] | None) -> _Offer:
+        """Make this rank's."""
+        there = _BOOT.exists() and SHARED_MEMORY.exists() and hasattr(os, "memfd_create")
+        size = None if shards is None else sum(shard.weight.nbytes for shard in shards)
+        return cls(_BOOT.read_text() if there else "", size, shutil.disk_usage(SHARED_MEMORY).free if there else 0)
+
+
+def _reason_against(offers: Sequence[_Offer]) -> str | None:
+    sizes = [offer.size for offer in offers]
+    if None in sizes:
+        return "fbgemm's kernels keep some of the tables"
+    if len({offer.boot for offer in offers}) > 1 or not offers[0].boot:
+        return "they are not all on one machine, or it has no memory that processes share"
+    needed, free = _SPARE * sum(size or 0 for size in sizes), min(offer.free for offer in offers)
+    if needed > free:
+        return (
+            f"their tables and some room take {needed / 2**30:.3g} GiB, and {SHARED_MEMORY} has {free / 2**30:.3g} GiB "
+            "(a container gets more by --shm-size)"
+        )
+    return None
+
+
+class _Lying:
+    """Where all rows of a table lie in this process."""
+
+    def __init__(self, first: Sequence[int], shards: Sequence[torch.Tensor]) -> None:
+        """Take the first row of each shard, ascending, and the shards, `float32 [n, D]`."""
+        self.shards = shards  # kept, so that their memory is
+        self.rows = first[-1] + len(shards[-1])
+        self.row_bytes = shards[0].shape[1] * shards[0].element_size()
+        self.first = torch.tensor(first)
+        self.origin = torch.tensor([shard.data_ptr() for shard in shards]) - self.first * self.row_bytes
+
+    def addresses(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return where each of `rows`, ascending, begins: int64. Raises IndexError where one is not there."""
+        if len(rows) and not 0 <= int(rows[0]) <= int(rows[-1]) < self.rows:
+            raise IndexError(f"rows {int(rows[0])} to {int(rows[-1])} of a table that has {self.rows}")
+        holder = torch.bucketize(rows, self.first[1:], right=True)
+        return self.origin[holder] + rows * self.row_bytes
+
+
+class _Desk:
+    """Memory in which a rank lays the ids and the gradients of a step for all ranks to read."""
+
+    def __init__(self) -> None:
+        self.descriptor: int | None = None
+        self.file: _File | None = None
+        self.storage: torch.UntypedStorage | None = None
+
+    def lay(self, ids: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], scale: float) -> _File:
+        """Lay down the `ids` and the gradients, times `scale`, of each table."""
+        counts, dim = [len(rows) for rows in ids], gradients[0].shape[1]
+        size = _vectors_begin(sum(counts)) + 4 * sum(counts) * dim
+        if self.file is None or self.storage is None or self.file.size < size:
+            self._make(int(_SPARE * size))
+        assert self.file is not None and self.storage is not None
+        all_ids, all_vectors = _laid_out(self.storage, sum(counts), dim)
+        torch.cat(list(ids), out=all_ids)
+        for place, gradient in zip(all_vectors.split(counts), gradients, strict=True):
+            torch.mul(gradient, scale, out=place)
+        return self.file
+
+    def _make(self, size: int) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+        self.descriptor = os.memfd_create("twhin-gradients")
+        os.ftruncate(self.descriptor, size)
+        self.file = _File.of(self.descriptor, size)
+        self.storage = self.file.open()
+
+
+def _laid_out(storage: torch.UntypedStorage, count: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids `int64 [count]` and the vectors `float32 [count, dim]` of a desk."""
+    ids = torch.empty(0, dtype=torch.int64).set_(storage, 0, (count,))
+    return ids, torch.empty(0).set_(storage, _vectors_begin(count) // 4, (count, dim))
+
+
+def _vectors_begin(count: int) -> int:
+    """Return the byte of a desk at which the vectors of `count` ids begin."""
+    return -(-8 * count // _CACHE_LINE) * _CACHE_LINE
+
+
+def _between(rows: torch.Tensor, values: torch.Tensor, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the part whose rows, ascending, are from `first` to before `last`."""
+    low, high = torch.searchsorted(rows, torch.tensor([first, last])).tolist()
+    return rows[low:high], values[low:high]
+
+
+def _first(shard: tuple[int, torch.Tensor]) -> int:
+    return shard[0]
+
+
+def _all(value: Any) -> list[Any]:
+    """Return every rank's value, by rank."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
