@@ -71,8 +71,9 @@ def test_updates_are_those_of_the_plain_loop(threads, loop):
     weight = rng.normal(size=(5000, 24)).astype(np.float32)
     momentum = rng.random((5000, 24) if loop == "adagrad" else 5000).astype(np.float32)
     expected = weight.copy(), momentum.copy()
-    getattr(kernels, loop)(*expected, rows, grad, 0.1, 1e-8)
-    getattr(team, loop)(len(rows), 10, weight, momentum, rows, grad, 0.1, 1e-8)
+    start, address = np.arange(len(rows) + 1), grad.ctypes.data + np.arange(len(rows)) * grad.strides[0]
+    getattr(kernels, loop)(*expected, rows, start, address, 1.0, 0.1, 1e-8)
+    getattr(team, loop)(len(rows), 10, weight, momentum, rows, start, address, 1.0, 0.1, 1e-8)
     assert np.array_equal(weight, expected[0])
     assert np.array_equal(momentum, expected[1])
 

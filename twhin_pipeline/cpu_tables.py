@@ -19,8 +19,8 @@ from torch import nn
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbedding
 
 from twhin_pipeline import team
-from twhin_pipeline.row_optimizers import summed_rows
-from twhin_pipeline.team import ROWS_A_THREAD, TeamLoop
+from twhin_pipeline.row_optimizers import RowGradients
+from twhin_pipeline.team import TeamLoop
 
 _UPDATES: dict[EmbOptimType, TeamLoop] = {
     EmbOptimType.EXACT_ROWWISE_ADAGRAD: team.rowwise_adagrad,
@@ -59,9 +59,9 @@ class Shard:
         """Its vectors, `float32 [n, D]`, in the group's memory."""
         return self.group.split_embedding_weights()[self.number]
 
-    def update(self, rows: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Update `rows`, int64 `[U]` of the shard, each once, by `gradient`, `float32 [U, D]`."""
-        _update(self.group, self.number, rows, gradient)
+    def update(self, gradients: RowGradients, scale: float) -> None:
+        """Update rows of the shard by their gradients times `scale`."""
+        _update(self.group, self.number, gradients, scale)
 
 
 def known_shards(model: nn.Module) -> list[Shard] | None:
@@ -147,14 +147,13 @@ class _Rows(torch.autograd.Function):
             ]
             # All of a table's gradients make one step of a row, also where several ranks ask for it.
             index = torch.cat([ctx.indices[part] for part in parts])
-            _update(tables, table, *summed_rows(index, *(gradient[part] for part in parts)))
+            _update(tables, table, RowGradients.of(index, *(gradient[part] for part in parts)), 1)
         return None, None, None, None
 
 
-def _update(tables: SplitTableBatchedEmbeddingBagsCodegen, table: int, rows: torch.Tensor, total: torch.Tensor) -> None:
-    """Update a table's rows, int64 `[U]`, each once, by `total`, `float32 [U, D]`."""
+def _update(tables: SplitTableBatchedEmbeddingBagsCodegen, table: int, gradients: RowGradients, scale: float) -> None:
+    """Update a table's rows by their gradients times `scale`."""
     weight, momentum = tables.split_embedding_weights()[table], tables.split_optimizer_states()[table][0]
     momentum = momentum.view(-1 if tables.optimizer == EmbOptimType.EXACT_ROWWISE_ADAGRAD else weight.shape)
-    arrays = [x.numpy() for x in (weight, momentum, rows, total)]
-    rule = tables.get_learning_rate(), float(tables.optimizer_args.eps)
-    _UPDATES[tables.optimizer](len(rows), ROWS_A_THREAD, *arrays, *rule)
+    rule = tables.get_learning_rate(), tables.optimizer_args.eps
+    gradients.update(_UPDATES[tables.optimizer], weight, momentum, scale, *rule)

@@ -212,28 +212,92 @@ def grouped(place: Array, value: Array, start: Array, out: Array) -> None:
     start[0] = 0
 
 
+@compiled()
+def merged(rows: Array, cut: Array, value: Array, distinct: Array, start: Array, out: Array) -> int:
+    """Merge ascending lists of distinct rows into one, each row's values in the order of the lists.
+
+    Args:
+        rows: `int64 [M]` the lists, one after another.
+        cut: `int64 [L + 1]` where each of them begins in `rows`, and where the last one ends.
+        value: `int64 [M]` what belongs to each of `rows`.
+        distinct: `int64 [M]`, written: the distinct rows, ascending, U of them.
+        start: `int64 [M + 1]`, written: where each row's values begin in `out`, and at U their number.
+        out: `int64 [M]`, written: the values.
+
+    Returns:
+        U.
+    """
+    at = cut[:-1].copy()
+    count = filled = 0
+    while filled < len(rows):
+        least = np.iinfo(np.int64).max
+        for i in range(len(at)):
+            if at[i] < cut[i + 1]:
+                least = min(least, rows[at[i]])
+        distinct[count], start[count] = least, filled
+        count += 1
+        for i in range(len(at)):
+            if at[i] < cut[i + 1] and rows[at[i]] == least:
+                out[filled] = value[at[i]]
+                filled += 1
+                at[i] += 1
+    start[count] = filled
+    return count
+
+
+@compiled(inline="always")
+def _sum(address: Array, first: int, last: int, scale: float, out: Array) -> None:
+    """Write the sum of the rows at `address[first:last]`, one at least, times `scale` to `out [D]`."""
+    # One-dimensional views are what lets several elements be computed at a time.
+    row = carray(pointer(address[first]), (len(out),), np.float32)
+    for d in range(len(out)):
+        out[d] = scale * row[d]
+    for i in range(first + 1, last):
+        row = carray(pointer(address[i]), (len(out),), np.float32)
+        for d in range(len(out)):
+            out[d] += scale * row[d]
+
+
 @compiled(fastmath={"reassoc", "nsz", "contract"})
-def rowwise_adagrad(weight: Array, momentum: Array, index: Array, grad: Array, lr: float, eps: float) -> None:
-    """Update the rows `index [M]` of `weight [N, D]` and `momentum [N]` by `grad [M, D]` in place."""
+def rowwise_adagrad(
+    weight: Array, momentum: Array, index: Array, start: Array, address: Array, scale: float, lr: float, eps: float
+) -> None:
+    """Update rows of `weight [N, D]` and `momentum [N]` in place, by sums of gradients.
+
+    Args:
+        weight: The table.
+        momentum: Its state.
+        index: `int64 [U]` the rows.
+        start: `int64 [U + 1]` where each row's gradients, one at least, begin in `address`.
+        address: `int64 [M]` where in memory the gradients lie, `float32 [D]` each.
+        scale: By which gradients are multiplied.
+        lr: The learning rate.
+        eps: Added to the root of the momentum.
+    """
+    g, factor = np.empty(weight.shape[1], np.float32), np.float32(scale)
     for i in range(len(index)):
-        # One-dimensional views are what lets several elements be computed at a time.
-        row, g = weight[index[i]], grad[i]
+        _sum(address, start[i], start[i + 1], factor, g)
+        row = weight[index[i]]
         total = np.float32(0)
         for d in range(len(g)):
             total += g[d] * g[d]
         mean = momentum[index[i]] + total / np.float32(len(g))
         momentum[index[i]] = mean
-        scale = np.float32(lr / (np.sqrt(mean) + eps))
+        step = np.float32(lr / (np.sqrt(mean) + eps))
         for d in range(len(g)):
-            row[d] -= scale * g[d]
+            row[d] -= step * g[d]
 
 
 @compiled(fastmath={"contract"})
-def adagrad(weight: Array, momentum: Array, index: Array, grad: Array, lr: float, eps: float) -> None:
-    """Update the rows `index [M]` of `weight [N, D]` and `momentum [N, D]` by `grad [M, D]` in place."""
+def adagrad(
+    weight: Array, momentum: Array, index: Array, start: Array, address: Array, scale: float, lr: float, eps: float
+) -> None:
+    """Update rows of `weight [N, D]` and `momentum [N, D]` in place; arguments as `rowwise_adagrad`'s."""
+    g, factor = np.empty(weight.shape[1], np.float32), np.float32(scale)
     rate, least = np.float32(lr), np.float32(eps)
     for i in range(len(index)):
-        row, sums, g = weight[index[i]], momentum[index[i]], grad[i]
+        _sum(address, start[i], start[i + 1], factor, g)
+        row, sums = weight[index[i]], momentum[index[i]]
         for d in range(len(g)):
             sums[d] += g[d] * g[d]
             row[d] -= rate * g[d] / (np.sqrt(sums[d]) + least)

@@ -6,14 +6,16 @@ process alone trains the same vectors as sharded ranks do. A gradient of all row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.optimizer import Optimizer
 
-from twhin_pipeline import radix, team
-from twhin_pipeline.rows import added_up
+from twhin_pipeline import kernels, radix, team
+from twhin_pipeline.rows import added_up, addresses
 from twhin_pipeline.team import ROWS_A_THREAD, TeamLoop
 
 
@@ -55,11 +57,13 @@ class RowOptimizer(Optimizer):
                 if param.grad is None:
                     continue
                 state = self.state[param]
-                rows, grad = summed_rows(param.grad._indices()[0], param.grad._values())
-                grad = grad.float()
+                rows, values = param.grad._indices()[0], param.grad._values()
                 if self.kernel is not None and param.device.type == "cpu" and param.dtype == torch.float32:
-                    self._update_in_place(param, state, rows, grad.contiguous(), group)
+                    gradients = RowGradients.of(rows, values)
+                    gradients.update(self.kernel, param.detach(), state["momentum1"], 1, group["lr"], group["eps"])
                     continue
+                rows, grad = summed_rows(rows, values)
+                grad = grad.float()
                 if len(rows) == len(param):
                     param.sub_(self.update(state, grad, group).to(param.dtype))
                     continue
@@ -70,17 +74,49 @@ class RowOptimizer(Optimizer):
                         state[name].index_copy_(0, rows, value)
                 param.index_add_(0, rows, change, alpha=-1)
 
-    def _update_in_place(
-        self,
-        param: torch.Tensor,
-        state: dict[str, torch.Tensor],
-        rows: torch.Tensor,
-        grad: torch.Tensor,
-        group: dict[str, Any],
+
+@dataclass(frozen=True)
+class RowGradients:
+    """Gradients of rows of a table on the CPU, of float32: those of one row are added up as it is updated."""
+
+    rows: np.ndarray
+    """`int64 [U]`, ascending, each once."""
+    start: np.ndarray
+    """`int64 [U + 1]` where each row's begin in `address`."""
+    address: np.ndarray
+    """`int64 [M]` where in memory each gradient begins."""
+    held: Sequence[torch.Tensor]
+    """Where they are."""
+
+    @classmethod
+    def of(cls, rows: torch.Tensor, *values: torch.Tensor) -> RowGradients:
+        """Make them of `rows`, int64 `[M]`, and of what belongs to them, `float32 [m, D]` each, M in all."""
+        held = [part.contiguous() for part in values]
+        address = torch.cat([addresses(part) for part in held]).numpy()
+        if _ascending(rows):
+            return cls(rows.numpy(), np.arange(len(rows) + 1), address, held)
+        distinct, _, place = radix.unique(rows.numpy())
+        start, grouped = np.empty(len(distinct) + 1, np.int64), np.empty(len(rows), np.int64)
+        kernels.grouped(place, address, start, grouped)
+        return cls(distinct, start, grouped, held)
+
+    @classmethod
+    def merged(cls, rows: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> RowGradients:
+        """Make them of lists: `rows`, int64 `[m]`, ascending, each once in a list, and `float32 [m, D]` of each."""
+        held = [part.contiguous() for part in values]
+        address = torch.cat([addresses(part) for part in held]).numpy()
+        cut = np.cumsum([0, *map(len, rows)])
+        distinct, start = np.empty(len(address), np.int64), np.empty(len(address) + 1, np.int64)
+        ordered = np.empty_like(address)
+        count = kernels.merged(torch.cat(list(rows)).numpy(), cut, address, distinct, start, ordered)
+        return cls(distinct[:count], start[: count + 1], ordered, held)
+
+    def update(
+        self, kernel: TeamLoop, weight: torch.Tensor, momentum: torch.Tensor, scale: float, lr: float, eps: float
     ) -> None:
-        assert self.kernel is not None
-        arrays = [x.detach().numpy() for x in (param, state["momentum1"], rows, grad)]
-        self.kernel(len(rows), ROWS_A_THREAD, *arrays, float(group["lr"]), float(group["eps"]))
+        """Update a table and its state by their sums times `scale`."""
+        arrays = weight.numpy(), momentum.numpy(), self.rows, self.start, self.address
+        kernel(len(self.rows), ROWS_A_THREAD, *arrays, float(scale), float(lr), float(eps))
 
 
 def summed_rows(rows: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,7 +132,7 @@ def summed_rows(rows: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor
     Returns:
         `int64 [U]` and `[U, D]`.
     """
-    if bool((rows[1:] > rows[:-1]).all()):
+    if _ascending(rows):
         return rows, values[0] if len(values) == 1 else torch.cat(values)
     if rows.device.type == "cpu" and values[0].dtype == torch.float32:
         distinct, _, place = (torch.from_numpy(x) for x in radix.unique(rows.numpy()))
@@ -104,6 +140,10 @@ def summed_rows(rows: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor
     unique, place = rows.unique(return_inverse=True)
     total = values[0].new_zeros(len(unique), values[0].shape[1])
     return unique, total.index_add_(0, place, torch.cat(values))
+
+
+def _ascending(rows: torch.Tensor) -> bool:
+    return bool((rows[1:] > rows[:-1]).all())
 
 
 class RowSgd(RowOptimizer):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,14 @@ class Rows:
     """`int64 [U]` the rows of the table, each once; None where `matrix` has them alone, in order."""
     address: torch.Tensor | None = None
     """`int64 [U]` where in this process's memory the rows begin, if not in `matrix`."""
+    room: Callable[[int, int], torch.Tensor] | None = None
+    """Gives the memory for the gradients of all the rows that are taken from together, of the shape asked for."""
 
     def looked_up(self) -> torch.Tensor:
         """Return the rows, `[U, D]`; a table's gradient is sparse."""
         if self.address is not None:
-            return take([self], torch.arange(len(self.address)))[0]
+            # Without the room, which is for the gradients of all tables' rows.
+            return take([replace(self, room=None)], torch.arange(len(self.address)))[0]
         return self.matrix if self.ids is None else F.embedding(self.ids, self.matrix, sparse=True)
 
 
@@ -81,17 +84,11 @@ class _TakeByAddress(torch.autograd.Function):
     def forward(ctx: Any, parts: Sequence[Rows], *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         matrices, index = given[: len(parts)], given[len(parts) :]
         size, rows = matrices[0].shape[1], [part.ids for part in parts]
-        # Kept, while their addresses are read.
-        there = [
-            matrix if part.address is not None else matrix.contiguous()
-            for part, matrix in zip(parts, matrices, strict=True)
-        ]
-        address = torch.cat(
-            [
-                _addresses(matrix, part.ids) if part.address is None else part.address
-                for part, matrix in zip(parts, there, strict=True)
-            ]
-        )
+        there, lies = [], []
+        for part, matrix in zip(parts, matrices, strict=True):
+            there.append(matrix if part.address is not None else matrix.contiguous())  # kept, while it is read
+            lies.append(addresses(there[-1], part.ids) if part.address is None else part.address)
+        address = torch.cat(lies)
         place = torch.cat([i.flatten() for i in index])
         out = matrices[0].new_empty(len(place), size)
         team.gather(len(place), ROWS_A_THREAD, address.index_select(0, place).numpy(), out.numpy())
@@ -100,6 +97,7 @@ class _TakeByAddress(torch.autograd.Function):
         ctx.shapes = [matrix.shape for matrix in matrices]
         ctx.lengths = [len(matrix) if row is None else len(row) for matrix, row in zip(matrices, rows, strict=True)]
         ctx.sizes = [i.numel() for i in index]
+        ctx.room = parts[0].room or torch.empty
         ctx.set_materialize_grads(False)
         return tuple(part.view(*i.shape, size) for part, i in zip(out.split(ctx.sizes), index, strict=True))
 
@@ -112,7 +110,8 @@ class _TakeByAddress(torch.autograd.Function):
         if not there:
             return None, *(None for _ in ctx.shapes), *(None for _ in gradients)
         vectors = [g.reshape(-1, ctx.shapes[0][1]) for _, g in there]
-        total = added_up(torch.cat([p for p, _ in there]), vectors, sum(ctx.lengths))
+        total = ctx.room(sum(ctx.lengths), ctx.shapes[0][1])
+        add_up(torch.cat([p for p, _ in there]), vectors, total)
         found = []
         for part, shape, indexed in zip(total.split(ctx.lengths), ctx.shapes, ctx.indexed, strict=True):
             if indexed:
@@ -122,26 +121,28 @@ class _TakeByAddress(torch.autograd.Function):
 
 
 def added_up(place: torch.Tensor, rows: Sequence[torch.Tensor], count: int) -> torch.Tensor:
-    """Add up rows on the CPU, each row once read, and each sum in the order of its rows.
-
-    Args:
-        place: `int64 [M]`, each below `count`: the sum that a row belongs to.
-        rows: `float32 [m, D]` each, M in all.
-        count: Of the sums.
-
-    Returns:
-        `float32 [count, D]`, 0 where no row belongs.
-    """
-    rows = [part.contiguous() for part in rows]
-    address = torch.cat([_addresses(part) for part in rows])
-    start, grouped = np.empty(count + 1, np.int64), np.empty(len(place), np.int64)
-    kernels.grouped(place.numpy(), address.numpy(), start, grouped)
+    """Return `float32 [count, D]`, the sums that `add_up` writes."""
     total = torch.empty(count, rows[0].shape[1])
-    team.sums(count, ROWS_A_THREAD, grouped, start, total.numpy())
+    add_up(place, rows, total)
     return total
 
 
-def _addresses(matrix: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+def add_up(place: torch.Tensor, rows: Sequence[torch.Tensor], total: torch.Tensor) -> None:
+    """Add up rows on the CPU, each row once read, and each sum in the order of its rows.
+
+    Args:
+        place: `int64 [M]`, each below U: the sum that a row belongs to.
+        rows: `float32 [m, D]` each, M in all.
+        total: `float32 [U, D]`, written: 0 where no row belongs.
+    """
+    rows = [part.contiguous() for part in rows]
+    address = torch.cat([addresses(part) for part in rows])
+    start, grouped = np.empty(len(total) + 1, np.int64), np.empty(len(place), np.int64)
+    kernels.grouped(place.numpy(), address.numpy(), start, grouped)
+    team.sums(len(total), ROWS_A_THREAD, grouped, start, total.numpy())
+
+
+def addresses(matrix: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
     """Return where in memory the rows of `matrix [N, D]` begin, all or those at `rows` (int64 `[U]`): int64."""
     if rows is None:
         rows = torch.arange(len(matrix))

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from twhin_pipeline.cpu_tables import Shard, count_step, known_shards
-from twhin_pipeline.row_optimizers import summed_rows
+from twhin_pipeline.row_optimizers import RowGradients
 from twhin_pipeline.rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -109,16 +109,16 @@ class SharedTables:
         asked = [ids[table] for table in self.tables]
         addresses = [self.lying[table].addresses(rows) for table, rows in zip(self.tables, asked, strict=True)]
         stand_ins = _LookUp.apply(self.leaf, self, asked)
-        return [Rows(x, address=address) for x, address in zip(stand_ins, addresses, strict=True)]
+        return [Rows(x, address=a, room=self.desk.room) for x, a in zip(stand_ins, addresses, strict=True)]
 
-    def update(self, ids: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
+    def update(self, ids: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]) -> None:
         """Update the rows of this rank's shards by the gradients of all ranks, which call it together.
 
         Args:
             ids: `int64 [U_t]` of each table, ascending, each once.
-            gradients: `float32 [U_t, D]` of each table.
+            vectors: Their gradients, `float32 [U_t, D]` of each table.
         """
-        file = self.desk.lay(ids, gradients, 1 / self.world_size)
+        file = self.desk.lay(ids, vectors)
         header = torch.tensor([*astuple(file), *map(len, ids)])
         headers = [torch.empty_like(header) for _ in range(self.world_size)]
         dist.all_gather(headers, header, group=self.group)
@@ -126,9 +126,10 @@ class SharedTables:
         count_step(self.own)
         for shard in self.own:
             number = self.tables.index(shard.table)
-            parts = [_between(*of_rank[number], shard.first, shard.first + len(shard.weight)) for of_rank in laid]
-            rows, total = summed_rows(torch.cat([rows for rows, _ in parts]), *(values for _, values in parts))
-            shard.update(rows - shard.first, total)
+            last = shard.first + len(shard.weight)
+            parts = [_between(*of_rank[number], shard.first, last) for of_rank in laid]
+            gradients = RowGradients.merged([rows for rows, _ in parts], [values for _, values in parts])
+            shard.update(gradients, 1 / self.world_size)
         # Nobody reads rows, or lays gradients again, before all have come here.
         self.updated = dist.all_reduce(torch.zeros(1), group=self.group, async_op=True)
 
@@ -273,17 +274,23 @@ class _Desk:
         self.file: _File | None = None
         self.storage: torch.UntypedStorage | None = None
 
-    def lay(self, ids: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], scale: float) -> _File:
-        """Lay down the `ids` and the gradients, times `scale`, of each table."""
-        counts, dim = [len(rows) for rows in ids], gradients[0].shape[1]
-        size = _vectors_begin(sum(counts)) + 4 * sum(counts) * dim
-        if self.file is None or self.storage is None or self.file.size < size:
+    def room(self, count: int, dim: int) -> torch.Tensor:
+        """Return the memory for the gradients of `count` rows, `float32 [count, dim]`."""
+        size = _vectors_begin(count) + 4 * count * dim
+        if self.file is None or self.file.size < size:
             self._make(int(_SPARE * size))
+        assert self.storage is not None
+        return _laid_out(self.storage, count, dim)[1]
+
+    def lay(self, ids: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> _File:
+        """Lay down the `ids` and the gradients of each table; gradients that are already in their `room` stay."""
+        counts, dim = [len(rows) for rows in ids], gradients[0].shape[1]
+        vectors = self.room(sum(counts), dim)
         assert self.file is not None and self.storage is not None
-        all_ids, all_vectors = _laid_out(self.storage, sum(counts), dim)
-        torch.cat(list(ids), out=all_ids)
-        for place, gradient in zip(all_vectors.split(counts), gradients, strict=True):
-            torch.mul(gradient, scale, out=place)
+        torch.cat(list(ids), out=_laid_out(self.storage, sum(counts), dim)[0])
+        for place, gradient in zip(vectors.split(counts), gradients, strict=True):
+            if place.data_ptr() != gradient.data_ptr():
+                place.copy_(gradient)
         return self.file
 
     def _make(self, size: int) -> None:
@@ -307,9 +314,9 @@ def _vectors_begin(count: int) -> int:
 
 
 def _between(rows: torch.Tensor, values: torch.Tensor, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the part whose rows, ascending, are from `first` to before `last`."""
+    """Return the part whose rows, ascending, are from `first` to before `last`; its rows are counted from `first`."""
     low, high = torch.searchsorted(rows, torch.tensor([first, last])).tolist()
-    return rows[low:high], values[low:high]
+    return rows[low:high] - first, values[low:high]
 
 
 def _first(shard: tuple[int, torch.Tensor]) -> int:

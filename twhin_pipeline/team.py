@@ -126,15 +126,17 @@ def sums(first: int, last: int, frame: Array) -> None:
 @TeamLoop
 def rowwise_adagrad(first: int, last: int, frame: Array) -> None:
     """Share `kernels.rowwise_adagrad` by rows of the gradient; arguments as its."""
-    index, grad = integers(frame, 2)[first:last], floats(frame, 3)[first:last]
-    kernels.rowwise_adagrad(floats(frame, 0), floats(frame, 1)[:, 0], index, grad, number(frame, 4), number(frame, 5))
+    index, start, address = integers(frame, 2)[first:last], integers(frame, 3)[first : last + 1], integers(frame, 4)
+    numbers = number(frame, 5), number(frame, 6), number(frame, 7)
+    kernels.rowwise_adagrad(floats(frame, 0), floats(frame, 1)[:, 0], index, start, address, *numbers)
 
 
 @TeamLoop
 def adagrad(first: int, last: int, frame: Array) -> None:
     """Share `kernels.adagrad` by rows of the gradient; arguments as its."""
-    index, grad = integers(frame, 2)[first:last], floats(frame, 3)[first:last]
-    kernels.adagrad(floats(frame, 0), floats(frame, 1), index, grad, number(frame, 4), number(frame, 5))
+    index, start, address = integers(frame, 2)[first:last], integers(frame, 3)[first : last + 1], integers(frame, 4)
+    numbers = number(frame, 5), number(frame, 6), number(frame, 7)
+    kernels.adagrad(floats(frame, 0), floats(frame, 1), index, start, address, *numbers)
 
 
 @TeamLoop
