@@ -25,7 +25,8 @@ import torch
 import yaml
 from training import LR, SNAPSHOT, best, config_of, train, watched
 
-from twhin_pipeline import kernels
+from twhin_pipeline import team
+from twhin_pipeline.row_optimizers import RowGradients
 from twhin_pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,9 +80,9 @@ def row_time(rows: int) -> float:
     table, momentum = torch.zeros(rows, DIM), torch.zeros(rows)
     drawn = [torch.randint(rows, (20_000,)).unique() for _ in range(20)]
     gradient = torch.zeros(20_000, DIM)
-    arrays = table.numpy(), momentum.numpy()
     gather = best(lambda turn: table.index_select(0, drawn[turn % 20]))
-    update = best(lambda turn: kernels.rowwise_adagrad(*arrays, drawn[turn % 20].numpy(), gradient.numpy(), LR, 1e-10))
+    one_each = [RowGradients.of(asked, gradient[: len(asked)]) for asked in drawn]
+    update = best(lambda turn: one_each[turn % 20].update(team.rowwise_adagrad, table, momentum, 1, LR, 1e-10))
     return (gather + update) / len(drawn[0]) * 1e6
 
 

@@ -31,11 +31,12 @@ import torch
 import yaml
 from peers.environments import peer_python
 
-from twhin_pipeline import kernels
+from twhin_pipeline import team
 from twhin_pipeline.config import load_config
 from twhin_pipeline.generate import generate
 from twhin_pipeline.launch import environment, torchrun_command
 from twhin_pipeline.model_files import ModelTables
+from twhin_pipeline.row_optimizers import RowGradients
 from twhin_pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,8 +197,8 @@ def floor(candidates: int) -> Floor:
     drawn = [torch.randint(1_000_000, (20_000,)).unique() for _ in range(20)]
     rows = len(drawn[0])
     gather = best(lambda turn: torch.index_select(table, 0, drawn[turn % 20], out=gradient[: len(drawn[turn % 20])]))
-    arrays = table.numpy(), momentum.numpy()
-    update = best(lambda turn: kernels.rowwise_adagrad(*arrays, drawn[turn % 20].numpy(), gradient.numpy(), LR, 1e-10))
+    one_each = [RowGradients.of(asked, gradient[: len(asked)]) for asked in drawn]
+    update = best(lambda turn: one_each[turn % 20].update(team.rowwise_adagrad, table, momentum, 1, LR, 1e-10))
     return Floor(2 * 10 * 1000 * DIM * candidates / product / 1e9, gather / rows * 1e6, update / rows * 1e6)
 
 

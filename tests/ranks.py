@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import tiny
@@ -32,6 +33,7 @@ from twhin_pipeline.sharding import (
     table_weights,
     unwrapped,
 )
+from twhin_pipeline.shared_tables import _Part
 
 # Beyond one block of initial vectors, so that shards begin and end inside blocks.
 ROWS = {"user": 9001, "item": 5003}
@@ -93,6 +95,15 @@ CASES: dict[str, tuple[TwhinConfig, str, str]] = {
     "one table table_wise": (alone(), "softmax", "table_wise"),
 }
 
+# Cases that ranks of one machine train in shared memory, and others by exchanging vectors.
+EXCHANGED = (
+    "rowwise_adagrad row_wise",
+    "rowwise_adagrad table_wise",
+    "adagrad row_wise",
+    "all candidates reciprocal",
+    "one table table_wise",
+)
+
 
 def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
     """Train a few steps, in the last but one of which only rank 0 has edges; return all that can be seen."""
@@ -142,6 +153,22 @@ def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
         "compiled": compiled(sharded),
         "norms": {t: log_sharded_tensor_content("weight", t, w) for t, w in table_weights(sharded).items()},
     }
+
+
+def exchanged() -> dict[str, Any]:
+    """What is trained where ranks exchange vectors, though all are on this machine."""
+    with mock.patch("twhin_pipeline.sharding.share_tables", return_value="as asked"):
+        return {name: train(*CASES[name]) for name in EXCHANGED}
+
+
+def unmapped() -> str:
+    """The plan where one rank cannot map the others' shards."""
+    opens = mock.Mock(side_effect=PermissionError("not allowed")) if dist.get_rank() == 1 else _Part.open
+    config = configured(ROWWISE)
+    with mock.patch.object(_Part, "open", opens):
+        model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
+        sharded = maybe_shard_model(model, "cpu", LaunchConfig(nproc_per_node=2))
+    return str(sharded.sharding_plan_text)
 
 
 def counted(sharded: torch.nn.Module, optimizer: Any) -> list[int]:
@@ -206,6 +233,7 @@ def main() -> None:
     tiny.ROWS.update(ROWS)
     dist.init_process_group("gloo")
     seen = {"cases": {name: train(*case) for name, case in CASES.items()}, "metrics": metrics(), "refused": refusals()}
+    seen |= {"exchanged": exchanged(), "unmapped": unmapped()}
     everything: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everything, seen)
     if dist.get_rank() == 0:

@@ -7,7 +7,7 @@ import torch
 from twhin_pipeline.losses import LOSSES
 from twhin_pipeline.model import TwhinModel, TwhinModelAndLoss
 from twhin_pipeline.optimizer import apply_optimizers, assign_groups, build_optimizer
-from twhin_pipeline.row_optimizers import RowAdagrad, RowAdam, RowRmsprop, RowSgd, RowwiseAdagrad
+from twhin_pipeline.row_optimizers import RowAdagrad, RowAdam, RowGradients, RowRmsprop, RowSgd, RowwiseAdagrad, team
 from twhin_pipeline.sections.training import LossConfig
 from twhin_pipeline.sharding import init_tables, table_weights
 
@@ -298,3 +298,34 @@ class TestGroups:
 
         with pytest.raises(UserError, match="no table may be named 'translation'"):
             tiny.config(embeddings={"tables": [{"name": "translation", "embedding_dim": 4}]})
+
+
+def lists_of_gradients(lists: int = 3) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Lists of some of 60 rows, one of them empty, and their gradients; most rows are in several lists."""
+    generator = torch.Generator().manual_seed(4)
+    rows = [torch.randperm(60, generator=generator)[:size].sort().values for size in (40, 0, 50)[:lists]]
+    return rows, [torch.randn(len(part), 12, generator=generator) for part in rows]
+
+
+@pytest.mark.parametrize("make", ["of", "merged"])
+@pytest.mark.parametrize("kernel", ["rowwise_adagrad", "adagrad"])
+def test_gradients_of_one_row_are_added_up_as_it_is_updated(make, kernel):
+    rows, values = lists_of_gradients()
+    gradients = RowGradients.of(torch.cat(rows), *values) if make == "of" else RowGradients.merged(rows, values)
+    table, total = torch.randn(60, 12, generator=torch.Generator().manual_seed(1)), torch.zeros(60, 12)
+    for row, value in zip(torch.cat(rows), torch.cat(values), strict=True):
+        total[row] += value / 4
+    updated, momentum = table.clone(), torch.ones(60) if kernel == "rowwise_adagrad" else torch.ones(60, 12)
+    gradients.update(getattr(team, kernel), updated, momentum, 0.25, 0.1, 1e-8)
+    mean = total.square().mean(1, keepdim=True) if kernel == "rowwise_adagrad" else total.square()
+    torch.testing.assert_close(updated, table - 0.1 * total / (1 + mean).sqrt())
+    torch.testing.assert_close(momentum.view(60, -1), 1 + mean)
+    assert (total == 0).all(1).any() and len(torch.cat(rows).unique()) < len(torch.cat(rows))
+
+
+def test_lists_of_gradients_are_merged_as_they_are_sorted():
+    rows, values = lists_of_gradients()
+    merged, sorted_ = RowGradients.merged(rows, values), RowGradients.of(torch.cat(rows), *values)
+    for name in ("rows", "start", "address"):
+        assert getattr(merged, name).tolist() == getattr(sorted_, name).tolist(), name
+    assert RowGradients.merged([torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, 3)]).start.tolist() == [0]

@@ -86,6 +86,33 @@ def test_a_plan_counts_products_passes_rows_and_what_is_sent(tmp_path):
     assert alone.time.passes == pytest.approx(2 * 4 * (4 * places * 8 + 5 * scores) / 4e9)
 
 
+def test_ranks_that_share_memory_send_the_operators_gradients_alone(tmp_path):
+    config = load_config(config_of(tmp_path, nproc_per_node=2))
+    rows = {"user": (1000, ""), "item": (1000, "")}
+    given = Rates(**RATES, shared_memory=True)
+    found, sending = plan.estimate(config, rows, 2, None, given), plan.estimate(config, rows, 2, None, Rates(**RATES))
+    places, scores = 2 * 10 + 2 * 5, 2 * 10 * (2 + 5)
+    assert found.sent_per_step == 2 * 8 * 4 / 2 < sending.sent_per_step
+    assert found.time.passes == pytest.approx(2 * 4 * (4 * places * 8 + 5 * scores) / 4e9)
+    assert found.time.exchange == pytest.approx(5e-3 + found.sent_per_step / 8e9)
+    on_cpu = config.model_copy(update={"launch": config.launch.model_copy(update={"device": "cpu"})})
+    assert plan.estimate(on_cpu, rows, 2).sent_per_step == found.sent_per_step
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["launch.nnodes=2"],
+        ["model.embeddings.tables.item.optimizer={sgd: {lr: 0.1}}"],
+        [f"model.embeddings.tables.{name}.data_type=fp16" for name in ("user", "item")],
+    ],
+)
+def test_ranks_of_several_nodes_and_tables_that_fbgemm_keeps_exchange_vectors(tmp_path, changes):
+    config = load_config(config_of(tmp_path, nproc_per_node=2, rdzv_endpoint="host:1"), changes)
+    rows = {"user": (1000, ""), "item": (1000, "")}
+    assert plan.estimate(config, rows, 2, None, Rates(**RATES, shared_memory=True)).sent_per_step > 30 * 8 * 4
+
+
 @pytest.mark.parametrize("operator", ["linear", "affine"])
 def test_matrix_operators_add_their_products(tmp_path, operator):
     config = load_config(config_of(tmp_path), [f"model.relations.0.operator={operator}"])
@@ -133,6 +160,7 @@ def test_the_commands_measure_and_plan(tmp_path, capsys, ranks):
     found = rates.load(path)
     assert found.device == f"{ranks} x cpu, {found.device.split()[3]} threads"
     assert (found.link_gbps is None) == (ranks == 1)
+    assert found.shared_memory == (ranks == 2)
     assert found.network_gbps is None
     arguments = ["plan", "--config", config, "--home", str(tmp_path), "--rates", path]
     assert run_arguments(arguments) == 0

@@ -74,6 +74,27 @@ def test_two_ranks_train_what_one_process_trains(alone, ranks, case):
         np.testing.assert_allclose(two["relations"][relation], row, atol=tolerance)
 
 
+@pytest.mark.parametrize("case", ranks_script.EXCHANGED)
+def test_ranks_train_the_same_bits_in_shared_memory_as_by_exchanging_vectors(ranks, case):
+    for rank in ranks:
+        shared, exchanged = rank["cases"][case], rank["exchanged"][case]
+        assert shared["plan"].endswith("ranks look rows up in each other's memory")
+        assert exchanged["plan"].endswith("ranks exchange vectors: as asked")
+        for seen in ("losses", "last", "relations", "counted"):
+            assert shared[seen] == exchanged[seen], seen
+
+
+@pytest.mark.parametrize("case", ["sgd table_wise", "fp16 row_wise"])
+def test_ranks_exchange_the_vectors_of_tables_that_fbgemm_keeps(ranks, case):
+    for rank in ranks:
+        assert rank["cases"][case]["plan"].endswith("exchange vectors: fbgemm's kernels keep some of their tables")
+
+
+def test_all_ranks_exchange_vectors_where_one_cannot_map_the_shards(ranks):
+    for rank in ranks:
+        assert rank["unmapped"].endswith("exchange vectors: rank 1 cannot map the shard of another: not allowed")
+
+
 @pytest.mark.parametrize(
     ("case", "expected"), [("rowwise_adagrad row_wise", True), ("adagrad row_wise", True), ("fp16 row_wise", False)]
 )
@@ -122,7 +143,7 @@ def test_the_plan_tells_each_tables_rows_by_rank_and_is_printed_once(torchrun):
     plan = ranks[0]["cases"]["rowwise_adagrad row_wise"]["plan"]
     assert "user: 9,001 x 8 float32 (0.3 MiB), row_wise, fused; rows on rank 0: 4,501, rank 1: 4,500" in plan
     assert ranks[1]["cases"]["rowwise_adagrad row_wise"]["plan"] == plan
-    assert printed.count("sharding plan for 2 ranks") == len(CASES)
+    assert printed.count("sharding plan for 2 ranks") == len(CASES) + len(ranks_script.EXCHANGED) + 1
 
 
 def test_off_distributed_the_plan_says_so(alone):

@@ -44,7 +44,9 @@ def measure(config: TwhinConfig, ranks: Ranks) -> Rates:
         found["link_gbps"] = _link(step.looked_up * dim, ranks)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     means = {key: statistics.fmean(told[key] for told in ranks.gather(found)) for key in found}
-    return Rates(device=f"{ranks.world_size} x {name}", **{key: float(f"{mean:.4g}") for key, mean in means.items()})
+    shared = ranks.world_size > 1 and device.type == "cpu"
+    rounded = {key: float(f"{mean:.4g}") for key, mean in means.items()}
+    return Rates(device=f"{ranks.world_size} x {name}", shared_memory=shared, **rounded)
 
 
 def _products(config: TwhinConfig, step: plan.Step, ranks: Ranks) -> float:

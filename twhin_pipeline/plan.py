@@ -27,6 +27,7 @@ SCORE_COPIES = 5  # scores, their masked copy, what the loss keeps for the backw
 VECTOR_COPIES = 6  # looked up, gathered, prepared, and the gradient of each
 LOOKUP_COPIES = 2  # of these, looked up, and its gradient
 EXCHANGES = 7  # of numbers of ids, ids, vectors, gradients, the operators' gradients, and two of small numbers
+SHARED_EXCHANGES = 5  # where gradients lie, that rows are updated, the operators' gradients, and two of small numbers
 OPERATIONS = 500  # of torch in a step, as its profiler counts them
 EXCHANGE_COPIES = 4  # put in the order of ranks, received and put back in that of places; and the gradient of each
 
@@ -170,8 +171,9 @@ def estimate(
     ]
     dim = config.model.embedding_dim
     elsewhere = (world_size - 1) / world_size
+    shared = _shares_memory(config, world_size, rates)
     # Row-wise, all-to-all: an id of 8 bytes goes out, a float32 vector comes back, and its gradient goes out again.
-    sent = step.looked_up * (8 + 2 * dim * 4) * elsewhere
+    sent = 0 if shared else step.looked_up * (8 + 2 * dim * 4) * elsewhere
     # A ring all-reduce of the operators' gradients sends each element twice.
     sent += 2 * operator_parameters(config) * 4 * elsewhere
     steps = None
@@ -193,19 +195,32 @@ def estimate(
         if config.training.checkpoint_max_to_keep is None
         else config.training.checkpoint_max_to_keep + 1,
         scoring=2 * config.evaluation.block_size * max(t.rows for t in tables) * 4,
-        time=None if rates is None else step_time(_work(config, step, sent, world_size, ranks_per_node), rates),
+        time=None if rates is None else step_time(_work(config, step, sent, world_size, ranks_per_node, shared), rates),
     )
 
 
-def _work(config: TwhinConfig, step: Step, sent: float, world_size: int, ranks_per_node: int) -> Work:
+def _shares_memory(config: TwhinConfig, world_size: int, rates: Rates | None) -> bool:
+    """Tell whether ranks look rows up in each other's memory (shared_tables)."""
+    cpu = config.launch.device == "cpu" or (rates is not None and rates.shared_memory)
+    compiled = all(
+        table.data_type == "fp32" and table.optimizer.name in ("rowwise_adagrad", "adagrad")
+        for table in config.model.embeddings.tables
+    )
+    return cpu and compiled and config.launch.nnodes == 1 and world_size > 1
+
+
+def _work(config: TwhinConfig, step: Step, sent: float, world_size: int, ranks_per_node: int, shared: bool) -> Work:
     """Return what a rank does in a step: `sent` bytes go to ranks of its node and others alike."""
     dim = config.model.embedding_dim
     # A product forward and two backward, of two operations an element each; and an operator that is a matrix.
     flop = 3 * 2 * dim * step.scores
     if any(relation.operator in ("linear", "affine") for relation in config.model.relations):
         flop += 3 * 2 * dim * dim * step.edges
-    # One process uses rows where they lie: none is looked up first, nor its gradient handed back.
-    copies = VECTOR_COPIES + EXCHANGE_COPIES if world_size > 1 else VECTOR_COPIES - LOOKUP_COPIES
+    # One process, or ranks that share memory, use rows where they lie: none is looked up first, nor its gradient handed
+    # back.
+    in_place = world_size == 1 or shared
+    copies = VECTOR_COPIES - LOOKUP_COPIES if in_place else VECTOR_COPIES + EXCHANGE_COPIES
+    exchanges = SHARED_EXCHANGES if shared else EXCHANGES
     beyond = sent * (world_size - ranks_per_node) / max(world_size - 1, 1)
     return Work(
         flop=flop,
@@ -215,7 +230,7 @@ def _work(config: TwhinConfig, step: Step, sent: float, world_size: int, ranks_p
         place_bytes=step.places * dim * 4,
         within=sent - beyond,
         beyond=beyond,
-        exchanges=EXCHANGES if world_size > 1 else 0,
+        exchanges=exchanges if world_size > 1 else 0,
         operations=OPERATIONS,
     )
 

@@ -55,6 +55,8 @@ class Rates(BaseModel):
     """Microseconds of an exchange of next to nothing."""
     operation_us: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Microseconds of an operation on next to nothing, on a GPU its launch."""
+    shared_memory: bool = False
+    """Whether ranks of one node can look rows up in each other's memory, as those on CPUs do."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from twhin_pipeline.distributed import Ranks
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model import TwhinModel
 from twhin_pipeline.sections.training import LaunchConfig
-from twhin_pipeline.shared_tables import share_tables
+from twhin_pipeline.shared_tables import SharedTables, share_tables
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,12 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
         )
     if device.type == "cpu":
         logger.info("%d groups of tables are updated by compiled loops", use_compiled_loops(sharded))
-        model.shared = share_tables(sharded, model.tables, _timeout())
+        shared = share_tables(sharded, model.tables, _timeout())
+        if isinstance(shared, SharedTables):
+            model.shared = shared
+            text += "\n  ranks look rows up in each other's memory"
+        else:
+            text += f"\n  ranks exchange vectors: {shared}"
     _keep_plan(sharded, text)
     if dist.get_rank() == 0:
         print(text, flush=True)

@@ -8,7 +8,6 @@ gradient of a row: the sum over ranks, in their order, of each one's gradient di
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,8 +24,6 @@ from twhin_pipeline.cpu_tables import Shard, count_step, known_shards
 from twhin_pipeline.row_optimizers import RowGradients
 from twhin_pipeline.rows import Rows
 
-logger = logging.getLogger(__name__)
-
 # Where torch puts the memory that processes share; in containers it often is small.
 SHARED_MEMORY = Path("/dev/shm")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -35,7 +32,7 @@ _SPARE = 1.25
 _CACHE_LINE = 64
 
 
-def share_tables(model: nn.Module, tables: Sequence[str], timeout: timedelta) -> SharedTables | None:
+def share_tables(model: nn.Module, tables: Sequence[str], timeout: timedelta) -> SharedTables | str:
     """Let ranks that are all on this machine read each other's shards. All ranks call it together, for CPU tables.
 
     Args:
@@ -44,8 +41,8 @@ def share_tables(model: nn.Module, tables: Sequence[str], timeout: timedelta) ->
         timeout: How long a rank waits for the others in a step.
 
     Returns:
-        The tables; or None, on all ranks alike and with the reason in the log, where vectors have to be exchanged: a
-        rank is on another machine, fbgemm's kernels keep a table, or shared memory has no room.
+        The tables; or, on all ranks alike, why vectors have to be exchanged: a rank is on another machine, fbgemm's
+        kernels keep a table, or shared memory has no room.
     """
     shards = known_shards(model)
     reason = _reason_against(_all(_Offer.of(shards)))
@@ -59,9 +56,7 @@ def share_tables(model: nn.Module, tables: Sequence[str], timeout: timedelta) ->
             failed = f"rank {dist.get_rank()} cannot map the shard of another: {error}"
         reason = next(filter(None, _all(failed)), None)
     if reason is not None:
-        logger.info("ranks exchange vectors: %s", reason)
-        return None
-    logger.info("ranks look rows up in each other's memory")
+        return reason
     return SharedTables(tables, shards or [], mapped, timeout)
 
 
@@ -235,7 +230,7 @@ class _Offer:
 def _reason_against(offers: Sequence[_Offer]) -> str | None:
     sizes = [offer.size for offer in offers]
     if None in sizes:
-        return "fbgemm's kernels keep some of the tables"
+        return "fbgemm's kernels keep some of their tables"
     if len({offer.boot for offer in offers}) > 1 or not offers[0].boot:
         return "they are not all on one machine, or it has no memory that processes share"
     needed, free = _SPARE * sum(size or 0 for size in sizes), min(offer.free for offer in offers)
