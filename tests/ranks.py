@@ -106,7 +106,7 @@ EXCHANGED = (
 
 
 def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
-    """Train a few steps, in the last but one of which only rank 0 has edges; return all that can be seen."""
+    """Train a few steps, only rank 0 having edges in the first and the last but one; return what can be seen."""
     grouped = dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
     model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
@@ -120,7 +120,7 @@ def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
     losses, rates = [], []
     for step in range(STEPS):
         chunks = [chunk for part in range(2) for chunk in tiny.chunks(10 * step + part, config.model, whole)]
-        if step == STEPS - 2:
+        if step in (0, STEPS - 2):
             chunks = chunks[:1]
         mine = [chunks[i] for i in np.array_split(np.arange(len(chunks)), world_size)[rank]]
         edges = sum(len(chunk.lhs) for chunk in chunks)
@@ -159,6 +159,14 @@ def exchanged() -> dict[str, Any]:
     """What is trained where ranks exchange vectors, though all are on this machine."""
     with mock.patch("twhin_pipeline.sharding.share_tables", return_value="as asked"):
         return {name: train(*CASES[name]) for name in EXCHANGED}
+
+
+def few() -> list[dict[str, Any]]:
+    """What is trained, in shared memory and by exchanging vectors, where one rank holds the only row of a table."""
+    with mock.patch.dict(tiny.ROWS, {"item": 1}):
+        shared = train(configured(ROWWISE), "softmax", "row_wise")
+        with mock.patch("twhin_pipeline.sharding.share_tables", return_value="as asked"):
+            return [shared, train(configured(ROWWISE), "softmax", "row_wise")]
 
 
 def unmapped() -> str:
@@ -233,7 +241,7 @@ def main() -> None:
     tiny.ROWS.update(ROWS)
     dist.init_process_group("gloo")
     seen = {"cases": {name: train(*case) for name, case in CASES.items()}, "metrics": metrics(), "refused": refusals()}
-    seen |= {"exchanged": exchanged(), "unmapped": unmapped()}
+    seen |= {"exchanged": exchanged(), "unmapped": unmapped(), "few": few()}
     everything: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everything, seen)
     if dist.get_rank() == 0:

@@ -92,7 +92,7 @@ def test_ranks_exchange_the_vectors_of_tables_that_fbgemm_keeps(ranks, case):
 
 def test_all_ranks_exchange_vectors_where_one_cannot_map_the_shards(ranks):
     for rank in ranks:
-        assert rank["unmapped"].endswith("exchange vectors: rank 1 cannot map the shard of another: not allowed")
+        assert rank["unmapped"].endswith("exchange vectors: rank 1 cannot share memory (not allowed)")
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,15 @@ def test_kernels_count_on_from_the_step_of_a_resumed_run(ranks):
         assert counted and counted == [5] * (len(counted) // 2) + [40] * (len(counted) // 2)
 
 
+def test_tables_of_fewer_rows_than_ranks_are_shared(ranks):
+    for rank in ranks:
+        shared, exchanged = rank["few"]
+        assert shared["plan"].endswith("ranks look rows up in each other's memory")
+        assert shared["last"] == exchanged["last"]
+        assert shared["last"]["user"] != shared["first"]["user"]
+    assert [sum(rank["few"][0]["held"]["item"]) for rank in ranks] == [1, 0]
+
+
 def test_a_rank_that_holds_no_table_trains_along(ranks):
     held = [rank["cases"]["one table table_wise"]["held"]["item"] for rank in ranks]
     assert sorted(map(sum, held)) == [0, 5003]
@@ -143,7 +152,7 @@ def test_the_plan_tells_each_tables_rows_by_rank_and_is_printed_once(torchrun):
     plan = ranks[0]["cases"]["rowwise_adagrad row_wise"]["plan"]
     assert "user: 9,001 x 8 float32 (0.3 MiB), row_wise, fused; rows on rank 0: 4,501, rank 1: 4,500" in plan
     assert ranks[1]["cases"]["rowwise_adagrad row_wise"]["plan"] == plan
-    assert printed.count("sharding plan for 2 ranks") == len(CASES) + len(ranks_script.EXCHANGED) + 1
+    assert printed.count("sharding plan for 2 ranks") == len(CASES) + len(ranks_script.EXCHANGED) + 3
 
 
 def test_off_distributed_the_plan_says_so(alone):

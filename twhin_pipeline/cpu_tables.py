@@ -65,7 +65,8 @@ class Shard:
 
 
 def known_shards(model: nn.Module) -> list[Shard] | None:
-    """Return this rank's shards of a sharded model's tables, or None where fbgemm's kernels keep one of them."""
+    """Return this rank's shards of a sharded model's tables, but for those without rows; or None where fbgemm's kernels
+    keep one of them."""
     found = []
     for kernel in _modules(model):
         if isinstance(kernel, BaseBatchedEmbedding):
@@ -74,7 +75,8 @@ def known_shards(model: nn.Module) -> list[Shard] | None:
                 return None
             for number, table in enumerate(kernel._config.embedding_tables):
                 assert table.local_metadata is not None
-                found.append(Shard(table.name, table.local_metadata.shard_offsets[0], group, number))
+                if table.local_rows:
+                    found.append(Shard(table.name, table.local_metadata.shard_offsets[0], group, number))
     return found
 
 

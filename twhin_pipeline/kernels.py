@@ -246,7 +246,7 @@ def merged(rows: Array, cut: Array, value: Array, distinct: Array, start: Array,
 
 
 @compiled(inline="always")
-def _sum(address: Array, first: int, last: int, scale: float, out: Array) -> None:
+def _sum(address: Array, first: int, last: int, scale: Any, out: Array) -> None:
     """Write the sum of the rows at `address[first:last]`, one at least, times `scale` to `out [D]`."""
     # One-dimensional views are what lets several elements be computed at a time.
     row = carray(pointer(address[first]), (len(out),), np.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +29,10 @@ SHARED_MEMORY = Path("/dev/shm")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 # More than is needed: shared memory is not filled to the brim, and a desk is seldom made anew.
 _SPARE = 1.25
+_LEAST_DESK = 1 << 16  # bytes; none is mapped that has none
 _CACHE_LINE = 64
+# What torch.multiprocessing maps tensors by, which torch's type stubs lack.
+_STORAGE: Any = torch.UntypedStorage
 
 
 def share_tables(model: nn.Module, tables: Sequence[str], timeout: timedelta) -> SharedTables | str:
@@ -46,15 +49,11 @@ def share_tables(model: nn.Module, tables: Sequence[str], timeout: timedelta) ->
     """
     shards = known_shards(model)
     reason = _reason_against(_all(_Offer.of(shards)))
-    mapped: list[tuple[_Part, torch.Tensor]] = []
     if reason is None:
-        parts = [part for of_rank in _all([_Part.of(shard) for shard in shards or ()]) for part in of_rank]
-        failed = None
-        try:
-            mapped = [(part, part.open()) for part in parts]
-        except OSError as error:
-            failed = f"rank {dist.get_rank()} cannot map the shard of another: {error}"
-        reason = next(filter(None, _all(failed)), None)
+        mine, reason = _together(lambda: [_Part.of(shard) for shard in shards or ()])
+    if reason is None:
+        parts = [part for of_rank in _all(mine) for part in of_rank]
+        mapped, reason = _together(lambda: [(part, part.open()) for part in parts])
     if reason is not None:
         return reason
     return SharedTables(tables, shards or [], mapped, timeout)
@@ -180,7 +179,8 @@ class _File:
         try:
             if _File.of(descriptor, self.size) != _File(os.getpid(), descriptor, self.device, self.inode, self.size):
                 raise OSError(f"process {self.process} is another one here")
-            return torch.UntypedStorage._new_shared_fd_cpu(descriptor, self.size)
+            mapped: torch.UntypedStorage = _STORAGE._new_shared_fd_cpu(descriptor, self.size)
+            return mapped
         finally:
             os.close(descriptor)
 
@@ -201,11 +201,12 @@ class _Part:
         """Move a shard to shared memory, with all that has its storage, and describe it."""
         weight = shard.weight
         file = _File.of(*weight.untyped_storage()._share_fd_cpu_())
-        return cls(shard.table, shard.first, tuple(weight.shape), file, weight.storage_offset())
+        rows, dim = weight.shape
+        return cls(shard.table, shard.first, (rows, dim), file, int(weight.storage_offset()))
 
     def open(self) -> torch.Tensor:
         """Map it. Raises OSError where this process cannot."""
-        return torch.empty(0).set_(self.file.open(), self.offset, self.shape)
+        return _tensor(self.file.open(), torch.float32, self.offset, *self.shape)
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ class _Desk:
         """Return the memory for the gradients of `count` rows, `float32 [count, dim]`."""
         size = _vectors_begin(count) + 4 * count * dim
         if self.file is None or self.file.size < size:
-            self._make(int(_SPARE * size))
+            self._make(max(int(_SPARE * size), _LEAST_DESK))
         assert self.storage is not None
         return _laid_out(self.storage, count, dim)[1]
 
@@ -299,8 +300,15 @@ class _Desk:
 
 def _laid_out(storage: torch.UntypedStorage, count: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ids `int64 [count]` and the vectors `float32 [count, dim]` of a desk."""
-    ids = torch.empty(0, dtype=torch.int64).set_(storage, 0, (count,))
-    return ids, torch.empty(0).set_(storage, _vectors_begin(count) // 4, (count, dim))
+    ids = _tensor(storage, torch.int64, 0, count)
+    return ids, _tensor(storage, torch.float32, _vectors_begin(count) // 4, count, dim)
+
+
+def _tensor(storage: torch.UntypedStorage, dtype: torch.dtype, offset: int, *shape: int) -> torch.Tensor:
+    """Return the tensor that begins `offset` elements into a storage."""
+    made: Any = torch.empty(0, dtype=dtype)
+    found: torch.Tensor = made.set_(storage, offset, shape)
+    return found
 
 
 def _vectors_begin(count: int) -> int:
@@ -316,6 +324,17 @@ def _between(rows: torch.Tensor, values: torch.Tensor, first: int, last: int) ->
 
 def _first(shard: tuple[int, torch.Tensor]) -> int:
     return shard[0]
+
+
+def _together(work: Callable[[], list[Any]]) -> tuple[list[Any], str | None]:
+    """Do the same on all ranks; return what it gave here, and how it failed on the first rank where it did."""
+    found: list[Any] = []
+    failed = None
+    try:
+        found = work()
+    except (OSError, RuntimeError) as error:  # torch tells of the system's errors by the latter
+        failed = f"rank {dist.get_rank()} cannot share memory ({error})"
+    return found, next(filter(None, _all(failed)), None)
 
 
 def _all(value: Any) -> list[Any]:
