@@ -96,6 +96,10 @@ def config_of(path: Path, edges: Path, candidates: int, processes: int, batch: i
     return path
 
 
+# To look at the pages of a process of some GiB takes a tenth of a second of a core.
+WATCHED_EVERY_S = 3.0
+
+
 def watched(command: list[str], log: Path, env: dict[str, str] | None = None) -> float:
     """Run a command, its output in `log`; return the peak of its processes' memory in GiB (shared pages once)."""
     peak = 0.0
@@ -106,7 +110,7 @@ def watched(command: list[str], log: Path, env: dict[str, str] | None = None) ->
         def watch() -> None:
             nonlocal peak
             parent = psutil.Process(process.pid)
-            while not done.wait(0.5):
+            while not done.wait(WATCHED_EVERY_S):
                 total = 0
                 try:
                     for one in [parent, *parent.children(recursive=True)]:
