@@ -123,6 +123,17 @@ def test_too_little_memory_is_found(monkeypatch):
     assert doctor.memory().status == "wrong"
 
 
+def test_too_little_shared_memory_is_worth_knowing(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "SHARED_WANTED", 0)
+    assert doctor.shared_memory().status == "ok"
+    monkeypatch.setattr(doctor, "SHARED_WANTED", 1e9)
+    finding = doctor.shared_memory()
+    assert finding.status == "note"
+    assert "--shm-size" in finding.remedy
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path / "none")
+    assert doctor.shared_memory().detail.startswith("0.0 GiB free")
+
+
 def test_the_command_exits_with_1_where_something_is_wrong(tmp_path: Path, monkeypatch, capsys):
     wrong = doctor.Finding("fbgemm lookup", "wrong", "does not load", "install it anew")
     monkeypatch.setattr(doctor, "examine", lambda store: [wrong])

@@ -17,6 +17,7 @@ from importlib import metadata
 from typing import Literal
 
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.launch import SHARED_MEMORY
 from twhin_pipeline.store import Store
 
 # Each release of fbgemm and of torchrec is built for one release of torch (major.minor).
@@ -25,6 +26,7 @@ FITS = {
 }
 REINSTALL = "run `make clean-venv setup` (with VARIANT=gpu for CUDA)"
 PROBE_TIMEOUT = 120.0  # seconds
+SHARED_WANTED = 1.0  # GiB free, for tables of some millions of rows
 DISK_NEEDED = 2.0  # GiB free, for the bundled example with its checkpoints
 MEMORY_NEEDED = 4.0  # GiB available, for the same
 
@@ -61,7 +63,7 @@ def examine(store: Store) -> list[Finding]:
     if "torch" in distributions:
         findings += [probe(*p) for p in probes]
         findings.append(cuda())
-    findings += [memory(), disk(store), writable(store), chromium()]
+    findings += [memory(), shared_memory(), disk(store), writable(store), chromium()]
     return findings
 
 
@@ -255,6 +257,16 @@ def memory() -> Finding:
         remedy = "close programs, or lower launch.nproc_per_node and launch.duckdb_memory_limit"
         return Finding("memory", "wrong", f"{told}, the bundled example takes up to {MEMORY_NEEDED:.0f}", remedy)
     return Finding("memory", "ok", told)
+
+
+def shared_memory() -> Finding:
+    """Room for the tables that ranks on the CPUs of one machine share."""
+    free = shutil.disk_usage(SHARED_MEMORY).free / 2**30 if SHARED_MEMORY.exists() else 0.0
+    told = f"{free:.1f} GiB free at {SHARED_MEMORY}"
+    if free < SHARED_WANTED:
+        remedy = "with several processes on the CPU, give the container more (docker run --shm-size=8g)"
+        return Finding("shared memory", "note", f"{told}, so ranks exchange the vectors of larger tables", remedy)
+    return Finding("shared memory", "ok", told)
 
 
 def disk(store: Store) -> Finding:

@@ -27,6 +27,8 @@ from twhin_pipeline.store import Store
 PR_SET_PDEATHSIG = 1
 CANCELLED_EXIT = 75
 """A rank's exit code after it was told to stop and has written a checkpoint (EX_TEMPFAIL: try again later)."""
+# Where torch puts the memory that processes share; containers often have little of it.
+SHARED_MEMORY = Path("/dev/shm")
 _RANK_LINE = re.compile(r"^\[[a-z]+(\d+)\]:(.*)$", re.DOTALL)
 
 

@@ -21,11 +21,10 @@ import torch.distributed as dist
 from torch import nn
 
 from twhin_pipeline.cpu_tables import Shard, count_step, known_shards
+from twhin_pipeline.launch import SHARED_MEMORY
 from twhin_pipeline.row_optimizers import RowGradients
 from twhin_pipeline.rows import Rows
 
-# Where torch puts the memory that processes share; in containers it often is small.
-SHARED_MEMORY = Path("/dev/shm")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 # More than is needed: shared memory is not filled to the brim, and a desk is seldom made anew.
 _SPARE = 1.25
