@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from twhin_pipeline import shared_tables
-from twhin_pipeline.shared_tables import _between, _Desk, _File, _laid_out, _Lying, _Offer, _reason_against
+from twhin_pipeline.shared_memory import Desk, File, laid_out
+from twhin_pipeline.shared_tables import _between, _Lying, _Offer, _reason_against
 
 GIB = 2**30
 
@@ -28,7 +29,7 @@ def test_a_row_that_no_shard_has_is_refused(rows):
         _Lying([0, 4], [torch.zeros(4, 3), torch.zeros(2, 3)]).addresses(torch.tensor(rows))
 
 
-def laid(desk: _Desk, counts: list[int], seed: int) -> tuple[_File, list[torch.Tensor], list[torch.Tensor]]:
+def laid(desk: Desk, counts: list[int], seed: int) -> tuple[File, list[torch.Tensor], list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     ids = [torch.arange(count) * 3 for count in counts]
     gradients = [torch.randn(count, 5, generator=generator) for count in counts]
@@ -36,10 +37,10 @@ def laid(desk: _Desk, counts: list[int], seed: int) -> tuple[_File, list[torch.T
 
 
 def test_another_process_reads_from_a_desk_what_was_laid_there_though_it_grows():
-    desk, files = _Desk(), []
+    desk, files = Desk(), []
     for seed, counts in enumerate([[0, 0, 0], [3, 0, 2], [4000, 50, 1]]):
         file, ids, gradients = laid(desk, counts, seed)
-        found_ids, found = _laid_out(file.open(), sum(counts), 5)
+        found_ids, found = laid_out(file.open(), sum(counts), 5)
         assert torch.equal(found_ids, torch.cat(ids))
         assert torch.equal(found, torch.cat(gradients))
         files.append(file)
@@ -47,11 +48,11 @@ def test_another_process_reads_from_a_desk_what_was_laid_there_though_it_grows()
 
 
 def test_gradients_written_to_their_room_are_laid_without_a_copy():
-    desk = _Desk()
+    desk = Desk()
     room = desk.room(5, 4)
     room.copy_(torch.arange(20.0).view(5, 4))
     file = desk.lay([torch.tensor([1, 7]), torch.tensor([0, 2, 3])], list(room.split([2, 3])))
-    ids, vectors = _laid_out(file.open(), 5, 4)
+    ids, vectors = laid_out(file.open(), 5, 4)
     assert ids.tolist() == [1, 7, 0, 2, 3]
     assert torch.equal(vectors, room)
     assert desk.room(5, 4).data_ptr() == room.data_ptr()
@@ -60,7 +61,7 @@ def test_gradients_written_to_their_room_are_laid_without_a_copy():
 def test_a_descriptor_that_is_another_file_now_is_not_read(tmp_path):
     wanted = os.memfd_create("wanted")
     os.ftruncate(wanted, 64)
-    file = _File.of(wanted, 64)
+    file = File.of(wanted, 64)
     os.close(wanted)
     other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
     try:

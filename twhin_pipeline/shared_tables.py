@@ -24,14 +24,11 @@ from twhin_pipeline.cpu_tables import Shard, count_step, known_shards
 from twhin_pipeline.launch import SHARED_MEMORY
 from twhin_pipeline.row_optimizers import RowGradients
 from twhin_pipeline.rows import Rows
+from twhin_pipeline.shared_memory import Desk, File, laid_out, tensor_in
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-# More than is needed: shared memory is not filled to the brim, and a desk is seldom made anew.
+# More than is needed: shared memory is not filled to the brim.
 _SPARE = 1.25
-_LEAST_DESK = 1 << 16  # bytes; none is mapped that has none
-_CACHE_LINE = 64
-# What torch.multiprocessing maps tensors by, which torch's type stubs lack.
-_STORAGE: Any = torch.UntypedStorage
 
 
 def share_tables(model: nn.Module, tables: Sequence[str], timeout: timedelta) -> SharedTables | str:
@@ -77,8 +74,8 @@ class SharedTables:
             shards = sorted(((part.first, weight) for part, weight in mapped if part.table == table), key=_first)
             self.lying[table] = _Lying([first for first, _ in shards], [weight for _, weight in shards])
         self.dim = mapped[0][1].shape[1]
-        self.desk = _Desk()
-        self.desks: list[tuple[_File, torch.UntypedStorage] | None] = [None] * self.world_size
+        self.desk = Desk()
+        self.desks: list[tuple[File, torch.UntypedStorage] | None] = [None] * self.world_size
         # What the gradients of rows that lie elsewhere are handed to autograd by.
         self.leaf = torch.zeros((), requires_grad=True)
         self.updated: Any = None
@@ -128,11 +125,11 @@ class SharedTables:
 
     def _read(self, rank: int, header: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the ids and the gradients of each table that a rank has laid on its desk."""
-        file, counts = _File(*header[: _File.FIELDS]), header[_File.FIELDS :]
+        file, counts = File(*header[: File.FIELDS]), header[File.FIELDS :]
         known = self.desks[rank]
         if known is None or known[0] != file:
             known = self.desks[rank] = file, file.open()
-        ids, vectors = _laid_out(known[1], sum(counts), self.dim)
+        ids, vectors = laid_out(known[1], sum(counts), self.dim)
         return list(zip(ids.split(counts), vectors.split(counts), strict=True))
 
 
@@ -154,44 +151,13 @@ class _LookUp(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _File:
-    """Shared memory of a process, as another one finds it."""
-
-    process: int
-    descriptor: int
-    device: int
-    """With `inode`: tells the file from one of another process of that number."""
-    inode: int
-    size: int
-
-    FIELDS = 5
-
-    @classmethod
-    def of(cls, descriptor: int, size: int) -> _File:
-        """Describe an open file of this process."""
-        status = os.fstat(descriptor)
-        return cls(os.getpid(), descriptor, status.st_dev, status.st_ino, size)
-
-    def open(self) -> torch.UntypedStorage:
-        """Map it. Raises OSError where this process cannot."""
-        descriptor = os.open(f"/proc/{self.process}/fd/{self.descriptor}", os.O_RDWR)
-        try:
-            if _File.of(descriptor, self.size) != _File(os.getpid(), descriptor, self.device, self.inode, self.size):
-                raise OSError(f"process {self.process} is another one here")
-            mapped: torch.UntypedStorage = _STORAGE._new_shared_fd_cpu(descriptor, self.size)
-            return mapped
-        finally:
-            os.close(descriptor)
-
-
-@dataclass(frozen=True)
 class _Part:
     """A shard, as another process finds it."""
 
     table: str
     first: int
     shape: tuple[int, int]
-    file: _File
+    file: File
     offset: int
     """Elements of the file that come before it."""
 
@@ -199,13 +165,13 @@ class _Part:
     def of(cls, shard: Shard) -> _Part:
         """Move a shard to shared memory, with all that has its storage, and describe it."""
         weight = shard.weight
-        file = _File.of(*weight.untyped_storage()._share_fd_cpu_())
+        file = File.of(*weight.untyped_storage()._share_fd_cpu_())
         rows, dim = weight.shape
         return cls(shard.table, shard.first, (rows, dim), file, int(weight.storage_offset()))
 
     def open(self) -> torch.Tensor:
         """Map it. Raises OSError where this process cannot."""
-        return _tensor(self.file.open(), torch.float32, self.offset, *self.shape)
+        return tensor_in(self.file.open(), torch.float32, self.offset, *self.shape)
 
 
 @dataclass(frozen=True)
@@ -259,60 +225,6 @@ class _Lying:
             raise IndexError(f"rows {int(rows[0])} to {int(rows[-1])} of a table that has {self.rows}")
         holder = torch.bucketize(rows, self.first[1:], right=True)
         return self.origin[holder] + rows * self.row_bytes
-
-
-class _Desk:
-    """Memory in which a rank lays the ids and the gradients of a step for all ranks to read."""
-
-    def __init__(self) -> None:
-        self.descriptor: int | None = None
-        self.file: _File | None = None
-        self.storage: torch.UntypedStorage | None = None
-
-    def room(self, count: int, dim: int) -> torch.Tensor:
-        """Return the memory for the gradients of `count` rows, `float32 [count, dim]`."""
-        size = _vectors_begin(count) + 4 * count * dim
-        if self.file is None or self.file.size < size:
-            self._make(max(int(_SPARE * size), _LEAST_DESK))
-        assert self.storage is not None
-        return _laid_out(self.storage, count, dim)[1]
-
-    def lay(self, ids: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> _File:
-        """Lay down the `ids` and the gradients of each table; gradients that are already in their `room` stay."""
-        counts, dim = [len(rows) for rows in ids], gradients[0].shape[1]
-        vectors = self.room(sum(counts), dim)
-        assert self.file is not None and self.storage is not None
-        torch.cat(list(ids), out=_laid_out(self.storage, sum(counts), dim)[0])
-        for place, gradient in zip(vectors.split(counts), gradients, strict=True):
-            if place.data_ptr() != gradient.data_ptr():
-                place.copy_(gradient)
-        return self.file
-
-    def _make(self, size: int) -> None:
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-        self.descriptor = os.memfd_create("twhin-gradients")
-        os.ftruncate(self.descriptor, size)
-        self.file = _File.of(self.descriptor, size)
-        self.storage = self.file.open()
-
-
-def _laid_out(storage: torch.UntypedStorage, count: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids `int64 [count]` and the vectors `float32 [count, dim]` of a desk."""
-    ids = _tensor(storage, torch.int64, 0, count)
-    return ids, _tensor(storage, torch.float32, _vectors_begin(count) // 4, count, dim)
-
-
-def _tensor(storage: torch.UntypedStorage, dtype: torch.dtype, offset: int, *shape: int) -> torch.Tensor:
-    """Return the tensor that begins `offset` elements into a storage."""
-    made: Any = torch.empty(0, dtype=dtype)
-    found: torch.Tensor = made.set_(storage, offset, shape)
-    return found
-
-
-def _vectors_begin(count: int) -> int:
-    """Return the byte of a desk at which the vectors of `count` ids begin."""
-    return -(-8 * count // _CACHE_LINE) * _CACHE_LINE
 
 
 def _between(rows: torch.Tensor, values: torch.Tensor, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
