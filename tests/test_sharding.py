@@ -92,7 +92,9 @@ def test_ranks_exchange_the_vectors_of_tables_that_fbgemm_keeps(ranks, case):
 
 def test_all_ranks_exchange_vectors_where_one_cannot_map_the_shards(ranks):
     for rank in ranks:
-        assert rank["unmapped"].endswith("exchange vectors: rank 1 cannot share memory (not allowed)")
+        plan = rank["unmapped"]["plan"]
+        assert plan.endswith("exchange vectors: rank 1 cannot share memory (not allowed)")
+        assert rank["unmapped"]["last"] == rank["exchanged"]["rowwise_adagrad row_wise"]["last"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# More than is needed, so that a desk is seldom made anew; and at least so many bytes, since none are not mapped.
+# More than is needed, so that a desk is seldom made anew; and some bytes at least: an empty file cannot be mapped.
 _SPARE, _LEAST = 1.25, 1 << 16
 _CACHE_LINE = 64
 # What torch.multiprocessing maps tensors by, which torch's type stubs lack.

@@ -56,7 +56,10 @@ def share_tables(model: nn.Module, tables: Sequence[str], timeout: timedelta) ->
 
 
 class SharedTables:
-    """Tables of which each rank updates some rows, and reads all."""
+    """Tables of which each rank updates some rows, and reads all.
+
+    Who fills shards by other means lets ranks wait for each other before the next step.
+    """
 
     def __init__(
         self,

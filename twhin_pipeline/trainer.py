@@ -135,6 +135,7 @@ class Trainer:
             warm_start.initialize(
                 self.sharded, self.config, self.store, self.snapshot, self.ranks, self.reporter.milestone
             )
+        self.ranks.barrier()  # a rank may read the rows that another has filled (shared_tables)
         if self.ranks.rank == 0:
             self.tracking = open_run(self.store, self.snapshot, self.config, self.progress.mlflow_run_id)
             self.progress.mlflow_run_id = self.tracking.run_id
