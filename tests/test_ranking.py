@@ -13,8 +13,8 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.known_edges import KnownEdges
 from twhin_pipeline.operators import OPERATORS
 from twhin_pipeline.ranking import CandidateSet, rank_edges
-from twhin_pipeline.relation_scores import SIDES, RelationScores, other
-from twhin_pipeline.scorer import Scorer
+from twhin_pipeline.relation_scores import SIDES, RelationScores
+from twhin_pipeline.scorer import Scorer, other
 
 NUM = {"lhs": 23, "rhs": 31}
 DIM = 8

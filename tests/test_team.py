@@ -26,7 +26,7 @@ def threads(request, monkeypatch):
 
 
 @TeamLoop
-def mark(first: int, last: int, frame) -> None:
+def mark(first: int, last: int, frame: int) -> None:
     visits, given = floats(frame, 0), integers(frame, 1)
     for i in range(first, last):
         visits[i, 0] += number(frame, 2)
@@ -38,7 +38,8 @@ def test_each_place_is_visited_once(threads, size):
     visits, first = np.zeros((size, 1), np.float32), np.full(size, -1)
     mark(size, 5, visits, first, 0.5)
     assert visits.tolist() == [[0.5]] * size
-    parts = 2 if threads == "team" and size >= 10 else 1
+    # A few parts for each thread, of 5 at least.
+    parts = min(size // 5, 2 * team.PARTS_A_THREAD) if threads == "team" and size >= 10 else 1
     assert sorted(set(first.tolist())) == ([size * i // parts for i in range(parts)] if size else [])
 
 

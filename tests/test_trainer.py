@@ -418,7 +418,7 @@ def test_numerics_and_sides_are_those_configured(tmp_path: Path) -> None:
         trainer.checkpoints.release()
         _, outputs = trainer.model(next(iter(trainer.dataset)))
         assert trainer.model.amp is amp
-        assert {"lhs_logits", "rhs_logits"} & outputs.keys() == {f"{sides}_logits"}
+        assert {"lhs_positive", "rhs_positive"} & outputs.keys() == {f"{sides}_positive"}
         assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is tf32
 
 

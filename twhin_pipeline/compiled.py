@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -31,6 +32,18 @@ def compiled(**options: Any) -> Callable[[F], F]:
     return compile_it
 
 
+def callback(signature: Any, loop: Callable[..., Any]) -> Any:
+    """Compile a loop for C to call: as `compiled`, but at once, with its types as numba's `signature` has them.
+
+    Returns:
+        numba's CFunc, which has an `address`; it must be kept while it is called.
+    """
+    try:
+        return numba.cfunc(signature, cache=True, error_model="numpy")(loop)
+    except RuntimeError:
+        return numba.cfunc(signature, error_model="numpy")(loop)
+
+
 def _to_pointer(typing: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
@@ -40,3 +53,30 @@ def _to_pointer(typing: Any, address: Any) -> Any:
 
 pointer: Any = intrinsic(_to_pointer)
 """In a compiled loop: the pointer to an address, an int64."""
+
+
+def _to_call(typing: Any, address: Any, first: Any, last: Any, given: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [number] * 3).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], kind), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+call: Any = intrinsic(_to_call)
+"""In a compiled loop: call a C function `void (int64_t, int64_t, int64_t)` by its address, with three numbers."""
+
+
+def _to_take_next(typing: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(64)
+        counter = builder.inttoptr(arguments[0], number.as_pointer())
+        return builder.atomic_rmw("add", counter, number(1), "seq_cst")
+
+    return types.int64(types.int64), generate
+
+
+take_next: Any = intrinsic(_to_take_next)
+"""In a compiled loop: add 1 to the int64 at an address, which other threads do too, and return what it was."""

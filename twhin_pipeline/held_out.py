@@ -12,8 +12,8 @@ from twhin_pipeline.baselines import popular_ranks
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.known_edges import KnownEdges, read_by_relation, read_known
 from twhin_pipeline.ranking import CandidateSet, Counts, rank_edges
-from twhin_pipeline.relation_scores import SIDES, RelationScores, other
-from twhin_pipeline.scorer import Side
+from twhin_pipeline.relation_scores import SIDES, RelationScores
+from twhin_pipeline.scorer import Side, other
 from twhin_pipeline.store import Store
 
 Edges = dict[str, np.ndarray]

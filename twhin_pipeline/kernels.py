@@ -123,34 +123,51 @@ def exp(x: Any) -> Any:
 
 
 @compiled(fastmath={"reassoc", "nsz", "contract"})
-def softmax(logits: Array, share: Array, total: Array) -> None:
-    """Write each row's softmax and the logarithm of the sum of its exponentials.
+def softmax_in_place(logits: Array, total: Array) -> None:
+    """Replace each row by its softmax, and write the logarithm of the sum of its exponentials.
 
     A row of -inf alone has shares of 0 and the logarithm -inf; one that has a NaN has NaN for it.
 
     Args:
-        logits: `float32 [Q, N]`, finite, -inf or NaN.
-        share: `float32 [Q, N]`, written.
+        logits: `float32 [Q, N]`, finite, -inf or NaN; written.
         total: `float32 [Q]`, written.
     """
     for q in range(len(logits)):
-        row, out = logits[q], share[q]
+        row = logits[q]
         top, missing = np.float32(-np.inf), np.int32(0)
         for j in range(len(row)):
             top = row[j] if row[j] > top else top
             missing = np.int32(missing + (np.int32(1) if row[j] != row[j] else np.int32(0)))
         if missing or top == np.float32(-np.inf):
             total[q] = np.float32(np.nan) if missing else top
-            out[:] = 0
+            row[:] = 0
             continue
         whole = np.float32(0)
         for j in range(len(row)):
-            out[j] = exp(row[j] - top)
-            whole += out[j]
+            row[j] = exp(row[j] - top)
+            whole += row[j]
         total[q] = top + np.log(whole)
         part = np.float32(1) / whole
         for j in range(len(row)):
-            out[j] *= part
+            row[j] *= part
+
+
+@compiled()
+def softmax(logits: Array, share: Array, total: Array) -> None:
+    """Write each row's softmax to `share [Q, N]`; otherwise as `softmax_in_place`."""
+    for q in range(len(logits)):
+        # A row at a time, which is then in the nearest cache.
+        share[q] = logits[q]
+        softmax_in_place(share[q : q + 1], total[q : q + 1])
+
+
+@compiled()
+def scale_rows(rows: Array, factor: Array) -> None:
+    """Multiply each of `rows [Q, N]` by its `factor [Q]`, in place."""
+    for q in range(len(rows)):
+        row, by = rows[q], factor[q]
+        for j in range(len(row)):
+            row[j] *= by
 
 
 @compiled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,17 @@ from twhin_pipeline.sections.training import LossConfig
 ROWS_A_THREAD = 250
 
 
+@dataclass(frozen=True)
+class SumOfExponentials:
+    """An edge's loss that is `log(sum of exp(negative / tn)) - positive / tp`, the candidates' temperature being tn."""
+
+    positive_temperature: float = 1.0
+    candidate_temperature: float = 1.0
+    own: bool = False
+    """Whether the edge is in the sum too; both temperatures are then 1. If it is not, the loss is 0 where all are
+    masked."""
+
+
 class Loss:
     """The loss of each edge on one side, in two steps, so that edges that share a query share its candidates' part.
 
@@ -24,6 +36,9 @@ class Loss:
     candidate_temperature = 1.0
     """What this loss divides candidates' logits by before it sums their exponentials; a logarithm of how often a
     candidate is expected that is to count as it is must be multiplied by it."""
+
+    by_sum: SumOfExponentials | None = None
+    """What this loss is, if it is one of those."""
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
@@ -85,6 +100,8 @@ class WeightedBinaryCrossEntropy(Loss):
 class Softmax(Loss):
     """Cross-entropy of the edge among itself and its unmasked candidates; 0 where all of them are masked."""
 
+    by_sum = SumOfExponentials(own=True)
+
     def pool(self, negative: torch.Tensor) -> torch.Tensor:
         """`log(sum over unmasked candidates of exp(negative))`; -inf where there are none."""
         return _logsumexp(negative)
@@ -144,6 +161,7 @@ class BilateralSoftmax(Loss):
     def __init__(self, config: LossConfig) -> None:
         super().__init__(config)
         self.candidate_temperature = config.negative_temperature
+        self.by_sum = SumOfExponentials(config.positive_temperature, config.negative_temperature)
 
     def pool(self, negative: torch.Tensor) -> torch.Tensor:
         """`log(sum over unmasked candidates of exp(negative / tn))`; -inf where there are none."""

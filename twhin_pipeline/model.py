@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,16 +14,29 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from twhin_pipeline import chunk_losses
 from twhin_pipeline.all_candidates import AllCandidates, mask_logits
 from twhin_pipeline.batch import SIDES, EdgeBatch, Side
-from twhin_pipeline.losses import Loss
+from twhin_pipeline.losses import Loss, SumOfExponentials
 from twhin_pipeline.operators import penalty
 from twhin_pipeline.rows import Rows, dropout, pick, take
-from twhin_pipeline.scorer import Scorer
+from twhin_pipeline.scorer import Scorer, other
 from twhin_pipeline.sections.model import TwhinModelConfig
 from twhin_pipeline.shared_tables import SharedTables
 
 Outputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What is counted of a step's scores, for a model that can then do without keeping them."""
+
+    loss: SumOfExponentials
+    weight: Mapping[Side, torch.Tensor]
+    """`float32 [G, C]` of each side: what each edge's loss is multiplied by in their sum."""
+    log_q: bool
+    """Whether logits are corrected by how often a candidate is expected."""
+
 
 _DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
@@ -127,11 +141,12 @@ class TwhinModel(nn.Module):
                 found[table] = weight
         return found if len(found) == len(self.tables) else {}
 
-    def forward(self, batch: EdgeBatch) -> Outputs:
+    def forward(self, batch: EdgeBatch, counting: Counting | None = None) -> Outputs:
         """Score a batch's edges and, on the sides that its relations replace, their queries with their candidates.
 
         Args:
             batch: G chunks of C edges, Q queries a side, n window and K pool candidates.
+            counting: What is counted. Where that can be had chunk by chunk (`chunk_losses`), scores are not kept.
 
         Returns:
             `logits [G, C]` and `probabilities [G, C]` of the edges, tails being predicted; `penalty`, a scalar; and of
@@ -160,15 +175,38 @@ class TwhinModel(nn.Module):
             queries["lhs"] = answers["rhs"] = scorer.queries("lhs", tails, relation)
             answers["lhs"] = queries["rhs"]
 
-        positive, logits = self._scores(batch, queries, answers, pools)
+        pairings = self._pairings(queries, pools)
+        if counting is not None and self._counts_by_chunk(batch, queries, pools, pairings):
+            counted = [self._counted(batch, queries, answers, pools, p, counting) for p in pairings]
+            positive: dict[Side, torch.Tensor] = {}
+            for pairing, (_, edges, *each) in zip(pairings, counted, strict=True):
+                positive |= dict.fromkeys(pairing if scorer.reciprocal else SIDES, edges)
+                outputs |= dict(zip((f"{side}_loss" for side in pairing if side in pools), each, strict=True))
+            outputs["counted"] = torch.stack([total for total, *_ in counted]).sum()
+            logits: dict[Side, torch.Tensor] = {}
+        else:
+            positive, logits = self._scores(batch, queries, answers, pools, pairings)
         outputs |= {"logits": positive["rhs"], "probabilities": positive["rhs"].sigmoid()}
         for side in batch.sides:
             outputs[f"{side}_positive"] = positive[side]
             if batch.everything:
                 outputs[f"{side}_everything"] = self._everything(side, batch, rows, queries[side])
-            else:
+            elif side in logits:
                 outputs[f"{side}_logits"] = self._masked(side, batch, logits[side])
         return outputs
+
+    def _pairings(self, queries: Mapping[Side, torch.Tensor], pools: Mapping[Side, Any]) -> list[tuple[Side, ...]]:
+        """Say which sides are scored together, of each such group the first one's queries with all of its answers."""
+        if self.scorer.reciprocal:
+            return [(side,) for side in SIDES if side in queries]
+        return [("lhs",)] if list(pools) == ["lhs"] else [("rhs", "lhs")]
+
+    def _candidates(
+        self, side: Side, batch: EdgeBatch, pools: Mapping[Side, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a side's candidates: those in the batch, as rows of its answers `[G, n]`, and the pool, made ready."""
+        inside = _query(batch, other(side)).gather(1, batch.in_batch)
+        return inside, self.scorer.candidates(side, pools[side], batch.relation)
 
     def _scores(
         self,
@@ -176,30 +214,58 @@ class TwhinModel(nn.Module):
         queries: Mapping[Side, torch.Tensor],
         answers: Mapping[Side, torch.Tensor],
         pools: Mapping[Side, torch.Tensor],
+        pairings: list[tuple[Side, ...]],
     ) -> tuple[dict[Side, torch.Tensor], dict[Side, torch.Tensor]]:
         """Score the edges, `[G, C]` by side, and, where there are pools, queries with candidates, `[G, Q, n + K]`."""
-        query: dict[Side, torch.Tensor] = {"lhs": batch.lhs_query, "rhs": batch.rhs_query}
-        # A side's answers are in the order of the other side's queries.
-        kept: dict[Side, torch.Tensor] = {"lhs": batch.rhs_query, "rhs": batch.lhs_query}
-        inside = {side: kept[side].gather(1, batch.in_batch) for side in pools}
-        ready = {side: self.scorer.candidates(side, pool, batch.relation) for side, pool in pools.items()}
         positive: dict[Side, torch.Tensor] = {}
         logits: dict[Side, torch.Tensor] = {}
-
-        def score(side: Side, *others: Side) -> torch.Tensor:
-            sides = [s for s in (side, *others) if s in pools]
-            index, given = tuple(inside[s] for s in sides), tuple(ready[s] for s in sides)
-            found, *rest = self.scorer.edges(queries[side], answers[side], query[side], kept[side], index, given)
-            logits.update(zip(sides, rest, strict=True))
-            return found
-
-        if self.scorer.reciprocal:
-            positive = {side: score(side) for side in SIDES if side in queries}
-        elif list(pools) == ["lhs"]:
-            positive["lhs"] = positive["rhs"] = score("lhs")
-        else:
-            positive["rhs"] = positive["lhs"] = score("rhs", "lhs")
+        for pairing in pairings:
+            side, sides = pairing[0], [s for s in pairing if s in pools]
+            given = [self._candidates(s, batch, pools) for s in sides]
+            of_a, of_b = _query(batch, side), _query(batch, other(side))
+            inside, ready = tuple(i for i, _ in given), tuple(pool for _, pool in given)
+            found, *rest = self.scorer.edges(queries[side], answers[side], of_a, of_b, inside, ready)
+            positive |= dict.fromkeys(pairing if self.scorer.reciprocal else SIDES, found)
+            logits |= dict(zip(sides, rest, strict=True))
         return positive, logits
+
+    def _counts_by_chunk(
+        self,
+        batch: EdgeBatch,
+        queries: Mapping[Side, torch.Tensor],
+        pools: Mapping[Side, torch.Tensor],
+        pairings: list[tuple[Side, ...]],
+    ) -> bool:
+        """Tell whether `chunk_losses` can count, and is sooner done than scores that are kept."""
+        return (
+            chunk_losses.suits(len(batch.relation))
+            and all(any(side in pools for side in pairing) for pairing in pairings)
+            and all(batch.in_batch.shape[1] + pool.shape[1] for pool in pools.values())
+            and self.scorer.multiplies(*queries.values(), *pools.values())
+        )
+
+    def _counted(
+        self,
+        batch: EdgeBatch,
+        queries: Mapping[Side, torch.Tensor],
+        answers: Mapping[Side, torch.Tensor],
+        pools: Mapping[Side, torch.Tensor],
+        pairing: tuple[Side, ...],
+        counting: Counting,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return the weighted sum of the losses on a pairing's sides, the edges' logits, and each side's losses."""
+        candidates = []
+        for side in pairing:
+            if side in pools:
+                inside, pool = self._candidates(side, batch, pools)
+                log_q = getattr(batch, f"{side}_log_q") if counting.log_q else None
+                mask, weight = getattr(batch, f"{side}_mask"), counting.weight[side]
+                candidates.append(chunk_losses.Candidates(inside, pool, mask, log_q, weight))
+        first = pairing[0]
+        of_a, of_b = _query(batch, first), _query(batch, other(first))
+        scale, real = self.scorer.scale, batch.num_in_batch
+        a, b = queries[first], answers[first]
+        return chunk_losses.losses(a, b, of_a, of_b, scale, counting.loss, real, *candidates)
 
     def _masked(self, side: Side, batch: EdgeBatch, logits: torch.Tensor) -> torch.Tensor:
         """Return `logits [G, Q, n + K]`, -inf where masked."""
@@ -321,27 +387,33 @@ class TwhinModelAndLoss(nn.Module):
             the edge's loss times its weight, without the relation's weight) and `relation_edges [R]` (sums of edge
             weights: `relation_loss / relation_edges` is a relation's mean loss, after summing both over ranks).
         """
-        with self._autocast(batch.weight.device.type):
-            outputs = self.model(batch)
         relation_weight = self.relation_weight.to(batch.weight.device)
         on = {side: getattr(batch, f"{side}_on").float() for side in SIDES}
         share = {side: (on[side] / (on["lhs"] + on["rhs"]).clamp(min=1)).unsqueeze(1) for side in SIDES}
+        world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        factor = world_size / max(batch.global_edges, 1)
         weight = batch.weight * relation_weight[batch.relation].unsqueeze(1)
+        by_side = {side: weight * share[side] for side in SIDES}
+        with self._autocast(batch.weight.device.type):
+            outputs = self.model(batch, self._counting({side: by_side[side] * factor for side in batch.sides}))
         # Nothing, but of the graph: a rank without edges takes part in the backward pass.
         total = outputs["logits"][:0].sum()
         edge_loss = torch.zeros_like(batch.weight)
         for side in batch.sides:
-            if batch.everything:
-                side_total, side_loss = self._of_everything(side, outputs, weight * share[side])
+            if "counted" in outputs:
+                side_loss = outputs[f"{side}_loss"]
+            elif batch.everything:
+                side_total, side_loss = self._of_everything(side, outputs, by_side[side])
+                total = total + side_total
             else:
                 side_loss = self._of_candidates(side, outputs, batch)
-                side_total = (side_loss * weight * share[side]).sum()
-            total = total + side_total
+                total = total + (side_loss * by_side[side]).sum()
             edge_loss += side_loss.detach() * share[side]
-        world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if self.training:
             total = total + outputs["penalty"]
-        loss = world_size * total / max(batch.global_edges, 1)
+        loss = factor * total
+        if "counted" in outputs:
+            loss = loss + outputs["counted"]
         by_relation = torch.zeros_like(relation_weight)
         return loss, {
             **outputs,
@@ -350,6 +422,12 @@ class TwhinModelAndLoss(nn.Module):
             "relation_loss": by_relation.index_add(0, batch.relation, (edge_loss * batch.weight).sum(1)),
             "relation_edges": by_relation.index_add(0, batch.relation, batch.weight.sum(1)),
         }
+
+    def _counting(self, weight: Mapping[Side, torch.Tensor]) -> Counting | None:
+        """Return what is to be counted of the scores; None where they are wanted themselves, as in validation."""
+        if not (self.training and torch.is_grad_enabled()) or self.loss.by_sum is None:
+            return None
+        return Counting(self.loss.by_sum, weight, self.loss.config.log_q)
 
     def _of_candidates(self, side: Side, outputs: Outputs, batch: EdgeBatch) -> torch.Tensor:
         """Return the edges' loss `[G, C]` on a side, from the logits of all candidates in the batch."""
@@ -378,3 +456,8 @@ class TwhinModelAndLoss(nn.Module):
 
     def _autocast(self, device: str) -> torch.autocast:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.amp)
+
+
+def _query(batch: EdgeBatch, side: Side) -> torch.Tensor:
+    """Return each edge's query on a side, int64 `[G, C]`: its kept entity, which is an answer of the other side."""
+    return batch.lhs_query if side == "lhs" else batch.rhs_query

@@ -7,17 +7,12 @@ import warnings
 import numpy as np
 import torch
 
-from twhin_pipeline.scorer import Scorer, Side
+from twhin_pipeline.scorer import Scorer, Side, other
 
 SIDES: tuple[Side, Side] = ("lhs", "rhs")
 # An allocation above 32 MiB goes back to the system when it is freed, and its page faults then cost more than the
 # matrix product that fills it (glibc's largest mmap threshold); 6M floats stay below.
 CPU_TILE_ELEMENTS = 6_000_000
-
-
-def other(side: Side) -> Side:
-    """Return the opposite side."""
-    return "lhs" if side == "rhs" else "rhs"
 
 
 def to_tensor(vectors: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:

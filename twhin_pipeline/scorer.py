@@ -18,6 +18,11 @@ from twhin_pipeline.sections.model import TwhinModelConfig
 Side = Literal["lhs", "rhs"]
 
 
+def other(side: Side) -> Side:
+    """Return the opposite side."""
+    return "lhs" if side == "rhs" else "rhs"
+
+
 class Scorer(nn.Module):
     """Compares queries with candidates, with the operators' parameters for all R relations.
 
@@ -130,19 +135,27 @@ class Scorer(nn.Module):
         Returns:
             Logits `float32 [G, C]`, and as many `[G, P, n + K]` and `[G, Q, n + K]` as there are pools.
         """
-        if (
-            isinstance(self.comparator, Dot)
-            and a.device.type == "cpu"
-            and all(x.dtype == torch.float32 for x in (a, b, *pools))
-            and not torch.is_autocast_enabled("cpu")
-        ):
-            return products(a, b, of_a, of_b, 1 / self.comparator.temperature, inside, pools)
+        if self.multiplies(a, b, *pools):
+            return products(a, b, of_a, of_b, self.scale, inside, pools)
         own, *of_other = pick(a, of_a, *inside[1:])
         answer, *of_own = pick(b, of_b, *inside[:1])
         found = [self.pairs(own, answer).float()]
         for x, window, pool in zip((a, b), (*of_own, *of_other), pools, strict=False):
             found.append(self.compare(x, torch.cat([window.to(pool.dtype), pool], dim=1)).float())
         return tuple(found)
+
+    @property
+    def scale(self) -> float:
+        """What products of vectors made ready are multiplied by, where `multiplies`."""
+        return 1 / self.comparator.temperature
+
+    def multiplies(self, *vectors: torch.Tensor) -> bool:
+        """Tell whether a logit is the product of two vectors times `scale`, taken in float32 on the CPU."""
+        return (
+            isinstance(self.comparator, Dot)
+            and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in vectors)
+            and not torch.is_autocast_enabled("cpu")
+        )
 
     def score(self, lhs: torch.Tensor, relation: torch.Tensor | int, rhs: torch.Tensor) -> torch.Tensor:
         """Score edges one to one, from plain vectors: tails for their heads, which matters with `model.reciprocal`.
