@@ -10,9 +10,10 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from twhin_pipeline import plan, rates
+from twhin_pipeline import chunk_losses, plan, rates
 from twhin_pipeline.config import TwhinConfig, load_config
 from twhin_pipeline.distributed import Ranks, process_group
+from twhin_pipeline.losses import SumOfExponentials
 from twhin_pipeline.negatives import sides_of
 from twhin_pipeline.optimizer import row_optimizer
 from twhin_pipeline.rates import Rates
@@ -34,7 +35,10 @@ def measure(config: TwhinConfig, ranks: Ranks) -> Rates:
     tables = config.model.embeddings.tables
     dim, device = config.model.embedding_dim, ranks.device
     step = plan.step_of(config, {table.name: table.num_embeddings or TABLE_ROWS for table in tables})
-    found = {"gflops": _products(config, step, ranks), "pass_gbps": _passes(step.places * dim, ranks)}
+    by_chunk = device.type == "cpu" and plan.chunks_apart(config)
+    by_chunk = by_chunk and chunk_losses.suits(step.edges // config.negatives.chunk_size)
+    products = _chunks if by_chunk else _products
+    found = {"gflops": products(config, step, ranks), "pass_gbps": _passes(step.places * dim, ranks)}
     table = torch.nn.Parameter(torch.randn(min(TABLE_ROWS, TABLE_BYTES // (4 * dim)), dim, device=device))
     found["gather_gbps"], found["update_gbps"] = _rows(table, row_optimizer(tables[0].optimizer, table), step, ranks)
     found["place_gbps"] = _places(table.detach(), step, ranks)
@@ -46,13 +50,12 @@ def measure(config: TwhinConfig, ranks: Ranks) -> Rates:
     means = {key: statistics.fmean(told[key] for told in ranks.gather(found)) for key in found}
     shared = ranks.world_size > 1 and device.type == "cpu"
     rounded = {key: float(f"{mean:.4g}") for key, mean in means.items()}
-    return Rates(device=f"{ranks.world_size} x {name}", shared_memory=shared, **rounded)
+    return Rates(device=f"{ranks.world_size} x {name}", by_chunk=by_chunk, shared_memory=shared, **rounded)
 
 
 def _products(config: TwhinConfig, step: plan.Step, ranks: Ranks) -> float:
     """Return the GFLOP/s of chunks' scores and of the gradients of their two sides."""
-    size, dim = config.negatives.chunk_size, config.model.embedding_dim
-    sides = max(1, len({side for sides in sides_of(config) for side in sides}))
+    size, dim, sides = config.negatives.chunk_size, config.model.embedding_dim, _sides(config)
     candidates = max(1, min(step.scores // (step.edges * sides), MOST_ELEMENTS // size))
     chunks = max(1, min(step.edges // size, MOST_ELEMENTS // (size * candidates)))
     kind = torch.bfloat16 if config.runtime.enable_amp else torch.float32
@@ -67,6 +70,37 @@ def _products(config: TwhinConfig, step: plan.Step, ranks: Ranks) -> float:
         torch.bmm(scores.mT, queries, out=of_others)
 
     return 3 * 2 * chunks * size * candidates * dim / _seconds(work, ranks) / 1e9
+
+
+def _chunks(config: TwhinConfig, step: plan.Step, ranks: Ranks) -> float:
+    """Return the GFLOP/s of losses taken chunk by chunk, and of their gradients."""
+    size, dim, sides = config.negatives.chunk_size, config.model.embedding_dim, _sides(config)
+    candidates = max(1, step.scores // (step.edges * sides))
+    window = min(config.train_data.in_batch_negatives, size)
+    chunks = max(1, min(step.edges // size, MOST_ELEMENTS // (size * dim)))
+    a, b = (torch.randn(chunks, size, dim) * dim**-0.5 for _ in range(2))
+    place = torch.arange(size).expand(chunks, size).contiguous()
+    given = [
+        chunk_losses.Candidates(
+            inside=place[:, :window].contiguous(),
+            pool=torch.randn(chunks, candidates - window, dim) * dim**-0.5,
+            mask=torch.zeros(0, 3, dtype=torch.int64),
+            log_q=None,
+            weight=torch.ones(chunks, size),
+        )
+        for _ in range(sides)
+    ]
+    real, by_sum = torch.full((chunks,), window), SumOfExponentials(own=True)
+
+    def work() -> None:
+        chunk_losses.losses(a, b, place, place, 1.0, by_sum, real, *given)
+
+    return sides * 3 * 2 * chunks * size * candidates * dim / _seconds(work, ranks) / 1e9
+
+
+def _sides(config: TwhinConfig) -> int:
+    """Return how many sides some relation replaces."""
+    return max(1, len({side for sides in sides_of(config) for side in sides}))
 
 
 def _passes(elements: int, ranks: Ranks) -> float:

@@ -26,6 +26,7 @@ BLOCK_BYTES = 24 * 2**20  # of scores with `global_negatives: all`; all_candidat
 SCORE_COPIES = 5  # scores, their masked copy, what the loss keeps for the backward pass, and two gradients
 VECTOR_COPIES = 6  # looked up, gathered, prepared, and the gradient of each
 LOOKUP_COPIES = 2  # of these, looked up, and its gradient
+CHUNK_COPIES = 2  # of these, read and written by losses that are taken chunk by chunk: prepared, and its gradient
 EXCHANGES = 7  # of numbers of ids, ids, vectors, gradients, the operators' gradients, and two of small numbers
 SHARED_EXCHANGES = 5  # where gradients lie, that rows are updated, the operators' gradients, and two of small numbers
 OPERATIONS = 500  # of torch in a step, as its profiler counts them
@@ -176,11 +177,14 @@ def estimate(
     sent = 0 if shared else step.looked_up * (8 + 2 * dim * 4) * elsewhere
     # A ring all-reduce of the operators' gradients sends each element twice.
     sent += 2 * operator_parameters(config) * 4 * elsewhere
-    steps = None
+    steps = work = None
     if num_edges is not None:
         per_epoch = -(-num_edges // (step.edges * world_size))
         steps = min(config.training.num_train_steps, per_epoch * config.training.num_epochs)
     ranks_per_node = min(world_size, config.launch.nproc_per_node) if config.launch.nnodes > 1 else world_size
+    if rates is not None:
+        by_chunk = rates.by_chunk and chunks_apart(config)
+        work = _work(config, step, sent, world_size, ranks_per_node, shared=shared, by_chunk=by_chunk)
     return Plan(
         world_size=world_size,
         ranks_per_node=ranks_per_node,
@@ -195,7 +199,7 @@ def estimate(
         if config.training.checkpoint_max_to_keep is None
         else config.training.checkpoint_max_to_keep + 1,
         scoring=2 * config.evaluation.block_size * max(t.rows for t in tables) * 4,
-        time=None if rates is None else step_time(_work(config, step, sent, world_size, ranks_per_node, shared), rates),
+        time=None if work is None or rates is None else step_time(work, rates),
     )
 
 
@@ -209,7 +213,26 @@ def _shares_memory(config: TwhinConfig, world_size: int, rates: Rates | None) ->
     return cpu and compiled and config.launch.nnodes == 1 and world_size > 1
 
 
-def _work(config: TwhinConfig, step: Step, sent: float, world_size: int, ranks_per_node: int, shared: bool) -> Work:
+def chunks_apart(config: TwhinConfig) -> bool:
+    """Tell whether a CPU's losses are taken chunk by chunk (`chunk_losses`): a sum of exponentials over products."""
+    return (
+        config.loss.name in ("softmax", "bsl")
+        and config.model.comparator in ("dot", "cosine")
+        and config.train_data.global_negatives != "all"
+        and not config.runtime.enable_amp
+    )
+
+
+def _work(
+    config: TwhinConfig,
+    step: Step,
+    sent: float,
+    world_size: int,
+    ranks_per_node: int,
+    *,
+    shared: bool,
+    by_chunk: bool,
+) -> Work:
     """Return what a rank does in a step: `sent` bytes go to ranks of its node and others alike."""
     dim = config.model.embedding_dim
     # A product forward and two backward, of two operations an element each; and an operator that is a matrix.
@@ -220,12 +243,13 @@ def _work(config: TwhinConfig, step: Step, sent: float, world_size: int, ranks_p
     # back.
     in_place = world_size == 1 or shared
     copies = VECTOR_COPIES - LOOKUP_COPIES if in_place else VECTOR_COPIES + EXCHANGE_COPIES
+    copies -= CHUNK_COPIES * by_chunk
     exchanges = SHARED_EXCHANGES if shared else EXCHANGES
     beyond = sent * (world_size - ranks_per_node) / max(world_size - 1, 1)
     return Work(
         flop=flop,
         # What is copied is read and written.
-        passed=2 * 4 * (copies * step.places * dim + SCORE_COPIES * step.scores),
+        passed=2 * 4 * (copies * step.places * dim + (0 if by_chunk else SCORE_COPIES * step.scores)),
         row_bytes=step.looked_up * dim * 4,
         place_bytes=step.places * dim * 4,
         within=sent - beyond,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # What has no rate takes so much of the time of what has one: waiting for the slowest rank, and the thread that reads
 # batches. Found by benchmarks/plan.py.
-REST = 0.2
+REST = 0.1
 
 
 class Rates(BaseModel):
@@ -37,7 +37,8 @@ class Rates(BaseModel):
     device: str
     """What they were measured on, or whose data sheet they are from."""
     gflops: float = Field(gt=0, allow_inf_nan=False)
-    """Operations (a product and its addition are two) of the products of queries with candidates."""
+    """Operations (a product and its addition are two) of the products of queries with candidates; `by_chunk`, with the
+    passes over their scores, and over the gradients of both."""
     pass_gbps: float = Field(gt=0, allow_inf_nan=False)
     """Bytes, read or written, of passes over vectors and scores."""
     gather_gbps: float = Field(gt=0, allow_inf_nan=False)
@@ -55,6 +56,8 @@ class Rates(BaseModel):
     """Microseconds of an exchange of next to nothing."""
     operation_us: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Microseconds of an operation on next to nothing, on a GPU its launch."""
+    by_chunk: bool = False
+    """Whether losses are taken chunk by chunk, within the caches, as on CPUs for a softmax over products."""
     shared_memory: bool = False
     """Whether ranks of one node can look rows up in each other's memory, as those on CPUs do."""
 
