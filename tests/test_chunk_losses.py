@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from plain_batches import assemble
+from threadpoolctl import ThreadpoolController
 
 from twhin_pipeline import chunk_losses
 from twhin_pipeline.all_candidates import mask_logits
@@ -184,3 +185,22 @@ def test_what_is_no_product_or_no_sum_of_exponentials_is_scored_as_before(monkey
     wrapped = TwhinModelAndLoss(model_of(config), LOSSES[loss](LossConfig(name=loss)), config.model)
     _, outputs = wrapped(tiny.batch(0, config.model))
     assert ("counted" in outputs) == (not fields and loss == "softmax")
+
+
+def test_blas_has_no_threads_of_its_own_while_torchs_call_it(monkeypatch, threads):
+    """Nor does it warn that it might hang, which it does where its threads meet OpenMP's."""
+    threads(2)
+    loss, seen = LOSSES["softmax"](LOSS["softmax"]), []
+    *given, real, candidates = draw(4, 7, 2)
+    blas = ThreadpoolController().select(user_api="blas")
+
+    def looked_at(*arguments):
+        seen.append([library["num_threads"] for library in blas.info()])
+        return chunks(*arguments)
+
+    chunks = chunk_losses._chunks
+    monkeypatch.setattr(chunk_losses, "_chunks", looked_at)
+    before = blas.info()
+    chunk_losses.losses(*given, 1.0, loss.by_sum, real, *candidates)
+    assert seen and set(seen[0]) == {1}
+    assert blas.info() == before

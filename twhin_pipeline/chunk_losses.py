@@ -8,11 +8,14 @@ written once. Chunks are shared by torch's threads, and each is multiplied by th
 
 from __future__ import annotations
 
+import functools
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 
 from twhin_pipeline import kernels
 from twhin_pipeline.compiled import compiled
@@ -91,7 +94,8 @@ class _Losses(torch.autograd.Function):
             start = torch.searchsorted(wanted.mask[:, 0].contiguous(), torch.arange(chunks + 1))
             log_q = a.new_empty(0) if wanted.log_q is None else wanted.log_q
             arguments += [wanted.inside, pool, wanted.mask, start, log_q, wanted.weight, found, change]
-        _chunks(chunks, 1, *(_array(x) for x in arguments))
+        with _blas().limit(limits=1):
+            _chunks(chunks, 1, *(_array(x) for x in arguments))
         total = torch.stack([(x * side.weight).sum() for x, side in zip(each, sides, strict=True)]).sum()
         ctx.gradients = gradients
         ctx.mark_non_differentiable(positive, *each)
@@ -108,6 +112,13 @@ class _Losses(torch.autograd.Function):
             for x in gradients:
                 x.mul_(factor)
         return *gradients, *(None for _ in range(6))
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """Return what limits the threads of BLAS: called by several threads at a time, it is to use no others."""
+    importlib.import_module("scipy.linalg.cython_blas")  # it limits what has been loaded
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _array(x: torch.Tensor) -> Array:

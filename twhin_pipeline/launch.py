@@ -109,8 +109,6 @@ def environment(config: TwhinConfig) -> dict[str, str]:
     """Return the environment variables to add for the training processes."""
     return {
         "OMP_NUM_THREADS": str(threads_per_process(config)),
-        # SciPy's BLAS, which multiplies in several of torch's threads at a time (chunk_losses), needs none of its own.
-        "OPENBLAS_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
         # Huge pages: a step's tensors then cause no page faults, and random rows of a table fewer misses.
         "THP_MEM_ALLOC_ENABLE": "1",
