@@ -134,3 +134,12 @@ def test_arrays_of_another_type_or_order_are_refused():
         mark(1, 1, np.zeros((1, 1)), np.zeros(1, np.int64), 1.0)
     with pytest.raises(AssertionError):
         mark(2, 1, np.zeros((2, 4), np.float32)[:, ::2], np.zeros(2, np.int64), 1.0)
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7F800001])
+def test_any_bits_that_are_no_number_are_known(bits):
+    logits = np.random.default_rng(0).normal(size=(2, 21)).astype(np.float32)
+    logits[1, 13:14].view(np.uint32)[:] = bits
+    _, total = softmax(logits)
+    assert np.isfinite(total[0])
+    assert np.isnan(total[1])

@@ -18,6 +18,9 @@ from twhin_pipeline.compiled import compiled, pointer
 
 Array = np.ndarray[Any, Any]
 
+# Of a float32's bits.
+_BUT_SIGN, _INFINITY = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
+
 
 def in_parts(work: Callable[[slice], object], size: int, least: int = 1) -> None:
     """Call `work` with slices that make up `range(size)`, as many at a time as torch may use threads.
@@ -122,6 +125,12 @@ def exp(x: Any) -> Any:
     return p * power if x > np.float32(-87) else np.float32(0)
 
 
+@compiled(inline="always")
+def _turned(bits: Any) -> Any:
+    """Turn all bits of a negative number but its sign."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & _BUT_SIGN))
+
+
 @compiled(fastmath={"reassoc", "nsz", "contract"})
 def softmax_in_place(logits: Array, total: Array) -> None:
     """Replace each row by its softmax, and write the logarithm of the sum of its exponentials.
@@ -134,10 +143,13 @@ def softmax_in_place(logits: Array, total: Array) -> None:
     """
     for q in range(len(logits)):
         row = logits[q]
-        top, missing = np.float32(-np.inf), np.int32(0)
-        for j in range(len(row)):
-            top = row[j] if row[j] > top else top
-            missing = np.int32(missing + (np.int32(1) if row[j] != row[j] else np.int32(0)))
+        # The bits of floats, those of negative ones but the sign turned, are ordered as the floats are: whole numbers'
+        # maximum is found eight at a time, and floats' is not. Bits beyond those of infinity are no number's.
+        bits, top_bits, largest = row.view(np.int32), np.int32(-(2**31)), np.int32(0)
+        for j in range(len(bits)):
+            top_bits = max(top_bits, _turned(bits[j]))
+            largest = max(largest, np.int32(bits[j] & _BUT_SIGN))
+        top, missing = _turned(top_bits).view(np.float32), largest > _INFINITY
         if missing or top == np.float32(-np.inf):
             total[q] = np.float32(np.nan) if missing else top
             row[:] = 0
