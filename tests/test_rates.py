@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -10,8 +11,10 @@ import yaml
 
 from twhin_pipeline import plan, rates
 from twhin_pipeline.cli import run_arguments
+from twhin_pipeline.comparators import COMPARATORS, Dot
 from twhin_pipeline.config import load_config
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.losses import LOSSES
 from twhin_pipeline.rates import Rates, Work, step_time
 
 RATES = {
@@ -113,6 +116,24 @@ def test_ranks_of_several_nodes_and_tables_that_fbgemm_keeps_exchange_vectors(tm
     assert plan.estimate(config, rows, 2, None, Rates(**RATES, shared_memory=True)).sent_per_step > 30 * 8 * 4
 
 
+def test_losses_taken_chunk_by_chunk_pass_over_no_scores(tmp_path):
+    config = load_config(config_of(tmp_path))
+    rows, given = {"user": (1000, ""), "item": (1000, "")}, Rates(**RATES, by_chunk=True)
+    places, scores = 2 * 10 + 2 * 5, 2 * 10 * (2 + 5)
+    found = plan.estimate(config, rows, 1, None, given).time
+    assert found.passes == pytest.approx(2 * 4 * 2 * places * 8 / 4e9)
+    assert found.products == pytest.approx(3 * 2 * 8 * scores / 2e9)
+    other = load_config(config_of(tmp_path), ["loss.name=margin"])
+    assert plan.estimate(other, rows, 1, None, given).time.passes > found.passes
+
+
+def test_the_plan_knows_which_losses_are_taken_chunk_by_chunk(tmp_path):
+    for loss, comparator in itertools.product(LOSSES, COMPARATORS):
+        config = load_config(config_of(tmp_path), [f"loss.name={loss}", f"model.comparator={comparator}"])
+        summed = LOSSES[loss](config.loss).by_sum is not None
+        assert plan.chunks_apart(config) == (summed and issubclass(COMPARATORS[comparator], Dot)), (loss, comparator)
+
+
 @pytest.mark.parametrize("operator", ["linear", "affine"])
 def test_matrix_operators_add_their_products(tmp_path, operator):
     config = load_config(config_of(tmp_path), [f"model.relations.0.operator={operator}"])
@@ -161,6 +182,8 @@ def test_the_commands_measure_and_plan(tmp_path, capsys, ranks):
     assert found.device == f"{ranks} x cpu, {found.device.split()[3]} threads"
     assert (found.link_gbps is None) == (ranks == 1)
     assert found.shared_memory == (ranks == 2)
+    # Two chunks a step, which several threads take together, and one by one.
+    assert found.by_chunk == (found.device.split()[3] == "1")
     assert found.network_gbps is None
     arguments = ["plan", "--config", config, "--home", str(tmp_path), "--rates", path]
     assert run_arguments(arguments) == 0
