@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -139,16 +139,16 @@ def _chunks(first: int, last: int, frame: int) -> None:
     positive, edges = floats(frame, 6), floats(frame, 6).shape[1]
     both = terms[4] > 1
     rows = len(floats(frame, 0)) // chunks, len(floats(frame, 1)) // chunks
-    a_room = _room(frame, _FIRST_SIDE, chunks, rows[0], edges)
-    b_room = _room(frame, _FIRST_SIDE + _OF_A_SIDE, chunks, rows[1], edges) if both else a_room
+    a_room = _room(frame, _FIRST_SIDE, chunks, rows[0])
+    b_room = _room(frame, _FIRST_SIDE + _OF_A_SIDE, chunks, rows[1]) if both else a_room
+    # Of an edge's own product, whose gradient comes from both sides.
+    change = np.empty(edges, np.float32)
     for g in range(first, last):
         a, b = _part(floats(frame, 0), chunks, g), _part(floats(frame, 1), chunks, g)
         a_change, b_change = _part(floats(frame, 4), chunks, g), _part(floats(frame, 5), chunks, g)
         of_a, of_b = _part(integers(frame, 2), chunks, g), _part(integers(frame, 3), chunks, g)
         kernels.dots(a, of_a, b, of_b, positive[g])
         positive[g] *= terms[0]
-        # An edge's own product, whose gradient comes from both sides.
-        change = a_room[4]
         change[:] = 0
         _side(frame, _FIRST_SIDE, g, a, of_a, b, a_room, a_change, change)
         if both:
@@ -169,23 +169,40 @@ def _part(x: Array, chunks: int, g: int) -> Array:
     return x[g * size : (g + 1) * size]
 
 
+class _Room(NamedTuple):
+    """What a thread needs for a side of a chunk of Q queries and N candidates, one chunk after another."""
+
+    candidates: Array
+    """`[N, D]`, times the factor of the logits."""
+    candidates_change: Array
+    """`[N, D]`, their gradient."""
+    scores: Array
+    """`[Q, N]`; then their softmax, and then their gradient."""
+    total: Array
+    """`[Q]` the logarithms of the sums of exponentials."""
+    total_change: Array
+    """`[Q]`, their gradient."""
+
+
 @compiled()
-def _room(frame: int, at: int, chunks: int, rows: int, edges: int) -> Any:
-    """Return room for a side's candidates, their gradients, scores, sums (and their gradients), and for the edges'."""
+def _room(frame: int, at: int, chunks: int, rows: int) -> _Room:
     pool = floats(frame, at + 1)
     size = (len(integers(frame, at)) + len(pool)) // chunks
-    return (
-        np.empty((size, pool.shape[1]), np.float32),
-        np.empty((size, pool.shape[1]), np.float32),
-        np.empty((rows, size), np.float32),
-        np.empty((2, rows), np.float32),
-        np.empty(edges, np.float32),
-    )
+    candidates, scores = np.empty((2, size, pool.shape[1]), np.float32), np.empty((rows, size), np.float32)
+    return _Room(candidates[0], candidates[1], scores, np.empty(rows, np.float32), np.empty(rows, np.float32))
 
 
 @compiled()
 def _side(
-    frame: int, at: int, g: int, rows: Array, query: Array, others: Array, room: Any, rows_change: Array, change: Array
+    frame: int,
+    at: int,
+    g: int,
+    rows: Array,
+    query: Array,
+    others: Array,
+    room: _Room,
+    rows_change: Array,
+    change: Array,
 ) -> None:
     """Write the losses of a chunk's edges on a side, and the gradients of its queries, of candidates and of the pool.
 
@@ -195,7 +212,7 @@ def _side(
     inside, pool = _part(integers(frame, at), chunks, g), _part(floats(frame, at + 1), chunks, g)
     mask, start = integers(frame, at + 2), integers(frame, at + 3)
     log_q, weight, loss = floats(frame, at + 4), floats(frame, at + 5)[g], floats(frame, at + 6)[g]
-    candidates, candidates_change, _, sums, _ = room
+    candidates, total, total_change = room.candidates, room.total, room.total_change
     positive, width = floats(frame, 6)[g], len(inside)
     tp, tn, own = terms[1], terms[2], terms[3] > 0
     # The factor goes with the candidates, of which there are fewest.
@@ -207,7 +224,7 @@ def _side(
     # Queries after the last edge's are padding.
     used = np.max(query) + 1
     rows_change[used:] = 0
-    scores, total, total_change = room[2][:used], sums[0], sums[1]
+    scores = room.scores[:used]
     np.dot(rows[:used], candidates.T, scores)
     if len(log_q):
         scores -= log_q[g]
@@ -234,16 +251,16 @@ def _side(
         change[e] -= slope * weight[e] / tp
     kernels.scale_rows(scores, total_change)
     np.dot(scores, candidates, rows_change[:used])
-    np.dot(scores.T, rows[:used], candidates_change)
+    np.dot(scores.T, rows[:used], room.candidates_change)
     pool_change = _part(floats(frame, at + 7), chunks, g)
     for j in range(len(pool)):
-        pool_change[j] = factor * candidates_change[width + j]
+        pool_change[j] = factor * room.candidates_change[width + j]
 
 
 @compiled()
-def _add_inside(frame: int, at: int, g: int, room: Any, others_change: Array) -> None:
+def _add_inside(frame: int, at: int, g: int, room: _Room, others_change: Array) -> None:
     """Add the gradients of candidates that are the other side's rows to those rows'."""
     terms, inside = floats(frame, 8)[:, 0], _part(integers(frame, at), size_of(frame), g)
     factor = terms[0] / terms[2]
     for j in range(len(inside)):
-        others_change[inside[j]] += factor * room[1][j]
+        others_change[inside[j]] += factor * room.candidates_change[j]
