@@ -65,6 +65,7 @@ def equal(a: EdgeBatch, b: EdgeBatch) -> None:
         elif field.name.endswith("_mask"):
             # A pair may be there for each of a query's positions.
             assert torch.equal(left.unique(dim=0), right.unique(dim=0)), field.name
+            assert (left[:, 0].diff() >= 0).all() and (right[:, 0].diff() >= 0).all(), "chunks ascend"
         elif isinstance(left, torch.Tensor):
             assert left.dtype == right.dtype and torch.equal(left, right), field.name
         else:

@@ -56,8 +56,8 @@ class EdgeBatch:
     rhs_pool_index: torch.Tensor
     """`int64 [G, K']`, K' may be 0."""
     lhs_mask: torch.Tensor
-    """`int64 [M, 3]` (chunk, query, candidate) to be masked; candidates count over `n + K`, or, with `everything`, over
-    the rows of the side's type or its `sample`."""
+    """`int64 [M, 3]` (chunk, query, candidate) to be masked, by chunk; candidates count over `n + K`, or, with
+    `everything`, over the rows of the side's type or its `sample`."""
     rhs_mask: torch.Tensor
     """`int64 [M', 3]`; candidates count over `n + K'`, or as above."""
     lhs_log_q: torch.Tensor
