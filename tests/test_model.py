@@ -8,7 +8,7 @@ import tiny
 import torch
 from plain_batches import assemble, of_sample
 
-from twhin_pipeline import all_candidates
+from twhin_pipeline import all_candidates, chunk_losses
 from twhin_pipeline.batch import EdgeBatch
 from twhin_pipeline.losses import LOSSES
 from twhin_pipeline.model import ModelAndLoss, TwhinModel, TwhinModelAndLoss
@@ -135,14 +135,18 @@ def plain_loss(config, loss, chunks, batch, outputs) -> float:
 SIDES_OF_RELATIONS = [(None, None, None), ("lhs",) * 3, ("rhs",) * 3, ("rhs", "both", "lhs"), ("lhs", "rhs", "both")]
 
 
+@pytest.mark.parametrize("by_chunk", [False, True])
 @pytest.mark.parametrize("sides", SIDES_OF_RELATIONS)
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_the_loss_is_the_weighted_mean_over_edges(config, model, name, sides):
+def test_the_loss_is_the_weighted_mean_over_edges(config, model, monkeypatch, name, sides, by_chunk):
+    monkeypatch.setattr(chunk_losses, "suits", lambda chunks: by_chunk)
     config = of_sides(config, *sides)
     chunks = tiny.chunks(0, config.model)
     batch = assemble(chunks, config.model, 20)
     wrapped = trainable(model, config, name)
-    loss, outputs = wrapped(batch)
+    loss, _ = wrapped(batch)
+    with torch.no_grad():  # so that scores are kept
+        _, outputs = wrapped(batch)
     assert (batch.lhs_query_index.shape[1], batch.rhs_query_index.shape[1]) == (5, 5), "edges share queries"
     assert {key for key in outputs if key.endswith("s_logits")} == {f"{side}_logits" for side in batch.sides}
     expected = plain_loss(config, wrapped.loss, chunks, batch, outputs)
@@ -163,11 +167,14 @@ def test_chunks_of_different_sides_give_together_what_each_gives_alone(config, s
         torch.testing.assert_close(gradient, expected[name], msg=name)
 
 
-def test_a_side_that_no_chunk_replaces_is_not_compared(config, model, monkeypatch):
+@pytest.mark.parametrize("by_chunk", [False, True])
+def test_a_side_that_no_chunk_replaces_is_not_compared(config, model, monkeypatch, by_chunk):
     config = of_sides(config, "rhs", "rhs", "rhs")
     compared = []
-    edges = model.scorer.edges
+    edges, losses = model.scorer.edges, chunk_losses.losses
+    monkeypatch.setattr(chunk_losses, "suits", lambda chunks: by_chunk)
     monkeypatch.setattr(model.scorer, "edges", lambda *given: compared.append(len(given[-1])) or edges(*given))
+    monkeypatch.setattr(chunk_losses, "losses", lambda *given: compared.append(len(given[7:])) or losses(*given))
     trainable(model, config, "softmax")(tiny.batch(0, config.model))
     assert compared == [1]
 
