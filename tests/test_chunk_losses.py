@@ -16,10 +16,9 @@ from twhin_pipeline import chunk_losses
 from twhin_pipeline.all_candidates import mask_logits
 from twhin_pipeline.chunk_losses import Candidates
 from twhin_pipeline.losses import LOSSES
-from twhin_pipeline.model import TwhinModel, TwhinModelAndLoss
+from twhin_pipeline.model import TwhinModelAndLoss
 from twhin_pipeline.rows import pick
 from twhin_pipeline.sections.training import LossConfig
-from twhin_pipeline.sharding import init_tables
 
 CHUNKS, EDGES, ROWS, DIM = 5, 40, (6, 9), 8
 LOSS = {
@@ -124,15 +123,6 @@ def test_few_chunks_are_left_to_products_that_threads_share(threads):
     assert [chunk_losses.suits(chunks) for chunks in (0, 1)] == [False, True]
 
 
-def model_of(config):
-    made = TwhinModel(config.model, tiny.ROWS)
-    init_tables(made, seed=1)
-    torch.manual_seed(0)
-    for parameter in made.scorer.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return made
-
-
 def step(model, config, batch, loss, *, training=True):
     wrapped = TwhinModelAndLoss(model, LOSSES[loss](LOSS[loss].model_copy(update={"log_q": True})), config.model)
     wrapped.train(training)
@@ -152,7 +142,7 @@ def test_a_step_has_the_loss_and_gradients_of_one_whose_scores_are_kept(
 ):
     relations = [relation.model_dump() | {"sides": sides, "weight": 1.5} for relation in tiny.config().model.relations]
     config = tiny.config(init_scale=1.0, comparator=comparator, reciprocal=reciprocal, relations=relations)
-    model = model_of(config)
+    model = tiny.random_model(config)
     chunks = [c for seed in range(3) for c in tiny.chunks(seed, config.model)]
     for chunk in chunks:
         size = len(chunk.in_batch)
@@ -173,7 +163,7 @@ def test_a_step_has_the_loss_and_gradients_of_one_whose_scores_are_kept(
 def test_validation_keeps_its_scores(monkeypatch):
     monkeypatch.setattr(chunk_losses, "suits", lambda chunks: True)
     config = tiny.config()
-    outputs, _ = step(model_of(config), config, tiny.batch(0, config.model), "softmax", training=False)
+    outputs, _ = step(tiny.random_model(config), config, tiny.batch(0, config.model), "softmax", training=False)
     assert "counted" not in outputs and {"lhs_logits", "rhs_logits"} <= outputs.keys()
 
 
@@ -182,7 +172,7 @@ def test_validation_keeps_its_scores(monkeypatch):
 def test_what_is_no_product_or_no_sum_of_exponentials_is_scored_as_before(monkeypatch, fields, loss):
     monkeypatch.setattr(chunk_losses, "suits", lambda chunks: True)
     config = tiny.config(**fields)
-    wrapped = TwhinModelAndLoss(model_of(config), LOSSES[loss](LossConfig(name=loss)), config.model)
+    wrapped = TwhinModelAndLoss(tiny.random_model(config), LOSSES[loss](LossConfig(name=loss)), config.model)
     _, outputs = wrapped(tiny.batch(0, config.model))
     assert ("counted" in outputs) == (not fields and loss == "softmax")
 

@@ -53,15 +53,6 @@ def of_sides(config, *sides: str | None):
     return tiny.config(**{**config.model.model_dump(), "relations": relations})
 
 
-def random_model(config):
-    made = TwhinModel(config.model, tiny.ROWS)
-    init_tables(made, seed=1)
-    torch.manual_seed(0)
-    for parameter in made.scorer.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return made
-
-
 def gradients(model, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()
@@ -157,7 +148,7 @@ def test_the_loss_is_the_weighted_mean_over_edges(config, model, monkeypatch, na
 @pytest.mark.parametrize("sides", SIDES_OF_RELATIONS)
 def test_chunks_of_different_sides_give_together_what_each_gives_alone(config, sides, reciprocal):
     config = of_sides(tiny.config(init_scale=1.0, reciprocal=reciprocal), *sides)
-    model = random_model(config)
+    model = tiny.random_model(config)
     chunks = tiny.chunks(0, config.model)
     together, _ = trainable(model, config, "softmax")(assemble(chunks, config.model, 20))
     alone = [trainable(model, config, "softmax")(assemble([chunk], config.model, 20))[0] for chunk in chunks]
@@ -181,7 +172,7 @@ def test_a_side_that_no_chunk_replaces_is_not_compared(config, model, monkeypatc
 
 def test_with_reciprocal_relations_heads_are_predicted_by_second_operators(config):
     config = tiny.config(init_scale=1.0, reciprocal=True)
-    model = random_model(config)
+    model = tiny.random_model(config)
     chunks = tiny.chunks(0, config.model)
     batch = assemble(chunks, config.model, 13)
     outputs = model(batch)
@@ -241,7 +232,7 @@ def test_all_candidates_give_the_loss_and_gradients_of_pools_that_hold_every_ent
     ]
     config = tiny.config(init_scale=1.0, comparator=comparator, reciprocal=reciprocal, relations=relations)
     config = of_sides(config, None, None, "rhs") if reciprocal else config
-    model = random_model(config)
+    model = tiny.random_model(config)
     wrapped = trainable(model, config, name)
     # Two chunks of each relation: candidates are shared.
     chunks = [c for seed in (0, 1) for c in tiny.chunks(seed, config.model, everything=True)]
@@ -262,7 +253,7 @@ def test_all_candidates_give_the_loss_and_gradients_of_pools_that_hold_every_ent
 @pytest.mark.parametrize("comparator", ["dot", "cosine"])
 def test_whole_tables_give_the_loss_and_gradients_of_rows_that_are_looked_up(monkeypatch, comparator):
     config = tiny.config(init_scale=1.0, comparator=comparator)
-    model = random_model(config)
+    model = tiny.random_model(config)
     wrapped, batch = trainable(model, config, "softmax"), tiny.batch(0, config.model)
     loss, _ = wrapped(batch)
     want = gradients(model, loss)
@@ -302,7 +293,7 @@ def test_all_candidates_are_prepared_once_for_all_chunks_where_relations_leave_t
 def test_log_q_makes_gradients_of_uneven_pools_those_of_all_entities(name):
     """400 chunks of the same edges with pools of 200 each; without log_q the gradient is far off."""
     config = of_sides(tiny.config(init_scale=1.0), "rhs", None, None)
-    model = random_model(config)
+    model = tiny.random_model(config)
     fields = {"positive_temperature": 0.7, "negative_temperature": 1.5} if name == "bsl" else {}
     (chunk, *_) = tiny.chunks(0, config.model, everything=True)
     full, _ = trainable(model, config, name, **fields)(assemble([chunk], config.model, 6, everything=tiny.ROWS))
@@ -331,7 +322,7 @@ def test_log_q_makes_gradients_of_uneven_pools_those_of_all_entities(name):
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_a_sample_of_all_gives_the_loss_and_gradients_of_pools_that_are_the_sample(name, reciprocal):
     config = tiny.config(init_scale=1.0, reciprocal=reciprocal)
-    model = random_model(config)
+    model = tiny.random_model(config)
     log_q = name in ("softmax", "bsl")
     fields = {"positive_temperature": 0.7, "negative_temperature": 1.5} if name == "bsl" else {}
     wrapped = trainable(model, config, name, log_q=log_q, **fields)
@@ -389,7 +380,7 @@ def test_the_penalty_is_the_literal_sum_over_edges_or_over_what_they_use(norm, d
     chosen = {"norm": norm, "entities": 0.25, "operators": 0.5, "degree_weighted": degree_weighted}
     relations = [{**relation.model_dump(), "operator": operator} for relation in tiny.config().model.relations]
     config = tiny.config(regularization=chosen, relations=relations, embedding_dropout=0.5)
-    model = random_model(config)
+    model = tiny.random_model(config)
     values, rows = set_tables(model), model.scorer.state_rows()
     chunks = [c for seed in (0, 1) for c in tiny.chunks(seed, config.model, everything)]
     expected, seen = 0.0, set()
@@ -419,7 +410,7 @@ def test_the_penalty_pulls_on_entities_and_operators():
     regularization = {"entities": 1.0, "operators": 1.0}
     relations = [{**relation.model_dump(), "operator": "diagonal"} for relation in tiny.config().model.relations]
     config = tiny.config(regularization=regularization, relations=relations, init_scale=1.0)
-    model = random_model(config)
+    model = tiny.random_model(config)
     batch = tiny.batch(0, config.model)
     found = gradients(model, model(batch)["penalty"])
     assert all(gradient.norm() > 0 for gradient in found.values())
@@ -450,7 +441,7 @@ def test_vectors_longer_than_max_norm_are_scaled_down_and_their_gradient_is_that
 def test_dropout_is_there_in_training_only(everything):
     config = tiny.config(init_scale=1.0, embedding_dropout=0.5)
     plain = tiny.config(init_scale=1.0)
-    model, without = random_model(config), random_model(plain)
+    model, without = tiny.random_model(config), tiny.random_model(plain)
     batch = tiny.batch(0, config.model, everything)
     wrapped, expected = trainable(model, config, "softmax"), trainable(without, plain, "softmax")(batch)[0].item()
     assert len({wrapped(batch)[0].item() for _ in range(3)}) == 3
@@ -489,7 +480,7 @@ def test_every_parameter_gets_gradient(operator, sides, reciprocal, everything):
         for relation, name in zip(tiny.config().model.relations, names, strict=True)
     ]
     config = tiny.config(init_scale=1.0, relations=relations, reciprocal=reciprocal)
-    model = random_model(config)
+    model = tiny.random_model(config)
     loss, _ = trainable(model, config, "softmax")(tiny.batch(0, config.model, everything))
     for name, gradient in gradients(model, loss).items():
         assert gradient.norm() > 0, name
@@ -502,7 +493,7 @@ def test_every_parameter_gets_gradient(operator, sides, reciprocal, everything):
 def test_parameters_of_a_rank_whose_chunks_replace_one_side_all_have_a_gradient(sides):
     """Ranks may differ in the sides that they replace in a step, and wait for each other's gradients."""
     config = tiny.config(init_scale=1.0, reciprocal=True)
-    model = random_model(config)
+    model = tiny.random_model(config)
     (chunk, *_) = tiny.chunks(0, of_sides(config, sides, None, None).model)
     loss, _ = trainable(model, config, "softmax")(assemble([chunk], config.model, 6))
     loss.backward()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from plain_batches import Chunk, assemble
 
 from twhin_pipeline.batch import EdgeBatch
 from twhin_pipeline.config import TwhinConfig, parse_config
+from twhin_pipeline.model import TwhinModel
 from twhin_pipeline.sections.model import TwhinModelConfig
+from twhin_pipeline.sharding import init_tables
 
 ROWS = {"user": 24, "item": 33}
 DIM = 8
@@ -25,6 +28,16 @@ def config(**model: Any) -> TwhinConfig:
     ]
     section = {"embeddings": {"tables": tables}, "relations": relations, **model}
     return parse_config({"source": {"path": "edges.parquet"}, "model": section})
+
+
+def random_model(config: TwhinConfig) -> TwhinModel:
+    """A model whose vectors and operators are drawn, so that none is where it begins."""
+    made = TwhinModel(config.model, ROWS)
+    init_tables(made, seed=1)
+    torch.manual_seed(0)
+    for parameter in made.scorer.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return made
 
 
 def chunk(
