@@ -77,31 +77,33 @@ def test_one_edge_of_more_rows_than_a_group_is_one_edge(monkeypatch):
     assert np.concatenate([part["weight"] for part in parts]).tolist() == [29.0, 1.0]
 
 
-def ids_of(tmp_path, texts):
+def ids_of(tmp_path, ids):
     with duckdb.connect() as con:
-        con.register("texts", pa.table({"number": range(len(texts)), "id": texts}))
-        return Ids(con, "SELECT id FROM texts ORDER BY number", str(tmp_path))
+        con.register("given", pa.table({"number": range(len(ids)), "id": ids}))
+        return Ids(con, "SELECT id FROM given ORDER BY number", str(tmp_path))
 
 
-def test_ids_are_the_texts_of_their_numbers(tmp_path):
-    texts = ["a", "b" * 5000, "ü", "", "日本", "a b"] * 50_000
-    ids = ids_of(tmp_path, texts)
-    assert len(ids.array) == len(texts)
-    numbers = np.random.default_rng(0).integers(len(texts), size=1000)
-    expected = [texts[number] for number in numbers]
-    assert ids.each(numbers).to_pylist() == expected
-    assert ids.once(numbers).to_pylist() == expected
-    assert len(ids.once(numbers).dictionary) == len(np.unique(numbers))
+@pytest.mark.parametrize("ids", [["a", "b" * 5000, "ü", "", "日本", "a b"] * 50_000, [-(2**63), 7, 2**63 - 1]])
+def test_ids_are_those_of_their_numbers(tmp_path, ids):
+    found = ids_of(tmp_path, ids)
+    assert len(found.array) == len(ids)
+    numbers = np.random.default_rng(0).integers(len(ids), size=1000)
+    expected = [ids[number] for number in numbers]
+    assert found.each(numbers).to_pylist() == expected
+    assert found.once(numbers).to_pylist() == expected
+    assert len(found.once(numbers).dictionary) == len(np.unique(numbers))
+    found.write(str(tmp_path / "ids.parquet"))
+    assert pq.read_table(tmp_path / "ids.parquet").to_pydict() == {"id": ids}
 
 
 @pytest.mark.parametrize("named", ["few", "many", False])
-def test_the_file_holds_plain_texts_in_order_and_all_is_counted(tmp_path, monkeypatch, named):
+def test_the_file_holds_plain_ids_in_order_with_their_numbers_beside_and_all_is_counted(tmp_path, monkeypatch, named):
     monkeypatch.setattr(edge_file, "ROWS_PER_GROUP", 16)
     monkeypatch.setattr(edge_file, "MOST_IN_DICTIONARY", 5 if named == "few" else 4)
     rows, table = sorted_rows(300, seed=1)
-    ids = ids_of(tmp_path, ["ann", "bob", "cleo", "dora", "eve"]) if named else None
-    path = str(tmp_path / "edges.parquet")
-    counts = write(path, table.to_batches(10), RELATIONS, ids, SPLITS)
+    ids = ids_of(tmp_path, ["ann", "bob", "cleo", "dora", "eve"] if named else [-5, 10, 20, 30, 40])
+    path, ends = str(tmp_path / "edges.parquet"), str(tmp_path / "ends.parquet")
+    counts = write(path, ends, table.to_batches(10), RELATIONS, ids, SPLITS)
     schema = pq.ParquetFile(path).schema_arrow
     kind = "string" if named else "int64"
     kinds = [kind, "string", kind, "timestamp[us]", "float", "string"]
@@ -109,19 +111,27 @@ def test_the_file_holds_plain_texts_in_order_and_all_is_counted(tmp_path, monkey
     assert [str(field.type) for field in schema] == kinds
     found = pq.read_table(path)
     expected = by_loop(rows)
-    text = (lambda number: ids.array[number].as_py()) if named else int
-    assert found["lhs"].to_pylist() == [text(lhs) for _, lhs, _ in expected]
-    assert found["rhs"].to_pylist() == [text(rhs) for _, _, rhs in expected]
+    assert found["lhs"].to_pylist() == [ids.array[lhs].as_py() for _, lhs, _ in expected]
+    assert found["rhs"].to_pylist() == [ids.array[rhs].as_py() for _, _, rhs in expected]
     assert found["rel"].to_pylist() == [RELATIONS[rel] for rel, _, _ in expected]
     assert found["split"].to_pylist() == [SPLITS[split - 1] for _, _, split, _ in expected.values()]
     assert counts.edges.tolist() == [sum(rel == number for rel, _, _ in expected) for number in (0, 1)]
     assert counts.loops.tolist() == [sum(rel == number and a == b for rel, a, b in expected) for number in (0, 1)]
+    numbers = pq.read_table(ends)
+    assert [str(field.type) for field in numbers.schema] == ["uint32", "uint32"]
+    assert list(zip(*numbers.to_pydict().values(), strict=True)) == [(lhs, rhs) for _, lhs, rhs in expected]
+    groups = [
+        [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        for file in (pq.ParquetFile(path), pq.ParquetFile(ends))
+    ]
+    assert groups[0] == groups[1] and len(groups[0]) > 1
 
 
 def test_a_reader_that_fails_leaves_no_thread_and_says_why(tmp_path):
     def batches():
-        yield from pa.table({"rel": [0], "lhs": [1], "rhs": [2]}).to_batches()
+        yield from pa.table({"rel": [0], "lhs": [0], "rhs": [0]}).to_batches()
         raise ValueError("the disk is full")
 
+    ids = ids_of(tmp_path, ["ann"])
     with pytest.raises(ValueError, match="the disk is full"):
-        write(str(tmp_path / "edges.parquet"), batches(), RELATIONS, None, SPLITS)
+        write(str(tmp_path / "edges.parquet"), str(tmp_path / "ends.parquet"), batches(), RELATIONS, ids, SPLITS)

@@ -1,4 +1,8 @@
-"""Sorted edges, written as one Parquet file: repeats merged, numbers turned into ids, and all of it counted."""
+"""Sorted edges, written as Parquet: repeats merged, numbers turned into ids, and all of it counted.
+
+Beside the ids go their numbers, in the same order and row groups, for `numbered_edges` to read: who numbers entities or
+encodes edges needs no text.
+"""
 
 from __future__ import annotations
 
@@ -34,46 +38,74 @@ class Counts:
 
 
 class Ids:
-    """All ids, in the order of their numbers, mapped from files in `folder`: memory does not grow with them."""
+    """All ids, texts or integers, ascending: an id's number is its place. They are mapped from files in `folder`, so
+    that memory does not grow with them."""
 
     def __init__(self, con: duckdb.DuckDBPyConnection, query: str, folder: str) -> None:
-        """Write the texts that `query` gives, in its order."""
+        """Write the ids that `query` gives, in its order."""
         base = Path(folder)
+        reader = con.sql(query).to_arrow_reader(BATCH_ROWS)
+        self.texts = not pa.types.is_integer(reader.schema.field(0).type)
         count, end = 0, 0
-        with (base / "ids.bytes").open("wb") as texts, (base / "ids.ends").open("wb") as ends:
+        with (base / "ids.bytes").open("wb") as values, (base / "ids.ends").open("wb") as ends:
             ends.write(np.zeros(1, np.int64).tobytes())
-            for batch in con.sql(query).to_arrow_reader(BATCH_ROWS):
+            for batch in reader:
+                count += len(batch)
+                if not self.texts:
+                    values.write(_numbers(batch.column(0)).tobytes())
+                    continue
                 column = batch.column(0).cast(pa.large_string())
                 _, cuts, data = column.buffers()
                 cut = np.frombuffer(cuts, np.int64)[column.offset : column.offset + len(column) + 1]
                 if data is not None:
-                    texts.write(data.slice(int(cut[0]), int(cut[-1] - cut[0])))
+                    values.write(data.slice(int(cut[0]), int(cut[-1] - cut[0])))
                 ends.write((cut[1:] - cut[0] + end).tobytes())
-                count, end = count + len(column), end + int(cut[-1] - cut[0])
+                end += int(cut[-1] - cut[0])
         buffers = [pa.memory_map(str(base / name)).read_buffer() for name in ("ids.ends", "ids.bytes")]
-        self.array: pa.Array = pa.Array.from_buffers(pa.large_string(), count, [None, *buffers])
+        kind = pa.large_string() if self.texts else pa.int64()
+        self.array: pa.Array = pa.Array.from_buffers(kind, count, [None, *(buffers if self.texts else buffers[1:])])
+        if self.texts and end < 2**31:
+            # Plain texts are gathered twice as fast.
+            self.array = self.array.cast(pa.string())
 
-    def each(self, numbers: Array) -> pa.StringArray:
-        """Return the ids of numbers, int64 `[n]`, one by one."""
-        return self.array.take(pa.array(numbers)).cast(pa.string())
+    def each(self, numbers: Array) -> pa.Array:
+        """Return the ids of numbers, `[n]`, one by one."""
+        return self._plain(self.array.take(pa.array(numbers)))
 
     def once(self, numbers: Array) -> pa.DictionaryArray:
         """Return the ids of numbers, int64 `[n]`, each different one held once."""
-        distinct, _, place = radix.unique(numbers)
-        return _dictionary(place, self.each(distinct))
+        # Sorted edges have runs of one left end, far fewer than edges.
+        new = np.concatenate([[True], numbers[1:] != numbers[:-1]])
+        distinct, _, place = radix.unique(numbers[new])
+        return _dictionary(place[np.cumsum(new) - 1], self.each(distinct))
+
+    def write(self, path: str) -> None:
+        """Write them to a Parquet file with the column `id`."""
+        schema = pa.schema([("id", pa.string() if self.texts else pa.int64())])
+        # Neighbours begin alike, so each is written as what differs from the one before.
+        coding = {"id": "DELTA_BYTE_ARRAY" if self.texts else "DELTA_BINARY_PACKED"}
+        with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, column_encoding=coding) as writer:
+            for start in range(0, len(self.array), ROWS_PER_GROUP):
+                column = self._plain(self.array.slice(start, ROWS_PER_GROUP))
+                writer.write_table(pa.table([column], schema=schema))
+
+    def _plain(self, column: pa.Array) -> pa.Array:
+        return column.cast(pa.string()) if pa.types.is_large_string(column.type) else column
 
 
 def write(
-    path: str, reader: Iterable[pa.RecordBatch], relations: Sequence[str], ids: Ids | None, splits: Sequence[str]
+    path: str, ends: str, reader: Iterable[pa.RecordBatch], relations: Sequence[str], ids: Ids, splits: Sequence[str]
 ) -> Counts:
     """Write edges to `path`: `lhs`, `rel` and `rhs`, `time` if they have one, `weight`, `split` if they have one.
 
     Args:
         path: A local file.
-        reader: Batches sorted by their columns `rel` (a number), `lhs` and `rhs` (numbers of `ids`, or ids that are
-            integers), and, where they have it, by `weight`; besides, if they have it, `time` and `split` (1, 2, …).
+        ends: A local file for the numbers of `lhs` and `rhs` (uint32; uint64 where there are more ids than that), in
+            the same order and row groups.
+        reader: Batches sorted by their columns `rel` (a number), `lhs` and `rhs` (numbers of `ids`), and, where they
+            have it, by `weight`; besides, if they have it, `time` and `split` (1, 2, …).
         relations: Names by number.
-        ids: Texts by number; None where ids are integers.
+        ids: Ids by number.
         splits: Names; the first has number 1.
 
     Returns:
@@ -81,21 +113,35 @@ def write(
         the latest time, the earliest split.
     """
     counts = Counts(np.zeros(len(relations), np.int64), np.zeros(len(relations), np.int64))
+    number = pa.uint32() if len(ids.array) <= 2**32 else pa.uint64()
+    numbers = pa.schema([("lhs", number), ("rhs", number)])
 
-    def tables() -> Iterator[pa.Table]:
+    def tables() -> Iterator[tuple[pa.Table, pa.Table]]:
         for columns in merged(reader):
             counts.edges += np.bincount(columns["rel"], minlength=len(relations))
             own = columns["lhs"] == columns["rhs"]
             counts.loops += np.bincount(columns["rel"][own], minlength=len(relations))
-            yield _table(columns, relations, ids, splits)
+            two = [pa.array(columns[side].astype(number.to_pandas_dtype())) for side in ("lhs", "rhs")]
+            yield _table(columns, relations, ids, splits), pa.table(two, schema=numbers)
 
     # Edges are merged while others are written; each takes about as long.
-    with Prefetcher(tables(), GROUPS_AHEAD) as ahead:
+    with (
+        Prefetcher(tables(), GROUPS_AHEAD) as ahead,
+        pq.ParquetWriter(
+            ends,
+            numbers,
+            compression="zstd",
+            use_dictionary=False,
+            write_statistics=False,
+            column_encoding={"lhs": "BYTE_STREAM_SPLIT", "rhs": "BYTE_STREAM_SPLIT"},
+        ) as numbered,
+    ):
         writer: pq.ParquetWriter | None = None
         try:
-            for table in ahead:
+            for table, two in ahead:
                 writer = writer or _writer(path, table.schema)
-                writer.write_table(table)
+                for each, rows in ((writer, table), (numbered, two)):
+                    each.write_table(rows, row_group_size=len(rows))
         finally:
             if writer is not None:
                 writer.close()
@@ -171,12 +217,13 @@ def _numbers(column: pa.Array) -> Array:
     return values.astype(np.int64) if values.dtype.kind in "iu" else values
 
 
-def _table(columns: Columns, relations: Sequence[str], ids: Ids | None, splits: Sequence[str]) -> pa.Table:
-    if ids is None:
-        found = {side: pa.array(columns[side], pa.int64()) for side in ("lhs", "rhs")}
-    else:
+def _table(columns: Columns, relations: Sequence[str], ids: Ids, splits: Sequence[str]) -> pa.Table:
+    found: dict[str, pa.Array]
+    if ids.texts:
         few = len(ids.array) <= MOST_IN_DICTIONARY
         found = {"lhs": ids.once(columns["lhs"]), "rhs": (ids.once if few else ids.each)(columns["rhs"])}
+    else:
+        found = {side: ids.each(columns[side]) for side in ("lhs", "rhs")}
     found["rel"] = _dictionary(columns["rel"], pa.array(relations, pa.string()))
     if "time" in columns:
         found["time"] = pa.array(columns["time"], pa.timestamp("us"))

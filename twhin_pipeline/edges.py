@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
-from twhin_pipeline import database, delimited, edge_file, relations, source
+from twhin_pipeline import database, delimited, edge_file, numbered_edges, relations, source
 from twhin_pipeline.database import explained, literal, name
 from twhin_pipeline.errors import UserError, nearest
 from twhin_pipeline.sections.model import Relation, names_relation
@@ -451,16 +451,14 @@ def _write_kept(
     order = ", weight" if "weight" in taken else ""
     draft = store.begin("raw_edges", snapshot)
     try:
-        ids = None
-        if all(scan.integers for scan in scans):
-            query = f"{edges} ORDER BY rel, lhs, rhs{order}"
-        else:
-            joined, key = _ranked(con, config, edges, more)
-            query = f"{joined} ORDER BY {key}{order}"
-            ids = edge_file.Ids(con, "SELECT id FROM ranks ORDER BY rank", folder)
+        joined, key = _ranked(con, config, edges, more)
+        ids = edge_file.Ids(con, "SELECT id FROM ranks ORDER BY rank", folder)
         names = config.model.relation_names
-        with draft.local_file("part-00000.parquet") as path:
-            counts = edge_file.write(path, con.sql(query).to_arrow_reader(edge_file.BATCH_ROWS), names, ids, SPLITS)
+        reader = con.sql(f"{joined} ORDER BY {key}{order}").to_arrow_reader(edge_file.BATCH_ROWS)
+        with draft.local_file("part-00000.parquet") as path, draft.local_file(numbered_edges.ENDS) as ends:
+            counts = edge_file.write(path, ends, reader, names, ids, SPLITS)
+        with draft.local_file(numbered_edges.IDS) as path:
+            ids.write(path)
     except BaseException:
         draft.discard()
         raise
@@ -475,7 +473,7 @@ def _write_kept(
 
 
 def _ranked(con: duckdb.DuckDBPyConnection, config: TwhinConfig, edges: str, more: str) -> tuple[str, str]:
-    """Return the SQL of `edges` with their text ids' ranks in place of them, and of the key that sorts them.
+    """Return the SQL of `edges` with their ids' ranks in place of them, and of the key that sorts them.
 
     Numbers sort ten times as fast as texts, and there are far fewer ids than edges.
     """

@@ -16,6 +16,42 @@ _DIGIT_MASK = (1 << _DIGIT) - 1
 
 
 @compiled()
+def in_order(keys: Array, order: Array) -> tuple[Array, Array]:
+    """Sort integers `[n]`, none negative, and `order` `[n]` with them; equal ones stay as they are.
+
+    Returns:
+        Both, sorted. What was given is overwritten.
+    """
+    size = len(keys)
+    other_keys, other_order = np.empty_like(keys), np.empty_like(order)
+    most = np.uint64(0)
+    for key in keys:
+        most = max(most, np.uint64(key))
+    shift = 0
+    while shift < 64 and most >> np.uint64(shift):
+        start = np.zeros((1 << _DIGIT) + 1, np.int64)
+        for key in keys:
+            start[_digit(key, shift) + 1] += 1
+        for digit in range(1 << _DIGIT):
+            start[digit + 1] += start[digit]
+        # Equal digits keep their order, so those sorted before stay sorted, and the first of equal keys comes first.
+        for i in range(size):
+            digit = _digit(keys[i], shift)
+            place = start[digit]
+            other_keys[place], other_order[place] = keys[i], order[i]
+            start[digit] = place + 1
+        keys, other_keys = other_keys, keys
+        order, other_order = other_order, order
+        shift += _DIGIT
+    return keys, order
+
+
+@compiled()
+def _digit(key: Any, shift: int) -> Any:
+    return np.int64((np.uint64(key) >> np.uint64(shift)) & np.uint64(_DIGIT_MASK))
+
+
+@compiled()
 def unique(values: Array) -> tuple[Array, Array, Array]:
     """Find the distinct ones of `values`, int64 `[n]`, none negative, by a radix sort: as `numpy.unique`, but sooner.
 
@@ -24,27 +60,7 @@ def unique(values: Array) -> tuple[Array, Array, Array]:
         distinct ones, `[n]`; int64.
     """
     size = len(values)
-    keys, order = values.copy(), np.arange(size)
-    other_keys, other_order = np.empty_like(keys), np.empty_like(order)
-    most = np.int64(0)
-    for value in values:
-        most = max(most, value)
-    shift = 0
-    while shift < 64 and most >> shift:
-        start = np.zeros((1 << _DIGIT) + 1, np.int64)
-        for key in keys:
-            start[((key >> shift) & _DIGIT_MASK) + 1] += 1
-        for digit in range(1 << _DIGIT):
-            start[digit + 1] += start[digit]
-        # Equal digits keep their order, so those sorted before stay sorted, and the first of equal values comes first.
-        for i in range(size):
-            digit = (keys[i] >> shift) & _DIGIT_MASK
-            place = start[digit]
-            other_keys[place], other_order[place] = keys[i], order[i]
-            start[digit] = place + 1
-        keys, other_keys = other_keys, keys
-        order, other_order = other_order, order
-        shift += _DIGIT
+    keys, order = in_order(values.copy(), np.arange(size))
     found, first, number = np.empty_like(keys), np.empty_like(keys), np.empty_like(keys)
     count = 0
     for i in range(size):

@@ -1,6 +1,7 @@
 """The store: where tables live. A table exists when its manifest does.
 
     <root>/<asset>/<snapshot>/<version>/*.parquet     the data of one version
+    <root>/<asset>/<snapshot>/<version>/_*/           what belongs to it besides; no rows of the table
     <root>/<asset>/<snapshot>/manifest.json           written last; names the version that counts
 
 A writer fills a new version's folder and then replaces the manifest, so a crash leaves the old table as it was and
@@ -119,9 +120,9 @@ class Store:
         return self.files_of(self.manifest(asset, snapshot))
 
     def files_of(self, manifest: Manifest) -> list[str]:
-        """Return the Parquet files that a manifest names."""
+        """Return the Parquet files of a manifest's rows."""
         base = self.path(manifest.asset, manifest.snapshot, manifest.version)
-        return [f"{base}/{file['path']}" for file in manifest.files if file["path"].endswith(".parquet")]
+        return [f"{base}/{file['path']}" for file in manifest.files if _has_rows(file["path"])]
 
     @contextmanager
     def parquet(self, path: str) -> Iterator[pq.ParquetFile]:
@@ -247,7 +248,7 @@ class Draft:
         schema: dict[str, str] = {}
         for name in names:
             entry: dict[str, Any] = {"path": name, "bytes": int(fs.size(f"{self.location}/{name}"))}
-            if name.endswith(".parquet"):
+            if _has_rows(name):
                 with self.store.parquet(f"{self.location}/{name}") as parquet:
                     entry["rows"] = parquet.metadata.num_rows
                     schema = schema or {f.name: str(f.type) for f in parquet.schema_arrow}
@@ -297,6 +298,11 @@ def code_version() -> str:
         return metadata.version("twhin-pipeline")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _has_rows(path: str) -> bool:
+    """Tell whether a version's file holds rows of the table: names that begin with `_` do not, as in Spark."""
+    return path.endswith(".parquet") and not path.startswith("_")
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:

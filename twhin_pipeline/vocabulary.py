@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 
-from twhin_pipeline import database
+from twhin_pipeline import database, truth_kernels
 from twhin_pipeline.database import explained, literal
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.numbered_edges import Array, NumberedEdges
 
 if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
@@ -29,13 +32,11 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
         UserError: A vocabulary is empty or outgrows `num_embeddings`, or a `vocab` file is not one.
     """
     parents = store.versions(snapshot, ["raw_edges"])
-    edges = database.scan(store, "raw_edges", snapshot)
+    edges = NumberedEdges(store, snapshot)
     manifests = {}
     with database.connect(config, store) as con, explained("vocabulary"):
-        # Either all of raw_edges' ids are integers or none.
-        kind = _type(con, edges, "lhs")
         for entity in config.model.table_names:
-            manifests[entity] = _build_one(con, config, store, snapshot, entity, edges, kind, parents)
+            manifests[entity] = _build_one(con, config, store, snapshot, entity, edges, parents)
     return manifests
 
 
@@ -45,8 +46,7 @@ def _build_one(
     store: Store,
     snapshot: str,
     entity: str,
-    edges: str,
-    kind: str,
+    edges: NumberedEdges,
     parents: dict[str, str],
 ) -> Manifest:
     asset = f"vocabulary/{entity}"
@@ -54,52 +54,64 @@ def _build_one(
     before = store.latest_before(asset, snapshot)
     if before is not None:
         parents[f"{asset}@{before}"] = store.manifest(asset, before).version
-    kind = "VARCHAR" if "VARCHAR" in (kind, _type(con, earlier, "id")) else "BIGINT"
+    # Either all of raw_edges' ids are integers or none.
+    kind = "VARCHAR" if edges.texts or _type(con, earlier, "id") == "VARCHAR" else "BIGINT"
     con.execute(
         f"CREATE OR REPLACE TEMP TABLE known AS SELECT CAST(id AS {kind}) AS id, row, first_snapshot FROM {earlier}"
     )
-    ends = [
-        f"SELECT {side} AS id FROM {edges} WHERE rel IN ({', '.join(literal(r) for r in relations)})"
-        for side in ("lhs", "rhs")
-        if (relations := [r.name for r in config.model.relations if getattr(r, side) == entity])
-    ]
+    degree = _degrees(config, edges, entity)
+    used = np.flatnonzero(degree)
+    counted = pa.table({"number": used, "degree": degree[used]})  # noqa: F841 (DuckDB reads it by its name)
     con.execute(
-        f"CREATE OR REPLACE TEMP TABLE degrees AS SELECT CAST(id AS {kind}) AS id, count(*) AS degree "
-        f"FROM ({' UNION ALL '.join(ends)}) GROUP BY 1"
+        f"CREATE OR REPLACE TEMP TABLE degrees AS SELECT CAST(id AS {kind}) AS id, number, degree FROM {edges.ids} "
+        "JOIN counted ON number = file_row_number"
     )
     if indexed(config):
         new = _every_index(con, config, entity)
     else:
+        # Ids are numbered in their own order.
         new = (
-            "SELECT id, row_number() OVER (ORDER BY degree DESC, id) - 1 AS position FROM degrees "
+            "SELECT id, degree, row_number() OVER (ORDER BY degree DESC, number) - 1 AS position FROM degrees "
             f"ANTI JOIN known USING (id) WHERE degree >= {config.vocabulary.min_count}"
         )
     con.execute(
-        "CREATE OR REPLACE TEMP TABLE rows AS SELECT id, row, first_snapshot FROM known UNION ALL "
-        "SELECT id, (SELECT count(*) FROM known) + position, "
+        "CREATE OR REPLACE TEMP TABLE rows AS "
+        "SELECT id, row, coalesce(degree, 0) AS degree, first_snapshot FROM known LEFT JOIN degrees USING (id) "
+        "UNION ALL SELECT id, (SELECT count(*) FROM known) + position, degree, "
         f"{literal(snapshot)} FROM ({new})"
     )
-    counts = con.execute(
-        "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM known), "
-        "(SELECT count(*) FROM degrees ANTI JOIN rows USING (id)), (SELECT max(degree) FROM degrees)"
+    rows, known, counted_rows = con.execute(
+        "SELECT count(*), (SELECT count(*) FROM known), count(*) FILTER (degree > 0) FROM rows"
     ).fetchall()[0]
-    rows, known, below, largest = (int(value or 0) for value in counts)
+    below = len(used) - counted_rows
     _check_size(config, entity, rows, below)
     with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
         with draft.local_file("part-00000.parquet") as path:
             con.execute(
-                "COPY (SELECT r.id, CAST(r.row AS BIGINT) AS row, CAST(coalesce(d.degree, 0) AS BIGINT) AS degree, "
-                "CAST(r.first_snapshot AS VARCHAR) AS first_snapshot FROM rows r LEFT JOIN degrees d USING (id) "
-                f"ORDER BY row) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
+                "COPY (SELECT id, CAST(row AS BIGINT) AS row, CAST(degree AS BIGINT) AS degree, "
+                "CAST(first_snapshot AS VARCHAR) AS first_snapshot FROM rows ORDER BY row) "
+                f"TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
             )
         draft.details = {
             "known": known,
             "new": rows - known,
             "below_min_count": below,
-            "largest_degree": largest,
+            "largest_degree": int(degree.max(initial=0)),
             "earlier_snapshot": before,
         }
     return store.manifest(asset, snapshot)
+
+
+def _degrees(config: TwhinConfig, edges: NumberedEdges, entity: str) -> Array:
+    """Count each id's edges as an entity of the type: int64 `[ids]`."""
+    degree = np.zeros(edges.size, np.int64)
+    relations = {relation.name: relation for relation in config.model.relations}
+    for piece in edges.pieces():
+        relation = relations.get(piece.relation)
+        for side, ends in (("lhs", piece.lhs), ("rhs", piece.rhs)):
+            if relation is not None and getattr(relation, side) == entity:
+                truth_kernels.count_rows(ends, degree)
+    return degree
 
 
 def indexed(config: TwhinConfig) -> bool:
@@ -161,7 +173,10 @@ def _every_index(con: duckdb.DuckDBPyConnection, config: TwhinConfig, entity: st
             f"vocabulary/{entity}: {int(used):,} entities with edges would need {size:,} rows, so their ids are hardly "
             "rows; set source.ids to named, or give num_embeddings"
         )
-    return f"SELECT range AS id, range - {int(known)} AS position FROM range({int(known)}, {max(size, int(known))})"
+    return (
+        f"SELECT range AS id, coalesce(degree, 0) AS degree, range - {int(known)} AS position "
+        f"FROM range({int(known)}, {max(size, int(known))}) LEFT JOIN degrees ON id = range"
+    )
 
 
 def _check_size(config: TwhinConfig, entity: str, rows: int, below: int) -> None:
