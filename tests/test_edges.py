@@ -31,10 +31,7 @@ def reasons(store: Store) -> dict[str, list[int]]:
     return found
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["one key", "three keys"])
-def test_edges_are_sorted_by_relation_and_ids_and_weigh_one(tmp_path, monkeypatch, packed):
-    if not packed:
-        monkeypatch.setattr(edges, "PACKED_KEYS", 1)
+def test_edges_are_sorted_by_relation_and_ids_and_weigh_one(tmp_path):
     store = store_at(tmp_path)
     manifest = edges.ingest(make_config(write(tmp_path / "e.parquet", NAMED)), store, SNAPSHOT)
     assert [(r["rel"], r["lhs"], r["rhs"], r["weight"]) for r in rows_of(store, "raw_edges")] == [

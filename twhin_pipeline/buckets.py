@@ -1,7 +1,6 @@
-"""Edges that are too many to sort in memory: kept in buckets of a file by relation and order, and sorted one by one.
+"""Edges that are too many to sort in memory: kept in buckets of a file, and sorted one bucket after another.
 
-Memory is a bucket's, and the time is in proportion to the edges. The order is a random one, so buckets of a relation
-are of about one size.
+Memory is a bucket's, and the time is in proportion to the edges.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import numpy as np
 from twhin_pipeline import edge_kernels
 
 Array = np.ndarray[Any, Any]
-LOW = np.uint64(2**32 - 1)
 # So many edges sort within the caches.
 EDGES_PER_BUCKET = 1 << 17
 
@@ -61,8 +59,51 @@ class Edges:
         return Edges(self.rel, self.lhs[test], self.rhs[test], self.weight[test], self.h[test])
 
 
+class BucketFile:
+    """Records in a file, written a piece at a time, read a bucket at a time; buckets are of groups."""
+
+    def __init__(self, path: str, record: np.dtype[Any]) -> None:
+        """Begin a new file."""
+        self.record = record
+        self.file = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed by `__exit__`)
+        self.size = 0
+        # By group and piece: where it lies, and where each bucket begins in it.
+        self.pieces: dict[int, list[tuple[int, Array]]] = {}
+
+    def __enter__(self) -> BucketFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.file.close()
+
+    def add(self, group: int, records: Array, ends: Array) -> None:
+        """Add a piece `[n]` to a group of B buckets: bucket i gets those from `ends[i]` on, int64 `[B + 1]`."""
+        view = records.view(np.uint8).data
+        while len(view):
+            view = view[os.write(self.file.fileno(), view) :]
+        self.pieces.setdefault(group, []).append((self.size, ends))
+        self.size += len(records)
+
+    def read(self, group: int, bucket: int) -> Array:
+        """Return a bucket's records in the order in which they were added. Threads may read at once."""
+        pieces = self.pieces.get(group, [])
+        sizes = [int(ends[bucket + 1] - ends[bucket]) for _, ends in pieces]
+        records = np.empty(sum(sizes), self.record)
+        done = 0
+        for (start, ends), size in zip(pieces, sizes, strict=True):
+            view = records[done : done + size].view(np.uint8).data
+            place = (start + int(ends[bucket])) * self.record.itemsize
+            while len(view):
+                read = os.preadv(self.file.fileno(), [view], place)
+                if read == 0:
+                    raise OSError(f"{self.file.name}: ended early; was it changed?")
+                view, place = view[read:], place + read
+            done += size
+        return records
+
+
 class Buckets:
-    """Edges in a file, each relation's in an order."""
+    """Edges in a file, each relation's in an order, which is a random one, so that buckets are of about one size."""
 
     def __init__(self, path: str, most: Array, rows: type, order: Order) -> None:
         """Begin with none.
@@ -73,31 +114,27 @@ class Buckets:
             rows: NumPy's type of rows.
             order: The order in which they are read.
         """
-        self.order = order
-        self.record = np.dtype([("low", np.uint32), ("lhs", rows), ("rhs", rows), ("weight", np.float32)])
+        self.order, self.rows = order, rows
+        record = np.dtype([("low", np.uint32), ("lhs", rows), ("rhs", rows), ("weight", np.float32)])
+        self.file = BucketFile(path, record)
         self.buckets = np.maximum(-(-most // EDGES_PER_BUCKET), 1)
         self.counts = np.zeros(len(most), np.int64)
         """Edges by relation, int64 `[R]`."""
         self.weights = np.zeros(len(most), np.float64)
         """Their weights' sums, float64 `[R]`."""
-        self.file = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed by `__exit__`)
-        self.size = 0
-        # By relation and piece: where it lies, and where each bucket begins in it.
-        self.pieces: list[list[tuple[int, Array]]] = [[] for _ in most]
 
     def __enter__(self) -> Buckets:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.file.close()
+        self.file.__exit__(*exc)
 
     def add(self, edges: Edges) -> None:
         """Add edges; those at one place of the order stay in the order in which they are added."""
         if not len(edges):
             return
         ends = np.zeros(int(self.buckets[edges.rel]) + 1, np.int64)
-        records = np.empty(len(edges), self.record)
-        fields = tuple(records[name] for name in ("low", "lhs", "rhs", "weight"))
+        records = np.empty(len(edges), self.file.record)
         edge_kernels.scatter(
             edges.h.astype(np.uint64, copy=False),
             edges.lhs,
@@ -106,19 +143,17 @@ class Buckets:
             self.order.mask,
             self.order.factor,
             ends,
-            fields,
+            tuple(records[name] for name in ("low", "lhs", "rhs", "weight")),
         )
-        _write_all(self.file.fileno(), records.view(np.uint8).data)
-        self.pieces[edges.rel].append((self.size, ends))
-        self.size += len(edges)
+        self.file.add(edges.rel, records, ends)
         self.counts[edges.rel] += len(edges)
         self.weights[edges.rel] += float(edges.weight.sum(dtype=np.float64))
 
     def as_added(self) -> Iterator[Edges]:
         """Yield the edges bucket by bucket, each as they were added; `h` has the lower halves, uint32."""
-        for rel, pieces in enumerate(self.pieces):
-            for bucket in range(int(self.buckets[rel]) if pieces else 0):
-                records = self._read(pieces, bucket)
+        for rel in np.flatnonzero(self.counts).tolist():
+            for bucket in range(int(self.buckets[rel])):
+                records = self.file.read(rel, bucket)
                 yield Edges(rel, records["lhs"], records["rhs"], records["weight"], records["low"])
 
     def in_order(self) -> Iterator[Edges]:
@@ -130,24 +165,13 @@ class Buckets:
             edge_kernels.ordered(given, self.order.mask, self.order.factor, into)
             yield Edges(edges.rel, *into, h=np.zeros(0, np.uint64))
 
-    def _read(self, pieces: list[tuple[int, Array]], bucket: int) -> Array:
-        sizes = [int(ends[bucket + 1] - ends[bucket]) for _, ends in pieces]
-        records = np.empty(sum(sizes), self.record)
-        done = 0
-        for (start, ends), size in zip(pieces, sizes, strict=True):
-            if size:
-                view = records[done : done + size].view(np.uint8).data
-                _read_all(self.file.fileno(), view, (start + int(ends[bucket])) * self.record.itemsize)
-            done += size
-        return records
-
     def part(self, path: str, first: int, last: int, order: Order) -> Buckets:
         """Return those from the `first` to before the `last` of another order, in a new file."""
         total = int(self.counts.sum())
         keys = np.concatenate([np.zeros(0, np.uint32), *(order.places(edges.h) for edges in self.as_added())])
         bounds = [int(np.partition(keys, place)[place]) if place < total else 2**32 for place in (first, last)]
         before = {bound: int(np.count_nonzero(keys < bound)) for bound in bounds}
-        chosen = Buckets(path, self.counts, self.record["lhs"].type, self.order)
+        chosen = Buckets(path, self.counts, self.rows, self.order)
         for edges in self.as_added():
             places = order.places(edges.h)
             kept = (places > bounds[0]) & (places < bounds[1])
@@ -158,16 +182,3 @@ class Buckets:
                 before[bound] += len(equal)
             chosen.add(edges.where(kept))
         return chosen
-
-
-def _write_all(file: int, view: memoryview) -> None:
-    while len(view):
-        view = view[os.write(file, view) :]
-
-
-def _read_all(file: int, view: memoryview, offset: int) -> None:
-    while len(view):
-        done = os.preadv(file, [view], offset)
-        if done == 0:
-            raise OSError("a temporary file of the training set ended early; was it changed?")
-        view, offset = view[done:], offset + done

@@ -55,6 +55,18 @@ pointer: Any = intrinsic(_to_pointer)
 """In a compiled loop: the pointer to an address, an int64."""
 
 
+def _to_read(typing: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.load(place, align=1)
+
+    return types.uint64(types.int64), generate
+
+
+read_word: Any = intrinsic(_to_read)
+"""In a compiled loop: the eight bytes at an address, an int64, wherever it lies; uint64."""
+
+
 def _to_call(typing: Any, address: Any, first: Any, last: Any, given: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number = ir.IntType(64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -48,6 +49,11 @@ def connect(config: TwhinConfig | None = None, store: Store | None = None) -> du
     if store is not None and not store.is_local:
         con.register_filesystem(store.fs)
     return con
+
+
+def threads(config: TwhinConfig) -> int:
+    """Return how many threads work on the data: `launch.duckdb_threads`, else the machine's."""
+    return config.launch.duckdb_threads or os.cpu_count() or 1
 
 
 def register(con: duckdb.DuckDBPyConnection, url: str) -> None:

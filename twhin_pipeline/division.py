@@ -221,6 +221,5 @@ def _add(buckets: Buckets, records: Array) -> None:
     """Add records `split.HELD` to buckets."""
     for rel in np.unique(records["rel"]):
         mine = records[records["rel"] == rel]
-        rows = buckets.record["lhs"]
-        lhs, rhs = (mine[side].astype(rows) for side in ("lhs", "rhs"))
+        lhs, rhs = (mine[side].astype(buckets.rows) for side in ("lhs", "rhs"))
         buckets.add(Edges(int(rel), lhs, rhs, mine["weight"].copy(), mine["h"].copy()))

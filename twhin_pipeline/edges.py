@@ -1,28 +1,38 @@
 """Raw edges: read from the source, typed, cleaned, merged and sorted; rows that cannot be edges are kept apart.
 
-It is SQL over Parquet, which DuckDB streams and spills, and sorted edges are merged and written as they come
-(`edge_file`), so the graph may be larger than memory.
+It is SQL over Parquet, which DuckDB streams once. Ids are numbered as they come (`interning`), edges are sorted by
+their numbers out of memory (`edge_sort`) and written as they come (`edge_file`), so the graph may be larger than
+memory; its ids must fit.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from twhin_pipeline import database, delimited, edge_file, numbered_edges, relations, source
 from twhin_pipeline.database import explained, literal, name
+from twhin_pipeline.edge_sort import EdgeSorter
 from twhin_pipeline.errors import UserError, nearest
+from twhin_pipeline.interning import Hashed, Interner
+from twhin_pipeline.prefetch import Prefetcher
 from twhin_pipeline.sections.model import Relation, names_relation
 
 if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.source import Input
     from twhin_pipeline.store import Manifest, Store
+
+Array = np.ndarray[Any, Any]
 
 SIDES = ("lhs", "rhs")
 SPLITS = ("train", "validation", "test")
@@ -31,8 +41,9 @@ MALFORMED = "malformed line"
 OUT_OF_RANGE = "index out of range"
 MOST_RELATIONS = 100_000
 """With `"*"` in model.relations, more names than this are taken for a mistake: an id's column for the relations'."""
-# Relation and ranks of both ends are one number of 64 bits to sort by, where there are fewer than so many of them.
-PACKED_KEYS = 2**64
+ROWS_AT_ONCE, BATCHES_AHEAD = 1 << 17, 4
+# Of an edge from a source without times, beside others.
+NO_TIME = -(2**63)
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 # What the scan calls a row's file and its number in it; the second is DuckDB's own name.
 FILE_COLUMN, ROW_COLUMN = "twhin_file", "file_row_number"
@@ -82,15 +93,12 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         integers = all(scan.integers for scan in scans)
         rows = " UNION ALL ".join(_rows(scan, config, snapshot, integers) for scan in scans)
         what = ", ".join(scan.input.field for scan in scans)
-        with explained(what):
-            fates = con.execute(
-                f"SELECT fate, CASE WHEN fate IS NULL THEN rel END AS rel, count(*) FROM ({rows}) "
-                "GROUP BY ALL ORDER BY fate"
-            ).fetchall()
-            counts = {str(fate): int(count) for fate, _, count in fates if fate is not None}
-            good = sum(int(count) for fate, _, count in fates if fate is None)
+        with explained(what), EdgeSorter(folder, _columns(scans)) as sorter:
+            interner = Interner(texts=not integers)
+            counts, edges_of = _meet(con, rows, sorter, interner, len(possible.model.relations))
+            good = int(edges_of.sum())
             if good:
-                config = _settle(con, config, possible, [int(rel) for fate, rel, _ in fates if fate is None])
+                config = _settle(con, config, possible, np.flatnonzero(edges_of).tolist())
             malformed = _create_malformed(con, scans)
             if malformed:
                 counts[MALFORMED] = malformed
@@ -98,7 +106,9 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             _write_rejected(con, config, store, snapshot, rows if sum(counts.values()) > malformed else None)
             if good == 0:
                 raise UserError(_nothing(what, config, store, snapshot, counts, outside))
-            kept = _write_kept(con, config, store, snapshot, rows, scans, folder)
+            ids, ranks = _ranked(con, interner.ids())
+            del interner
+            kept = _write_kept(config, store, snapshot, sorter, possible, ids, ranks)
         read = good + outside + sum(counts.values())
         kept.details.update(
             read=read,
@@ -427,16 +437,8 @@ def _write_rejected(
         )
 
 
-def _write_kept(
-    con: duckdb.DuckDBPyConnection,
-    config: TwhinConfig,
-    store: Store,
-    snapshot: str,
-    rows: str,
-    scans: list[Scan],
-    folder: str,
-) -> Any:
-    """Write the edges to a draft of `raw_edges`, and return it with what can be counted there in its details."""
+def _columns(scans: list[Scan]) -> list[str]:
+    """Return what edges have besides their relation and ends."""
     columns = [scan.input.columns for scan in scans]
     taken = []
     if any(c.time is not None for c in columns):
@@ -445,18 +447,75 @@ def _write_kept(
         taken.append("weight")
     if any(c.split is not None for c in columns) or any(scan.input.split for scan in scans):
         taken.append("split")
-    more = "".join(f", {name}" for name in taken)
-    edges = f"SELECT rel, lhs, rhs{more} FROM ({rows}) WHERE fate IS NULL"
-    # A sum must not depend on the order in which threads meet the rows.
-    order = ", weight" if "weight" in taken else ""
+    return taken
+
+
+def _meet(
+    con: duckdb.DuckDBPyConnection, rows: str, sorter: EdgeSorter, interner: Interner, relations: int
+) -> tuple[dict[str, int], Array]:
+    """Read all rows once, and number the ids of those that are edges.
+
+    Returns:
+        The rows that are none, by fate, and how many are edges, by relation, int64 `[R]`.
+    """
+    fates: Counter[str] = Counter()
+    edges_of = np.zeros(relations, np.int64)
+    names = ["rel", "lhs", "rhs", "fate", *sorter.columns]
+    reader = con.sql(f"SELECT {', '.join(names)} FROM ({rows})").to_arrow_reader(ROWS_AT_ONCE)
+
+    def batches() -> Iterator[tuple[pa.RecordBatch, Hashed, Hashed]]:
+        for batch in reader:
+            fate = batch.column("fate")
+            if fate.null_count < len(batch):
+                for told in pc.value_counts(fate.drop_null()).to_pylist():
+                    fates[told["values"]] += told["counts"]
+                batch = batch.filter(pc.is_null(fate))
+            if len(batch):
+                yield batch, *(interner.hashed(batch.column(side)) for side in SIDES)
+
+    # Rows are read while ids are looked up; each takes about as long.
+    with Prefetcher(batches(), BATCHES_AHEAD) as ahead:
+        for batch, lhs, rhs in ahead:
+            found = {"rel": batch.column("rel").to_numpy(), "lhs": interner.numbers(lhs), "rhs": interner.numbers(rhs)}
+            edges_of += np.bincount(found["rel"], minlength=relations)
+            if "time" in sorter.columns:
+                time = batch.column("time").cast(pa.timestamp("us")).cast(pa.int64())
+                found["time"] = pc.fill_null(time, NO_TIME).to_numpy()
+            if "weight" in sorter.columns:
+                found["weight"] = batch.column("weight").to_numpy()
+            if "split" in sorter.columns:
+                found["split"] = pc.fill_null(batch.column("split"), 1).to_numpy()
+            sorter.add(found)
+    return dict(sorted(fates.items())), edges_of
+
+
+def _ranked(con: duckdb.DuckDBPyConnection, met: pa.Array) -> tuple[edge_file.Ids, Array]:
+    """Return the ids in order, and the place there of each as it was met, uint32."""
+    numbered = pa.table({"id": met, "number": np.arange(len(met), dtype=np.uint32)})  # noqa: F841 (DuckDB reads it)
+    order = con.sql("SELECT number FROM numbered ORDER BY id").fetchnumpy()["number"]
+    ranks = np.empty(len(met), np.uint32)
+    ranks[order] = np.arange(len(met), dtype=np.uint32)
+    return edge_file.Ids(met.take(pa.array(order))), ranks
+
+
+def _write_kept(
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    sorter: EdgeSorter,
+    possible: TwhinConfig,
+    ids: edge_file.Ids,
+    ranks: Array,
+) -> Any:
+    """Write the edges to a draft of `raw_edges`, and return it with what can be counted there in its details."""
+    names = config.model.relation_names
+    number = {name: rel for rel, name in enumerate(names)}
+    relations_now = np.array([number.get(name, -1) for name in possible.model.relation_names], np.int32)
     draft = store.begin("raw_edges", snapshot)
     try:
-        joined, key = _ranked(con, config, edges, more)
-        ids = edge_file.Ids(con, "SELECT id FROM ranks ORDER BY rank", folder)
-        names = config.model.relation_names
-        reader = con.sql(f"{joined} ORDER BY {key}{order}").to_arrow_reader(edge_file.BATCH_ROWS)
+        pieces = sorter.pieces(relations_now, ranks, database.threads(config))
         with draft.local_file("part-00000.parquet") as path, draft.local_file(numbered_edges.ENDS) as ends:
-            counts = edge_file.write(path, ends, reader, names, ids, SPLITS)
+            counts = edge_file.write(path, ends, pieces, names, ids, SPLITS, database.threads(config))
         with draft.local_file(numbered_edges.IDS) as path:
             ids.write(path)
     except BaseException:
@@ -470,27 +529,6 @@ def _write_kept(
         "self_loops": int(counts.loops[same_type].sum()),
     }
     return draft
-
-
-def _ranked(con: duckdb.DuckDBPyConnection, config: TwhinConfig, edges: str, more: str) -> tuple[str, str]:
-    """Return the SQL of `edges` with their ids' ranks in place of them, and of the key that sorts them.
-
-    Numbers sort ten times as fast as texts, and there are far fewer ids than edges.
-    """
-    ends = " UNION ALL ".join(f"SELECT {side} AS id FROM ({edges})" for side in SIDES)
-    con.execute(
-        "CREATE TEMP TABLE ranks AS SELECT id, CAST(row_number() OVER (ORDER BY id) - 1 AS UBIGINT) AS rank "
-        f"FROM (SELECT DISTINCT id FROM ({ends}))"
-    )
-    size = int(con.execute("SELECT count(*) FROM ranks").fetchall()[0][0])
-    kind = "UINTEGER" if size <= 2**32 else "UBIGINT"
-    joined = (
-        f"SELECT e.rel, CAST(l.rank AS {kind}) AS lhs, CAST(r.rank AS {kind}) AS rhs{more} FROM ({edges}) e "
-        "JOIN ranks l ON l.id = e.lhs JOIN ranks r ON r.id = e.rhs"
-    )
-    if len(config.model.relations) * size**2 >= PACKED_KEYS:
-        return joined, "e.rel, l.rank, r.rank"
-    return joined, f"(CAST(e.rel AS UBIGINT) * {size} + l.rank) * {size} + r.rank"
 
 
 def _parquet(files: list[str], numbered: bool = True) -> str:

@@ -68,7 +68,7 @@ class Encoder:
         with database.connect(config, store) as con:
             hashed = self._hash("CAST(id AS VARCHAR)")
             self.hashes = truth.mapped(f"{folder}/{of}.hashes", self.numbered.size, np.uint64)
-            reader = con.sql(f"SELECT {hashed} FROM {self.numbered.ids} ORDER BY file_row_number").to_arrow_reader()
+            reader = con.sql(f"SELECT {hashed} FROM {self.numbered.ids}").to_arrow_reader()
             done = 0
             for batch in reader:
                 self.hashes[done : done + len(batch)] = batch.column(0).to_numpy()

@@ -10,11 +10,9 @@ first position of its entity in the chunk.
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ import pyarrow.parquet as pq
 
 from twhin_pipeline import database, truth, truth_kernels
 from twhin_pipeline.database import explained
+from twhin_pipeline.prefetch import in_order
 from twhin_pipeline.truth import Adjacency, Positives
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
         ("held_out/validation_negatives", "held_out/validation", config.validation_data, 1),
     )
     with database.connect(config, store) as con, tempfile.TemporaryDirectory(prefix="twhin-negatives-") as folder:
-        threads = _threads(config)
+        threads = database.threads(config)
         with explained("training_set/negatives"):
             read = [_positives(con, store, known[0], snapshot, f"{folder}/0")]
             populations = _populations(config, read[0], sizes, folder)
@@ -210,7 +209,7 @@ class Sampler:
                 path, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=ENCODING
             ) as writer,
         ):
-            for table, pairs, found in _in_order(pool, self._samples, self._blocks(epoch), ahead):
+            for table, pairs, found in in_order(pool, self._samples, self._blocks(epoch), ahead):
                 candidates, masked = candidates + pairs, masked + found
                 pending.append(table)
                 pools, masks = pools + len(table), masks + found
@@ -282,19 +281,6 @@ class Sampler:
         return np.log(expected)
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[..., Any], given: Iterable[tuple[Any, ...]], ahead: int
-) -> Iterator[Any]:
-    """Yield what `work` returns for each of `given`, in their order, made in `pool` at most `ahead` at a time."""
-    waiting: deque[Future[Any]] = deque()
-    for arguments in given:
-        waiting.append(pool.submit(work, *arguments))
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def _ends(config: TwhinConfig, sizes: list[int]) -> list[tuple[int, int]]:
     """Return, by relation, how many entities its left-hand and its right-hand type have."""
     index = {name: number for number, name in enumerate(config.model.table_names)}
@@ -341,7 +327,3 @@ def _populations(config: TwhinConfig, positives: Positives, sizes: list[int], fo
 
 def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32, copy=False)), pa.array(values))
-
-
-def _threads(config: TwhinConfig) -> int:
-    return config.launch.duckdb_threads or os.cpu_count() or 1

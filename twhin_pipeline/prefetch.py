@@ -1,10 +1,12 @@
-"""Reading ahead in a thread."""
+"""Working ahead in threads."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -55,3 +57,16 @@ class Prefetcher(Generic[T]):
             self._put("error", error)
         else:
             self._put("end", None)
+
+
+def in_order(
+    pool: ThreadPoolExecutor, work: Callable[..., Any], given: Iterable[tuple[Any, ...]], ahead: int
+) -> Iterator[Any]:
+    """Yield what `work` returns for each of `given`, in their order, made in `pool` at most `ahead` at a time."""
+    waiting: deque[Future[Any]] = deque()
+    for arguments in given:
+        waiting.append(pool.submit(work, *arguments))
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -32,6 +32,10 @@ def in_order(keys: Array, order: Array) -> tuple[Array, Array]:
         start = np.zeros((1 << _DIGIT) + 1, np.int64)
         for key in keys:
             start[_digit(key, shift) + 1] += 1
+        if start[_digit(keys[0], shift) + 1] == size:
+            # All have the same digit here.
+            shift += _DIGIT
+            continue
         for digit in range(1 << _DIGIT):
             start[digit + 1] += start[digit]
         # Equal digits keep their order, so those sorted before stay sorted, and the first of equal keys comes first.

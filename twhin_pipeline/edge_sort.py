@@ -1,0 +1,171 @@
+"""Edges sorted by relation and both ids, out of memory, and repeats merged.
+
+They are met with numbers that their ids get as they come; once all ids are known these give way to the ids' ranks, and
+edges are sorted by them in buckets, whose bounds a sample of the edges says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twhin_pipeline import prefetch
+from twhin_pipeline.buckets import BucketFile
+from twhin_pipeline.compiled import compiled
+from twhin_pipeline.radix import in_order
+
+Array = np.ndarray[Any, Any]
+Columns = dict[str, Array]
+
+EDGES_PER_BUCKET, EDGES_AT_ONCE, SAMPLES_PER_BUCKET = 1 << 18, 1 << 18, 64
+# What an edge may have besides its relation and ends.
+KINDS = {"time": np.int64, "weight": np.float64, "split": np.int8}
+
+
+class EdgeSorter:
+    """Takes edges a piece at a time, and gives them back sorted and merged: 24 bytes an edge in temporary files."""
+
+    def __init__(self, folder: str, columns: Sequence[str]) -> None:
+        """Begin with none; files are made in `folder`. `columns`: those of time, weight and split that edges have."""
+        self.folder, self.columns = folder, list(columns)
+        extra = [(name, KINDS[name]) for name in self.columns]
+        self.met = np.dtype([("rel", np.int32), ("lhs", np.uint32), ("rhs", np.uint32), *extra])
+        self.sorted = np.dtype([("key", np.uint64), ("rel", np.int32), *extra])
+        self.path = f"{folder}/met"
+        self.files = ExitStack()
+        self.file = self.files.enter_context(Path(self.path).open("wb"))  # noqa: SIM115 (closed by `__exit__`)
+        self.count = 0
+        """How many edges have been taken."""
+
+    def __enter__(self) -> EdgeSorter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.files.close()
+
+    def add(self, edges: Columns) -> None:
+        """Take edges: `rel`, `lhs`, `rhs` (numbers) and the columns; `[n]` each."""
+        records = np.empty(len(edges["rel"]), self.met)
+        for name in self.met.names or ():
+            records[name] = edges[name]
+        self.file.write(records.data)
+        self.count += len(records)
+
+    def pieces(self, relations: Array, ranks: Array, threads: int) -> list[Callable[[], Columns]]:
+        """Put all edges into buckets, which ascend; return what reads, sorts and merges each, for threads to call.
+
+        Args:
+            relations: What each relation's number becomes, int32.
+            ranks: What each id's number becomes, uint32.
+            threads: So many work at a time.
+        """
+        self.file.close()
+        found = self.files.enter_context(BucketFile(f"{self.folder}/sorted", self.sorted))
+        met: Array = np.memmap(self.path, self.met, "r") if self.count else np.zeros(0, self.met)
+        number = max(-(-self.count // EDGES_PER_BUCKET), 1)
+        sample = met[:: max(self.count // (number * SAMPLES_PER_BUCKET), 1)]
+        rel, key = self._keys(sample, relations, ranks)
+        order = np.lexsort((key, rel))
+        chosen = order[(np.arange(1, number) * len(order)) // number]
+        bounds = rel[chosen], key[chosen]
+
+        def placed(start: int) -> tuple[Array, Array]:
+            some = met[start : start + EDGES_AT_ONCE]
+            rel, key = self._keys(some, relations, ranks)
+            which, ends = np.empty(len(some), np.uint32), np.zeros(number + 1, np.int64)
+            _bucket(rel, key, *bounds, which, ends)
+            _, order = in_order(which, np.arange(len(some), dtype=np.uint32))
+            records = np.empty(len(some), self.sorted)
+            records["key"], records["rel"] = key[order], rel[order]
+            for name in self.columns:
+                records[name] = some[name][order]
+            return records, ends
+
+        sizes = np.zeros(number, np.int64)
+        starts = ((start,) for start in range(0, self.count, EDGES_AT_ONCE))
+        with ThreadPoolExecutor(threads) as pool:
+            for records, ends in prefetch.in_order(pool, placed, starts, threads + 1):
+                found.add(0, records, ends)
+                sizes += np.diff(ends)
+        return [partial(_bucket_of, found, bucket) for bucket in np.flatnonzero(sizes).tolist()]
+
+    @staticmethod
+    def _keys(met: Array, relations: Array, ranks: Array) -> tuple[Array, Array]:
+        key = np.empty(len(met), np.uint64)
+        _joined(met["lhs"], met["rhs"], ranks, key)
+        return relations[met["rel"]], key
+
+
+def _bucket_of(file: BucketFile, bucket: int) -> Columns:
+    return merged(file.read(0, bucket))
+
+
+def merged(records: Array) -> Columns:
+    """Sort a bucket's records and make one of those with equal (rel, lhs, rhs).
+
+    Returns:
+        `rel`, int32, `lhs` and `rhs`, uint32; `time`, the latest, if there are times; `weight`, float32, all added (1
+        where there are none); `split`, the least, if there is one; `[edges]` each.
+    """
+    first = records["key"].min() if len(records) else np.uint64(0)
+    key, order = in_order(records["key"] - first, np.arange(len(records), dtype=np.uint32))
+    rel = records["rel"][order]
+    if len(rel) and (rel != rel[0]).any():
+        rel, place = in_order(rel, np.arange(len(records), dtype=np.uint32))
+        key, order = key[place], order[place]
+    new = np.ones(len(key), bool)
+    new[1:] = (key[1:] != key[:-1]) | (rel[1:] != rel[:-1])
+    start = np.flatnonzero(new)
+    key = key[start] + first
+    found = {
+        "rel": rel[start],
+        "lhs": (key >> np.uint64(32)).astype(np.uint32),
+        "rhs": (key & np.uint64(2**32 - 1)).astype(np.uint32),
+    }
+    names = records.dtype.names or ()
+    if "time" in names:
+        found["time"] = np.maximum.reduceat(records["time"][order], start)
+    if "weight" in names:
+        found["weight"] = _sums(records["weight"][order], new, start).astype(np.float32)
+    else:
+        found["weight"] = np.diff(start, append=len(order)).astype(np.float32)
+    if "split" in names:
+        found["split"] = np.minimum.reduceat(records["split"][order], start)
+    return found
+
+
+def _sums(weight: Array, new: Array, start: Array) -> Array:
+    """Add up the weights from each start to the next, by their size: a sum must not depend on the order of rows."""
+    edge = np.cumsum(new) - 1
+    repeated = np.flatnonzero(np.diff(start, append=len(weight))[edge] > 1)
+    weight[repeated] = weight[repeated][np.lexsort((weight[repeated], edge[repeated]))]
+    return np.asarray(np.add.reduceat(weight, start))
+
+
+@compiled()
+def _joined(lhs: Array, rhs: Array, ranks: Array, into: Array) -> None:
+    for i in range(len(into)):
+        into[i] = (np.uint64(ranks[lhs[i]]) << np.uint64(32)) | np.uint64(ranks[rhs[i]])
+
+
+@compiled()
+def _bucket(rel: Array, key: Array, bound_rel: Array, bound_key: Array, which: Array, ends: Array) -> None:
+    """Write how many bounds (ascending) are not above each edge, and where each bucket begins when they are sorted."""
+    for i in range(len(which)):
+        low, high = 0, len(bound_rel)
+        while low < high:
+            middle = (low + high) >> 1
+            if bound_rel[middle] < rel[i] or (bound_rel[middle] == rel[i] and bound_key[middle] <= key[i]):
+                low = middle + 1
+            else:
+                high = middle
+        which[i] = low
+        ends[low + 1] += 1
+    for bucket in range(len(ends) - 1):
+        ends[bucket + 1] += ends[bucket]
