@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,8 @@ from twhin_pipeline import database, delimited, edge_file, numbered_edges, relat
 from twhin_pipeline.database import explained, literal, name
 from twhin_pipeline.edge_sort import EdgeSorter
 from twhin_pipeline.errors import UserError, nearest
-from twhin_pipeline.interning import Hashed, Interner
-from twhin_pipeline.prefetch import Prefetcher
+from twhin_pipeline.interning import Interner, LookedUp
+from twhin_pipeline.prefetch import Prefetcher, in_order
 from twhin_pipeline.sections.model import Relation, names_relation
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         what = ", ".join(scan.input.field for scan in scans)
         with explained(what), EdgeSorter(folder, _columns(scans)) as sorter:
             interner = Interner(texts=not integers)
-            counts, edges_of = _meet(con, rows, sorter, interner, len(possible.model.relations))
+            number = len(possible.model.relations)
+            counts, edges_of = _meet(con, rows, sorter, interner, number, database.threads(config))
             good = int(edges_of.sum())
             if good:
                 config = _settle(con, config, possible, np.flatnonzero(edges_of).tolist())
@@ -451,7 +453,7 @@ def _columns(scans: list[Scan]) -> list[str]:
 
 
 def _meet(
-    con: duckdb.DuckDBPyConnection, rows: str, sorter: EdgeSorter, interner: Interner, relations: int
+    con: duckdb.DuckDBPyConnection, rows: str, sorter: EdgeSorter, interner: Interner, relations: int, threads: int
 ) -> tuple[dict[str, int], Array]:
     """Read all rows once, and number the ids of those that are edges.
 
@@ -463,7 +465,7 @@ def _meet(
     names = ["rel", "lhs", "rhs", "fate", *sorter.columns]
     reader = con.sql(f"SELECT {', '.join(names)} FROM ({rows})").to_arrow_reader(ROWS_AT_ONCE)
 
-    def batches() -> Iterator[tuple[pa.RecordBatch, Hashed, Hashed]]:
+    def batches() -> Iterator[tuple[pa.RecordBatch]]:
         for batch in reader:
             fate = batch.column("fate")
             if fate.null_count < len(batch):
@@ -471,11 +473,14 @@ def _meet(
                     fates[told["values"]] += told["counts"]
                 batch = batch.filter(pc.is_null(fate))
             if len(batch):
-                yield batch, *(interner.hashed(batch.column(side)) for side in SIDES)
+                yield (batch,)
 
-    # Rows are read while ids are looked up; each takes about as long.
-    with Prefetcher(batches(), BATCHES_AHEAD) as ahead:
-        for batch, lhs, rhs in ahead:
+    def looked_up(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, LookedUp, LookedUp]:
+        return batch, interner.look_up(batch.column("lhs")), interner.look_up(batch.column("rhs"))
+
+    # While rows are read, threads look their ids up; what they have not found is numbered by one.
+    with Prefetcher(batches(), BATCHES_AHEAD) as ahead, ThreadPoolExecutor(threads) as pool:
+        for batch, lhs, rhs in in_order(pool, looked_up, ahead, threads + 1):
             found = {"rel": batch.column("rel").to_numpy(), "lhs": interner.numbers(lhs), "rhs": interner.numbers(rhs)}
             edges_of += np.bincount(found["rel"], minlength=relations)
             if "time" in sorter.columns:

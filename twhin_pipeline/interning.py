@@ -1,6 +1,6 @@
 """Ids numbered in the order in which they are met: a hash table in arrays, filled by a compiled loop.
 
-An id costs its own bytes, 8 for where they begin, and 16 to 32 in the table, and half of all that while it grows.
+An id costs its own bytes, 8 for where they begin, and 11 to 22 in the table, and half of all that while it grows.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ _MIX, _GOLDEN = 0xC6A4A7935BD1E995, 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
-class Hashed:
-    """Ids with their hashes, uint64 `[n]`: texts, which lie in `data` between `cuts` `[n + 1]`, or integers `[n]`."""
+class LookedUp:
+    """Ids with their hashes, uint64 `[n]`, and the numbers of those found, int64 `[n]`; -1 where one was not found.
+
+    Texts lie in `data` between `cuts` `[n + 1]`; of integers, `cuts` `[n]` are themselves.
+    """
 
     cuts: Array
     data: Array
     hashes: Array
+    found: Array
 
 
 class Interner:
@@ -44,64 +48,82 @@ class Interner:
         self.texts = texts
         self.count = 0
         """How many ids have been met."""
-        self.slots = np.zeros(FIRST_SLOTS, np.uint64)
-        self.starts = np.zeros(FIRST_SLOTS // 2 + 1, np.int64)
-        """Texts: where each begins among the bytes, and the last one's end; integers: themselves."""
-        self.bytes = np.zeros(FIRST_BYTES if texts else 1, np.uint8)
+        # The hash table; where each text begins among the bytes, and the last one's end, or the integers; the bytes.
+        # They are exchanged together, so that threads have those that fit.
+        self.table = (
+            np.zeros(FIRST_SLOTS, np.uint64),
+            np.zeros(_most(FIRST_SLOTS) + 1, np.int64),
+            np.zeros(FIRST_BYTES if texts else 1, np.uint8),
+        )
 
-    def hashed(self, ids: pa.Array) -> Hashed:
-        """Return ids (string or int64, none null) with their hashes, as `numbers` takes them. Another thread may."""
-        hashes = np.empty(len(ids), np.uint64)
+    def look_up(self, ids: pa.Array) -> LookedUp:
+        """Find the numbers of ids (string or int64, none null), as far as they have one.
+
+        Threads may do so while another one calls `numbers`: they may miss what is new, but find nothing wrong, since an
+        id is compared before it is taken for found.
+        """
+        hashes, found = np.empty(len(ids), np.uint64), np.empty(len(ids), np.int64)
         if self.texts:
             cuts, data = _buffers(ids)
             _hash_texts(cuts, data, hashes)
+            _look_up_texts(cuts, data, hashes, *self.table, found)
         else:
             cuts, data = ids.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), np.zeros(1, np.uint8)
             _hash_integers(cuts, hashes)
-        return Hashed(cuts, data, hashes)
+            _look_up_integers(cuts, hashes, *self.table[:2], found)
+        return LookedUp(cuts, data, hashes, found)
 
-    def numbers(self, ids: Hashed) -> Array:
+    def numbers(self, ids: LookedUp) -> Array:
         """Return the number of each id, uint32 `[n]`; new ones get the next.
 
         Raises:
             UserError: There are more ids than numbers.
         """
-        found = np.empty(len(ids.hashes), np.uint32)
         done = 0
-        while done < len(found):
+        while done < len(ids.found):
             self._make_room(ids.cuts, done)
-            given = (ids.cuts, ids.data, ids.hashes, done, self.slots, self.starts, self.bytes, self.count, found)
-            done, self.count = (_intern_texts if self.texts else _intern_integers)(*given)
+            if self.texts:
+                done, self.count = _intern_texts(
+                    ids.cuts, ids.data, ids.hashes, done, *self.table, self.count, ids.found
+                )
+            else:
+                done, self.count = _intern_integers(ids.cuts, ids.hashes, done, *self.table[:2], self.count, ids.found)
             if self.count >= MOST_IDS:
                 raise UserError(f"the source has {MOST_IDS:,} different ids or more; divide it into smaller graphs")
-        return found
+        return ids.found.astype(np.uint32)
 
     def ids(self) -> pa.Array:
         """Return the ids in the order of their numbers: large_string or int64."""
+        _, starts, data = self.table
         if not self.texts:
-            return pa.array(self.starts[: self.count])
-        buffers = [None, pa.py_buffer(self.starts), pa.py_buffer(self.bytes)]
-        return pa.Array.from_buffers(pa.large_string(), self.count, buffers)
+            return pa.array(starts[: self.count])
+        return pa.Array.from_buffers(pa.large_string(), self.count, [None, pa.py_buffer(starts), pa.py_buffer(data)])
 
     def _make_room(self, cuts: Array, done: int) -> None:
         """Grow what has no room for another id (the next one of all, where it is a text)."""
-        if 2 * (self.count + 1) > len(self.slots):
-            slots = np.zeros(2 * len(self.slots), np.uint64)
-            starts = np.zeros(len(self.slots) + 1, np.int64)
-            starts[: self.count + 1] = self.starts[: self.count + 1]
+        slots, starts, data = self.table
+        if self.count + 1 >= len(starts):
+            wider = np.zeros(2 * len(slots), np.uint64)
+            known, starts = starts[: self.count + 1], np.zeros(_most(len(wider)) + 1, np.int64)
+            starts[: len(known)] = known
             hashes = np.empty(self.count, np.uint64)
             if self.texts:
-                _hash_texts(self.starts[: self.count + 1], self.bytes, hashes)
+                _hash_texts(known, data, hashes)
             else:
-                _hash_integers(self.starts[: self.count], hashes)
-            _place(hashes, slots)
-            self.slots, self.starts = slots, starts
+                _hash_integers(known[: self.count], hashes)
+            _place(hashes, wider)
+            slots = wider
         if self.texts:
-            needed = int(self.starts[self.count] + cuts[done + 1] - cuts[done])
-            if needed > len(self.bytes):
-                data = np.zeros(max(2 * len(self.bytes), needed), np.uint8)
-                data[: len(self.bytes)] = self.bytes
-                self.bytes = data
+            needed = int(starts[self.count] + cuts[done + 1] - cuts[done])
+            if needed > len(data):
+                held, data = data, np.zeros(max(2 * len(data), needed), np.uint8)
+                data[: len(held)] = held
+        self.table = slots, starts, data
+
+
+def _most(slots: int) -> int:
+    """Return how many ids a table has room for: fuller ones are searched longer, wider ones miss the caches oftener."""
+    return slots * 3 // 4
 
 
 def _buffers(texts: pa.Array) -> tuple[Array, Array]:
@@ -184,6 +206,47 @@ def _same(data: Array, start: int, other: Array, begin: int, size: int) -> bool:
 
 
 @compiled()
+def _look_up_texts(
+    cuts: Array, data: Array, hashes: Array, slots: Array, starts: Array, arena: Array, into: Array
+) -> None:
+    """Write the numbers of texts, or -1.
+
+    Each of the inner loops reads places that do not depend on one another, so that it does not wait for memory once for
+    each text and thing to read.
+    """
+    last = np.uint64(len(slots) - 1)
+    begin, end = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    for block in range(0, len(into), _BLOCK):
+        stop = min(block + _BLOCK, len(into))
+        for i in range(block, stop):
+            spot = hashes[i] & last
+            while slots[spot] and (slots[spot] ^ hashes[i]) >> np.uint64(_NUMBER_BITS):
+                spot = (spot + np.uint64(1)) & last
+            into[i] = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
+        for i in range(block, stop):
+            number = max(into[i], 0)
+            begin[i - block], end[i - block] = starts[number], starts[number + 1]
+        for i in range(block, stop):
+            start, size = begin[i - block], end[i - block] - begin[i - block]
+            # What another thread has just added may be beyond these bytes.
+            there = size == cuts[i + 1] - cuts[i] and start + size <= len(arena)
+            if not (there and _same(data, cuts[i], arena, start, size)):
+                into[i] = -1
+
+
+@compiled()
+def _look_up_integers(ids: Array, hashes: Array, slots: Array, known: Array, into: Array) -> None:
+    """Write the numbers of integers, or -1."""
+    last = np.uint64(len(slots) - 1)
+    for i in range(len(into)):
+        spot = hashes[i] & last
+        while slots[spot] and (slots[spot] ^ hashes[i]) >> np.uint64(_NUMBER_BITS):
+            spot = (spot + np.uint64(1)) & last
+        number = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
+        into[i] = number if number >= 0 and known[number] == ids[i] else -1
+
+
+@compiled()
 def _intern_texts(
     cuts: Array,
     data: Array,
@@ -195,92 +258,60 @@ def _intern_texts(
     count: int,
     into: Array,
 ) -> tuple[int, int]:
-    """Number texts from the `first` on while there is room; return which is the next, and how many ids there are."""
+    """Number texts without one, from the `first` on while there is room; return the next, and how many ids there are.
+
+    An id is written to its slot after all else, for those who look it up meanwhile.
+    """
     last = np.uint64(len(slots) - 1)
-    guess, begin, end = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
-    block = first
-    while block < len(into):
-        stop = min(block + _BLOCK, len(into))
-        # Most are known. Each of these loops reads places that do not depend on one another, so that it does not wait
-        # for memory once for each id and thing to read.
-        for i in range(block, stop):
-            spot = hashes[i] & last
-            while slots[spot] and (slots[spot] ^ hashes[i]) >> np.uint64(_NUMBER_BITS):
-                spot = (spot + np.uint64(1)) & last
-            guess[i - block] = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
-        for k in range(stop - block):
-            number = max(guess[k], 0)
-            begin[k], end[k] = starts[number], starts[number + 1]
-        for i in range(block, stop):
-            k = i - block
-            size = cuts[i + 1] - cuts[i]
-            if guess[k] >= 0 and (end[k] - begin[k] != size or not _same(data, cuts[i], arena, begin[k], size)):
-                guess[k] = -1
-        for i in range(block, stop):
-            number = guess[i - block]
-            if number < 0:
-                number = _find_text(cuts[i], cuts[i + 1], data, hashes[i], slots, starts, arena, count)
-                if number < 0:
-                    return i, count
-                count = max(count, number + 1)
-            into[i] = number
-        block = stop
+    for i in range(first, len(into)):
+        if into[i] >= 0:
+            continue
+        size = cuts[i + 1] - cuts[i]
+        spot = hashes[i] & last
+        while slots[spot]:
+            number = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
+            start = starts[number]
+            alike = slots[spot] == _slot(hashes[i], number) and starts[number + 1] - start == size
+            if alike and _same(data, cuts[i], arena, start, size):
+                into[i] = number
+                break
+            spot = (spot + np.uint64(1)) & last
+        if into[i] >= 0:
+            continue
+        start = starts[count]
+        if count + 1 >= len(starts) or start + size > len(arena):
+            return i, count
+        for k in range(size):
+            arena[start + k] = data[cuts[i] + k]
+        starts[count + 1] = start + size
+        slots[spot] = _slot(hashes[i], count)
+        into[i] = count
+        count += 1
     return len(into), count
 
 
 @compiled()
-def _find_text(
-    start: int, stop: int, data: Array, found: Any, slots: Array, starts: Array, arena: Array, count: int
-) -> Any:
-    """Return a text's number, the next where it is new; -1 where there is no room for it."""
-    last, size = np.uint64(len(slots) - 1), stop - start
-    spot = found & last
-    while slots[spot]:
-        number = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
-        begin = starts[number]
-        alike = slots[spot] == _slot(found, number) and starts[number + 1] - begin == size
-        if alike and _same(data, start, arena, begin, size):
-            return number
-        spot = (spot + np.uint64(1)) & last
-    if 2 * (count + 1) > len(slots) or starts[count] + size > len(arena):
-        return -1
-    begin = starts[count]
-    for k in range(size):
-        arena[begin + k] = data[start + k]
-    starts[count + 1] = begin + size
-    slots[spot] = _slot(found, count)
-    return count
-
-
-@compiled()
 def _intern_integers(
-    ids: Array,
-    data: Array,
-    hashes: Array,
-    first: int,
-    slots: Array,
-    known: Array,
-    arena: Array,
-    count: int,
-    into: Array,
+    ids: Array, hashes: Array, first: int, slots: Array, known: Array, count: int, into: Array
 ) -> tuple[int, int]:
     """Number integers, as `_intern_texts` does texts."""
     last = np.uint64(len(slots) - 1)
     for i in range(first, len(into)):
+        if into[i] >= 0:
+            continue
         spot = hashes[i] & last
-        while True:
-            slot = slots[spot]
-            if slot == 0:
-                if 2 * (count + 1) > len(slots):
-                    return i, count
-                known[count] = ids[i]
-                slots[spot] = _slot(hashes[i], count)
-                into[i] = count
-                count += 1
-                break
-            number = np.int64(slot & np.uint64(_NUMBER)) - 1
-            if slot == _slot(hashes[i], number) and known[number] == ids[i]:
+        while slots[spot]:
+            number = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
+            if slots[spot] == _slot(hashes[i], number) and known[number] == ids[i]:
                 into[i] = number
                 break
             spot = (spot + np.uint64(1)) & last
+        if into[i] >= 0:
+            continue
+        if count + 1 >= len(known):
+            return i, count
+        known[count] = ids[i]
+        slots[spot] = _slot(hashes[i], count)
+        into[i] = count
+        count += 1
     return len(into), count
