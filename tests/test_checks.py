@@ -129,6 +129,11 @@ def each(**values: Any) -> Callable[[Rows], Rows]:
     return lambda rows: [{**row, **values} for row in rows]
 
 
+def trade_ends(rows: Rows) -> Rows:
+    """Give each edge the right end of the one before."""
+    return [{**row, "rhs": before["rhs"]} for row, before in zip(rows, [rows[-1], *rows[:-1]], strict=True)]
+
+
 def unmask(rows: Rows) -> Rows:
     """Take one pair out of the first pool's masks."""
     return first(mask_position=rows[0]["mask_position"][1:], mask_candidate=rows[0]["mask_candidate"][1:])(rows)
@@ -177,6 +182,8 @@ BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("edges_in_range", "training_set/positives", first(lhs=10_000)),
     ("edges_in_range", "held_out/test", first(rhs=-1)),
     ("edges_in_range", "held_out/validation", first(rel=7)),
+    ("edges_traced", "training_set/positives", trade_ends),
+    ("edges_traced", "held_out/validation", trade_ends),
     ("chunks_sound", "training_set/positives", first(rel=2)),
     ("chunks_sound", "training_set/positives", lambda rows: [*rows, rows[0]]),
     ("chunks_sound", "training_set/positives", each(chunk=0, rel=0)),

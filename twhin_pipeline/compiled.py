@@ -1,17 +1,49 @@
-"""How loops are compiled for the CPU."""
+"""How loops are compiled for the CPU, and kept on disk."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import caching, cgutils
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
+FOLDER = Path(__file__).resolve().parent
+
+
+@cache
+def _sources() -> bytes:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.py")))).digest()
+
+
+class _OfAllSources:
+    """Where a loop of this package is kept: as numba has it, but made anew when any of the sources has changed.
+
+    numba goes by a loop's own file, so that one would run on with what it calls as it was.
+    """
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> Any:
+        ours = Path(file).resolve().parent == FOLDER
+        return super().from_function(function, file) if ours else None  # type: ignore[misc]
+
+    def get_source_stamp(self) -> bytes:
+        return _sources()
+
+
+_locators: list[Any] = vars(caching.CompileResultCacheImpl.__mro__[1])["_locator_classes"]
+_locators[:0] = [
+    type(kind.__name__, (_OfAllSources, kind), {})
+    for kind in (caching.UserProvidedCacheLocator, caching.InTreeCacheLocator, caching.UserWideCacheLocator)
+    if kind in _locators
+]
 
 
 def compiled(**options: Any) -> Callable[[F], F]:
