@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from datetime import datetime, timedelta
 
@@ -11,6 +12,7 @@ from edge_files import SNAPSHOT, make_config, rows_of, store_at, triples, write
 
 from twhin_pipeline import edges, training_set, vocabulary
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store
 
 PARTS = training_set.ASSETS
 RELATION_SIDES = [("user", "user"), ("user", "item"), ("user", "item")]
@@ -103,6 +105,55 @@ def test_the_split_depends_on_its_seed_and_not_on_threads_or_the_order_of_rows(t
         tables.append([store.read(part, SNAPSHOT) for part in PARTS])
     assert all(one.equals(other) for one, other in zip(tables[0], tables[1], strict=True))
     assert not tables[0][1].equals(tables[2][1])
+
+
+def test_a_remote_store_and_small_buckets_give_the_same_tables(tmp_path, monkeypatch):
+    config = make_config(write(tmp_path / "e.parquet", random_edges(1000)))
+    store = store_at(tmp_path)
+    build(config, store)
+    for module in ("buckets", "edge_sort"):
+        monkeypatch.setattr(f"twhin_pipeline.{module}.EDGES_PER_BUCKET", 50)
+    remote = Store(f"memory://{uuid.uuid4().hex}")
+    build(config, remote)
+    for table in ("raw_edges", "vocabulary/user", "vocabulary/item", *PARTS):
+        assert remote.read(table, SNAPSHOT).equals(store.read(table, SNAPSHOT)), table
+
+
+def test_equal_times_are_divided_by_number_and_not_by_the_order_of_rows(tmp_path):
+    day = datetime(2024, 1, 1)
+    rows = [(*edge, day) for edge in random_edges(400)]
+    found = []
+    for name, some in (("a", rows), ("b", rows[::-1])):
+        path = write(tmp_path / f"{name}.parquet", some, ("lhs", "rel", "rhs", "at"))
+        split = {"strategy": "temporal", "validation": 0.1, "test": 0.2, "relations": ["fav", "reply"]}
+        config = make_config(path, source={"columns": {"time": "at"}}, split=split)
+        store = store_at(tmp_path / name)
+        build(config, store)
+        found.append([triples(store, part) for part in PARTS])
+    assert found[0] == found[1]
+    held = sum(rel != "follows" for _, rel, *_ in rows)
+    assert [len(part) for part in found[0][1:]] == [round(held * 0.3) - round(held * 0.2), round(held * 0.2)]
+    assert all(rel != 0 for part in found[0][1:] for _, rel, _ in part)
+
+
+def test_a_later_snapshots_test_is_all_that_is_new_between_known_entities(tmp_path):
+    first, second = random_edges(600), random_edges(600, seed=1)
+    write(tmp_path / "2024-01-01.parquet", first)
+    write(tmp_path / "2024-02-01.parquet", second)
+    split = {"strategy": "temporal", "later_snapshot": "2024-02-01", "validation": 0.2, "relations": ["fav", "reply"]}
+    config = make_config(f"{tmp_path}/{{snapshot}}.parquet", split=split)
+    store = store_at(tmp_path)
+    details = build(config, store, "2024-01-01")[PARTS[2]].details
+    rows = {e: {r["id"]: r["row"] for r in rows_of(store, f"vocabulary/{e}", "2024-01-01")} for e in ("user", "item")}
+    new = [edge for edge in set(second) - set(first) if edge[1] != "follows"]
+    known = {
+        (rows["user"][lhs], config.model.relation_names.index(rel), rows["item"][rhs])
+        for lhs, rel, rhs in new
+        if lhs in rows["user"] and rhs in rows["item"]
+    }
+    assert triples(store, PARTS[2], "2024-01-01") == known and len(known) > 100
+    unknown = [edge for edge in second if edge[1] != "follows"]
+    assert details["dropped"] == sum(lhs not in rows["user"] or rhs not in rows["item"] for lhs, _, rhs in unknown)
 
 
 def test_an_edge_keeps_its_part_in_a_later_snapshot(tmp_path):
