@@ -87,15 +87,20 @@ pointer: Any = intrinsic(_to_pointer)
 """In a compiled loop: the pointer to an address, an int64."""
 
 
-def _to_read(typing: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.load(place, align=1)
+def _reader(bits: int) -> Any:
+    def to_read(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            place = builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer())
+            return builder.load(place, align=1)
 
-    return types.uint64(types.int64), generate
+        return getattr(types, f"uint{bits}")(types.int64), generate
+
+    return intrinsic(to_read)
 
 
-read_word: Any = intrinsic(_to_read)
+read_byte: Any = _reader(8)
+"""In a compiled loop: the byte at an address, an int64; uint8."""
+read_word: Any = _reader(64)
 """In a compiled loop: the eight bytes at an address, an int64, wherever it lies; uint64."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from twhin_pipeline.compiled import compiled, read_word
+from twhin_pipeline.compiled import compiled, read_byte, read_word
 from twhin_pipeline.errors import UserError
 
 Array = np.ndarray[Any, Any]
@@ -149,11 +149,11 @@ def _hash_integers(ids: Array, into: Array) -> None:
 
 
 @compiled()
-def _word(data: Array, start: int, end: int) -> Any:
-    """Return the bytes from `start` to before `end`, fewer than eight, as one number."""
+def _few(address: Any, size: int) -> Any:
+    """Return the bytes at an address, fewer than eight, as one number."""
     word = np.uint64(0)
-    for i in range(start, end):
-        word = (word << np.uint64(8)) | np.uint64(data[i])
+    for i in range(size):
+        word = (word << np.uint64(8)) | np.uint64(read_byte(address + i))
     return word
 
 
@@ -170,7 +170,7 @@ def _hash_texts(cuts: Array, data: Array, into: Array) -> None:
             found = (found ^ word) * np.uint64(_MIX)
             start += 8
         if start < end:
-            found = (found ^ _word(data, start, end)) * np.uint64(_MIX)
+            found = (found ^ _few(address + start, end - start)) * np.uint64(_MIX)
         into[i] = _mixed(found)
 
 
@@ -191,18 +191,17 @@ def _slot(found: Any, number: Any) -> Any:
 
 
 @compiled()
-def _same(data: Array, start: int, other: Array, begin: int, size: int) -> bool:
-    """Tell whether `size` bytes from `start` in `data` and from `begin` in `other` are the same."""
-    one, two = np.int64(data.ctypes.data) + start, np.int64(other.ctypes.data) + begin
+def _same(one: Any, other: Any, size: int) -> Any:
+    """Tell whether `size` bytes at two addresses are the same, eight at a time."""
     if size < 8:
-        return _word(data, start, start + size) == _word(other, begin, begin + size)
-    done = 0
-    while size - done >= 8:
-        if read_word(one + done) != read_word(two + done):
+        return _few(one, size) == _few(other, size)
+    # The first and the last eight, some of them perhaps twice: of most ids that is all.
+    if (read_word(one) ^ read_word(other)) | (read_word(one + size - 8) ^ read_word(other + size - 8)):
+        return False
+    for done in range(8, size - 8, 8):
+        if read_word(one + done) != read_word(other + done):
             return False
-        done += 8
-    # The last eight, some of them again.
-    return read_word(one + size - 8) == read_word(two + size - 8)
+    return True
 
 
 @compiled()
@@ -215,6 +214,7 @@ def _look_up_texts(
     each text and thing to read.
     """
     last = np.uint64(len(slots) - 1)
+    one, other = np.int64(data.ctypes.data), np.int64(arena.ctypes.data)
     begin, end = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
     for block in range(0, len(into), _BLOCK):
         stop = min(block + _BLOCK, len(into))
@@ -230,7 +230,7 @@ def _look_up_texts(
             start, size = begin[i - block], end[i - block] - begin[i - block]
             # What another thread has just added may be beyond these bytes.
             there = size == cuts[i + 1] - cuts[i] and start + size <= len(arena)
-            if not (there and _same(data, cuts[i], arena, start, size)):
+            if not (there and _same(one + cuts[i], other + start, size)):
                 into[i] = -1
 
 
@@ -263,6 +263,7 @@ def _intern_texts(
     An id is written to its slot after all else, for those who look it up meanwhile.
     """
     last = np.uint64(len(slots) - 1)
+    one, other = np.int64(data.ctypes.data), np.int64(arena.ctypes.data)
     for i in range(first, len(into)):
         if into[i] >= 0:
             continue
@@ -272,7 +273,7 @@ def _intern_texts(
             number = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
             start = starts[number]
             alike = slots[spot] == _slot(hashes[i], number) and starts[number + 1] - start == size
-            if alike and _same(data, cuts[i], arena, start, size):
+            if alike and _same(one + cuts[i], other + start, size):
                 into[i] = number
                 break
             spot = (spot + np.uint64(1)) & last
