@@ -198,10 +198,10 @@ def _same(one: Any, other: Any, size: int) -> Any:
     # The first and the last eight, some of them perhaps twice: of most ids that is all.
     if (read_word(one) ^ read_word(other)) | (read_word(one + size - 8) ^ read_word(other + size - 8)):
         return False
+    different = np.uint64(0)
     for done in range(8, size - 8, 8):
-        if read_word(one + done) != read_word(other + done):
-            return False
-    return True
+        different |= read_word(one + done) ^ read_word(other + done)
+    return different == 0
 
 
 @compiled()

@@ -13,6 +13,33 @@ Array = np.ndarray[Any, Any]
 # Bits by which a pass parts its keys: the counts of all digits lie in the nearest cache.
 _DIGIT = 11
 _DIGIT_MASK = (1 << _DIGIT) - 1
+# Of arrays larger than the caches: a pass writes to as many places at once as these can hold.
+_BYTE = 8
+_BYTE_MASK = (1 << _BYTE) - 1
+
+
+@compiled()
+def sort(values: Array, room: Array) -> None:
+    """Sort `values`, int64 `[n]`, none negative, in place, with as much room: several times as fast as numpy."""
+    size = len(values)
+    most = np.int64(0)
+    for value in values:
+        most = max(most, value)
+    given, other, shift = values, room, 0
+    while shift < 63 and most >> shift:
+        start = np.zeros((1 << _BYTE) + 1, np.int64)
+        for value in given:
+            start[((value >> shift) & _BYTE_MASK) + 1] += 1
+        for digit in range(1 << _BYTE):
+            start[digit + 1] += start[digit]
+        for i in range(size):
+            digit = (given[i] >> shift) & _BYTE_MASK
+            other[start[digit]] = given[i]
+            start[digit] += 1
+        given, other = other, given
+        shift += _BYTE
+    if (shift // _BYTE) % 2:
+        values[:] = room
 
 
 @compiled()

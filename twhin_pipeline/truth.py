@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twhin_pipeline import truth_kernels
+from twhin_pipeline import radix, truth_kernels
 
 # Following a neighbour and looking it up costs about an eighth of finding a pair among an entity's by bisection.
 PROBE_COST = 8
@@ -53,8 +53,8 @@ def adjacencies(
 ) -> dict[tuple[int, int], Adjacency]:
     """Sort the edges of all `parts` both ways into mapped files; key: relation, side of the entity.
 
-    `ends` gives the numbers of entities of each relation's sides. Sorting is within the files, so the system may write
-    their pages back to disk where memory does not suffice.
+    `ends` gives the numbers of entities of each relation's sides. The system may write the files' pages back to disk
+    where memory does not suffice; in each thread sorting takes as much memory besides as a relation's keys.
     """
     counts = np.zeros(len(ends), np.int64)
     for part in parts:
@@ -77,7 +77,7 @@ def adjacencies(
 
     def sort(rel: int, side: int) -> Adjacency:
         sorted_keys = keys[side][start[rel] : start[rel + 1]]
-        sorted_keys.sort()
+        radix.sort(sorted_keys, np.empty_like(sorted_keys))
         width = max(ends[rel][1 - side], 1)
         entities = np.empty(truth_kernels.count_entities(sorted_keys, width), np.int64)
         begin = np.empty(len(entities) + 1, np.int64)
