@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pytest
+from edge_files import SNAPSHOT, make_config, store_at, write
 
-from twhin_pipeline import interning
+from twhin_pipeline import edges, interning
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.interning import Interner, LookedUp
 from twhin_pipeline.prefetch import in_order
@@ -82,6 +83,17 @@ def test_no_ids_are_no_numbers():
         interner = Interner(named)
         assert interner.numbers(interner.look_up(pa.array([], kind))).tolist() == []
         assert interner.ids().to_pylist() == []
+
+
+def test_ids_that_do_not_fit_into_memory_are_one_clear_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError("Unable to allocate 64.0 GiB")
+
+    monkeypatch.setattr(Interner, "_make_room", full)
+    config = make_config(write(tmp_path / "e.parquet", [("a", "fav", "b")]))
+    with pytest.raises(UserError, match=r"source.path: out of memory \(Unable to allocate 64.0 GiB\); .* more memory"):
+        edges.ingest(config, store_at(tmp_path), SNAPSHOT)
+    assert store_at(tmp_path).assets() == []
 
 
 def test_more_ids_than_numbers_are_one_clear_error(monkeypatch):

@@ -70,9 +70,14 @@ _KINDS = ("Out of Memory Error", "IO Error", "Invalid Input Error", "Conversion 
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn DuckDB's errors that a user can mend into a UserError that begins with `what`."""
+    """Turn errors of DuckDB, and of memory, that a user can mend into a UserError that begins with `what`."""
     try:
         yield
+    except MemoryError as error:
+        raise UserError(
+            f"{what}: out of memory ({_first_line(error)}); what a graph's ids and entities take does not fit here, so "
+            "use a machine with more memory"
+        ) from error
     except (duckdb.Error, OSError) as error:
         kind = _kind(error)
         if kind == "Out of Memory Error":
@@ -118,4 +123,4 @@ def scan(store: Store, asset: str, snapshot: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -43,8 +43,6 @@ OUT_OF_RANGE = "index out of range"
 MOST_RELATIONS = 100_000
 """With `"*"` in model.relations, more names than this are taken for a mistake: an id's column for the relations'."""
 ROWS_AT_ONCE, BATCHES_AHEAD = 1 << 17, 4
-# Of an edge from a source without times, beside others.
-NO_TIME = -(2**63)
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 # What the scan calls a row's file and its number in it; the second is DuckDB's own name.
 FILE_COLUMN, ROW_COLUMN = "twhin_file", "file_row_number"
@@ -485,7 +483,7 @@ def _meet(
             edges_of += np.bincount(found["rel"], minlength=relations)
             if "time" in sorter.columns:
                 time = batch.column("time").cast(pa.timestamp("us")).cast(pa.int64())
-                found["time"] = pc.fill_null(time, NO_TIME).to_numpy()
+                found["time"] = pc.fill_null(time, numbered_edges.NO_TIME).to_numpy()
             if "weight" in sorter.columns:
                 found["weight"] = batch.column("weight").to_numpy()
             if "split" in sorter.columns:

@@ -25,6 +25,8 @@ Array = np.ndarray[Any, Any]
 
 # Files beside the table's; their names begin with `_`, so that nobody takes them for its rows.
 IDS, ENDS = "_numbers/ids.parquet", "_numbers/ends.parquet"
+# As NumPy has it: the least int64.
+NO_TIME = -(2**63)
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class NumberedEdges:
         """Edges by relation, in the order in which they stand."""
 
     def pieces(self, columns: Sequence[str] = ()) -> Iterator[Piece]:
-        """Yield all edges, a row group or less at a time, with some columns: `weight`, `time` in microseconds, `split`
-        as the number of the part (training where it is null)."""
+        """Yield all edges, a row group or less at a time, with some columns: `weight`, `time` in microseconds
+        (`NO_TIME` where it is null), `split` as the number of the part (training where it is null)."""
         names = [name for name, count in self.counts.items() if count]
         cuts = np.cumsum([self.counts[name] for name in names])
         position = 0
@@ -93,6 +95,6 @@ def _columns(file: pq.ParquetFile, group: int, names: list[str]) -> dict[str, Ar
         if name == "split":
             column = pc.fill_null(pc.index_in(column, pa.array(PARTS)), TRAIN).cast(pa.int8())
         elif name == "time":
-            column = column.cast(pa.timestamp("us")).cast(pa.int64())
+            column = pc.fill_null(column.cast(pa.timestamp("us")).cast(pa.int64()), NO_TIME)
         found[name] = column.to_numpy()
     return found
