@@ -8,9 +8,10 @@ WITH traced AS MATERIALIZED (
     WHERE c.position = 0
 ),
 found AS MATERIALIZED (
-    SELECT e.rel AS relation, CAST(e.lhs AS VARCHAR) AS lhs_id, CAST(e.rhs AS VARCHAR) AS rhs_id
+    -- A join, not a semi-join, is made from its smaller side.
+    SELECT d.relation, d.lhs_id, d.rhs_id
     FROM raw_edges e
-    SEMI JOIN traced d ON e.rel = d.relation AND CAST(e.lhs AS VARCHAR) = d.lhs_id AND CAST(e.rhs AS VARCHAR) = d.rhs_id
+    JOIN traced d ON e.rel = d.relation AND CAST(e.lhs AS VARCHAR) = d.lhs_id AND CAST(e.rhs AS VARCHAR) = d.rhs_id
 )
 SELECT d.* FROM traced d
 ANTI JOIN found f ON d.relation = f.relation AND d.lhs_id = f.lhs_id AND d.rhs_id = f.rhs_id
