@@ -29,15 +29,20 @@ def test_every_id_of_the_vocabulary_has_its_own_vector_however_parts_and_batches
         assert rows["id"].to_pylist() == small_store.ids(entity)
         assert rows["row"].to_pylist() == list(range(NUM[entity]))
         assert np.array_equal(np.array(rows["embedding"].to_pylist(), np.float32), small.vectors[entity])
-        assert str(rows["embedding"].type) == f"fixed_size_list<element: float>[{DIM}]"
+        assert str(rows["embedding"].type) == f"fixed_size_list<element: float not null>[{DIM}]"
 
 
-def test_files_hold_so_many_rows_and_stay_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr("twhin_pipeline.export.BATCH_ROWS", 9)
-    small = make(tmp_path, rows_per_file=12)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_files_hold_so_many_rows_and_stay_in_order_however_many_are_written_at_once(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr("twhin_pipeline.export.BATCH_ROWS", 5)
+    small = small_store.make(
+        tmp_path, config=small_store.config(export={"rows_per_file": 12}, launch={"duckdb_threads": threads})
+    )
     written = export(small.config, small.store, SNAPSHOT)
     assert [f["rows"] for f in written["embeddings/user"].files] == [12, 12, 6]
-    assert small.store.read("embeddings/user", SNAPSHOT)["row"].to_pylist() == list(range(30))
+    rows = small.store.read("embeddings/user", SNAPSHOT)
+    assert rows["row"].to_pylist() == list(range(30)) and rows["id"].to_pylist() == small_store.ids("user")
+    assert np.array_equal(np.array(rows["embedding"].to_pylist(), np.float32), small.vectors["user"])
 
 
 def test_normalized_vectors_have_length_one_and_the_direction(tmp_path):
@@ -57,7 +62,7 @@ def test_half_precision_is_stored_as_such_and_read_by_duckdb(tmp_path):
     small = make(tmp_path, data_type="fp16")
     export(small.config, small.store, SNAPSHOT)
     (path,) = small.store.files("embeddings/item", SNAPSHOT)
-    assert str(pq.read_schema(path).field("embedding").type) == f"fixed_size_list<element: halffloat>[{DIM}]"
+    assert str(pq.read_schema(path).field("embedding").type) == f"fixed_size_list<element: halffloat not null>[{DIM}]"
     with duckdb.connect() as con:
         vectors = con.execute("SELECT embedding FROM read_parquet(?) ORDER BY row", [path]).fetchall()
     found = np.array([v[0] for v in vectors], np.float32)
@@ -97,7 +102,7 @@ def test_relations_of_one_operator_are_lists_of_a_fixed_size(tmp_path):
     small = make(tmp_path)
     export(small.config, small.store, SNAPSHOT)
     kind = small.store.read("embeddings/relations", SNAPSHOT)["embedding"].type
-    assert str(kind) == f"fixed_size_list<element: float>[{DIM}]"
+    assert str(kind) == f"fixed_size_list<element: float not null>[{DIM}]"
     assert checks.run("relations_match_model", small.config, small.store, SNAPSHOT).passed
 
 
@@ -118,11 +123,13 @@ def test_a_vocabulary_made_anew_after_training_is_refused(tmp_path):
         export(small.config, small.store, SNAPSHOT)
 
 
-def test_a_model_with_fewer_rows_than_its_vocabulary_is_refused_and_nothing_is_left(tmp_path):
-    small = make(tmp_path)
+@pytest.mark.parametrize("rows_per_file", [3, 1000])
+def test_a_model_with_fewer_rows_than_its_vocabulary_is_refused_and_nothing_is_left(tmp_path, rows_per_file):
+    small = make(tmp_path, rows_per_file=rows_per_file)
     short = {"user": small.vectors["user"], "item": small.vectors["item"][:20]}
     small_store.write_model(small.store, small.config, short, small.scorer)
     with pytest.raises(UserError, match="fewer rows of item"):
         export(small.config, small.store, SNAPSHOT)
     assert not small.store.exists("embeddings/item", SNAPSHOT)
     assert not small.store.exists("embeddings/relations", SNAPSHOT)
+    assert not list((tmp_path / "home" / "embeddings" / "item").rglob("*.parquet"))

@@ -133,3 +133,18 @@ def test_parquet_files_are_read_wherever_they_are_and_local_ones_without_python_
     with store.parquet(path) as file:
         assert file.metadata.num_rows == 3
         assert file.read()["a"].to_pylist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+@pytest.mark.parametrize(("first", "count"), [(0, None), (0, 0), (2, 5), (7, 9), (9, 1), (11, 100), (40, 3)])
+def test_any_range_of_rows_is_streamed_across_files_and_row_groups(store, size, first, count):
+    with store.replace("raw_edges", S, config_hash="a") as draft:
+        for name, start, rows in (("a", 0, 10), ("b", 10, 0), ("c", 10, 11)):
+            table = pa.table({"n": pa.array(range(start, start + rows), pa.int64()), "m": ["x"] * rows})
+            with draft.writer(f"part-{name}.parquet", table.schema) as writer:
+                writer.write_table(table, row_group_size=4)
+    files = store.files("raw_edges", S)
+    batches = list(store.batches(files, ["n"], size, first, count))
+    assert all(0 < len(batch) <= size and batch.schema.names == ["n"] for batch in batches)
+    found = [n for batch in batches for n in batch["n"].to_pylist()]
+    assert found == list(range(21))[first : None if count is None else first + count]

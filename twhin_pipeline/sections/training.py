@@ -160,8 +160,8 @@ class ExportConfig(Section):
     """Element type of the exported vectors."""
     normalize: bool = False
     """Scale each vector to length 1 (for indexes that know dot products only, with the cosine comparator)."""
-    rows_per_file: int = Field(1_000_000, ge=1)
-    """Rows of one Parquet file."""
+    rows_per_file: int = Field(262_144, ge=1)
+    """Rows of one Parquet file (128 MiB of 128 numbers). Several files are written at once."""
 
 
 class LaunchConfig(Section):
