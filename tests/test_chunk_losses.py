@@ -118,7 +118,10 @@ def test_a_vector_that_is_not_a_number_makes_the_loss_one_that_is_not():
 
 def test_few_chunks_are_left_to_products_that_threads_share(threads):
     threads(4)
-    assert [chunk_losses.suits(chunks) for chunks in (0, 1, 7, 8)] == [False, False, False, True]
+    wanted = {0: False, 2: False, 3: True, 4: True, 5: True, 8: True, 9: True}
+    assert {chunks: chunk_losses.suits(chunks) for chunks in wanted} == wanted
+    threads(16)
+    assert not chunk_losses.suits(17)
     threads(1)
     assert [chunk_losses.suits(chunks) for chunks in (0, 1)] == [False, True]
 

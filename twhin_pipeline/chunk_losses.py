@@ -24,8 +24,8 @@ from twhin_pipeline.team import TeamLoop, floats, integers, size_of
 
 Array = np.ndarray[Any, Any]
 
-# Of a thread: with fewer, some threads wait for others, and one product shared by all of them is sooner made.
-FEWEST_CHUNKS = 2
+# Of what threads could do: with less, so many wait for others that products shared by all of them are sooner made.
+LEAST_BUSY = 0.6
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Candidates:
 def suits(chunks: int) -> bool:
     """Tell whether a step of so many chunks is better taken chunk by chunk."""
     threads = torch.get_num_threads()
-    return chunks > 0 and (threads == 1 or chunks >= FEWEST_CHUNKS * threads)
+    rounds = -(-chunks // threads)
+    return chunks > 0 and chunks >= LEAST_BUSY * rounds * threads
 
 
 def losses(

@@ -10,8 +10,8 @@ import numpy as np
 
 from twhin_pipeline import radix, truth_kernels
 
-# Following a neighbour and looking it up costs about an eighth of finding a pair among an entity's by bisection.
-PROBE_COST = 8
+# Following a neighbour and looking it up costs about a sixteenth of finding a pair among an entity's by bisection.
+PROBE_COST = 16
 
 
 @dataclass(frozen=True)

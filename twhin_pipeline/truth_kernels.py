@@ -16,6 +16,8 @@ _FACTORS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _GOLDEN = 0x9E3779B97F4A7C15
 _LOW = 0xFFFFFFFF
+# By so many bits a sieve's hashes are longer than those of the table that it stands before.
+_SIEVE_BITS = 4
 
 
 @compiled()
@@ -87,15 +89,36 @@ def _bits(length: int) -> Any:
 
 
 @compiled()
-def _at_least(array: Array, begin: int, end: int, value: int) -> Any:
-    """Return the first place in the ascending `array[begin:end]` whose element is not below `value`."""
-    while begin < end:
-        middle = (begin + end) >> 1
-        if array[middle] < value:
-            begin = middle + 1
-        else:
-            end = middle
-    return begin
+def _at_least(array: Array, begin: int, end: int, wanted: Array, into: Array) -> None:
+    """Write the first places in the ascending `array[begin:end]`, not empty, whose elements are not below the wanted.
+
+    All `wanted` `[m]` are searched at the same time, so that none waits for the memory that another one reads.
+    """
+    into[:] = begin
+    left = end - begin
+    while left > 1:
+        half = left >> 1
+        for i in range(len(wanted)):
+            into[i] += half * np.int64(array[into[i] + half - 1] < wanted[i])
+        left -= half
+    for i in range(len(wanted)):
+        into[i] += np.int64(array[into[i]] < wanted[i])
+
+
+@compiled()
+def _sieve(bits: int) -> Any:
+    """Return room for a set of hashes of so many bits."""
+    return np.zeros(max((1 << bits) >> 6, 1), np.uint64)
+
+
+@compiled(inline="always")
+def _add(sieve: Array, number: Any) -> None:
+    sieve[number >> 6] |= np.uint64(1) << np.uint64(number & 63)
+
+
+@compiled(inline="always")
+def _has(sieve: Array, number: Any) -> Any:
+    return (sieve[number >> 6] >> np.uint64(number & 63)) & np.uint64(1)
 
 
 @compiled()
@@ -149,12 +172,15 @@ def true_pairs(
     bits = _bits(size)
     table, shift = np.full(1 << bits, -1, np.int32), 64 - bits
     queries, distinct = np.empty(size, np.int32), 0
+    # Most neighbours are no query: few of them get through a sieve of one bit a hash, wider than the table.
+    sieve, sieve_shift = _sieve(bits + _SIEVE_BITS), shift - _SIEVE_BITS
     for p in range(size):
         at, slot = _find(table, shift, kept, kept[p])
         if at < 0:
             table[slot] = p
             queries[distinct] = p
             distinct += 1
+            _add(sieve, _slot(kept[p], sieve_shift))
     # The first place of each candidate is in a table; from it a chain leads to the others.
     bits = _bits(count)
     places, place_shift = np.full(1 << bits, -1, np.int32), 64 - bits
@@ -175,24 +201,32 @@ def true_pairs(
             if place >= 0:
                 at, _ = _find(table, shift, kept, kept[p])
                 more += _mark(marks, at, place, following)
-    else:
+    elif len(entities):
+        wanted, found = np.empty(groups, np.int64), np.empty(groups, np.int64)
         for g in range(groups):
-            entity = listed[heads[g]]
-            i = _at_least(entities, 0, len(entities), entity)
-            if i == len(entities) or entities[i] != entity:
+            wanted[g] = listed[heads[g]]
+        _at_least(entities, 0, len(entities), wanted, found)
+        pairs, at_least = np.empty(distinct, np.int64), np.empty(distinct, np.int64)
+        for g in range(groups):
+            i = found[g]
+            if i == len(entities) or entities[i] != wanted[g]:
                 continue
-            base = entity * width
+            base = wanted[g] * width
             begin, end = start[i], start[i + 1]
             if end - begin <= probe_cost * distinct:
                 for k in range(begin, end):
-                    at, _ = _find(table, shift, kept, keys[k] - base)
-                    if at >= 0:
-                        more += _mark(marks, at, heads[g], following)
+                    value = keys[k] - base
+                    if _has(sieve, _slot(value, sieve_shift)):
+                        at, _ = _find(table, shift, kept, value)
+                        if at >= 0:
+                            more += _mark(marks, at, heads[g], following)
             else:
                 for q in range(distinct):
-                    wanted = base + kept[queries[q]]
-                    k = _at_least(keys, begin, end, wanted)
-                    if k < end and keys[k] == wanted:
+                    pairs[q] = base + kept[queries[q]]
+                _at_least(keys, begin, end, pairs, at_least)
+                for q in range(distinct):
+                    k = at_least[q]
+                    if k < end and keys[k] == pairs[q]:
                         more += _mark(marks, queries[q], heads[g], following)
     if filled + more > len(position):
         longer = np.empty(2 * (filled + more), np.int32)
