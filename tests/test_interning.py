@@ -31,7 +31,7 @@ def texts(count, seed):
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
 def test_texts_are_numbered_as_by_a_dictionary_while_the_table_grows(monkeypatch, kind):
     monkeypatch.setattr(interning, "FIRST_SLOTS", 4)
-    monkeypatch.setattr(interning, "FIRST_BYTES", 1)
+    monkeypatch.setattr(interning, "FIRST_WORDS", 1)
     interner, known = Interner(texts=True), {}
     for seed in range(6):
         ids = texts(10 ** (seed % 4 + 1), seed)
@@ -66,7 +66,7 @@ def test_ids_of_one_hash_keep_their_own_numbers(named):
 @pytest.mark.parametrize("named", [True, False])
 def test_threads_that_look_up_while_ids_are_added_find_nothing_wrong(monkeypatch, named):
     monkeypatch.setattr(interning, "FIRST_SLOTS", 4)
-    monkeypatch.setattr(interning, "FIRST_BYTES", 1)
+    monkeypatch.setattr(interning, "FIRST_WORDS", 1)
     interner = Interner(named)
     generator = np.random.default_rng(0)
     given = [generator.integers(40_000, size=2_000) for _ in range(150)]

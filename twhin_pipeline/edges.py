@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from twhin_pipeline import database, edge_file, numbered_edges, relations, source
+from twhin_pipeline import database, edge_file, id_order, numbered_edges, relations, source
 from twhin_pipeline.database import explained, literal, name
 from twhin_pipeline.edge_sort import EdgeSorter
 from twhin_pipeline.errors import UserError
@@ -82,8 +82,10 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             _write_rejected(con, config, store, snapshot, rows if sum(counts.values()) > malformed else None)
             if good == 0:
                 raise UserError(_nothing(what, config, store, snapshot, counts, outside))
-            ids, ranks = _ranked(con, interner.ids())
+            met = interner.ids()
             del interner
+            ids, ranks = _ranked(met)
+            del met
             kept = _write_kept(config, store, snapshot, sorter, possible, ids, ranks)
         read = good + outside + sum(counts.values())
         kept.details.update(
@@ -273,10 +275,9 @@ def _meet(
     return dict(sorted(fates.items())), edges_of
 
 
-def _ranked(con: duckdb.DuckDBPyConnection, met: pa.Array) -> tuple[edge_file.Ids, Array]:
+def _ranked(met: pa.Array) -> tuple[edge_file.Ids, Array]:
     """Return the ids in order, and the place there of each as it was met, uint32."""
-    numbered = pa.table({"id": met, "number": np.arange(len(met), dtype=np.uint32)})  # noqa: F841 (DuckDB reads it)
-    order = con.sql("SELECT number FROM numbered ORDER BY id").fetchnumpy()["number"]
+    order = id_order.order(met)
     ranks = np.empty(len(met), np.uint32)
     ranks[order] = np.arange(len(met), dtype=np.uint32)
     return edge_file.Ids(met.take(pa.array(order))), ranks

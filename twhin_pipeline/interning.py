@@ -1,6 +1,7 @@
 """Ids numbered in the order in which they are met: a hash table in arrays, filled by a compiled loop.
 
-An id costs its own bytes, 8 for where they begin, and 11 to 22 in the table, and half of all that while it grows.
+A text costs its own bytes, in words of 8, 8 beside them, and 11 to 22 in the table; an integer 8 and as much in the
+table. Half of all that is added while it grows.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from twhin_pipeline.errors import UserError
 Array = np.ndarray[Any, Any]
 
 MOST_IDS = 2**32
-FIRST_SLOTS, FIRST_BYTES = 1 << 16, 1 << 20
-# A slot holds a number + 1 in its lower bits, and above them some of the id's hash, which tells most others apart.
-_NUMBER_BITS = 40
-_NUMBER = (1 << _NUMBER_BITS) - 1
+FIRST_SLOTS, FIRST_WORDS = 1 << 16, 1 << 17
+# A slot holds a place + 1 in its lower bits, and above them some of the id's hash, which tells most others apart.
+_PLACE_BITS = 40
+_PLACE = (1 << _PLACE_BITS) - 1
+# A text lies in words: first its number, and above these bits its length + 1; then its bytes, and zeros after them.
+_LENGTH_BITS = 32
+_NUMBER = (1 << _LENGTH_BITS) - 1
 # So many ids are looked up at a time.
 _BLOCK = 64
 # From MurmurHash3 and the golden ratio: odd, with bits all over.
@@ -48,13 +52,14 @@ class Interner:
         self.texts = texts
         self.count = 0
         """How many ids have been met."""
-        # The hash table; where each text begins among the bytes, and the last one's end, or the integers; the bytes.
-        # They are exchanged together, so that threads have those that fit.
+        # The hash table, and what its places are in: the texts, or the integers by number. Exchanged together, so that
+        # threads have those that fit.
         self.table = (
             np.zeros(FIRST_SLOTS, np.uint64),
-            np.zeros(_most(FIRST_SLOTS) + 1, np.int64),
-            np.zeros(FIRST_BYTES if texts else 1, np.uint8),
+            np.zeros(FIRST_WORDS, np.uint64) if texts else np.zeros(_most(FIRST_SLOTS), np.int64),
         )
+        # Of the texts.
+        self.words = 0
 
     def look_up(self, ids: pa.Array) -> LookedUp:
         """Find the numbers of ids (string or int64, none null), as far as they have one.
@@ -70,7 +75,7 @@ class Interner:
         else:
             cuts, data = ids.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), np.zeros(1, np.uint8)
             _hash_integers(cuts, hashes)
-            _look_up_integers(cuts, hashes, *self.table[:2], found)
+            _look_up_integers(cuts, hashes, *self.table, found)
         return LookedUp(cuts, data, hashes, found)
 
     def numbers(self, ids: LookedUp) -> Array:
@@ -83,45 +88,47 @@ class Interner:
         while done < len(ids.found):
             self._make_room(ids.cuts, done)
             if self.texts:
-                done, self.count = _intern_texts(
-                    ids.cuts, ids.data, ids.hashes, done, *self.table, self.count, ids.found
+                done, self.count, self.words = _intern_texts(
+                    ids.cuts, ids.data, ids.hashes, done, *self.table, self.count, self.words, ids.found
                 )
             else:
-                done, self.count = _intern_integers(ids.cuts, ids.hashes, done, *self.table[:2], self.count, ids.found)
+                done, self.count = _intern_integers(ids.cuts, ids.hashes, done, *self.table, self.count, ids.found)
             if self.count >= MOST_IDS:
                 raise UserError(f"the source has {MOST_IDS:,} different ids or more; divide it into smaller graphs")
         return ids.found.astype(np.uint32)
 
     def ids(self) -> pa.Array:
         """Return the ids in the order of their numbers: large_string or int64."""
-        _, starts, data = self.table
+        _, held = self.table
         if not self.texts:
-            return pa.array(starts[: self.count])
+            return pa.array(held[: self.count])
+        starts = np.zeros(self.count + 1, np.int64)
+        _starts(held[: self.words], starts)
+        data = np.empty(starts[-1], np.uint8)
+        _copy_texts(held[: self.words], starts, data)
         return pa.Array.from_buffers(pa.large_string(), self.count, [None, pa.py_buffer(starts), pa.py_buffer(data)])
 
     def _make_room(self, cuts: Array, done: int) -> None:
         """Grow what has no room for another id (the next one of all, where it is a text)."""
-        slots, starts, data = self.table
-        if self.count + 1 >= len(starts):
-            wider = np.zeros(2 * len(slots), np.uint64)
-            known, starts = starts[: self.count + 1], np.zeros(_most(len(wider)) + 1, np.int64)
-            starts[: len(known)] = known
-            hashes = np.empty(self.count, np.uint64)
+        slots, held = self.table
+        if self.count >= _most(len(slots)):
+            slots = np.zeros(2 * len(slots), np.uint64)
             if self.texts:
-                _hash_texts(known, data, hashes)
+                _place_texts(held[: self.words], slots)
             else:
-                _hash_integers(known[: self.count], hashes)
-            _place(hashes, wider)
-            slots = wider
+                known, held = held[: self.count], np.zeros(_most(len(slots)), np.int64)
+                held[: len(known)] = known
+                _place_integers(known, slots)
         if self.texts:
-            needed = int(starts[self.count] + cuts[done + 1] - cuts[done])
-            if needed > len(data):
-                held, data = data, np.zeros(max(2 * len(data), needed), np.uint8)
-                data[: len(held)] = held
-        self.table = slots, starts, data
+            needed = self.words + _words_of(int(cuts[done + 1] - cuts[done]))
+            if needed > len(held):
+                before, held = held, np.zeros(max(2 * len(held), needed), np.uint64)
+                held[: len(before)] = before
+        self.table = slots, held
 
 
-def _most(slots: int) -> int:
+@compiled()
+def _most(slots: int) -> Any:
     """Return how many ids a table has room for: fuller ones are searched longer, wider ones miss the caches oftener."""
     return slots * 3 // 4
 
@@ -143,9 +150,14 @@ def _mixed(number: Any) -> Any:
 
 
 @compiled()
+def _hash_integer(number: Any) -> Any:
+    return _mixed(np.uint64(number) * np.uint64(_MIX))
+
+
+@compiled()
 def _hash_integers(ids: Array, into: Array) -> None:
     for i in range(len(ids)):
-        into[i] = _mixed(np.uint64(ids[i]) * np.uint64(_MIX))
+        into[i] = _hash_integer(ids[i])
 
 
 @compiled()
@@ -158,36 +170,86 @@ def _few(address: Any, size: int) -> Any:
 
 
 @compiled()
+def _hash_text(address: Any, size: Any) -> Any:
+    """Hash a text, 8 bytes at a time, in the way of MurmurHash2."""
+    found = np.uint64(size) * np.uint64(_MIX)
+    while size >= 8:
+        word = read_word(address) * np.uint64(_MIX)
+        word = (word ^ (word >> np.uint64(47))) * np.uint64(_MIX)
+        found = (found ^ word) * np.uint64(_MIX)
+        address, size = address + 8, size - 8
+    if size:
+        found = (found ^ _few(address, size)) * np.uint64(_MIX)
+    return _mixed(found)
+
+
+@compiled()
 def _hash_texts(cuts: Array, data: Array, into: Array) -> None:
-    """Hash texts, 8 bytes at a time, in the way of MurmurHash2."""
     address = np.int64(data.ctypes.data)
     for i in range(len(cuts) - 1):
-        start, end = cuts[i], cuts[i + 1]
-        found = np.uint64(end - start) * np.uint64(_MIX)
-        while end - start >= 8:
-            word = read_word(address + start) * np.uint64(_MIX)
-            word = (word ^ (word >> np.uint64(47))) * np.uint64(_MIX)
-            found = (found ^ word) * np.uint64(_MIX)
-            start += 8
-        if start < end:
-            found = (found ^ _few(address + start, end - start)) * np.uint64(_MIX)
-        into[i] = _mixed(found)
+        into[i] = _hash_text(address + cuts[i], cuts[i + 1] - cuts[i])
 
 
 @compiled()
-def _place(hashes: Array, slots: Array) -> None:
-    """Put different ids, by their hashes `[n]`, into an empty table."""
+def _words_of(size: Any) -> Any:
+    """Return how many words a text of so many bytes takes."""
+    return 1 + (size + 7) // 8
+
+
+@compiled()
+def _length(header: Any) -> Any:
+    return np.int64(header >> np.uint64(_LENGTH_BITS)) - 1
+
+
+@compiled()
+def _starts(texts: Array, into: Array) -> None:
+    """Write where each text begins when they follow one another, and the last one's end."""
+    at = 0
+    for number in range(len(into) - 1):
+        size = _length(texts[at])
+        into[number + 1] = into[number] + size
+        at += _words_of(size)
+
+
+@compiled()
+def _copy_texts(texts: Array, starts: Array, into: Array) -> None:
+    """Write texts one after another."""
+    address, at = np.int64(texts.ctypes.data), 0
+    for number in range(len(starts) - 1):
+        size = starts[number + 1] - starts[number]
+        for k in range(size):
+            into[starts[number] + k] = read_byte(address + 8 * (at + 1) + k)
+        at += _words_of(size)
+
+
+@compiled()
+def _place(found: Any, place: Any, slots: Array) -> None:
+    """Put an id that is not there into a table with room, by its hash and place."""
     last = np.uint64(len(slots) - 1)
-    for i in range(len(hashes)):
-        spot = hashes[i] & last
-        while slots[spot]:
-            spot = (spot + np.uint64(1)) & last
-        slots[spot] = _slot(hashes[i], i)
+    spot = found & last
+    while slots[spot]:
+        spot = (spot + np.uint64(1)) & last
+    slots[spot] = _slot(found, place)
 
 
 @compiled()
-def _slot(found: Any, number: Any) -> Any:
-    return (found >> np.uint64(_NUMBER_BITS) << np.uint64(_NUMBER_BITS)) | np.uint64(number + 1)
+def _place_texts(texts: Array, slots: Array) -> None:
+    address, at = np.int64(texts.ctypes.data), 0
+    while at < len(texts):
+        size = _length(texts[at])
+        _place(_hash_text(address + 8 * (at + 1), size), at, slots)
+        at += _words_of(size)
+
+
+@compiled()
+def _place_integers(known: Array, slots: Array) -> None:
+    for number in range(len(known)):
+        _place(_hash_integer(known[number]), number, slots)
+
+
+@compiled()
+def _slot(found: Any, place: Any) -> Any:
+    return (found >> np.uint64(_PLACE_BITS) << np.uint64(_PLACE_BITS)) | np.uint64(place + 1)
 
 
 @compiled()
@@ -205,33 +267,31 @@ def _same(one: Any, other: Any, size: int) -> Any:
 
 
 @compiled()
-def _look_up_texts(
-    cuts: Array, data: Array, hashes: Array, slots: Array, starts: Array, arena: Array, into: Array
-) -> None:
+def _look_up_texts(cuts: Array, data: Array, hashes: Array, slots: Array, texts: Array, into: Array) -> None:
     """Write the numbers of texts, or -1.
 
     Each of the inner loops reads places that do not depend on one another, so that it does not wait for memory once for
     each text and thing to read.
     """
     last = np.uint64(len(slots) - 1)
-    one, other = np.int64(data.ctypes.data), np.int64(arena.ctypes.data)
-    begin, end = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.int64)
+    one, other = np.int64(data.ctypes.data), np.int64(texts.ctypes.data)
+    places, headers = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.uint64)
     for block in range(0, len(into), _BLOCK):
         stop = min(block + _BLOCK, len(into))
         for i in range(block, stop):
             spot = hashes[i] & last
-            while slots[spot] and (slots[spot] ^ hashes[i]) >> np.uint64(_NUMBER_BITS):
+            while slots[spot] and (slots[spot] ^ hashes[i]) >> np.uint64(_PLACE_BITS):
                 spot = (spot + np.uint64(1)) & last
-            into[i] = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
+            places[i - block] = np.int64(slots[spot] & np.uint64(_PLACE)) - 1
         for i in range(block, stop):
-            number = max(into[i], 0)
-            begin[i - block], end[i - block] = starts[number], starts[number + 1]
+            # What another thread has just added may be beyond these words.
+            at = places[i - block]
+            headers[i - block] = texts[at] if 0 <= at < len(texts) else np.uint64(0)
         for i in range(block, stop):
-            start, size = begin[i - block], end[i - block] - begin[i - block]
-            # What another thread has just added may be beyond these bytes.
-            there = size == cuts[i + 1] - cuts[i] and start + size <= len(arena)
-            if not (there and _same(one + cuts[i], other + start, size)):
-                into[i] = -1
+            at, header, size = places[i - block], headers[i - block], cuts[i + 1] - cuts[i]
+            same = _length(header) == size and at + _words_of(size) <= len(texts)
+            same = same and _same(one + cuts[i], other + 8 * (at + 1), size)
+            into[i] = np.int64(header & np.uint64(_NUMBER)) if same else -1
 
 
 @compiled()
@@ -240,10 +300,10 @@ def _look_up_integers(ids: Array, hashes: Array, slots: Array, known: Array, int
     last = np.uint64(len(slots) - 1)
     for i in range(len(into)):
         spot = hashes[i] & last
-        while slots[spot] and (slots[spot] ^ hashes[i]) >> np.uint64(_NUMBER_BITS):
+        while slots[spot] and (slots[spot] ^ hashes[i]) >> np.uint64(_PLACE_BITS):
             spot = (spot + np.uint64(1)) & last
-        number = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
-        into[i] = number if number >= 0 and known[number] == ids[i] else -1
+        number = np.int64(slots[spot] & np.uint64(_PLACE)) - 1
+        into[i] = number if 0 <= number < len(known) and known[number] == ids[i] else -1
 
 
 @compiled()
@@ -253,42 +313,51 @@ def _intern_texts(
     hashes: Array,
     first: int,
     slots: Array,
-    starts: Array,
-    arena: Array,
+    texts: Array,
     count: int,
+    words: int,
     into: Array,
-) -> tuple[int, int]:
-    """Number texts without one, from the `first` on while there is room; return the next, and how many ids there are.
+) -> tuple[int, int, int]:
+    """Number texts without one, from the `first` on while there is room.
 
     An id is written to its slot after all else, for those who look it up meanwhile.
+
+    Returns:
+        The next text, how many ids there are, and how many words they take.
     """
-    last = np.uint64(len(slots) - 1)
-    one, other = np.int64(data.ctypes.data), np.int64(arena.ctypes.data)
+    last, most = np.uint64(len(slots) - 1), _most(len(slots))
+    one, other = np.int64(data.ctypes.data), np.int64(texts.ctypes.data)
     for i in range(first, len(into)):
         if into[i] >= 0:
             continue
         size = cuts[i + 1] - cuts[i]
         spot = hashes[i] & last
         while slots[spot]:
-            number = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
-            start = starts[number]
-            alike = slots[spot] == _slot(hashes[i], number) and starts[number + 1] - start == size
-            if alike and _same(one + cuts[i], other + start, size):
-                into[i] = number
+            at = np.int64(slots[spot] & np.uint64(_PLACE)) - 1
+            alike = slots[spot] == _slot(hashes[i], at) and _length(texts[at]) == size
+            if alike and _same(one + cuts[i], other + 8 * (at + 1), size):
+                into[i] = np.int64(texts[at] & np.uint64(_NUMBER))
                 break
             spot = (spot + np.uint64(1)) & last
         if into[i] >= 0:
             continue
-        start = starts[count]
-        if count + 1 >= len(starts) or start + size > len(arena):
-            return i, count
-        for k in range(size):
-            arena[start + k] = data[cuts[i] + k]
-        starts[count + 1] = start + size
-        slots[spot] = _slot(hashes[i], count)
+        if count >= most or words + _words_of(size) > len(texts):
+            return i, count, words
+        at, start = words + 1, cuts[i]
+        while start + 8 <= cuts[i + 1]:
+            texts[at] = read_word(one + start)
+            at, start = at + 1, start + 8
+        word = np.uint64(0)
+        for k in range(cuts[i + 1] - start):
+            word |= np.uint64(data[start + k]) << np.uint64(8 * k)
+        if start < cuts[i + 1]:
+            texts[at] = word
+        texts[words] = (np.uint64(size + 1) << np.uint64(_LENGTH_BITS)) | np.uint64(count)
+        slots[spot] = _slot(hashes[i], words)
         into[i] = count
         count += 1
-    return len(into), count
+        words += _words_of(size)
+    return len(into), count, words
 
 
 @compiled()
@@ -302,14 +371,14 @@ def _intern_integers(
             continue
         spot = hashes[i] & last
         while slots[spot]:
-            number = np.int64(slots[spot] & np.uint64(_NUMBER)) - 1
+            number = np.int64(slots[spot] & np.uint64(_PLACE)) - 1
             if slots[spot] == _slot(hashes[i], number) and known[number] == ids[i]:
                 into[i] = number
                 break
             spot = (spot + np.uint64(1)) & last
         if into[i] >= 0:
             continue
-        if count + 1 >= len(known):
+        if count >= len(known):
             return i, count
         known[count] = ids[i]
         slots[spot] = _slot(hashes[i], count)
