@@ -343,7 +343,7 @@ def _intern_texts(
             continue
         if count >= most or words + _words_of(size) > len(texts):
             return i, count, words
-        at, start = words + 1, cuts[i]
+        at, start = np.int64(words + 1), cuts[i]
         while start + 8 <= cuts[i + 1]:
             texts[at] = read_word(one + start)
             at, start = at + 1, start + 8
