@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,15 +37,22 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
     """
     tables = ModelTables.open(store, snapshot)
     model = tables.manifest
-    written: dict[str, Manifest] = {}
-    for entity in tables.names:
-        asset = f"embeddings/{entity}"
-        parents = {"twhin_model": model.version, **tables.trained_on([f"vocabulary/{entity}"])}
-        source = _Source.open(tables, entity, config.export)
-        with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
-            _write_entity(draft, source, min(database.threads(config), THREADS))
+    threads = min(database.threads(config), THREADS)
+    with ExitStack() as drafts:
+        files = []
+        for entity in tables.names:
+            parents = {"twhin_model": model.version, **tables.trained_on([f"vocabulary/{entity}"])}
+            source = _Source.open(tables, entity, config.export)
+            draft = drafts.enter_context(
+                store.replace(f"embeddings/{entity}", snapshot, config_hash=config.hash(), parents=parents)
+            )
             draft.details = {"data_type": config.export.data_type, "normalize": config.export.normalize}
-        written[asset] = store.manifest(asset, snapshot)
+            starts = range(0, max(source.rows, 1), config.export.rows_per_file)
+            files += [(draft, source, number, first) for number, first in enumerate(starts)]
+        with ThreadPoolExecutor(threads, "export") as pool:
+            for _ in in_order(pool, _write_file, files, threads + 1):
+                pass
+    written = {asset: store.manifest(asset, snapshot) for asset in (f"embeddings/{name}" for name in tables.names)}
     asset = "embeddings/relations"
     parents = {"twhin_model": model.version, **{name: manifest.version for name, manifest in written.items()}}
     with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
@@ -84,14 +92,6 @@ class _Source:
         vectors = vectors_type(tables.config.embedding_dim, ELEMENT[options.data_type])
         schema = pa.schema([("id", ids), ("row", pa.int64()), pa.field("embedding", vectors, nullable=False)])
         return cls(store, entity, files, tables.parts(entity), manifest.rows, schema, options)
-
-
-def _write_entity(draft: Draft, source: _Source, threads: int) -> None:
-    starts = range(0, max(source.rows, 1), source.options.rows_per_file)
-    given = ((draft, source, number, first) for number, first in enumerate(starts))
-    with ThreadPoolExecutor(threads, "export") as pool:
-        for _ in in_order(pool, _write_file, given, threads + 1):
-            pass
 
 
 def _write_file(draft: Draft, source: _Source, number: int, first: int) -> None:
