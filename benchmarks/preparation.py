@@ -7,7 +7,8 @@ negatives with masks (50 in-batch and 50 uniform candidates for each edge and si
 reads the first `--peer-edges` edges as a TSV file, gives entities their rows and encodes the edges: what we do from
 ingest to encoding. Each peer gets an environment of its own below `--home` (made on the first call, from PyPI). A
 repeat runs all of them one after the other; ratios are taken within a repeat, and medians over repeats are printed.
-Smaller graphs, as dense as the whole one, show how the time grows with the edges.
+Smaller graphs, as dense as the whole one, show how the time grows with the edges. `--work CONFIG STORE [--no-checks]`
+prepares one graph that is there in this process, for a memory limit of one's own.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ def config_of(path: Path, edges_path: Path, threads: int) -> Path:
     return path
 
 
-def work(config_path: str, home: str) -> None:
-    """Prepare the graph in this process, and print the seconds of each stage and of its checks."""
+def work(config_path: str, home: str, *options: str) -> None:
+    """Prepare the graph in this process, and print the seconds of each stage and, but for `--no-checks`, its checks."""
     config, store = load_config(config_path), Store(home)
     vocabularies = [f"vocabulary/{name}" for name in ENTITIES]
     seconds = {}
@@ -120,7 +121,8 @@ def work(config_path: str, home: str) -> None:
         seconds[name] = time.perf_counter() - started
 
     def check(name: str, tables: list[str]) -> None:
-        timed(f"checks of {name}", checks.run_blocking, config, store, SNAPSHOT, tables)
+        if "--no-checks" not in options:
+            timed(f"checks of {name}", checks.run_blocking, config, store, SNAPSHOT, tables)
 
     timed("ingest", edges.ingest, config, store, SNAPSHOT)
     check("edges", ["raw_edges"])
@@ -201,7 +203,7 @@ def first_edges(source: Path, path: Path, size: int) -> int:
 
 def main() -> None:
     if sys.argv[1:2] == ["--work"]:
-        work(*sys.argv[2:4])
+        work(*sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--edges", type=int, default=10_000_000)

@@ -18,7 +18,6 @@ import os
 import shutil
 import statistics
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
-from training import LR, SNAPSHOT, config_of, train, watched
+from training import LR, SNAPSHOT, config_of, train, turns, watched
 
 from twhin_pipeline import radix, team
 from twhin_pipeline.row_optimizers import RowGradients
@@ -108,13 +107,7 @@ def rows_time(rows: int, batch: int) -> float:
         add_up(place, [gradient], sums)
         RowGradients.of(found, sums).update(team.rowwise_adagrad, table, momentum, 1, LR, 1e-10)
 
-    step(0)
-    seconds = []
-    for turn in range(TURNS):
-        started = time.perf_counter()
-        step(turn)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds) / batch * 1e6
+    return statistics.median(turns(step, TURNS)) / batch * 1e6
 
 
 def main() -> None:

@@ -207,14 +207,19 @@ def floor(candidates: int) -> Floor:
 
 
 def best(work: Callable[[int], object], repeats: int = 40) -> float:
-    """Return the shortest time of `work`, which gets the number of the turn, in seconds."""
+    """Return the shortest time of `work`, in seconds; see `turns`."""
+    return min(turns(work, repeats))
+
+
+def turns(work: Callable[[int], object], repeats: int) -> list[float]:
+    """Return the seconds of each turn of `work`, which gets the turn's number; one turn before is not counted."""
     work(0)
     times = []
     for turn in range(repeats):
         started = time.perf_counter()
         work(turn)
         times.append(time.perf_counter() - started)
-    return min(times)
+    return times
 
 
 def mrr(

@@ -32,6 +32,17 @@ def test_every_id_of_the_vocabulary_has_its_own_vector_however_parts_and_batches
         assert str(rows["embedding"].type) == f"fixed_size_list<element: float not null>[{DIM}]"
 
 
+def test_longer_vectors_are_written_in_row_groups_of_fewer_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("twhin_pipeline.export.BATCH_BYTES", 4 * DIM * 7)
+    small = make(tmp_path)
+    export(small.config, small.store, SNAPSHOT)
+    (path,) = small.store.files("embeddings/user", SNAPSHOT)
+    groups = pq.read_metadata(path)
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [7, 7, 7, 7, 2]
+    rows = small.store.read("embeddings/user", SNAPSHOT)["embedding"].to_pylist()
+    assert np.array_equal(np.array(rows, np.float32), small.vectors["user"])
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_files_hold_so_many_rows_and_stay_in_order_however_many_are_written_at_once(tmp_path, monkeypatch, threads):
     monkeypatch.setattr("twhin_pipeline.export.BATCH_ROWS", 5)
