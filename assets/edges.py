@@ -21,14 +21,14 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         spec(
             "raw_edges",
             group="edges",
-            description=f"Typed edges of the snapshot, duplicates merged and weights added. Relations: {relations}.",
+            description=f"Typed edges of the snapshot, duplicates merged. Relations: {relations}.",
             code="edges",
             kinds=["duckdb"],
         ),
         spec(
             "raw_edges_rejected",
             group="edges",
-            description="Rows of the source that could not be edges, each with the reason, its file and row.",
+            description="Rows that could not be edges, each with the reason, the column to blame, its file and row.",
             code="edges",
             kinds=["duckdb"],
         ),

@@ -8,7 +8,6 @@ https://docs.dagster.io/guides/operate/configuration/run-configuration
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
@@ -46,14 +45,4 @@ class ConfigurationResource(dg.ConfigurableResource):
 
     def overrides(self) -> list[str]:
         """Return the fields that are set over the file, for a process that reads the file itself."""
-        return [*found_from_anywhere(self.file), *self.set]
-
-
-def found_from_anywhere(file: str) -> list[str]:
-    """Return what to set so that the bundled example is found from another working directory than the checkout's."""
-    if file != default_config_path():
-        return []
-    path = load_config(file).source.path  # type: ignore[union-attr]
-    if os.path.isabs(path) or os.path.isdir(os.path.dirname(path)):
-        return []
-    return [f"source.path={Path(file).parent.parent / path}"]
+        return list(self.set)

@@ -113,7 +113,8 @@ def test_a_remote_store_takes_the_tables(tmp_path):
     assert triples(store) == set(NAMED)
 
 
-def test_duplicates_become_one_edge_and_weights_add_up(tmp_path):
+@pytest.mark.parametrize(("repeat_weight", "expected"), [(None, 2.0), ("largest", 2.0), ("sum", 2.5), (1.125, 2.25)])
+def test_duplicates_become_one_edge_and_weigh_what_is_chosen(tmp_path, repeat_weight, expected):
     names = ("lhs", "rel", "rhs", "w", "t", "s")
     rows = [
         ("a", "fav", "x", 0.5, 1000, "validation"),
@@ -123,11 +124,13 @@ def test_duplicates_become_one_edge_and_weights_add_up(tmp_path):
     path = write(tmp_path / "e.parquet", rows, names)
     columns = {"weight": "w", "time": "t", "split": "s"}
     store = store_at(tmp_path)
-    manifest = edges.ingest(make_config(path, source={"columns": columns}), store, SNAPSHOT)
+    chosen = {} if repeat_weight is None else {"repeat_weight": repeat_weight}
+    manifest = edges.ingest(make_config(path, source={"columns": columns, **chosen}), store, SNAPSHOT)
     assert manifest.details["duplicates_merged"] == 1
     merged, single = rows_of(store, "raw_edges")
-    assert merged["weight"] == 2.5 and merged["split"] == "train"
+    assert merged["weight"] == expected and merged["split"] == "train"
     assert merged["time"] == datetime(1970, 1, 1, 0, 50)
+    assert merged["first_time"] == datetime(1970, 1, 1, 0, 16, 40)
     assert single["weight"] == 1.0 and single["split"] == "test"
 
 
@@ -145,7 +148,7 @@ def test_each_row_that_is_no_edge_is_rejected_with_its_reason_file_and_row(tmp_p
         (*good[:4], "soon", "train"),
         (*good[:5], "dev"),
         (*good[:2], "  ", *good[3:]),
-        (*good[:4], None, "train"),
+        (*good[:3], None, *good[4:]),
     ]
     path = write(tmp_path / "e.parquet", rows, names)
     store = store_at(tmp_path)
@@ -162,7 +165,11 @@ def test_each_row_that_is_no_edge_is_rejected_with_its_reason_file_and_row(tmp_p
     assert reasons(store) == expected
     assert details["rejected_by_reason"] == {reason: len(found) for reason, found in expected.items()}
     assert details["kept"] == 1 and details["rejected_share"] == 10 / 11
-    assert {row["file"] for row in rows_of(store, "raw_edges_rejected")} == {str(path)}
+    rejected = rows_of(store, "raw_edges_rejected")
+    assert {row["file"] for row in rejected} == {str(path)} and {row["source"] for row in rejected} == {"source"}
+    assert [row["column"] for row in rejected] == ["lhs", "lhs", "rel", "w", "w", "w", "t", "s", "rhs", "w"]
+    assert [row["value"] for row in rejected] == [None, "", "likes", "-1.0", "nan", "inf", "soon", "dev", "  ", None]
+    assert details["sources"][0]["rejected_by"][0] == {"reason": "bad weight", "column": "w", "rows": 3}
 
 
 def test_indexed_rows_out_of_their_table_are_rejected(tmp_path):
@@ -253,14 +260,16 @@ def test_a_missing_column_is_named_with_those_there_and_the_nearest(tmp_path):
 def test_the_one_file_that_lacks_a_column_is_named(tmp_path):
     write(tmp_path / "e-1.parquet", NAMED)
     write(tmp_path / "e-2.parquet", NAMED, ("lhs", "relation", "rhs"))
-    with pytest.raises(UserError, match=r"e-2\.parquet: has no column 'rel'"):
+    with pytest.raises(
+        UserError, match=r"e-2\.parquet: has no column 'rel'.*its name, 'e-2', is none of.*columns\.rel"
+    ):
         edges.ingest(make_config(tmp_path / "e-*.parquet"), store_at(tmp_path), SNAPSHOT)
 
 
 def test_a_missing_file_is_named_with_the_snapshots_there(tmp_path):
     write(tmp_path / "2024-01-01.parquet", NAMED)
     config = make_config(f"{tmp_path}/{{snapshot}}.parquet")
-    with pytest.raises(UserError, match=r"no file for snapshot 2025-01-01 \(snapshots there: 2024-01-01"):
+    with pytest.raises(UserError, match=r"no file for snapshot 2025-01-01: .*\(snapshots there: 2024-01-01"):
         edges.ingest(config, store_at(tmp_path), SNAPSHOT)
 
 
@@ -344,7 +353,11 @@ def test_a_first_line_that_names_no_columns_is_told_with_its_remedy(tmp_path, te
         ("lhs,rel,rhs,t\n", SNAPSHOT, "the files have no rows"),
         ("lhs,rel,rhs,t\na,follows,b,2025-01-01\n", "2024-01-01", "outside window .before 2024-01-02. 1; choose"),
         ("lhs,rel,rhs,t\na,follows,b,2025-01-01\n", "2025-03-01", "from 2025-02-28 00:00 before 2025-03-02"),
-        ("lhs,rel,rhs,t\na,likes,b,2025-01-01\n", SNAPSHOT, "unknown relation 1, the first is row 2 of .*csv, unknown"),
+        (
+            "lhs,rel,rhs,t\na,likes,b,2025-01-01\n",
+            SNAPSHOT,
+            "unknown relation in column 'rel' 1, the first is row 2 of .*csv, unknown",
+        ),
         ('lhs,rel,rhs,t\na,follows,"b,2025-01-01\n', SNAPSHOT, "malformed line 1, the first is row 2 of .*csv"),
     ],
 )

@@ -146,7 +146,7 @@ def test_a_source_in_which_no_relation_is_found_says_so(tmp_path):
     with pytest.raises(UserError, match=r"model\.relations: none is listed, and none is found"):
         edges.ingest(config, store_at(tmp_path), SNAPSHOT)
     config = kg_config(write(tmp_path / "f.parquet", [("", "likes", "b")]))
-    with pytest.raises(UserError, match=r"no edge for snapshot .*empty id 1"):
+    with pytest.raises(UserError, match=r"no edge for snapshot .*empty id in column 'lhs' 1"):
         edges.ingest(config, store_at(tmp_path), SNAPSHOT)
 
 

@@ -3,7 +3,7 @@
 `relation(rel, name, lhs, rhs, operator, sides)` (sides: those that are replaced, 0 lhs, 1 rhs),
 `entity(entity, size, asked)` (asked: the check is about this entity type), `floors(metric, least)`,
 `detail(key, value)` (numbers of the checked table's manifest), and from the store `raw_edges`, `raw_edges_rejected`,
-`previous_edges(rel)`,
+`previous_edges(rel)`, `source(source, read, max_rejected_share)`, `kept_share(rel, share)`,
 `vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`, `held_out(split, …)`, `losses`,
 `model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding)`, `embedding_relation`.
 
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from twhin_pipeline import database
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.negatives import sides_of
+from twhin_pipeline.sections.data import SourceConfig
 
 if TYPE_CHECKING:
     import duckdb
@@ -101,10 +102,6 @@ class _Views:
         data = self.config.train_data if self.table.startswith("training_set") else self.config.validation_data
         pool = 0 if data.global_negatives == "all" else data.global_negatives
         by_degree = round(pool * self.config.negatives.degree_share)
-        rejected = self.config.source.max_rejected_share if self.config.source else 0.01
-        self._variable("max_rejected_share", f"{rejected!r}::DOUBLE")
-        kept = self.config.source.min_kept_share if self.config.source else 0.5
-        self._variable("min_kept_share", f"{kept!r}::DOUBLE")
         self._variable("min_count", str(self.config.vocabulary.min_count))
         self._variable("chunk_size", str(self.config.negatives.chunk_size))
         self._variable("in_batch", str(data.in_batch_negatives))
@@ -129,11 +126,40 @@ class _Views:
     def _edges(self) -> None:
         edge = "'' AS lhs, '' AS rel, '' AS rhs"
         self._view("raw_edges", f"SELECT * FROM {self._scan(self._files('raw_edges'), edge + ', 1.0 AS weight')}")
-        rejected = self._scan(self._files("raw_edges_rejected"), edge + ", '' AS reason, '' AS file, 0 AS row")
+        empty = edge + ", '' AS reason, '' AS \"column\", '' AS value, '' AS file, 0 AS row, '' AS source"
+        rejected = self._scan(self._files("raw_edges_rejected"), empty)
         self._view("raw_edges_rejected", f"SELECT * FROM {rejected}")
         before = self.store.latest_before("raw_edges", self.snapshot)
         files = self._files("raw_edges", before) if before else []
         self._view("previous_edges", f"SELECT rel FROM {self._scan(files, edge)}")
+        self._sources(before)
+
+    def _sources(self, before: str | None) -> None:
+        """Make `source` and `kept_share`: what each source may lose, and each relation of the sources that have it."""
+        sources = dict(self.config.named_sources)
+        published = SourceConfig(path="published") if not sources else None
+        rows: list[str] = []
+        shares: dict[str, float] = {}
+        for at in (self.snapshot, before):
+            if at is None or not self.store.exists("raw_edges", at):
+                continue
+            for one in self.store.manifest("raw_edges", at).details.get("sources", []):
+                source = sources.get(one["source"], published)
+                if source is None:
+                    continue
+                if at == self.snapshot:
+                    rows.append(f"({_text(one['source'])}, {one['read']}, {source.max_rejected_share!r}::DOUBLE)")
+                for rel in one["edges_per_relation"]:
+                    shares[rel] = max(shares.get(rel, 0.0), source.min_kept_share)
+        values = ", ".join([*rows, "(NULL::VARCHAR, NULL::BIGINT, NULL::DOUBLE)"])
+        names = "t(source, read, max_rejected_share)"
+        self._table("source", f"SELECT * FROM (VALUES {values}) {names} WHERE source IS NOT NULL")
+        kept = [f"({_text(rel)}, {share!r}::DOUBLE)" for rel, share in shares.items()]
+        values = ", ".join([*kept, "(NULL::VARCHAR, NULL::DOUBLE)"])
+        self._table("kept_share", f"SELECT * FROM (VALUES {values}) t(rel, share) WHERE rel IS NOT NULL")
+        every = [published] if published is not None else list(sources.values())
+        self._variable("max_rejected_share", f"{min(one.max_rejected_share for one in every)!r}::DOUBLE")
+        self._variable("min_kept_share", f"{max(one.min_kept_share for one in every)!r}::DOUBLE")
 
     def _vocabularies(self) -> None:
         asked = self.table.partition("/")[2]

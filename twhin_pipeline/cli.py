@@ -59,16 +59,6 @@ def _store(home: str | None) -> Store:
         raise UserError(f"--home {home}: is no folder or URL of a store ({error})") from error
 
 
-def _newest_source(config: TwhinConfig) -> str:
-    from twhin_pipeline import source
-
-    found = source.find_snapshots(config)
-    if not found:
-        where = config.source.path if config.source else config.train_data.data_root
-        raise UserError(f"no snapshot was found at {where}; mend the path, or pass --snapshot YYYY-MM-DD")
-    return found[-1]
-
-
 def _newest_table(store: Store, asset: str) -> str:
     found = store.snapshots(asset)
     if not found:
@@ -78,10 +68,10 @@ def _newest_table(store: Store, asset: str) -> str:
 
 def _run_of(config: str | None, home: str | None, snapshot: str | None, overrides: list[str] | None) -> Run:
     from twhin_pipeline.pipeline import Run
-    from twhin_pipeline.source import check_snapshot
+    from twhin_pipeline.source import check_snapshot, newest_snapshot
 
     loaded, path = _config(config, overrides)
-    snapshot = snapshot or _newest_source(loaded)
+    snapshot = snapshot or newest_snapshot(loaded)
     check_snapshot(snapshot)
     return Run(loaded, path, overrides or [], _store(home), snapshot)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import types
 import typing
@@ -14,7 +15,7 @@ from typing import Any
 
 import fsspec
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.sections.base import Section
@@ -51,7 +52,11 @@ class TwhinConfig(Section):
     validation_data: TwhinDataConfig = TwhinDataConfig()
     """The validation edges."""
     source: SourceConfig | None = None
-    """Where edges come from. Left out: from `train_data.data_root` and `validation_data.data_root`, as published."""
+    """Where edges come from. Left out, as `sources` is: from `train_data.data_root` and `validation_data.data_root`, as
+    published."""
+    sources: list[SourceConfig] | None = Field(None, min_length=1)
+    """In place of `source`, several of them, each with its own path, format, columns and the like. Their edges are one
+    graph: equal ones are merged, and an id is the same entity in all."""
     vocabulary: VocabularyConfig = VocabularyConfig()
     """Which entities get a row."""
     split: SplitConfig = SplitConfig()
@@ -71,12 +76,16 @@ class TwhinConfig(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> TwhinConfig:
-        if self.source is None and self.train_data.data_root is None:
+        if self.source is not None and self.sources is not None:
+            raise ValueError("source and sources are both given; move the one into the list")
+        if not self.all_sources and self.train_data.data_root is None:
             raise ValueError("no edges: give source.path, or train_data.data_root as in the published system")
-        columns = self.source.columns if self.source else None
-        if self.split.strategy == "given" and (columns is None or columns.split is None):
+        if len({source.ids for source in self.all_sources}) > 1:
+            raise ValueError("sources: ids are indexed in some and named in others; give all of them the same ids")
+        columns = [source.columns for source in self.all_sources]
+        if self.split.strategy == "given" and all(c.split is None for c in columns):
             raise ValueError("split.strategy: given needs source.columns.split, the name of the split column")
-        timed = columns is not None and columns.time is not None
+        timed = any(c.time is not None for c in columns)
         if self.split.strategy == "temporal" and self.split.later_snapshot is None and not timed:
             raise ValueError("split.strategy: temporal needs source.columns.time or split.later_snapshot")
         self._candidates()
@@ -92,7 +101,7 @@ class TwhinConfig(Section):
     @model_validator(mode="after")
     def _relations(self) -> TwhinConfig:
         if self.model.every_other is not None:
-            if self.source is None or self.source.ids == "indexed":
+            if not self.all_sources or self.all_sources[0].ids == "indexed":
                 raise ValueError(
                     'model.relations: indexed edges have numbers, not names, of relations, so "*" finds none; list each'
                 )
@@ -119,6 +128,18 @@ class TwhinConfig(Section):
                 "validation_data.global_negatives: all is for training only; give a number here, and to validate "
                 "against every entity set training.early_stopping_metric: filtered_mrr"
             )
+
+    @property
+    def all_sources(self) -> list[SourceConfig]:
+        """The sources, whether `source` or `sources` gives them; empty where only a `data_root` does."""
+        return [self.source] if self.source is not None else self.sources or []
+
+    @property
+    def named_sources(self) -> list[tuple[str, SourceConfig]]:
+        """The sources, each after its path in the YAML: `source`, or `sources[0]` and so on."""
+        if self.source is not None:
+            return [("source", self.source)]
+        return [(f"sources[{number}]", source) for number, source in enumerate(self.sources or [])]
 
     @property
     def epochs_of_negatives(self) -> int:
@@ -162,7 +183,9 @@ class _Loader(yaml.SafeLoader):
 def load_config(path: str, overrides: Iterable[str] = ()) -> TwhinConfig:
     """Read a YAML file (path or URL) and apply overrides such as `training.num_epochs=3`.
 
-    Relative `source.path` and `data_root` stay as they are written: they are relative to the working directory.
+    A relative `source.path` is relative to the file's folder, or to the working directory where an override sets it;
+    `data_root` is relative to the working directory, as published. Both stay as they are written: the folder is kept
+    apart, so that neither `hash` nor `to_yaml` depends on it.
 
     Raises:
         UserError: The file is missing or no YAML mapping, or a field is wrong; it names the path in the YAML.
@@ -180,9 +203,22 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> TwhinConfig:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold sections such as `model:` and `source:`, got {type(data).__name__}")
+    overrides = list(overrides)
     for override in overrides:
         apply_override(data, override)
-    return parse_config(data, origin=str(path))
+    config = parse_config(data, origin=str(path))
+    _set_folders(config, str(path), overrides)
+    return config
+
+
+def _set_folders(config: TwhinConfig, path: str, overrides: list[str]) -> None:
+    """Tell each source whose path is in the file at `path`, and in no override, the file's folder."""
+    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+    changed = {override.partition("=")[0].strip() for override in overrides}
+    for section, source in config.named_sources:
+        key = section.replace("[", ".").rstrip("]")
+        if not changed & {key.partition(".")[0], key, f"{key}.path", f"{key}.sql"}:
+            source.set_folder(folder)
 
 
 def parse_config(data: dict[str, Any], origin: str = "configuration") -> TwhinConfig:

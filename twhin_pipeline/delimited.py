@@ -41,7 +41,7 @@ def header(file: str, delimiter: str) -> list[str]:
     try:
         text = line.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is not UTF-8 text; convert it or mend source.path") from error
+        raise UserError(f"{file}: is not UTF-8 text; convert it or correct the path") from error
     if not text:
         raise UserError(f"{file}: is empty, or begins with an empty line; its first line must name the columns")
     if "\r" in text:
@@ -51,8 +51,10 @@ def header(file: str, delimiter: str) -> list[str]:
     return next(csv.reader([text], delimiter=delimiter))
 
 
-def stage(con: duckdb.DuckDBPyConnection, file: str, delimiter: str, path: str, wanted: Sequence[str]) -> Staged:
-    """Write the `wanted` columns of `file` as Parquet to `path`, in its own order.
+def stage(
+    con: duckdb.DuckDBPyConnection, file: str, origin: str, delimiter: str, path: str, wanted: Sequence[str]
+) -> Staged:
+    """Write the `wanted` columns of `file` as Parquet to `path`, in its own order; `origin` is what users call it.
 
     Raises:
         UserError: The file cannot be read, or a wanted column is there twice (DuckDB's names know no case).
@@ -62,13 +64,13 @@ def stage(con: duckdb.DuckDBPyConnection, file: str, delimiter: str, path: str, 
         twins = [other for other in names if other.lower() == column.lower()]
         if len(twins) > 1:
             told = " and ".join(repr(twin) for twin in twins)
-            raise UserError(f"{file}: columns {told} have one name, upper and lower case apart; rename one in line 1")
+            raise UserError(f"{origin}: columns {told} have one name, upper and lower case apart; rename one in line 1")
     # By position, so that whatever the other columns are called does no harm.
     columns = ", ".join(f"c{number}: 'VARCHAR'" for number in range(len(names)))
     taken = ", ".join(f"c{names.index(column)} AS {name(column)}" for column in dict.fromkeys(wanted))
     # Tab-separated files quote nothing by custom, so a quotation mark there is part of the value.
     quote = "quote = '', escape = ''" if delimiter == "\t" else "quote = '\"', escape = '\"'"
-    with explained(file):
+    with explained(origin):
         con.execute(
             f"COPY (SELECT {taken} FROM read_csv({literal(file)}, auto_detect = false, header = true, "
             f"columns = {{{columns}}}, delim = {literal(delimiter)}, {quote}, nullstr = {literal(NULL_TEXT)}, "
@@ -79,7 +81,7 @@ def stage(con: duckdb.DuckDBPyConnection, file: str, delimiter: str, path: str, 
             f"SELECT line, left(any_value(csv_line), {MOST_TEXT}), any_value(error_message) FROM reject_errors "
             "WHERE scan_id = (SELECT max(scan_id) FROM reject_scans) GROUP BY line ORDER BY line"
         ).fetchall()
-    return Staged(file, path, [(int(line), str(text), str(error)) for line, text, error in rows])
+    return Staged(origin, path, [(int(line), str(text), str(error)) for line, text, error in rows])
 
 
 @contextmanager
@@ -92,4 +94,4 @@ def _opened(file: str) -> Iterator[Any]:
             else:
                 yield pa.CompressedInputStream(pa.PythonFile(raw, "r"), compression)
     except FileNotFoundError as error:
-        raise UserError(f"{file}: there is no such file; mend source.path") from error
+        raise UserError(f"{file}: there is no such file; correct the path") from error

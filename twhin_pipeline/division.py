@@ -12,6 +12,7 @@ from twhin_pipeline import split, truth
 from twhin_pipeline.buckets import Buckets, Edges, Order
 from twhin_pipeline.encoding import Encoded, Encoder
 from twhin_pipeline.leakage import Leakage
+from twhin_pipeline.numbered_edges import NO_TIME
 from twhin_pipeline.prefetch import Prefetcher
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Division:
         self.config, self.folder = config, folder
         self.files = ExitStack()
         encoder = Encoder(config, store, snapshot, snapshot, folder)
+        self.by_time = config.split.strategy == "temporal" and config.split.later_snapshot is None
         self.rows, self.order = encoder.rows, Order.of(config.negatives.seed, "chunks")
         self.ends = split.Ends.of(config, encoder.sizes)
         relations = len(config.model.relations)
@@ -39,6 +41,10 @@ class Division:
         if config.split.later_snapshot is not None:
             self.later = Later(config, Encoder(config, store, snapshot, config.split.later_snapshot, folder), folder)
         train = self._buckets("train", encoder.counts)
+        self.repeated = np.zeros(relations, np.int64)
+        """Training edges that happen again in the test's time, by relation."""
+        self.repeats = self._buckets("repeats", encoder.counts) if config.split.repeats else None
+        """These edges themselves, where they are asked for."""
         self.held = self._hold_out(encoder, train)
         """Edges that are held out, records `split.HELD`."""
         self.parts = [train]
@@ -79,7 +85,10 @@ class Division:
         dropped = int(self.without_row[part].sum())
         if part == split.TEST and self.later is not None:
             dropped += self.later.without_row
-        return {"leakage": self.leakage.counts(part, names), "dropped": dropped}
+        found: dict[str, Any] = {"leakage": self.leakage.counts(part, names), "dropped": dropped}
+        if part == split.TEST and self.by_time:
+            found["repeated_edges"] = dict(zip(names, self.repeated.tolist(), strict=True))
+        return found
 
     def _buckets(self, name: str, most: Array) -> Buckets:
         return self.files.enter_context(Buckets(f"{self.folder}/{name}", most, self.rows, self.order))
@@ -93,7 +102,8 @@ class Division:
         strategy = _strategy(self.config, encoder, self.folder)
         trained = self.ends.flags()
         path = f"{self.folder}/held"
-        with open(path, "wb") as file, Prefetcher(encoder.pieces(strategy.columns), PIECES_AHEAD) as ahead:
+        pieces = encoder.pieces(strategy.columns, strategy.before)
+        with open(path, "wb") as file, Prefetcher(pieces, PIECES_AHEAD) as ahead:
             for piece in ahead:
                 found = self._with_rows(piece)
                 if self.later is not None:
@@ -105,13 +115,26 @@ class Division:
                     found = found.where(part == split.TRAIN)
                 self._mark(trained, found)
                 train.add(found.edges())
+                if isinstance(strategy, split.Temporal):
+                    times = (found.columns[name] for name in ("time", "first_time"))
+                    self._repeat(found.where(strategy.repeated(found.rel, *times)).edges())
             size = file.tell()
         held: Array = np.memmap(path, split.HELD, "r+") if size else np.zeros(0, split.HELD)
         held["part"] = strategy.settle(held, trained, self.ends)
         back = held["part"] == split.TRAIN
         _add(train, held[back])
+        if isinstance(strategy, split.Temporal):
+            again = strategy.repeated(held["rel"], held["time"], held["first_time"])
+            for edges in _edges(held[back & again], self.rows):
+                self._repeat(edges)
         held = held[~back]
         return held if self.later is None else np.concatenate([held, self.later.new()])
+
+    def _repeat(self, edges: Edges) -> None:
+        """Count training edges that happen again in the test's time, and keep them where they are asked for."""
+        self.repeated[edges.rel] += len(edges)
+        if self.repeats is not None:
+            self.repeats.add(edges)
 
     def _with_rows(self, piece: Encoded) -> Encoded:
         """Leave out edges with an entity in no vocabulary, and count them."""
@@ -129,7 +152,7 @@ class Division:
         """
         before = sum(int(part.counts.sum()) for part in self.parts)
         for part, data in ((split.TRAIN, self.config.train_data), (split.VALIDATION, self.config.validation_data)):
-            if self.config.source is None or (data.limit is None and data.offset is None):
+            if not self.config.all_sources or (data.limit is None and data.offset is None):
                 continue
             first = data.offset or 0
             last = first + data.limit if data.limit is not None else 1 << 62
@@ -183,7 +206,7 @@ class Later:
 def _strategy(config: TwhinConfig, encoder: Encoder, folder: str) -> split.Strategy:
     """Return how edges are held out, as `split` says."""
     chosen = config.split
-    if config.source is None or chosen.strategy == "given":
+    if not config.all_sources or chosen.strategy == "given":
         return split.Given(config)
     if chosen.later_snapshot is not None:
         return split.Random(config, validation=chosen.validation, test=0.0)
@@ -193,13 +216,14 @@ def _strategy(config: TwhinConfig, encoder: Encoder, folder: str) -> split.Strat
 
 
 def _times(config: TwhinConfig, encoder: Encoder, path: str) -> Array:
-    """Return the times of all edges that may be held out, int64, in a new file."""
+    """Return the first times of all dated edges that may be held out, int64, in a new file."""
     splittable = split.splittable(config)
     times = truth.mapped(path, int(encoder.counts[splittable].sum()), np.int64)
     size = 0
-    for piece in encoder.pieces(["time"]):
+    for piece in encoder.pieces(["first_time"]):
         if splittable[piece.rel]:
-            found = piece.columns["time"][(piece.lhs >= 0) & (piece.rhs >= 0)]
+            found = piece.columns["first_time"]
+            found = found[(piece.lhs >= 0) & (piece.rhs >= 0) & (found != NO_TIME)]
             times[size : size + len(found)] = found
             size += len(found)
     return times[:size]
@@ -212,14 +236,22 @@ def _records(edges: Encoded | Edges, part: Any) -> Array:
         records[name] = getattr(edges, name)
     records["part"] = part
     records["weight"] = edges.columns["weight"] if isinstance(edges, Encoded) else edges.weight
-    if isinstance(edges, Encoded) and "time" in edges.columns:
-        records["time"] = edges.columns["time"]
+    if isinstance(edges, Encoded):
+        for name in ("time", "first_time"):
+            if name in edges.columns:
+                records[name] = edges.columns[name]
     return records
 
 
 def _add(buckets: Buckets, records: Array) -> None:
     """Add records `split.HELD` to buckets."""
+    for edges in _edges(records, buckets.rows):
+        buckets.add(edges)
+
+
+def _edges(records: Array, rows: type) -> Iterator[Edges]:
+    """Yield records `split.HELD` as edges, relation by relation."""
     for rel in np.unique(records["rel"]):
         mine = records[records["rel"] == rel]
-        lhs, rhs = (mine[side].astype(buckets.rows) for side in ("lhs", "rhs"))
-        buckets.add(Edges(int(rel), lhs, rhs, mine["weight"].copy(), mine["h"].copy()))
+        lhs, rhs = (mine[side].astype(rows) for side in ("lhs", "rhs"))
+        yield Edges(int(rel), lhs, rhs, mine["weight"].copy(), mine["h"].copy())

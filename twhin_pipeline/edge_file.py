@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
 
 NUMBERS = pa.schema([("lhs", pa.uint32()), ("rhs", pa.uint32())])
+STEPS = pa.schema([("step_time", pa.list_(pa.int64())), ("step_weight", pa.list_(pa.float32()))])
 IDS_AT_ONCE = 1 << 18
 # Above so many ids a row group's right ends repeat seldom: written one by one they are sooner written, and smaller.
 MOST_IN_DICTIONARY = 1 << 16
@@ -81,13 +83,15 @@ def write(
     splits: Sequence[str],
     threads: int,
 ) -> Counts:
-    """Write edges to `path`: `lhs`, `rel` and `rhs`, `time` if they have one, `weight`, `split` if they have one.
+    """Write edges to `path`: `lhs`, `rel`, `rhs`, `time` and `first_time` if they have them, `weight`, and `split`.
 
     Args:
         path: A local file.
-        ends: A local file for the numbers of `lhs` and `rhs` (uint32), in the same order and row groups.
-        pieces: Each returns a row group's edges, at least one, in order: `rel` (a number), `lhs` and `rhs` (numbers of
-            `ids`), `weight`, and if they have it `time` (microseconds; the least int64 is none) and `split` (1, 2, …).
+        ends: A local file for the numbers of `lhs` and `rhs` (uint32), in the same order and row groups; and for the
+            steps of edges' weights, if there are any, as lists.
+        pieces: Each returns a row group's edges, at least one, in order, as `edge_sort.merged` does: `rel` (a number),
+            `lhs` and `rhs` (numbers of `ids`), `weight`, and if they have it `time` and `first_time` (microseconds; the
+            least int64 is none), `split` (1, 2, …) and steps.
         relations: Names by number.
         ids: Ids by number.
         splits: Names; the first has number 1.
@@ -104,25 +108,18 @@ def write(
         own = rel[columns["lhs"] == columns["rhs"]]
         return (
             _table(columns, relations, ids, splits),
-            pa.table([pa.array(columns[side]) for side in ("lhs", "rhs")], schema=NUMBERS),
+            _numbers(columns),
             *(np.bincount(each, minlength=len(relations)) for each in (rel, own)),
         )
 
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        pq.ParquetWriter(
-            ends,
-            NUMBERS,
-            compression="zstd",
-            use_dictionary=False,
-            write_statistics=False,
-            column_encoding={"lhs": "BYTE_STREAM_SPLIT", "rhs": "BYTE_STREAM_SPLIT"},
-        ) as numbered,
-    ):
+    with ThreadPoolExecutor(threads) as pool, ExitStack() as files:
         writer: pq.ParquetWriter | None = None
+        numbered: pq.ParquetWriter | None = None
         try:
             for table, numbers, edges, loops in in_order(pool, made, ((piece,) for piece in pieces), threads + 1):
-                writer = writer or _writer(path, table.schema)
+                if writer is None or numbered is None:
+                    writer = files.enter_context(_writer(path, table.schema))
+                    numbered = files.enter_context(_numbers_writer(ends, numbers.schema))
                 writer.write_table(table, row_group_size=len(table))
                 numbered.write_table(numbers, row_group_size=len(table))
                 counts.edges += edges
@@ -130,10 +127,28 @@ def write(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-        finally:
-            if writer is not None:
-                writer.close()
     return counts
+
+
+def _numbers(columns: Columns) -> pa.Table:
+    """Return the numbers of edges' ends, and the steps of their weights."""
+    arrays = [pa.array(columns[side]) for side in ("lhs", "rhs")]
+    if "steps" not in columns:
+        return pa.table(arrays, schema=NUMBERS)
+    bounds = pa.array(np.concatenate([[0], np.cumsum(columns["steps"])]).astype(np.int32))
+    arrays += [pa.ListArray.from_arrays(bounds, pa.array(columns[name])) for name in STEPS.names]
+    return pa.table(arrays, schema=pa.schema([*NUMBERS, *STEPS]))
+
+
+def _numbers_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+        column_encoding={"lhs": "BYTE_STREAM_SPLIT", "rhs": "BYTE_STREAM_SPLIT"},
+    )
 
 
 def _writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
@@ -159,12 +174,13 @@ def _table(columns: Columns, relations: Sequence[str], ids: Ids, splits: Sequenc
     else:
         found = {side: ids.each(columns[side]) for side in ("lhs", "rhs")}
     found["rel"] = _dictionary(columns["rel"], pa.array(relations, pa.string()))
-    if "time" in columns:
-        found["time"] = pa.array(columns["time"].view("datetime64[us]"))
+    for name in ("time", "first_time"):
+        if name in columns:
+            found[name] = pa.array(columns[name].view("datetime64[us]"))
     found["weight"] = pa.array(columns["weight"], pa.float32())
     if "split" in columns:
         found["split"] = _dictionary(columns["split"] - 1, pa.array(splits, pa.string()))
-    order = ("lhs", "rel", "rhs", "time", "weight", "split")
+    order = ("lhs", "rel", "rhs", "time", "first_time", "weight", "split")
     return pa.table({name: found[name] for name in order if name in found})
 
 

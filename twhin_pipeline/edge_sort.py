@@ -57,12 +57,14 @@ class EdgeSorter:
         self.file.write(records.data)
         self.count += len(records)
 
-    def pieces(self, relations: Array, ranks: Array, threads: int) -> list[Callable[[], Columns]]:
+    def pieces(self, relations: Array, ranks: Array, most: Array, threads: int) -> list[Callable[[], Columns]]:
         """Put all edges into buckets, which ascend; return what reads, sorts and merges each, for threads to call.
 
         Args:
             relations: What each relation's number becomes, int32.
             ranks: What each id's number becomes, uint32.
+            most: How many times the largest an edge's rows weigh at most, by relation (what the number has become),
+                float64 `[R]`; inf: as much as their sum.
             threads: So many work at a time.
         """
         self.file.close()
@@ -93,7 +95,7 @@ class EdgeSorter:
             for records, ends in prefetch.in_order(pool, placed, starts, threads + 1):
                 found.add(0, records, ends)
                 sizes += np.diff(ends)
-        return [partial(_bucket_of, found, bucket) for bucket in np.flatnonzero(sizes).tolist()]
+        return [partial(_bucket_of, found, bucket, most) for bucket in np.flatnonzero(sizes).tolist()]
 
     @staticmethod
     def _keys(met: Array, relations: Array, ranks: Array) -> tuple[Array, Array]:
@@ -102,16 +104,23 @@ class EdgeSorter:
         return relations[met["rel"]], key
 
 
-def _bucket_of(file: BucketFile, bucket: int) -> Columns:
-    return merged(file.read(0, bucket))
+def _bucket_of(file: BucketFile, bucket: int, most: Array) -> Columns:
+    return merged(file.read(0, bucket), most)
 
 
-def merged(records: Array) -> Columns:
+def merged(records: Array, most: Array) -> Columns:
     """Sort a bucket's records and make one of those with equal (rel, lhs, rhs).
 
+    Args:
+        records: Edges, as `EdgeSorter` keeps them.
+        most: How many times the largest an edge's rows weigh at most, by relation, float64 `[R]`.
+
     Returns:
-        `rel`, int32, `lhs` and `rhs`, uint32; `time`, the latest, if there are times; `weight`, float32, all added (1
-        where there are none); `split`, the least, if there is one; `[edges]` each.
+        `rel`, int32, `lhs` and `rhs`, uint32; `time`, the latest, and `first_time`, the earliest, if there are times;
+        `weight`, float32, of all rows together; `split`, the least, if there is one; `[edges]` each. Where weights
+        depend on which rows are there, also how they came about: `steps`, int32 `[edges]`, says for how many times an
+        edge's weight from then on is in `step_time`, int64, and `step_weight`, float32, `[steps.sum()]`, ascending; 0
+        where it never changed.
     """
     first = records["key"].min() if len(records) else np.uint64(0)
     key, order = in_order(records["key"] - first, np.arange(len(records), dtype=np.uint32))
@@ -129,23 +138,79 @@ def merged(records: Array) -> Columns:
         "rhs": (key & np.uint64(2**32 - 1)).astype(np.uint32),
     }
     names = records.dtype.names or ()
-    if "time" in names:
-        found["time"] = np.maximum.reduceat(records["time"][order], start)
-    if "weight" in names:
-        found["weight"] = _sums(records["weight"][order], new, start).astype(np.float32)
+    summed = bool((most > 1).any())
+    most = most[found["rel"]]
+    rows = np.diff(start, append=len(order))
+    weight = records["weight"][order] if "weight" in names else None
+    if weight is None:
+        found["weight"] = np.minimum(rows, most).astype(np.float32)
     else:
-        found["weight"] = np.diff(start, append=len(order)).astype(np.float32)
+        total = np.maximum.reduceat(weight, start)
+        if summed:
+            # Where it may be infinitely often a weight of 0 (no number), the sum is the least.
+            with np.errstate(invalid="ignore"):
+                total = np.fmin(_sums(weight, rows, start), most * total)
+        found["weight"] = total.astype(np.float32)
+    if "time" in names:
+        time = records["time"][order]
+        found["time"] = np.maximum.reduceat(time, start)
+        found["first_time"] = np.minimum.reduceat(time, start)
+        if weight is not None or summed:
+            found |= _steps(time, weight, rows, most)
     if "split" in names:
         found["split"] = np.minimum.reduceat(records["split"][order], start)
     return found
 
 
-def _sums(weight: Array, new: Array, start: Array) -> Array:
+def _sums(weight: Array, rows: Array, start: Array) -> Array:
     """Add up the weights from each start to the next, by their size: a sum must not depend on the order of rows."""
-    edge = np.cumsum(new) - 1
-    repeated = np.flatnonzero(np.diff(start, append=len(weight))[edge] > 1)
+    edge = np.repeat(np.arange(len(rows)), rows)
+    repeated = np.flatnonzero(rows[edge] > 1)
+    weight = weight.copy()
     weight[repeated] = weight[repeated][np.lexsort((weight[repeated], edge[repeated]))]
     return np.asarray(np.add.reduceat(weight, start))
+
+
+def _steps(time: Array, weight: Array | None, rows: Array, most: Array) -> Columns:
+    """Return how the weights of edges came about; see `merged`.
+
+    Args:
+        time: Of each row, edge by edge, `[n]`.
+        weight: Likewise; None: 1 each.
+        rows: How many rows each edge has, `[E]`.
+        most: How many times the largest they weigh at most, `[E]`.
+    """
+    edge = np.repeat(np.arange(len(rows)), rows)
+    repeated = np.flatnonzero(rows[edge] > 1)
+    edge, time = edge[repeated], time[repeated]
+    weight = np.ones(len(repeated)) if weight is None else weight[repeated]
+    order = np.lexsort((weight, time, edge))
+    steps = np.zeros(len(rows), np.int32)
+    times, weights = np.empty(len(order), np.int64), np.empty(len(order), np.float32)
+    size = _grown(edge[order], time[order], weight[order], most, steps, times, weights)
+    return {"steps": steps, "step_time": times[:size], "step_weight": weights[:size]}
+
+
+@compiled()
+def _grown(edge: Array, time: Array, weight: Array, most: Array, steps: Array, times: Array, weights: Array) -> int:
+    """Write the weights that edges have from each time on, where they change; return how many these are."""
+    size, i = 0, 0
+    while i < len(edge):
+        begin, mine, total, largest = size, edge[i], 0.0, 0.0
+        while i < len(edge) and edge[i] == mine:
+            total += weight[i]
+            largest = max(largest, weight[i])
+            if i + 1 == len(edge) or edge[i + 1] != mine or time[i + 1] != time[i]:
+                # 0 times infinity is no number.
+                known = np.float32(min(total, most[mine] * largest) if largest > 0 else 0.0)
+                if size == begin or known != weights[size - 1]:
+                    times[size], weights[size] = time[i], known
+                    size += 1
+            i += 1
+        if size - begin == 1:
+            size = begin
+        steps[mine] = size - begin
+    return size
 
 
 @compiled()

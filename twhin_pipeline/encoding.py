@@ -106,10 +106,13 @@ class Encoder:
         """How many raw edges each relation has, int64 `[R]`."""
         return np.array([self.numbered.counts.get(relation.name, 0) for relation in self.relations], np.int64)
 
-    def pieces(self, columns: Sequence[str] = ()) -> Iterator[Encoded]:
-        """Yield all edges of the model's relations in the order of `raw_edges`, with weights and these columns."""
+    def pieces(self, columns: Sequence[str] = (), before: int | None = None) -> Iterator[Encoded]:
+        """Yield all edges of the model's relations in the order of `raw_edges`, with weights and these columns.
+
+        `before`: weights are as they were before that time; see `NumberedEdges.pieces`.
+        """
         number = {relation.name: rel for rel, relation in enumerate(self.relations)}
-        for piece in self.numbered.pieces(["weight", *columns]):
+        for piece in self.numbered.pieces(["weight", *columns], before):
             rel = number.get(piece.relation)
             if rel is None:
                 continue

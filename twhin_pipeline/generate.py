@@ -219,7 +219,7 @@ def _config(path: str, sizes: dict[str, int], kinds: Sequence[Kind], ids: Ids, s
         | ({"num_embeddings": size} if ids == "indexed" else {})
         for name, size in sizes.items()
     ]
-    source: dict[str, Any] = {"path": os.path.abspath(path), "snapshots": [snapshot]}
+    source: dict[str, Any] = {"path": os.path.basename(path), "snapshots": [snapshot]}
     if ids == "indexed":
         source["ids"] = "indexed"
     data = {

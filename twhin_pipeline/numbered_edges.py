@@ -51,7 +51,7 @@ class NumberedEdges:
                 f"raw_edges of snapshot {snapshot} lacks the numbers of its ids, as before this version; make it again "
                 f"with `twhin ingest --snapshot {snapshot}`"
             )
-        self.store = store
+        self.store, self.snapshot = store, snapshot
         folder = store.path("raw_edges", snapshot, manifest.version)
         (self.edges,) = store.files_of(manifest)
         self.ends = f"{folder}/{ENDS}"
@@ -64,16 +64,27 @@ class NumberedEdges:
         self.counts: dict[str, int] = manifest.details["edges_per_relation"]
         """Edges by relation, in the order in which they stand."""
 
-    def pieces(self, columns: Sequence[str] = ()) -> Iterator[Piece]:
-        """Yield all edges, a row group or less at a time, with some columns: `weight`, `time` in microseconds
-        (`NO_TIME` where it is null), `split` as the number of the part (training where it is null)."""
+    def pieces(self, columns: Sequence[str] = (), before: int | None = None) -> Iterator[Piece]:
+        """Yield all edges, a row group or less at a time, with some columns.
+
+        These are `weight`, `time` and `first_time` in microseconds (`NO_TIME` where they are null), and `split` as the
+        number of the part (training where it is null). With `before` (microseconds), the weight of an edge that was
+        there at that time is the one that its rows before it give it, and, where it was new then, those of that time.
+        """
         names = [name for name, count in self.counts.items() if count]
         cuts = np.cumsum([self.counts[name] for name in names])
         position = 0
         with self.store.parquet(self.ends) as ends, self.store.parquet(self.edges) as edges:
+            if missing := [name for name in columns if name not in edges.schema_arrow.names]:
+                raise UserError(
+                    f"raw_edges of snapshot {self.snapshot} has no column {missing[0]!r}: it was made by an earlier "
+                    f"version or configuration; make it again with `twhin ingest --snapshot {self.snapshot}`"
+                )
             for group in range(ends.metadata.num_row_groups):
                 found = _columns(ends, group, ["lhs", "rhs"])
                 more = _columns(edges, group, list(columns)) if columns else {}
+                if before is not None and "step_time" in ends.schema_arrow.names:
+                    more["weight"] = _known_weight(ends, group, more["weight"], more["first_time"], before)
                 size, start = len(found["lhs"]), 0
                 while start < size:
                     number = int(np.searchsorted(cuts, position, side="right"))
@@ -94,7 +105,20 @@ def _columns(file: pq.ParquetFile, group: int, names: list[str]) -> dict[str, Ar
         column = table[name]
         if name == "split":
             column = pc.fill_null(pc.index_in(column, pa.array(PARTS)), TRAIN).cast(pa.int8())
-        elif name == "time":
+        elif name in ("time", "first_time"):
             column = pc.fill_null(column.cast(pa.timestamp("us")).cast(pa.int64()), NO_TIME)
         found[name] = column.to_numpy()
     return found
+
+
+def _known_weight(file: pq.ParquetFile, group: int, weight: Array, first_time: Array, before: int) -> Array:
+    """Return the weights that edges had before a time (see `edge_sort.merged` for their steps)."""
+    table = file.read_row_group(group, columns=["step_time", "step_weight"]).combine_chunks()
+    steps = pc.list_value_length(table["step_time"]).to_numpy()
+    edge = np.repeat(np.arange(len(steps)), steps)
+    time, then = (pc.list_flatten(table[name]).to_numpy() for name in ("step_time", "step_weight"))
+    known = np.flatnonzero((first_time[edge] <= before) & ((time < before) | (time == first_time[edge])))
+    weight = weight.copy()
+    # Steps ascend, and of several values for one place numpy keeps the last.
+    weight[edge[known]] = then[known]
+    return weight

@@ -55,13 +55,14 @@ def with_found(config: TwhinConfig, found: Iterable[str]) -> TwhinConfig:
             "model.relations: none is listed, and none is found in the source for '*'; mend source.path or "
             "source.columns.rel"
         )
-    data = config.model_dump()
-    data["model"]["relations"] = [
+    model = config.model.model_dump()
+    model["relations"] = [
         *(relation.model_dump() for relation in listed),
         *({**every_other.model_dump(), "name": name} for name in new),
     ]
     try:
-        return TwhinConfig.model_validate(data)
+        # The other sections stay as they are: a source knows the folder that its path is relative to.
+        return TwhinConfig.model_validate({**dict(config), "model": model})
     except ValidationError as error:
         told = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
         raise UserError(f"with the {len(new)} relations found in the source for '*': {told}") from error

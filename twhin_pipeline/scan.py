@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING
 
-from twhin_pipeline import database, delimited, source
+from twhin_pipeline import database, delimited, lake, query
 from twhin_pipeline.database import explained, literal, name
 from twhin_pipeline.errors import UserError, nearest
+from twhin_pipeline.sections.data import duration
+from twhin_pipeline.sections.model import names_relation
+from twhin_pipeline.source import TABLES, check_snapshot, stem
 from twhin_pipeline.split import PARTS
 
 if TYPE_CHECKING:
@@ -18,21 +22,32 @@ if TYPE_CHECKING:
     from twhin_pipeline.source import Input
 
 SIDES = ("lhs", "rhs")
+FIELDS = ("lhs", "rel", "rhs", "time", "weight", "split")
+# Reasons why a row is no edge; the first is why it does not count for this snapshot.
 OUTSIDE_WINDOW = "outside window"
 OUT_OF_RANGE = "index out of range"
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 # What the scan calls a row's file and its number in it; the second is DuckDB's own name.
 FILE_COLUMN, ROW_COLUMN = "twhin_file", "file_row_number"
+DEFAULT_REL = "rel"
 
 
 @dataclass(frozen=True)
 class Scan:
-    """An input as Parquet: its files, what they stand for (delimited ones were staged), and its columns' SQL types."""
+    """Files of an input as Parquet, with the files that staged ones were made from, and the columns' SQL types.
+
+    `source` is the input's number. `rel` is the relation column; where it is None, all rows are of `relation`, which
+    `named_by_file` tells to be the files' name.
+    """
 
     input: Input
+    source: int
     files: list[str]
     staged: list[delimited.Staged]
     types: dict[str, str]
+    rel: str | None
+    relation: str | None = None
+    named_by_file: bool = False
 
     @property
     def integers(self) -> bool:
@@ -41,29 +56,116 @@ class Scan:
         return self.input.indexed or (self.types[columns.lhs] in INTEGERS and self.types[columns.rhs] in INTEGERS)
 
 
-def open_input(con: duckdb.DuckDBPyConnection, given: Input, prefix: str) -> Scan:
-    """Make the input readable, and check that its files have the columns that the configuration names."""
-    staged: list[delimited.Staged] = []
-    files = [_reachable(con, file, f"{prefix}-{number}") for number, file in enumerate(given.files)]
+@dataclass(frozen=True)
+class Reason:
+    """Why rows are no edges: what is wrong, in which field and in which column of the source (None: it has none)."""
+
+    source: int
+    text: str
+    field: str
+    column: str | None
+
+
+def open_input(
+    con: duckdb.DuckDBPyConnection, given: Input, source: int, prefix: str, known: Collection[str] | None
+) -> list[Scan]:
+    """Make an input readable, and check that its files have the columns that the configuration names.
+
+    Args:
+        con: The connection.
+        given: The input.
+        source: Its number.
+        prefix: How the paths of temporary files begin.
+        known: Names of relations, where the model lists all of them.
+
+    Returns:
+        One scan, or, where files of the input have no relation column and different names, one for each name.
+
+    Raises:
+        UserError: A file cannot be read, lacks a column, or has one of a wrong type.
+    """
+    parts: dict[tuple[str | None, str | None], list[delimited.Staged]] = {}
+    by_file = False
+    for number, origin in enumerate(given.files):
+        path = f"{prefix}-{number}.parquet"
+        file = _reachable(con, origin, f"{prefix}-{number}") if given.format in ("parquet", "csv") else origin
+        names = _names(con, given, origin, file, path)
+        _check_columns(origin, given, names)
+        rel, relation = _relation(given, origin, names, known)
+        wanted = [column for _, column in _named(given, rel)]
+        parts.setdefault((rel, relation), []).append(_stage(con, given, origin, file, path, wanted))
+        by_file |= rel is None and given.source.relation is None
+    return [_scan(con, given, source, staged, rel, relation, by_file) for (rel, relation), staged in parts.items()]
+
+
+def _names(con: duckdb.DuckDBPyConnection, given: Input, origin: str, file: str, path: str) -> list[str]:
+    """Return the names of a file's columns. What a query gives is at `path` then."""
     if given.format == "csv":
-        for number, (file, origin) in enumerate(zip(files, given.files, strict=True)):
-            names = delimited.header(file, given.delimiter)
-            _check_columns(origin, given, names)
-            wanted = [column for _, column in _named(given)]
-            told = delimited.stage(con, file, given.delimiter, f"{prefix}-{number}.parquet", wanted)
-            staged.append(delimited.Staged(origin, told.path, told.malformed))
-        files = [part.path for part in staged]
-    else:
-        staged = [delimited.Staged(origin, file) for origin, file in zip(given.files, files, strict=True)]
+        return delimited.header(file, given.delimiter)
+    if given.format in TABLES:
+        return lake.names(origin, given.format)
+    if given.format == "sql":
+        assert given.sql is not None
+        query.stage(con, given.sql, given.source.folder, path, origin)
+        file = path
+    return list(_described(con, origin, file))
+
+
+def _stage(
+    con: duckdb.DuckDBPyConnection, given: Input, origin: str, file: str, path: str, wanted: list[str]
+) -> delimited.Staged:
+    """Make a Parquet file at `path` of what is none."""
+    if given.format == "csv":
+        return delimited.stage(con, file, origin, given.delimiter, path, wanted)
+    if given.format in TABLES:
+        lake.stage(origin, given.format, path, wanted)
+    return delimited.Staged(origin, file if given.format == "parquet" else path)
+
+
+def _described(con: duckdb.DuckDBPyConnection, origin: str, file: str) -> dict[str, str]:
+    """Return the columns of a Parquet file and their SQL types."""
+    with explained(origin):
+        described = con.execute(f"DESCRIBE SELECT * FROM {parquet([file], numbered=False)}").fetchall()
+    return {str(row[0]): str(row[1]) for row in described}
+
+
+def _relation(
+    given: Input, origin: str, names: list[str], known: Collection[str] | None
+) -> tuple[str | None, str | None]:
+    """Return the relation column of a file, or the relation of all of its rows."""
+    source = given.source
+    if source.relation is not None:
+        return None, source.relation
+    if source.columns.rel is not None or DEFAULT_REL in names:
+        return source.columns.rel or DEFAULT_REL, None
+    remedy = f"set {given.section}.relation, or {given.section}.columns.rel to the column that has it"
+    missing = f"{origin}: has no column {DEFAULT_REL!r} (columns there: {', '.join(names) or 'none'})"
+    if given.format == "sql":
+        raise UserError(f"{missing}; {remedy}")
+    relation = stem(origin, source, given.snapshot)
+    if not names_relation(relation) or (known is not None and relation not in known):
+        raise UserError(
+            f"{missing}{_hint(DEFAULT_REL, names)}, and its name, {relation!r}, is none of model.relations; {remedy}"
+        )
+    return None, relation
+
+
+def _scan(
+    con: duckdb.DuckDBPyConnection,
+    given: Input,
+    source: int,
+    staged: list[delimited.Staged],
+    rel: str | None,
+    relation: str | None,
+    by_file: bool,
+) -> Scan:
+    files = [part.path for part in staged]
     types: dict[str, str] = {}
-    for file, part in zip(files, staged, strict=True):
-        with explained(part.origin):
-            described = con.execute(f"DESCRIBE SELECT * FROM {parquet([file], numbered=False)}").fetchall()
-        found = {str(row[0]): str(row[1]) for row in described}
+    for part in staged:
+        found = _described(con, part.origin, part.path)
         if taken := [column for column in found if column.lower() in (FILE_COLUMN, ROW_COLUMN)]:
             raise UserError(f"{part.origin}: a column is named {taken[0]!r}, as that of row numbers is; rename it")
-        _check_columns(part.origin, given, list(found))
-        _check_types(part.origin, given, found)
+        _check_types(part.origin, given, found, rel)
         for column, kind in found.items():
             # Files of one table may differ in width (INTEGER, BIGINT); the widest sort of value rules.
             both = {types.get(column, kind), kind}
@@ -77,78 +179,108 @@ def open_input(con: duckdb.DuckDBPyConnection, given: Input, prefix: str) -> Sca
                 f"SELECT coalesce(bool_and({whole}) FILTER ({name(column)} IS NOT NULL), false) FROM {parquet(files)}"
             ).fetchall()
             types[column] = "BIGINT" if test[0][0] else "VARCHAR"
-    return Scan(given, files, staged, types)
+    return Scan(given, source, files, staged, types, rel, relation, by_file and rel is None)
 
 
-def typed_rows(scan: Scan, config: TwhinConfig, snapshot: str, integers: bool) -> str:
-    """Return the SQL of typed rows: lhs, rel, rhs, time, weight, split, their raw text, origin and `fate`.
+class Rows:
+    """The SQL of all inputs' typed rows, and what its numbers mean."""
 
-    `fate` is null for an edge, else the reason why the row is none.
-    """
-    given, columns = scan.input, scan.input.columns
-    taken = [f"{ROW_COLUMN} AS row", f"{FILE_COLUMN} AS file"]
-    taken += [f"{name(getattr(columns, side))} AS raw_{side}" for side in ("lhs", "rel", "rhs")]
-    taken += [
-        f"{name(column)} AS raw_{field}"
-        for field in ("time", "weight", "split")
-        if (column := getattr(columns, field)) is not None
-    ]
-    part = f"SELECT {', '.join(taken)} FROM {parquet(scan.files)}"
-    if given.limit is not None or given.offset is not None:
-        part += f" LIMIT {given.limit if given.limit is not None else 2**62} OFFSET {given.offset or 0}"
-    identity = "BIGINT" if integers else "VARCHAR"
-    key = "r.index = TRY_CAST(raw_rel AS BIGINT)" if given.indexed else "r.name = CAST(raw_rel AS VARCHAR)"
-    time_sql = _time(scan.types[columns.time]) if columns.time is not None else "NULL::TIMESTAMP"
-    weight_sql = "TRY_CAST(raw_weight AS DOUBLE)" if columns.weight is not None else "1.0::DOUBLE"
-    split_sql = "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(given.split or "")
-    typed = (
-        f"SELECT TRY_CAST(raw_lhs AS {identity}) AS lhs, r.index AS rel, TRY_CAST(raw_rhs AS {identity}) AS rhs, "
-        f"{time_sql} AS time, {weight_sql} AS weight, {split_sql} AS split, p.*, r.lhs_rows, r.rhs_rows "
-        f"FROM ({part}) p LEFT JOIN relations r ON {key}"
-    )
-    fate = _fate(scan, config, snapshot, identity)
-    order = f"list_position([{', '.join(literal(s) for s in PARTS)}], split)"
-    return (
-        f"SELECT lhs, rel, rhs, time, weight, {order} AS split, CAST(raw_lhs AS VARCHAR) AS raw_lhs, "
-        f"CAST(raw_rel AS VARCHAR) AS raw_rel, CAST(raw_rhs AS VARCHAR) AS raw_rhs, file, row, "
-        f"{fate} AS fate FROM ({typed})"
-    )
+    def __init__(self, scans: list[Scan], config: TwhinConfig, sources: int, integers: bool) -> None:
+        """Write it. `sources` is how many inputs there are; ids are integers or texts."""
+        self.sources = sources
+        self.reasons: list[Reason] = []
+        """Why rows are no edges: `fate` is a source's number for its edges, else `sources` and a place here."""
+        self.parts = [self._part(scan, config, integers) for scan in scans]
+        """The SQL of each scan: lhs, rel, rhs, time, weight, split, fate, and for a row that is no edge its text
+        (`raw_lhs` and so on), `file` and `row`."""
 
+    def all(self, columns: Sequence[str]) -> str:
+        """Return the SQL of some columns of all rows."""
+        return " UNION ALL ".join(f"SELECT {', '.join(columns)} FROM ({part})" for part in self.parts)
 
-def _fate(scan: Scan, config: TwhinConfig, snapshot: str, identity: str) -> str:
-    given, columns = scan.input, scan.input.columns
-    raw = ["raw_lhs", "raw_rel", "raw_rhs"]
-    raw += [f"raw_{field}" for field in ("time", "weight", "split") if getattr(columns, field) is not None]
-    cases = [(" OR ".join(f"{column} IS NULL" for column in raw), "null")]
-    if identity == "VARCHAR":
-        cases.append((" OR ".join(_blank(f"CAST(raw_{side} AS VARCHAR)") for side in SIDES), "empty id"))
-    cases.append(("rel IS NULL", "unknown relation" if config.model.every_other is None else "bad relation name"))
-    if given.indexed:
-        left, right = (f"TRY_CAST(raw_{side} AS HUGEINT)" for side in SIDES)
-        cases += [
-            # A cast alone would round 1.5 to an integer.
-            (
-                " OR ".join(f"NOT regexp_full_match(CAST(raw_{s} AS VARCHAR), '-?[0-9]+')" for s in SIDES),
-                "not an index",
-            ),
-            (f"{left} < 0 OR {right} < 0", "negative index"),
-            (
-                " OR ".join(f"{i} >= coalesce({n}, {2**62})" for i, n in ((left, "lhs_rows"), (right, "rhs_rows"))),
-                OUT_OF_RANGE,
-            ),
+    def _part(self, scan: Scan, config: TwhinConfig, integers: bool) -> str:
+        given, columns = scan.input, scan.input.columns
+        fields = dict(_named(given, scan.rel))
+        taken = [f"{ROW_COLUMN} AS row", f"{FILE_COLUMN} AS file"]
+        taken += [f"{name(column)} AS raw_{field}" for field, column in fields.items()]
+        if scan.rel is None:
+            taken.append(f"{literal(scan.relation or '')} AS raw_rel")
+        rows = f"SELECT {', '.join(taken)} FROM {parquet(scan.files)}"
+        if given.limit is not None or given.offset is not None:
+            rows += f" LIMIT {given.limit if given.limit is not None else 2**62} OFFSET {given.offset or 0}"
+        identity = "BIGINT" if integers else "VARCHAR"
+        by_index = given.indexed and scan.rel is not None
+        key = "r.index = TRY_CAST(raw_rel AS BIGINT)" if by_index else "r.name = CAST(raw_rel AS VARCHAR)"
+        time_sql = _time(scan.types[columns.time]) if columns.time is not None else "NULL::TIMESTAMP"
+        split_sql = (
+            "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(given.split or "")
+        )
+        typed = (
+            f"SELECT TRY_CAST(raw_lhs AS {identity}) AS lhs, r.index AS rel, TRY_CAST(raw_rhs AS {identity}) AS rhs, "
+            f"{time_sql} AS time, {split_sql} AS split, p.*, r.lhs_rows, r.rhs_rows, r.name "
+            f"FROM ({rows}) p LEFT JOIN relations r ON {key}"
+        )
+        weighted = f"SELECT *, {_weight(given)} AS weight FROM ({typed})"
+        order = f"list_position([{', '.join(literal(s) for s in PARTS)}], split)"
+        texts = [
+            f"CAST({f'raw_{field}' if field in fields or field == 'rel' else 'NULL'} AS VARCHAR) AS raw_{field}"
+            for field in FIELDS
         ]
-    elif identity == "BIGINT":
-        cases.append(("lhs IS NULL OR rhs IS NULL", "id beyond 64 bits"))
-    if columns.weight is not None:
-        cases.append(("weight IS NULL OR NOT isfinite(weight) OR weight < 0 OR weight > 3e38", "bad weight"))
-    if columns.split is not None:
-        cases.append((f"split NOT IN ({', '.join(literal(s) for s in PARTS)})", "bad split"))
-    if columns.time is not None:
-        cases.append(("time IS NULL", "bad time"))
-        start, end = window(config, snapshot)
-        bounds = [f"time >= TIMESTAMP '{end}'"] + ([f"time < TIMESTAMP '{start}'"] if start is not None else [])
-        cases.append((" OR ".join(bounds), OUTSIDE_WINDOW))
-    return "CASE " + " ".join(f"WHEN {test} THEN {literal(reason)}" for test, reason in cases) + " END"
+        return (
+            f"SELECT lhs, rel, rhs, time, weight, {order} AS split, {', '.join(texts)}, file, row, "
+            f"{self._fate(scan, config, fields, identity)} AS fate FROM ({weighted})"
+        )
+
+    def _fate(self, scan: Scan, config: TwhinConfig, fields: dict[str, str], identity: str) -> str:
+        """Return the SQL of `fate`: the first test that is true says why a row is no edge."""
+        given = scan.input
+        both = {side: f"CAST(raw_{side} AS VARCHAR)" for side in SIDES}
+        # A row without a time is an edge of no date.
+        cases = [(f"raw_{field} IS NULL", "null", field) for field in fields if field != "time"]
+        if identity == "VARCHAR":
+            cases += [(_blank(both[side]), "empty id", side) for side in SIDES]
+        unknown = "unknown relation" if config.model.every_other is None else "bad relation name"
+        cases.append(("rel IS NULL", unknown, "rel"))
+        if given.indexed:
+            index = {side: f"TRY_CAST(raw_{side} AS HUGEINT)" for side in SIDES}
+            # A cast alone would round 1.5 to an integer.
+            cases += [(f"NOT regexp_full_match({both[s]}, '-?[0-9]+')", "not an index", s) for s in SIDES]
+            cases += [(f"{index[side]} < 0", "negative index", side) for side in SIDES]
+            cases += [(f"{index[s]} >= coalesce({s}_rows, {2**62})", OUT_OF_RANGE, s) for s in SIDES]
+        elif identity == "BIGINT":
+            cases += [(f"{side} IS NULL", "id beyond 64 bits", side) for side in SIDES]
+        if "weight" in fields:
+            raw = "TRY_CAST(raw_weight AS DOUBLE)"
+            wrong = f"{raw} IS NULL OR NOT isfinite({raw}) OR {raw} < 0 OR NOT isfinite(weight) OR weight > 3e38"
+            cases.append((wrong, "bad weight", "weight"))
+        if "split" in fields:
+            cases.append((f"split NOT IN ({', '.join(literal(s) for s in PARTS)})", "bad split", "split"))
+        if "time" in fields:
+            text = scan.types[fields["time"]] == "VARCHAR"
+            undated = f"raw_time IS NULL{' OR ' + _blank('raw_time') if text else ''}"
+            cases.append((f"time IS NULL AND NOT ({undated})", "bad time", "time"))
+            start, end = window(given)
+            bounds = [f"time >= TIMESTAMP '{end}'"] + ([f"time < TIMESTAMP '{start}'"] if start is not None else [])
+            cases.append((" OR ".join(bounds), OUTSIDE_WINDOW, "time"))
+        tests = []
+        for test, reason, field in cases:
+            tests.append(f"WHEN {test} THEN {self.sources + len(self.reasons)}")
+            self.reasons.append(Reason(scan.source, reason, field, fields.get(field)))
+        return f"CAST(CASE {' '.join(tests)} ELSE {scan.source} END AS INTEGER)"
+
+
+def _weight(given: Input) -> str:
+    """Return the SQL of a row's weight: that of its column, times its relation's, less with age."""
+    factors = ["TRY_CAST(raw_weight AS DOUBLE)" if given.columns.weight is not None else "1.0::DOUBLE"]
+    if given.source.weights:
+        tests = " ".join(f"WHEN {literal(n)} THEN {w!r}::DOUBLE" for n, w in given.source.weights.items())
+        factors.append(f"CASE name {tests} ELSE 1.0::DOUBLE END")
+    if given.source.half_life is not None:
+        half_life = duration(given.source.half_life) // timedelta(microseconds=1)
+        _, end = window(given)
+        age = f"(epoch_us(TIMESTAMP '{end}') - epoch_us(time))"
+        factors.append(f"coalesce(pow(0.5::DOUBLE, {age} / {half_life}::DOUBLE), 1.0::DOUBLE)")
+    return " * ".join(factors)
 
 
 def _blank(text: str) -> str:
@@ -156,14 +288,11 @@ def _blank(text: str) -> str:
     return f"(({text} < '!' OR {text} >= chr(128)) AND trim({text}) = '')"
 
 
-def window(config: TwhinConfig, snapshot: str) -> tuple[datetime | None, datetime]:
+def window(given: Input) -> tuple[datetime | None, datetime]:
     """Return the first instant that counts (None: no bound) and the first that does not: the end of the day (UTC)."""
-    end = datetime.combine(source.check_snapshot(snapshot), time()) + timedelta(days=1)
-    told = config.source.window if config.source is not None else None
-    if told is None:
-        return None, end
-    unit = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}[told[-1]]
-    return end - int(told[:-1]) * unit, end
+    end = datetime.combine(check_snapshot(given.snapshot), time()) + timedelta(days=1)
+    length = given.source.window
+    return (None if length is None else end - duration(length)), end
 
 
 def _time(kind: str) -> str:
@@ -198,34 +327,41 @@ def _reachable(con: duckdb.DuckDBPyConnection, file: str, path: str) -> str:
     return file
 
 
-def _named(given: Input) -> list[tuple[str, str]]:
-    """Return the fields of `source.columns` that are set, and the columns' names."""
-    fields = ("lhs", "rel", "rhs", "time", "weight", "split")
-    return [(field, column) for field in fields if (column := getattr(given.columns, field)) is not None]
+def _named(given: Input, rel: str | None) -> list[tuple[str, str]]:
+    """Return the fields of `columns` that are read, and the columns' names; `rel` is the relation column's."""
+    names = {field: getattr(given.columns, field) for field in FIELDS} | {"rel": rel}
+    return [(field, names[field]) for field in FIELDS if names[field] is not None]
+
+
+def _hint(column: str, names: list[str]) -> str:
+    close = nearest(column, names)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _check_columns(origin: str, given: Input, names: list[str]) -> None:
-    for field, column in _named(given):
+    for field, column in _named(given, given.columns.rel):
         if column in names:
             continue
-        close = nearest(column, names)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
         remedy = (
-            f"set source.columns.{field}"
-            if given.field == "source.path"
-            else f"name its columns like this in {given.field}"
+            f"name its columns like this in {given.field}"
+            if given.split is not None
+            else f"set {given.section}.columns.{field}"
         )
         if len(names) == 1 and given.format == "csv":
-            remedy = f"if another mark than {given.delimiter!r} parts its columns, set source.delimiter; else {remedy}"
+            remedy = (
+                f"if another mark than {given.delimiter!r} parts its columns, set {given.section}.delimiter; else "
+                f"{remedy}"
+            )
         raise UserError(
-            f"{origin}: has no column {column!r} (columns there: {', '.join(names) or 'none'}){hint}; {remedy}"
+            f"{origin}: has no column {column!r} (columns there: {', '.join(names) or 'none'}){_hint(column, names)}; "
+            f"{remedy}"
         )
 
 
-def _check_types(origin: str, given: Input, types: dict[str, str]) -> None:
-    columns = given.columns
-    for field in ("lhs", "rhs", "rel"):
-        column = getattr(columns, field)
+def _check_types(origin: str, given: Input, types: dict[str, str], rel: str | None) -> None:
+    for field, column in _named(given, rel):
+        if field not in ("lhs", "rhs", "rel"):
+            continue
         kind = types[column]
         plain = (
             kind in INTEGERS or kind in ("VARCHAR", "UUID", "HUGEINT", "UHUGEINT", "DATE") or kind.startswith("ENUM")

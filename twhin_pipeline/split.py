@@ -34,6 +34,7 @@ HELD = np.dtype(
         ("weight", np.float32),
         ("part", np.int8),
         ("time", np.int64),
+        ("first_time", np.int64),
     ]
 )
 """An edge that is held out."""
@@ -73,6 +74,8 @@ class Strategy(Protocol):
 
     columns: tuple[str, ...]
     """What it goes by, of `raw_edges`."""
+    before: int | None
+    """When the time that is held out begins (microseconds); None where it does not go by time."""
 
     def parts(self, rel: int, h: Array, columns: dict[str, Array]) -> Array:
         """Return the part of each edge `[n]` of a relation, int8; what is in training stays there."""
@@ -90,6 +93,7 @@ class Random:
     """Holds out the edges with the smallest numbers; an entity's largest stays in training, if none other does."""
 
     columns: tuple[str, ...] = ()
+    before: int | None = None
 
     def __init__(self, config: TwhinConfig, *, validation: float, test: float) -> None:
         self.splittable = splittable(config)
@@ -118,6 +122,7 @@ class Given:
     """
 
     columns: tuple[str, ...] = ("split",)
+    before: int | None = None
 
     def __init__(self, config: TwhinConfig) -> None:
         self.splittable = splittable(config)
@@ -144,31 +149,46 @@ class Given:
 
 
 class Temporal:
-    """Holds out the latest edges as the test and those just before them for validation; equal times go by number."""
+    """Holds out the edges that are new last as the test and those new just before them for validation.
 
-    columns: tuple[str, ...] = ("time",)
+    It goes by the time when an edge first happened; equal times go by number. Edges without a time stay in training.
+    """
+
+    columns: tuple[str, ...] = ("time", "first_time")
 
     def __init__(self, config: TwhinConfig, times: Array) -> None:
-        """Take the times (int64) of all edges of relations that may be held out; they are moved about."""
+        """Take the first times (int64) of all dated edges of relations that may be held out; they are moved about."""
         self.splittable = splittable(config)
         self.test = round(len(times) * config.split.test)
         self.held = round(len(times) * (config.split.test + config.split.validation))
-        self.since: int | None = None
-        if self.held:
-            times.partition(len(times) - self.held)
-            self.since = int(times[len(times) - self.held])
+        self.before = self._time_of(times, self.held)
+        self.test_from = self._time_of(times, self.test)
+
+    @staticmethod
+    def _time_of(times: Array, last: int) -> int | None:
+        """Return the first time of the `last` edges; None where these are none."""
+        if not last:
+            return None
+        times.partition(len(times) - last)
+        return int(times[len(times) - last])
 
     def parts(self, rel: int, h: Array, columns: dict[str, Array]) -> Array:
-        if self.since is None or not self.splittable[rel]:
+        if self.before is None or not self.splittable[rel]:
             return np.zeros(len(h), np.int8)
-        return np.where(columns["time"] >= self.since, np.int8(TEST), np.int8(TRAIN))
+        return np.where(columns["first_time"] >= self.before, np.int8(TEST), np.int8(TRAIN))
 
     def settle(self, held: Array, trained: list[Array], ends: Ends) -> Array:
         part = np.zeros(len(held), np.int8)
-        latest = np.lexsort((held["rhs"], held["lhs"], held["h"], -held["time"]))
+        latest = np.lexsort((held["rhs"], held["lhs"], held["h"], -held["first_time"]))
         part[latest[: self.held]] = VALIDATION
         part[latest[: self.test]] = TEST
         return part
+
+    def repeated(self, rel: int | Array, time: Array, first_time: Array) -> Array:
+        """Return which edges `[n]` of training happen again in the test's time, bool; `rel` may be one for all."""
+        if self.test_from is None:
+            return np.zeros(len(time), bool)
+        return np.asarray((time >= self.test_from) & (time > first_time) & self.splittable[rel])
 
 
 def splittable(config: TwhinConfig) -> Array:

@@ -141,7 +141,7 @@ def check(config: TwhinConfig, config_path: str, overrides: Sequence[str]) -> No
 
 def data_key(config: TwhinConfig) -> str:
     """Return a name of all that the stage `sample` depends on: trials of the same name share their training set."""
-    read = config.model_dump(mode="json", include={"source", "vocabulary", "split", "negatives"})
+    read = config.model_dump(mode="json", include={"source", "sources", "vocabulary", "split", "negatives"})
     for name in ("train_data", "validation_data"):
         read[name] = getattr(config, name).model_dump(mode="json", exclude={"per_replica_batch_size"})
     fields = {"name", "lhs", "rhs", "sides"}

@@ -116,7 +116,7 @@ def _degrees(config: TwhinConfig, edges: NumberedEdges, entity: str) -> Array:
 
 def indexed(config: TwhinConfig) -> bool:
     """Tell whether ids are rows themselves."""
-    return config.source is None or config.source.ids == "indexed"
+    return all(source.ids == "indexed" for source in config.all_sources)
 
 
 def _earlier(con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str, entity: str) -> str:

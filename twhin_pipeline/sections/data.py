@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import glob
+import math
+import os
 import re
+from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from twhin_pipeline.sections.base import Section
+from twhin_pipeline.sections.model import names_relation
+
+DURATION = re.compile(r"([1-9][0-9]*)([hdw])")
 
 
 def _date(snapshot: str) -> str:
     if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", snapshot):
         raise ValueError(f"snapshot {snapshot!r} must be a date, YYYY-MM-DD")
     return snapshot
+
+
+def duration(text: str) -> timedelta:
+    """Return the length of time that a text such as `12h`, `90d` or `4w` gives. Raises ValueError where it is none."""
+    match = DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} must be a number and h, d or w, such as 90d")
+    return int(match[1]) * {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}[match[2]]
 
 
 class TwhinDataConfig(Section):
@@ -61,13 +76,13 @@ class Columns(Section):
 
     lhs: str = "lhs"
     """The left-hand entity's id."""
-    rel: str = "rel"
-    """The relation: its name, or its index where `ids` is `indexed`."""
+    rel: str | None = None
+    """The relation: its name, or its index where `ids` is `indexed`. Left out: the column `rel` where there is one."""
     rhs: str = "rhs"
     """The right-hand entity's id."""
     time: str | None = None
     """When the edge happened: a timestamp, a date, or seconds since 1970 (UTC). Edges after the snapshot's day do not
-    count."""
+    count. An edge whose time is null or empty has no date: it is in every window, and always known."""
     weight: str | None = None
     """How much the edge counts (finite, not negative)."""
     split: str | None = None
@@ -77,32 +92,97 @@ class Columns(Section):
 class SourceConfig(Section):
     """Where edges come from."""
 
-    path: str
-    """Parquet, CSV or TSV: a file, glob or URL. `{snapshot}` stands for the snapshot's date."""
-    format: Literal["auto", "parquet", "csv"] = "auto"
-    """`auto` goes by the file name's ending: .parquet, .csv, .tsv, .csv.gz, .tsv.gz, .csv.zst or .tsv.zst."""
+    path: str | None = None
+    """Parquet, CSV or TSV: a file, glob or URL; a table of Delta Lake or Iceberg: its folder; or a file of SQL (see
+    `sql`). `{snapshot}` stands for the snapshot's date. A relative path is relative to the folder of the configuration
+    file, or to the working directory where `--set` gives it."""
+    sql: str | None = None
+    """In place of `path`: a SELECT in DuckDB's SQL that gives the columns. `{snapshot}` stands for the snapshot's date.
+    Relative files in it are relative to the folder of the configuration file."""
+    format: Literal["auto", "parquet", "csv", "sql", "delta", "iceberg"] = "auto"
+    """`auto` goes by the file name's ending: .parquet, .csv, .tsv, .csv.gz, .tsv.gz, .csv.zst, .tsv.zst or .sql.
+    `delta` needs the package deltalake, `iceberg` the package pyiceberg."""
     delimiter: str | None = Field(None, min_length=1, max_length=1)
     """The CSV delimiter; left out, it is a tab for .tsv and a comma otherwise."""
     ids: Literal["named", "indexed"] = "named"
     """`named`: ids are strings or any integers and `rel` a relation's name. `indexed`: `lhs`, `rhs` are rows, `rel` an
     index into `model.relations`, as in the published system."""
+    relation: str | None = None
+    """The relation of every row; no column is read for it. Left out, and without a relation column, it is the file's
+    name without the ending and the snapshot: `follows` of follows.csv."""
     columns: Columns = Columns()
     """Names of the columns."""
     window: str | None = None
     """With a time column: how far back from the snapshot's end edges count, such as `90d`, `12h` or `4w`."""
+    weights: dict[str, float] | None = None
+    """Weights by relation, such as `{view: 1, buy: 5}`, for sources of event types. They multiply the weight column's;
+    a relation that is left out has 1."""
+    half_life: str | None = None
+    """With a time column: an edge's weight halves with each such time between it and the snapshot's end, such as `30d`.
+    Edges without a time keep theirs."""
+    repeat_weight: Literal["largest", "sum"] | Annotated[float, Field(ge=1)] = "largest"
+    """What rows of one edge (equal lhs, rel and rhs) weigh together. `largest`: as much as the largest of them. `sum`:
+    their sum. A number: their sum, but at most so many times the largest."""
     snapshots: list[str] | None = None
-    """The snapshots there are (YYYY-MM-DD). Left out, they are found by listing `path`."""
+    """The snapshots there are (YYYY-MM-DD). Left out, they are found by listing `path`. Of several sources those count
+    that every dated one has."""
     max_rejected_share: float = Field(0.01, ge=0, le=1)
-    """Above this share of rejected rows the check on `raw_edges` fails."""
+    """Above this share of rejected rows of the source the check on `raw_edges` fails."""
     min_kept_share: float = Field(0.5, ge=0, le=1)
-    """A relation of 100 edges or more that has less than this share of its edges in the snapshot before fails the check
-    on `raw_edges`; 0 accepts any loss."""
+    """A relation of the source that had 100 edges or more in the snapshot before, and has less than this share of them
+    now, fails the check on `raw_edges`; 0 accepts any loss."""
 
-    @field_validator("window")
+    _folder: str | None = PrivateAttr(None)
+
+    def set_folder(self, folder: str) -> None:
+        """Take `folder` (a path or URL) for the one that a relative path is relative to.
+
+        It is no field: where a configuration is must change neither its hash nor how it is printed.
+        """
+        self._folder = folder
+
+    @property
+    def folder(self) -> str | None:
+        """The folder that relative paths are relative to; None: the working directory."""
+        return self._folder
+
+    def resolve(self, path: str) -> str:
+        """Return a path, glob or URL such that it is found from any working directory."""
+        if self._folder is None or "://" in path or os.path.isabs(path):
+            return path
+        if "://" in self._folder:
+            return f"{self._folder}/{path.removeprefix('./')}"
+        return os.path.normpath(f"{glob.escape(self._folder)}/{path}")
+
+    @field_validator("window", "half_life")
     @classmethod
-    def _window(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[1-9][0-9]*[hdw]", value):
-            raise ValueError(f"window {value!r} must be a number and h, d or w, such as 90d")
+    def _duration(cls, value: str | None) -> str | None:
+        if value is not None:
+            duration(value)
+        return value
+
+    @field_validator("relation")
+    @classmethod
+    def _relation(cls, value: str | None) -> str | None:
+        if value is not None and not names_relation(value):
+            raise ValueError(f"{value!r} cannot be the name of a relation; choose another")
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for name, weight in (value or {}).items():
+            if not math.isfinite(weight) or weight < 0:
+                raise ValueError(f"{name}: {weight} must be a number, 0 or more")
+        return value
+
+    @field_validator("repeat_weight", mode="before")
+    @classmethod
+    def _repeat_weight(cls, value: object) -> object:
+        # A union would report one mistake twice, once for each of its types.
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf
+        if value not in ("largest", "sum") and not number:
+            raise ValueError(f"{value!r} must be largest, sum, or a number of 1 or more")
         return value
 
     @field_validator("snapshots")
@@ -111,9 +191,16 @@ class SourceConfig(Section):
         return None if value is None else [_date(snapshot) for snapshot in value]
 
     @model_validator(mode="after")
-    def _window_needs_time(self) -> SourceConfig:
-        if self.window is not None and self.columns.time is None:
-            raise ValueError("window needs columns.time; name the time column or leave the window out")
+    def _consistent(self) -> SourceConfig:
+        if (self.path is None) == (self.sql is None):
+            raise ValueError("give exactly one of path and sql")
+        if self.sql is not None and self.format not in ("auto", "sql"):
+            raise ValueError(f"format: {self.format} is of a file, and sql is given; leave it out, or give path")
+        if self.relation is not None and self.columns.rel is not None:
+            raise ValueError("relation and columns.rel are both given; leave one of them out")
+        for name in ("window", "half_life"):
+            if getattr(self, name) is not None and self.columns.time is None:
+                raise ValueError(f"{name} needs columns.time; name the time column or leave {name} out")
         return self
 
 
@@ -129,8 +216,9 @@ class SplitConfig(Section):
     """Which edges are held out."""
 
     strategy: Literal["random", "temporal", "given"] = "random"
-    """`random`: by edge, seeded. `temporal`: the latest by the time column, or, with `later_snapshot`, the edges that
-    are new there between entities known here. `given`: by the source's split column."""
+    """`random`: by edge, seeded. `temporal`: the newest edges, by the time when each first happened; those without a
+    time stay in training. With `later_snapshot`, the edges that are new there between entities known here. `given`: by
+    the source's split column."""
     validation: float = Field(0.05, ge=0, lt=1)
     """Share of the edges held out for validation (random, temporal). For `given`: where the source has no validation
     edge, this share of its training edges, drawn at random; where it has any, they stand and this is not used; 0 leaves
@@ -141,6 +229,10 @@ class SplitConfig(Section):
     """Relations of which edges are held out; left out, all."""
     later_snapshot: str | None = None
     """For `temporal`: the snapshot whose new edges are the test; validation is then a random share of this one's."""
+    repeats: bool = False
+    """For `temporal`, without `later_snapshot`: evaluate training edges that happen again in the test's time too, apart
+    from the test, as `repeat_recall@k` and `repeat_ndcg@k`. They stay in training, and are also in the table
+    `held_out/repeats`."""
     keep_connected: bool = True
     """For `random`, and where `given` draws validation edges: an edge that is the last one of an entity stays in
     training, so that every entity can learn."""
@@ -160,6 +252,8 @@ class SplitConfig(Section):
             )
         if self.later_snapshot is not None and self.strategy != "temporal":
             raise ValueError("later_snapshot is for strategy: temporal; set the strategy or leave it out")
+        if self.repeats and (self.strategy != "temporal" or self.later_snapshot is not None):
+            raise ValueError("repeats is for strategy: temporal, without later_snapshot; leave it out")
         return self
 
 

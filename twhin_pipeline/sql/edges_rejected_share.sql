@@ -1,8 +1,18 @@
--- The share of rows that could not be edges is at most `source.max_rejected_share`; the rejected rows are shown.
-SELECT reason, lhs, rel, rhs, file, row
-FROM raw_edges_rejected
-WHERE (SELECT count(*) FROM raw_edges_rejected)
-    > getvariable('max_rejected_share')
-      * coalesce((SELECT value::DOUBLE FROM detail WHERE key = 'read'),
-                 (SELECT count(*) FROM raw_edges) + (SELECT count(*) FROM raw_edges_rejected))
-ORDER BY reason, file, row
+-- Of each source at most `max_rejected_share` of the rows could not be edges; a failure shows the rejected rows, those
+-- of the most frequent reason first, with the column to blame and its value.
+WITH counted AS (
+    SELECT source, reason, "column", count(*) AS rows FROM raw_edges_rejected GROUP BY ALL
+),
+failed AS (
+    SELECT c.source
+    FROM counted c
+    LEFT JOIN source s USING (source)
+    GROUP BY c.source, s.read, s.max_rejected_share
+    HAVING sum(c.rows) > coalesce(s.max_rejected_share, getvariable('max_rejected_share'))
+        * coalesce(s.read, (SELECT count(*) FROM raw_edges) + (SELECT count(*) FROM raw_edges_rejected))
+)
+SELECT c.rows AS rows_like_it, r.reason, r."column", r.value, r.lhs, r.rel, r.rhs, r.file, r.row, r.source
+FROM raw_edges_rejected r
+SEMI JOIN failed f ON r.source = f.source
+JOIN counted c ON r.source = c.source AND r.reason = c.reason AND r."column" IS NOT DISTINCT FROM c."column"
+ORDER BY c.rows DESC, r.source, r.reason, r."column", r.file, r.row

@@ -1,7 +1,10 @@
--- Each relation of 100 edges or more kept `source.min_kept_share` of them against the snapshot before, if there is one.
+-- Each relation of 100 edges or more kept `min_kept_share` of them against the snapshot before, if there is one; the
+-- share is that of the source that brings the relation, of several the largest.
 SELECT before.rel AS relation, before.edges AS edges_before, coalesce(now.edges, 0) AS edges_now,
        round(coalesce(now.edges, 0) / before.edges, 4) AS kept,
-       before.edges < 100 OR coalesce(now.edges, 0) >= getvariable('min_kept_share') * before.edges AS ok
+       before.edges < 100
+       OR coalesce(now.edges, 0) >= coalesce(s.share, getvariable('min_kept_share')) * before.edges AS ok
 FROM (SELECT rel, count(*) AS edges FROM previous_edges GROUP BY rel) before
 LEFT JOIN (SELECT rel, count(*) AS edges FROM raw_edges GROUP BY rel) now USING (rel)
+LEFT JOIN kept_share s USING (rel)
 ORDER BY kept

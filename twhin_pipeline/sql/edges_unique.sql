@@ -1,4 +1,4 @@
--- No edge is there twice: duplicates were merged, their weights added.
+-- No edge is there twice: duplicates were merged.
 WITH suspect AS MATERIALIZED (
     -- Equal edges have equal hashes; edges of a hash that comes once need no comparison.
     SELECT hash(lhs, rel, rhs) AS number FROM raw_edges GROUP BY number HAVING count(*) > 1
