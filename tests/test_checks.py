@@ -152,7 +152,7 @@ def popular_only(rows: Rows) -> Rows:
 
 def reject_eight(_rows: Rows) -> Rows:
     """Eight rows of an unknown relation."""
-    row = {"lhs": "u1", "rel": "likes", "rhs": "u2", "reason": "unknown relation", "file": "f"}
+    row = {"lhs": "u1", "rel": "likes", "rhs": "u2", "reason": "unknown relation", "file": "f", "source": "source"}
     return [{**row, "row": i} for i in range(8)]
 
 

@@ -79,8 +79,11 @@ def stage(
         # A quotation mark that is never closed makes one line of the rest of the file.
         rows = con.execute(
             f"SELECT line, left(any_value(csv_line), {MOST_TEXT}), any_value(error_message) FROM reject_errors "
-            "WHERE scan_id = (SELECT max(scan_id) FROM reject_scans) GROUP BY line ORDER BY line"
+            "GROUP BY line ORDER BY line"
         ).fetchall()
+        # They are kept over all files that a connection reads.
+        con.execute("DROP TABLE reject_errors")
+        con.execute("DROP TABLE reject_scans")
     return Staged(origin, path, [(int(line), str(text), str(error)) for line, text, error in rows])
 
 
