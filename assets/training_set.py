@@ -16,6 +16,7 @@ EDGES = {
     "held_out/validation": "Edges that training does not see and that choose its best checkpoint.",
     "held_out/test": "Edges that training does not see and that `evaluation` ranks.",
 }
+REPEATS = {"held_out/repeats": "Training edges that happen again in the test's time; `evaluation` ranks them apart."}
 NEGATIVES = {
     "training_set/negatives": "Sampled candidates of each epoch, chunk and side, and the pairs that are true edges.",
     "held_out/validation_negatives": "Pools for the validation edges.",
@@ -26,6 +27,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     """Return the stage's two steps and their checks."""
     vocabularies = [f"vocabulary/{entity}" for entity in config.model.table_names]
     above = ["raw_edges", *vocabularies]
+    made = EDGES | (REPEATS if config.split.repeats else {})
 
     @dg.multi_asset(
         name="positives",
@@ -38,7 +40,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
                 deps=above,
                 kinds=["duckdb"],
             )
-            for name, text in EDGES.items()
+            for name, text in made.items()
         ],
         partitions_def=partitions,
         pool=POOL,
@@ -50,7 +52,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
 
         with opened(context, configuration, store, above) as (loaded, tables, snapshot):
             build_positives(loaded, tables, snapshot)
-            for name in EDGES:
+            for name in made:
                 manifest = tables.manifest(name, snapshot)
                 metadata = table_metadata(tables, manifest) | counts(manifest.details)
                 yield dg.MaterializeResult(asset_key=key(name), metadata=metadata)
@@ -81,7 +83,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
 
     return [
         positives,
-        checks.make("positives_checks", config, list(EDGES)),
+        checks.make("positives_checks", config, list(made)),
         negatives,
         checks.make("negatives_checks", config, list(NEGATIVES)),
     ]

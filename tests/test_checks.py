@@ -428,3 +428,49 @@ def test_negatives_of_an_earlier_version_are_told_with_the_remedy(broken):
     save(store, "training_set/negatives", old, store.manifest("training_set/negatives", NOW).details)
     with pytest.raises(UserError, match=r"lacks the column log_q; make it anew with `twhin sample --snapshot"):
         checks.run("negatives_log_q", config, store, NOW)
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory) -> tuple[TwhinConfig, Path]:
+    """A split by time, through the real stages: edges happen on some days, many of them again."""
+    folder = tmp_path_factory.mktemp("timed")
+    rng = np.random.default_rng(0)
+    edges_found = planted(1)
+    rows = [(*edge, f"2024-10-{1 + int(rng.integers(28)):02d}") for edge in edges_found for _ in range(3)]
+    path = write(folder / f"{NOW}.parquet", rows, ("lhs", "rel", "rhs", "at"))
+    split = {"strategy": "temporal", "repeats": True, "test": 0.2, "relations": ["fav", "reply"]}
+    config = make_config(path, source={"columns": {"time": "at"}}, split=split, negatives={"chunk_size": 4})
+    store = Store(str(folder / "home"))
+    edges.ingest(config, store, NOW)
+    vocabulary.build(config, store, NOW)
+    training_set.build_positives(config, store, NOW)
+    return config, folder / "home"
+
+
+@pytest.mark.parametrize("table", ["held_out/test", "held_out/validation"])
+def test_an_edge_that_is_new_after_a_held_out_one_must_not_be_trained_on(timed, tmp_path, table):
+    config, home = timed
+    shutil.copytree(home, tmp_path / "home")
+    store = Store(str(tmp_path / "home"))
+    assert checks.run("held_out_later", config, store, NOW, table).passed
+    held, positives = store.read(table, NOW), store.read("training_set/positives", NOW)
+    # Of relations that are not divided all edges are trained on.
+    assert {0} < set(positives["rel"].to_pylist())
+    leaked = held.slice(held.num_rows // 2)
+    save(store, "training_set/positives", pa.concat_tables([positives, leaked.cast(positives.schema)]))
+    result = checks.run("held_out_later", config, store, NOW, table)
+    assert result.offending is not None and result.offending.column_names[-2:] == ["first_time", "held_out_from"]
+
+
+def test_edges_that_happen_again_are_checked_as_trained_ones_where_they_are_asked_for(timed, tmp_path):
+    config, home = timed
+    shutil.copytree(home, tmp_path / "home")
+    store = Store(str(tmp_path / "home"))
+    table = "held_out/repeats"
+    names = [check.name for check, _ in checks.of_tables(config, [table])]
+    assert names == ["edges_in_range", "chunks_sound", "repeats_trained"]
+    assert all(checks.run(name, config, store, NOW, table).passed for name in names)
+    assert not checks.of_tables(make_config("e.parquet"), [table])
+    rows = store.read(table, NOW)
+    save(store, "training_set/positives", store.read("held_out/test", NOW))
+    assert checks.run("repeats_trained", config, store, NOW, table).metadata["offending_rows"] == rows.num_rows > 10

@@ -353,3 +353,132 @@ def test_nothing_to_train_on_is_one_clear_error(tmp_path):
     config = make_config(path, source={"columns": {"split": "part"}}, split={"strategy": "given"})
     with pytest.raises(UserError, match="no edge is left to train on"):
         build(config, store_at(tmp_path))
+
+
+# The temporal split and repeated edges
+
+
+def timed(tmp_path, rows, split, **entry):
+    """Build a temporal split of (lhs, rel, rhs, day[, weight]); return the configuration, store and manifests."""
+    day = datetime(2024, 1, 1)
+    names = ("lhs", "rel", "rhs", "at", "w")
+    dated = [(*row[:3], None if row[3] is None else day + timedelta(days=row[3]), *row[4:]) for row in rows]
+    path = write(tmp_path / "e.parquet", dated, names[: len(rows[0])])
+    columns = {"time": "at", **({"weight": "w"} if len(rows[0]) > 4 else {})}
+    config = make_config(path, source={"columns": columns, **entry}, split={"strategy": "temporal", **split})
+    store = store_at(tmp_path)
+    return config, store, build(config, store)
+
+
+def by_id(config, store, asset):
+    """Return a table's weights by raw edge."""
+    codes = {code: edge for edge, code in encoded(config, store).items()}
+    return {codes[row["lhs"], row["rel"], row["rhs"]]: row["weight"] for row in rows_of(store, asset)}
+
+
+def repeated_rows(count=400, seed=0, weights=False):
+    """Return rows of events of 150 pairs, each several times; (lhs, rel, rhs, day[, weight])."""
+    rng = np.random.default_rng(seed)
+    pairs = random_edges(150)
+    rows = []
+    for number in rng.integers(len(pairs), size=count).tolist():
+        row = (*pairs[number], None if rng.random() < 0.02 else int(rng.integers(200)))
+        rows.append((*row, float(rng.integers(1, 9))) if weights else row)
+    return rows
+
+
+def firsts(rows):
+    """Return each pair's first day, and its last; None where one of its rows has no day."""
+    days = {}
+    for row in rows:
+        days.setdefault(row[:3], []).append(row[3])
+    return {pair: None if None in each else min(each) for pair, each in days.items()}, {
+        pair: max((day for day in each if day is not None), default=None) for pair, each in days.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_test_are_pairs_that_are_new_last_however_often_older_ones_happen_again(tmp_path, seed):
+    rows = repeated_rows(seed=seed)
+    config, store, manifests = timed(tmp_path, rows, {"validation": 0.1, "test": 0.2})
+    first, last = firsts(rows)
+    parts = [set(by_id(config, store, part)) for part in PARTS]
+    dated = sum(day is not None for day in first.values())
+    assert [len(part) for part in parts[1:]] == [round(dated * 0.3) - round(dated * 0.2), round(dated * 0.2)]
+    assert all(first[pair] is not None for part in parts[1:] for pair in part)
+    train = [first[pair] for pair in parts[0] if first[pair] is not None]
+    validation, test = ([first[pair] for pair in part] for part in parts[1:])
+    assert max(train) <= min(validation) and max(validation) <= min(test)
+    start = min(test)
+    again = [pair for pair in parts[0] if last[pair] is not None and last[pair] >= start and last[pair] != first[pair]]
+    counts = manifests[PARTS[2]].details["repeated_edges"]
+    assert counts == {name: sum(pair[1] == name for pair in again) for name in config.model.relation_names}
+    assert sum(counts.values()) > 10 and not store.exists("held_out/repeats", SNAPSHOT)
+
+
+def test_repeats_are_a_table_of_their_own_and_stay_in_training(tmp_path):
+    rows = repeated_rows(weights=True)
+    split = {"validation": 0.1, "test": 0.2, "relations": ["fav", "reply"], "repeats": True}
+    config, store, manifests = timed(tmp_path, rows, split)
+    repeats, train = by_id(config, store, "held_out/repeats"), by_id(config, store, PARTS[0])
+    assert repeats and repeats.items() <= train.items()
+    test = set(by_id(config, store, PARTS[2]))
+    first, last = firsts(rows)
+    start = min(first[pair] for pair in test)
+    assert set(repeats) == {
+        pair
+        for pair in train
+        if pair[1] != "follows" and last[pair] is not None and last[pair] >= start and last[pair] != first[pair]
+    }
+    manifest = store.manifest("held_out/repeats", SNAPSHOT)
+    counts = manifests[PARTS[2]].details["repeated_edges"]
+    assert manifest.details["edges_per_relation"] == counts and counts["follows"] == 0
+    assert manifest.schema == manifests[PARTS[2]].schema and manifest.parents == manifests[PARTS[2]].parents
+
+
+@pytest.mark.parametrize("repeat_weight", ["largest", "sum", 2])
+@pytest.mark.parametrize("half_life", [None, "30d"])
+def test_weights_of_training_are_those_before_what_is_held_out(tmp_path, monkeypatch, repeat_weight, half_life):
+    monkeypatch.setattr("twhin_pipeline.edge_sort.EDGES_PER_BUCKET", 60)
+    rows = repeated_rows(weights=True)
+    entry = {"repeat_weight": repeat_weight} | ({"half_life": half_life} if half_life else {})
+    config, store, _ = timed(tmp_path, rows, {"validation": 0.1, "test": 0.2}, **entry)
+    first, _ = firsts(rows)
+    train = by_id(config, store, PARTS[0])
+    start = min(first[pair] for part in PARTS[1:] for pair in by_id(config, store, part))
+    end = (datetime(2025, 1, 2) - datetime(2024, 1, 1)).days
+    most = {"largest": 1, "sum": np.inf}.get(repeat_weight, repeat_weight)
+    changed = 0
+    for pair, weight in train.items():
+        mine = [row for row in rows if row[:3] == pair]
+        known = [row for row in mine if row[3] is None or row[3] < start or row[3] == first[pair]]
+        each = [row[4] * (0.5 ** ((end - row[3]) / 30) if half_life and row[3] is not None else 1) for row in known]
+        assert weight == pytest.approx(min(sum(each), most * max(each)), rel=1e-6), pair
+        changed += len(known) < len(mine)
+    assert changed > 10
+
+
+def test_with_nothing_held_out_by_time_weights_are_of_all_rows(tmp_path):
+    rows = repeated_rows(weights=True)
+    config, store, manifests = timed(tmp_path, rows, {"validation": 0, "test": 0}, repeat_weight="sum")
+    total = Counter()
+    for row in rows:
+        total[row[:3]] += row[4]
+    assert by_id(config, store, PARTS[0]) == {pair: pytest.approx(weight, rel=1e-6) for pair, weight in total.items()}
+    assert sum(manifests[PARTS[2]].details["repeated_edges"].values()) == 0
+
+
+def test_undated_edges_stay_in_training_and_do_not_count_for_the_shares(tmp_path):
+    rows = [(*edge, None if i % 4 == 0 else i % 300) for i, edge in enumerate(random_edges(400))]
+    config, store, manifests = timed(tmp_path, rows, {"validation": 0.1, "test": 0.2})
+    assert [manifests[part].rows for part in PARTS] == [100 + 210, 30, 60]
+    assert {row[:3] for row in rows if row[3] is None} <= set(by_id(config, store, PARTS[0]))
+
+
+def test_raw_edges_without_the_times_that_the_split_needs_are_to_be_made_again(tmp_path):
+    rows = [(*edge, i) for i, edge in enumerate(random_edges(40))]
+    config, store, _ = timed(tmp_path, rows, {})
+    edges.ingest(make_config(tmp_path / "e.parquet"), store, SNAPSHOT)
+    vocabulary.build(config, store, SNAPSHOT)
+    with pytest.raises(UserError, match=f"raw_edges of .* no column 'first_time'.*twhin ingest --snapshot {SNAPSHOT}"):
+        training_set.build_positives(config, store, SNAPSHOT)

@@ -1,8 +1,9 @@
 """The views that the checks' SQL reads.
 
-`relation(rel, name, lhs, rhs, operator, sides)` (sides: those that are replaced, 0 lhs, 1 rhs),
-`entity(entity, size, asked)` (asked: the check is about this entity type), `floors(metric, least)`,
-`detail(key, value)` (numbers of the checked table's manifest), and from the store `raw_edges`, `raw_edges_rejected`,
+`relation(rel, name, lhs, rhs, operator, sides, divided)` (sides: those that are replaced, 0 lhs, 1 rhs; divided: its
+edges may be held out), `entity(entity, size, asked)` (asked: the check is about this entity type),
+`floors(metric, least)`, `detail(key, value)` (numbers of the checked table's manifest), and from the store `raw_edges`,
+`dated_edges(lhs, rel, rhs, first_time)` (none, unless the split goes by time), `raw_edges_rejected`,
 `previous_edges(rel)`, `source(source, read, max_rejected_share)`, `kept_share(rel, share)`,
 `vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`, `held_out(split, …)`, `losses`,
 `model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding)`, `embedding_relation`.
@@ -24,6 +25,7 @@ from twhin_pipeline import database
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.negatives import sides_of
 from twhin_pipeline.sections.data import SourceConfig
+from twhin_pipeline.split import splittable
 
 if TYPE_CHECKING:
     import duckdb
@@ -93,9 +95,11 @@ class _Views:
 
     def _config_tables(self) -> None:
         model = self.config.model
-        rows = [f"({i}, {_text(r.name)}, {_text(r.lhs)}, {_text(r.rhs)}, {_text(r.operator)}, {list(sides)}::TINYINT[])"
-                for i, (r, sides) in enumerate(zip(model.relations, sides_of(self.config), strict=True))]  # fmt: skip
-        self._table("relation", f"SELECT * FROM (VALUES {', '.join(rows)}) t(rel, name, lhs, rhs, operator, sides)")
+        divided = splittable(self.config).tolist()
+        rows = [f"({i}, {_text(r.name)}, {_text(r.lhs)}, {_text(r.rhs)}, {_text(r.operator)}, {list(s)}::TINYINT[], {d})"
+                for i, (r, s, d) in enumerate(zip(model.relations, sides_of(self.config), divided, strict=True))]  # fmt: skip
+        names = "rel, name, lhs, rhs, operator, sides, divided"
+        self._table("relation", f"SELECT * FROM (VALUES {', '.join(rows)}) t({names})")
         floors = [f"({_text(metric)}, {least!r}::DOUBLE)" for metric, least in self.config.evaluation.floors.items()]
         self._table("floors", f"SELECT * FROM (VALUES {', '.join([*floors, '(NULL, NULL)'])}) t(metric, least) "
                               "WHERE metric IS NOT NULL")  # fmt: skip
@@ -126,6 +130,7 @@ class _Views:
     def _edges(self) -> None:
         edge = "'' AS lhs, '' AS rel, '' AS rhs"
         self._view("raw_edges", f"SELECT * FROM {self._scan(self._files('raw_edges'), edge + ', 1.0 AS weight')}")
+        self._dated_edges()
         empty = edge + ", '' AS reason, '' AS \"column\", '' AS value, '' AS file, 0 AS row, '' AS source"
         rejected = self._scan(self._files("raw_edges_rejected"), empty)
         self._view("raw_edges_rejected", f"SELECT * FROM {rejected}")
@@ -133,6 +138,15 @@ class _Views:
         files = self._files("raw_edges", before) if before else []
         self._view("previous_edges", f"SELECT rel FROM {self._scan(files, edge)}")
         self._sources(before)
+
+    def _dated_edges(self) -> None:
+        """Make `dated_edges`: raw edges with the time when they first happened, where the split goes by it."""
+        split = self.config.split
+        by_time = split.strategy == "temporal" and split.later_snapshot is None and bool(self.config.all_sources)
+        self._variable("by_time", str(by_time))
+        files = self._files("raw_edges") if by_time else []
+        empty = "'' AS lhs, '' AS rel, '' AS rhs, NULL::TIMESTAMP AS first_time"
+        self._view("dated_edges", f"SELECT lhs, rel, rhs, first_time FROM {self._scan(files, empty)}")
 
     def _sources(self, before: str | None) -> None:
         """Make `source` and `kept_share`: what each source may lose, and each relation of the sources that have it."""

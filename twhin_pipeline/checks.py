@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.store import Store
 
+REPEATS = "held_out/repeats"
+"""A table that there is only where `split.repeats` asks for it."""
 SHOWN_ROWS = 1_000
 """At most so many offending rows are returned; all are counted."""
 
@@ -54,6 +56,8 @@ class Check:
         """Return the tables it is about, entity types spelled out."""
         names = []
         for table in self.tables:
+            if table == REPEATS and not config.split.repeats:
+                continue
             stem, star, _ = table.partition("*")
             names += [stem + entity for entity in config.model.table_names] if star else [table]
         return names
@@ -96,11 +100,13 @@ CHECKS: dict[str, Check] = {
         Check("rows_contiguous", _VOCABULARY),
         Check("ids_cover_edges", _VOCABULARY),
         Check("rows_kept", _VOCABULARY),
-        Check("edges_in_range", ("training_set/positives", *_HELD_OUT)),
-        Check("chunks_sound", ("training_set/positives", *_HELD_OUT)),
+        Check("edges_in_range", ("training_set/positives", *_HELD_OUT, REPEATS)),
+        Check("chunks_sound", ("training_set/positives", *_HELD_OUT, REPEATS)),
         # A later snapshot's test edges are none of this one's.
         Check("edges_traced", ("training_set/positives", "held_out/validation")),
         Check("held_out_unseen", ("training_set/positives",)),
+        Check("held_out_later", _HELD_OUT),
+        Check("repeats_trained", (REPEATS,)),
         Check("held_out_trained", _HELD_OUT, blocking=False, severity="WARN"),
         Check("held_out_present", ("held_out/test",), blocking=False, severity="WARN"),
         Check("negatives_typed", _NEGATIVES),

@@ -61,7 +61,8 @@ def sample(run: Run) -> dict[str, Manifest]:
 
     training_set.build_positives(run.config, run.store, run.snapshot)
     negatives.build(run.config, run.store, run.snapshot)
-    parts = ("positives", "negatives"), ("validation", "test", "validation_negatives")
+    repeats = ["repeats"] if run.config.split.repeats else []
+    parts = ("positives", "negatives"), ("validation", "test", "validation_negatives", *repeats)
     names = [f"training_set/{n}" for n in parts[0]] + [f"held_out/{n}" for n in parts[1]]
     return _manifests(run, [name for name in names if run.store.exists(name, run.snapshot)])
 
@@ -130,6 +131,7 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     checked = time.perf_counter()
     told = ", ".join(f"{name} {manifest.rows:,} rows" for name, manifest in made.items() if manifest.rows)
     say(f"{stage.name:<11}{worked - started:7.1f} s + checks {checked - worked:.1f} s: {told or 'nothing'}")
+    notes += [note for manifest in made.values() for note in manifest.details.get("notes", [])]
     for note in notes:
         say(f"  note: {note}")
     return made

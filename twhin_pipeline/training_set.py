@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twhin_pipeline import edges, source, split
-from twhin_pipeline.buckets import Edges
+from twhin_pipeline.buckets import Buckets, Edges
 from twhin_pipeline.database import explained
 from twhin_pipeline.division import Division
 from twhin_pipeline.errors import UserError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 ASSETS = ("training_set/positives", "held_out/validation", "held_out/test")
+REPEATS = "held_out/repeats"
 SCHEMA = pa.schema(
     [
         ("chunk", pa.int32()),
@@ -43,11 +44,14 @@ ENCODING = {"lhs": "BYTE_STREAM_SPLIT", "rhs": "BYTE_STREAM_SPLIT"}
 def build_positives(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
     """Write `training_set/positives`, `held_out/validation` and `held_out/test`; return their manifests by asset.
 
+    With `split.repeats` also `held_out/repeats`: edges of training that happen again in the test's time.
+
     Positives of a relation are in a seeded random order and cut into chunks of nearly equal size, at most
     `negatives.chunk_size`. Details of each: `chunk_size`, `num_chunks`, `edges_per_relation`, `weight`; of positives
     also edges `without_row` (an entity is in no vocabulary) by relation, `entities_without_training_edge` by type, and
     edges `left_out` by `limit` and `offset`; of held-out edges `leakage` by relation (the reverse, or the same pair
-    under another relation, is in training) and `dropped` ones (an entity is in no vocabulary).
+    under another relation, is in training) and `dropped` ones (an entity is in no vocabulary), and of a test by time
+    the `repeated_edges` by relation, those of training that happen again in its time.
 
     Edges are read once, as numbers, and kept in temporary files (`TMPDIR`): 16 bytes an edge.
 
@@ -67,23 +71,20 @@ def build_positives(config: TwhinConfig, store: Store, snapshot: str) -> dict[st
         total = sum(int(part.counts.sum()) for part in division.parts)
         manifests = {}
         for part, asset in enumerate(ASSETS):
-            edges_of, weights = division.parts[part].counts, division.parts[part].weights
+            edges_of = division.parts[part].counts
             if part == split.TRAIN and not edges_of.any():
                 raise UserError(
                     "training_set/positives: no edge is left to train on; lower split.validation, split.test, "
                     "vocabulary.min_count or train_data.offset"
                 )
             with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
-                _write(draft, edges_of, config.negatives.chunk_size, division.in_order(part))
-                draft.details = {
-                    "chunk_size": config.negatives.chunk_size,
-                    "num_chunks": int(_chunks(edges_of, config.negatives.chunk_size).sum()),
-                    "edges_per_relation": dict(zip(config.model.relation_names, edges_of.tolist(), strict=True)),
-                    "share": int(edges_of.sum()) / max(total, 1),
-                    "weight": float(weights.sum()),
-                    **division.details(part),
-                }
+                draft.details = _write_part(draft, config, division.parts[part], division.in_order(part), total)
+                draft.details |= division.details(part)
             manifests[asset] = store.manifest(asset, snapshot)
+        if division.repeats is not None:
+            with store.replace(REPEATS, snapshot, config_hash=config.hash(), parents=parents) as draft:
+                draft.details = _write_part(draft, config, division.repeats, division.repeats.in_order(), total)
+            manifests[REPEATS] = store.manifest(REPEATS, snapshot)
     return manifests
 
 
@@ -94,6 +95,18 @@ def _ingested_later(config: TwhinConfig, store: Store, snapshot: str, later: str
     if not store.exists("raw_edges", later):
         edges.ingest(config, store, later)
     return store.manifest("raw_edges", later).version
+
+
+def _write_part(draft: Draft, config: TwhinConfig, part: Buckets, edges: Iterator[Edges], total: int) -> dict[str, Any]:
+    """Write a part's edges, and return what its manifest tells of them; `total` are those of all parts."""
+    _write(draft, part.counts, config.negatives.chunk_size, edges)
+    return {
+        "chunk_size": config.negatives.chunk_size,
+        "num_chunks": int(_chunks(part.counts, config.negatives.chunk_size).sum()),
+        "edges_per_relation": dict(zip(config.model.relation_names, part.counts.tolist(), strict=True)),
+        "share": int(part.counts.sum()) / max(total, 1),
+        "weight": float(part.weights.sum()),
+    }
 
 
 def _chunks(sizes: Array, chunk_size: int) -> Array:
