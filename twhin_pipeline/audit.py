@@ -96,8 +96,11 @@ class _Views:
     def _config_tables(self) -> None:
         model = self.config.model
         divided = splittable(self.config).tolist()
-        rows = [f"({i}, {_text(r.name)}, {_text(r.lhs)}, {_text(r.rhs)}, {_text(r.operator)}, {list(s)}::TINYINT[], {d})"
-                for i, (r, s, d) in enumerate(zip(model.relations, sides_of(self.config), divided, strict=True))]  # fmt: skip
+        each = zip(model.relations, sides_of(self.config), divided, strict=True)
+        rows = [
+            f"({i}, {_text(r.name)}, {_text(r.lhs)}, {_text(r.rhs)}, {_text(r.operator)}, {list(s)}::TINYINT[], {d})"
+            for i, (r, s, d) in enumerate(each)
+        ]
         names = "rel, name, lhs, rhs, operator, sides, divided"
         self._table("relation", f"SELECT * FROM (VALUES {', '.join(rows)}) t({names})")
         floors = [f"({_text(metric)}, {least!r}::DOUBLE)" for metric, least in self.config.evaluation.floors.items()]

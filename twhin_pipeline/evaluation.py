@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from twhin_pipeline import database
+from twhin_pipeline import database, repeats
 from twhin_pipeline.baselines import read_degrees
 from twhin_pipeline.classification import auc, rce, sample_negatives, score_sampled
 from twhin_pipeline.config import TwhinConfig
@@ -101,7 +101,7 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     """
     started = time.monotonic()
     tables = ModelTables.open(store, snapshot)
-    versions = _parents(tables, config, snapshot)
+    versions = _parents(tables, config, snapshot) | repeats.parents(config, store, snapshot)
     held_out = HeldOut.open(store, snapshot)
     device = torch.device("cuda" if config.launch.device != "cpu" and torch.cuda.is_available() else "cpu")
     scorer = tables.scorer().to(device)
@@ -115,7 +115,8 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     ]
     with database.connect(config, store) as con:
         measured = _measure(con, config.model.relation_names, scores, held_out, config.evaluation)
-    table = _table(measured, config.evaluation)
+    again = repeats.measure(config, store, snapshot, scores)
+    table = pa.concat_tables([_table(measured, config.evaluation), again], promote_options="default")
     metrics, baseline = _overall(measured, config)
     with store.replace("evaluation", snapshot, config_hash=config.hash(), parents=versions) as draft:
         draft.write(table)

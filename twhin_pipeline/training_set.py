@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from twhin_pipeline import edges, source, split
 from twhin_pipeline.buckets import Buckets, Edges
+from twhin_pipeline.checks import REPEATS
 from twhin_pipeline.database import explained
 from twhin_pipeline.division import Division
 from twhin_pipeline.errors import UserError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 ASSETS = ("training_set/positives", "held_out/validation", "held_out/test")
-REPEATS = "held_out/repeats"
 SCHEMA = pa.schema(
     [
         ("chunk", pa.int32()),
