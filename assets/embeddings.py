@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets import checks
+from assets import checks, refit
 from assets.provenance import key
 from assets.stage import POOL, counts, opened, picture, spec, table, table_metadata
 from resources.configuration import ConfigurationResource
@@ -23,7 +23,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     entities = config.model.table_names
     names = [f"embeddings/{name}" for name in (*entities, "relations")]
     # The evaluation is above so that its gates hold back vectors that fail them.
-    above = ["twhin_model", "evaluation"]
+    above = ["twhin_model", "evaluation", *([refit.TABLE] if refit.exists(config) else [])]
     vocabularies = [f"vocabulary/{entity}" for entity in entities]
     texts = {f"embeddings/{entity}": f"Each {entity}'s vector, by its id." for entity in entities}
     texts["embeddings/relations"] = "Each relation's operator and its parameters; completes the set of tables."
@@ -47,9 +47,11 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     ) -> Iterator[dg.MaterializeResult]:
         from twhin_pipeline.embeddings import load_model
         from twhin_pipeline.export import export
+        from twhin_pipeline.refit import published as refitted
 
         with opened(context, configuration, store, [*above, *vocabularies]) as (loaded, tables, snapshot):
-            manifests = export(loaded, tables, snapshot)
+            published = refitted(loaded, tables, snapshot)
+            manifests = export(loaded, published, snapshot)
             model = load_model(tables.root, snapshot)
             for name in names:
                 manifest = manifests[name]
@@ -59,7 +61,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
                 if name != "embeddings/relations":
                     metadata |= _metadata(tables, manifest, loaded, model)
                 else:
-                    metadata |= tracking.register(tables, snapshot)
+                    metadata |= tracking.register(published, snapshot)
                 yield dg.MaterializeResult(asset_key=key(name), metadata=metadata)
 
     return [embeddings, checks.make("embeddings_checks", config, names)]

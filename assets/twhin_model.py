@@ -13,6 +13,7 @@ from resources.launcher import LauncherResource
 from resources.store import StoreResource
 from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.pipeline import Run
 from twhin_pipeline.store import Manifest, Store
 
 SHOWN_ELSEWHERE = ("model", "mlflow_run_id")
@@ -48,16 +49,24 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         launcher: LauncherResource,
     ) -> dg.MaterializeResult:
         with opened(context, configuration, store, above) as (loaded, tables, snapshot):
-            with tracking.run(context, tables, snapshot, loaded) as run:
-                env = {"MLFLOW_RUN_ID": run.run_id, "MLFLOW_TRACKING_URI": tracking.uri(tables)}
-                overrides = configuration.overrides()
-                reported = launcher.train(context, configuration.file, overrides, tables, snapshot, env)
-            manifest = tables.manifest("twhin_model", snapshot)
-            told = {k: v for k, v in (reported.metadata or {}).items() if k not in SHOWN_ELSEWHERE}
-            shown = {**told, **_metadata(tables, manifest, loaded)}
-            return dg.MaterializeResult(metadata=shown | {"mlflow_run": tracking.link(tables, run.run_id)})
+            run = Run(loaded, configuration.file, configuration.overrides(), tables, snapshot)
+            return dg.MaterializeResult(metadata=trained(context, run, tracking, launcher))
 
     return [twhin_model, checks.make("twhin_model_checks", config, ["twhin_model"])]
+
+
+def trained(
+    context: dg.AssetExecutionContext, run: Run, tracking: TrackingResource, launcher: LauncherResource
+) -> dict[str, Any]:
+    """Train under torchrun in an MLflow run of its own; return what to show."""
+    tables, snapshot = run.store, run.snapshot
+    with tracking.run(context, tables, snapshot, run.config) as tracked:
+        env = {"MLFLOW_RUN_ID": tracked.run_id, "MLFLOW_TRACKING_URI": tracking.uri(tables)}
+        reported = launcher.train(context, run.config_path, run.overrides, tables, snapshot, env)
+    manifest = tables.manifest("twhin_model", snapshot)
+    told = {k: v for k, v in (reported.metadata or {}).items() if k not in SHOWN_ELSEWHERE}
+    shown = {**told, **_metadata(tables, manifest, run.config)}
+    return shown | {"mlflow_run": tracking.link(tables, tracked.run_id)}
 
 
 def _metadata(store: Store, manifest: Manifest, config: TwhinConfig) -> dict[str, Any]:

@@ -6,7 +6,8 @@ edges may be held out), `entity(entity, size, asked)` (asked: the check is about
 `dated_edges(lhs, rel, rhs, first_time)` (none, unless the split goes by time), `raw_edges_rejected`,
 `previous_edges(rel)`, `source(source, read, max_rejected_share)`, `kept_share(rel, share)`,
 `vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`, `held_out(split, …)`, `losses`,
-`model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding)`, `embedding_relation`.
+`model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding, trained_edges)`,
+`embedding_relation`.
 
 What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked
 edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `pools` (the checked negatives),
@@ -301,6 +302,9 @@ class _Views:
             self._view("embedding_relation", f"SELECT * FROM {self._scan(files, '1')}")
             return
         columns = f"{_text(name)} AS entity, CAST(id AS VARCHAR) AS id, row, CAST(embedding AS FLOAT[]) AS embedding"
+        # Tables of earlier versions do not have it.
+        counted = "trained_edges" in self.store.manifest(self.table, self.snapshot).schema
+        columns += ", trained_edges" if counted else ", NULL::BIGINT AS trained_edges"
         self._view("embeddings", f"SELECT {columns} FROM {self._scan(self._files(self.table), '1')}")
 
 

@@ -76,7 +76,7 @@ def _files(store: Store, manifest: Manifest) -> dict[str, list[str]]:
     """Return a manifest's Parquet files by view."""
     view = manifest.asset.replace("/", "_")
     files = store.files_of(manifest)
-    if manifest.asset != "twhin_model":
+    if not manifest.asset.endswith("twhin_model"):
         return {view: files} if files else {}
     base = store.path(manifest.asset, manifest.snapshot, manifest.version) + "/"
     found: dict[str, list[str]] = {}

@@ -125,6 +125,7 @@ CHECKS: dict[str, Check] = {
         Check("vectors_finite", _EMBEDDINGS),
         Check("norms_sound", _EMBEDDINGS),
         Check("vectors_spread", _EMBEDDINGS),
+        Check("entities_trained", _EMBEDDINGS, blocking=False, severity="WARN"),
         Check("relations_match_model", ("embeddings/relations",)),
     )
 }
@@ -186,7 +187,7 @@ def run_blocking(config: TwhinConfig, store: Store, snapshot: str, tables: Itera
                     raise UserError(
                         f"{line}\n{rows_as_markdown(result.offending, 5)}\nMend the cause and run it again."
                     )
-                notes[number] = line
+                notes[number] = f"{line} {_first(result.offending)}".rstrip()
     return [notes[number] for number in sorted(notes)]
 
 
@@ -213,6 +214,16 @@ def rows_as_markdown(table: pa.Table | None, limit: int = 20, width: int = 80) -
     if table.num_rows > limit:
         lines.append(f"\n… and {table.num_rows - limit:,} more")
     return "\n".join(lines)
+
+
+def _first(offending: pa.Table | None) -> str:
+    """Say what the first offending row is, and how many more there are."""
+    if offending is None or not offending.num_rows:
+        return ""
+    row = ", ".join(
+        f"{name} {_cell(value, 40)}" for name, value in offending.slice(0, 1).to_pylist()[0].items() if name != "ok"
+    )
+    return f"First: {row}" + (f"; {offending.num_rows - 1:,} more" if offending.num_rows > 1 else "")
 
 
 def _cell(value: Any, width: int) -> str:

@@ -111,6 +111,7 @@ STAGE_HELP = {
     "sample": "Split the edges and sample negatives.",
     "train": "Train the model under torchrun.",
     "evaluate": "Measure the model on held-out edges.",
+    "refit": "Train once more, on all edges.",
     "export": "Write embedding tables by id.",
 }
 for _name, _text in STAGE_HELP.items():

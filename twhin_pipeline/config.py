@@ -11,7 +11,7 @@ import typing
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 import yaml
@@ -41,6 +41,11 @@ from twhin_pipeline.sections.tune import TuneConfig
 class TwhinConfig(Section):
     """The whole configuration. Sections and fields are named as published; what that lacks stands beside them."""
 
+    recipe: Literal["auto", "interactions", "graph", "none"] = "auto"
+    """Where fields that are left out get their values from. `auto`: from a recipe, chosen by the graph's schema and
+    counts once its edges are ingested. `interactions` (users and items: relations between different types) and `graph`
+    (relations among entities of one type) name the recipe. `none`: the defaults on this page. A value in the file or
+    given by `--set` always wins. Without a source, as in the published system, there is no recipe."""
     model: TwhinModelConfig
     """Tables, relations and the scorer."""
     runtime: RuntimeConfig = RuntimeConfig()

@@ -12,14 +12,14 @@ from typing import Any
 
 import dagster as dg
 
-from assets import automation, edges, embeddings, evaluation, training_set, tune, twhin_model, vocabularies
+from assets import automation, edges, embeddings, evaluation, refit, training_set, tune, twhin_model, vocabularies
 from resources.configuration import ConfigurationResource
 from resources.launcher import LauncherResource
 from resources.store import StoreResource
 from resources.tracking import TrackingResource
 from twhin_pipeline.source import find_snapshots
 
-STAGES = (edges, vocabularies, training_set, twhin_model, evaluation, embeddings)
+STAGES = (edges, vocabularies, training_set, twhin_model, evaluation, refit, embeddings)
 
 
 def build_defs(

@@ -18,7 +18,7 @@ import torch
 
 from twhin_pipeline.entity_table import BATCH_ROWS, EntityTable, UnknownId
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.model_files import locate, parameters_of
+from twhin_pipeline.model_files import locate, model_version, parameters_of
 from twhin_pipeline.relation_scores import RelationScores, to_tensor
 from twhin_pipeline.scorer import Scorer
 from twhin_pipeline.sections.model import TwhinModelConfig
@@ -242,7 +242,7 @@ def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
             )
         tables[name] = EntityTable.open(store, manifest)
     scorer = Scorer.from_rows(model_config, _relation_rows(store, relations))
-    version = relations.parents["twhin_model"]
+    version = model_version(relations)
     return TwhinEmbeddings(model_config, tables, scorer, snapshot, version, normalized=relations.details["normalize"])
 
 

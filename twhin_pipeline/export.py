@@ -37,16 +37,21 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
     """
     tables = ModelTables.open(store, snapshot)
     model = tables.manifest
+    trained = trained_edges(store, snapshot, tables)
     threads = min(database.threads(config), THREADS)
     with ExitStack() as drafts:
         files = []
         for entity in tables.names:
-            parents = {"twhin_model": model.version, **tables.trained_on([f"vocabulary/{entity}"])}
-            source = _Source.open(tables, entity, config.export)
+            parents = {model.asset: model.version, **tables.trained_on([f"vocabulary/{entity}"])}
+            source = _Source.open(tables, entity, config.export, trained[entity])
             draft = drafts.enter_context(
                 store.replace(f"embeddings/{entity}", snapshot, config_hash=config.hash(), parents=parents)
             )
-            draft.details = {"data_type": config.export.data_type, "normalize": config.export.normalize}
+            draft.details = {
+                "data_type": config.export.data_type,
+                "normalize": config.export.normalize,
+                "untrained": int((trained[entity] == 0).sum()),
+            }
             starts = range(0, max(source.rows, 1), config.export.rows_per_file)
             files += [(draft, source, number, first) for number, first in enumerate(starts)]
         with ThreadPoolExecutor(threads, "export") as pool:
@@ -54,7 +59,7 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
                 pass
     written = {asset: store.manifest(asset, snapshot) for asset in (f"embeddings/{name}" for name in tables.names)}
     asset = "embeddings/relations"
-    parents = {"twhin_model": model.version, **{name: manifest.version for name, manifest in written.items()}}
+    parents = {model.asset: model.version, **{name: manifest.version for name, manifest in written.items()}}
     with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.write(_relations(tables))
         draft.details = {
@@ -64,6 +69,24 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
         }
     written[asset] = store.manifest(asset, snapshot)
     return written
+
+
+def trained_edges(store: Store, snapshot: str, tables: ModelTables) -> dict[str, np.ndarray]:
+    """Count, by entity type, the training edges of each row, at either end: int64 `[N]`.
+
+    A vector of 0 edges is as it was drawn, or as an earlier model left it.
+    """
+    found = {name: np.zeros(max(tables.rows(name), 1), np.int64) for name in tables.names}
+    relations = tables.config.relations
+    manifest = store.manifest("training_set/positives", snapshot)
+    for batch in store.batches(store.files_of(manifest), ["lhs", "rhs", "rel"], BATCH_ROWS):
+        rel = batch.column("rel").to_numpy()
+        for side in ("lhs", "rhs"):
+            rows = batch.column(side).to_numpy()
+            for number in np.unique(rel).tolist():
+                counts = found[getattr(relations[number], side)]
+                np.add.at(counts, rows[rel == number], 1)
+    return found
 
 
 @dataclass(frozen=True)
@@ -77,21 +100,29 @@ class _Source:
     rows: int
     schema: pa.Schema
     options: ExportConfig
+    trained: np.ndarray
 
     @property
     def dim(self) -> int:
         return int(self.schema.field("embedding").type.list_size)
 
     @classmethod
-    def open(cls, tables: ModelTables, entity: str, options: ExportConfig) -> _Source:
+    def open(cls, tables: ModelTables, entity: str, options: ExportConfig, trained: np.ndarray) -> _Source:
         store, vocabulary = tables.store, f"vocabulary/{entity}"
         manifest = store.manifest(vocabulary, tables.manifest.snapshot)
         files = store.files_of(manifest)
         with store.parquet(files[0]) as file:
             ids = file.schema_arrow.field("id").type
         vectors = vectors_type(tables.config.embedding_dim, ELEMENT[options.data_type])
-        schema = pa.schema([("id", ids), ("row", pa.int64()), pa.field("embedding", vectors, nullable=False)])
-        return cls(store, entity, files, tables.parts(entity), manifest.rows, schema, options)
+        schema = pa.schema(
+            [
+                ("id", ids),
+                ("row", pa.int64()),
+                pa.field("embedding", vectors, nullable=False),
+                ("trained_edges", pa.int64()),
+            ]
+        )
+        return cls(store, entity, files, tables.parts(entity), manifest.rows, schema, options, trained)
 
 
 def _write_file(draft: Draft, source: _Source, number: int, first: int) -> None:
@@ -102,17 +133,21 @@ def _write_file(draft: Draft, source: _Source, number: int, first: int) -> None:
     vectors = _Vectors(store.batches(source.parts, ["row", "embedding"], size, first, count), source.entity)
     with draft.writer(f"part-{number:05d}.parquet", source.schema) as writer:
         for batch in rows:
-            writer.write_table(_encode(batch, vectors.take(batch.column("row")), source.schema, source.options))
+            found = vectors.take(batch.column("row"))
+            writer.write_table(_encode(batch, found, source.trained, source.schema, source.options))
 
 
-def _encode(batch: pa.RecordBatch, vectors: np.ndarray, schema: pa.Schema, options: ExportConfig) -> pa.Table:
+def _encode(
+    batch: pa.RecordBatch, vectors: np.ndarray, trained: np.ndarray, schema: pa.Schema, options: ExportConfig
+) -> pa.Table:
     if options.normalize:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = vectors / np.where(lengths > 0, lengths, 1)
     kind = schema.field("embedding").type
     values = pa.array(vectors.astype(kind.value_type.to_pandas_dtype(), copy=False).ravel(), kind.value_type)
     embedding = pa.FixedSizeListArray.from_arrays(values, type=kind)
-    return pa.Table.from_arrays([batch.column("id"), batch.column("row"), embedding], schema=schema)
+    edges = pa.array(trained[batch.column("row").to_numpy()])
+    return pa.Table.from_arrays([batch.column("id"), batch.column("row"), embedding, edges], schema=schema)
 
 
 class _Vectors:

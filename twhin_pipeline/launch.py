@@ -93,6 +93,7 @@ def torchrun_command(
         f"--log-dir={log_dir}",
     ]
     train = ["--config", config_path, "--snapshot", snapshot, "--home", store.root]
+    train += ["--view", store.view] if store.view else []
     for override in overrides:
         train += ["--set", override]
     wrapper = [sys.executable, "-m", "twhin_pipeline.launch"]

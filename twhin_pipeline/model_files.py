@@ -228,17 +228,19 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None) -> tuple[
             one.
     """
     version: str | None = None
+    view: str | None = None
     if path.startswith(("models:/", "runs:/")):
         from twhin_pipeline import tracking  # loads mlflow
 
         registered = tracking.pointer(path)
         root, at, version = registered["store"], registered["snapshot"], registered["version"]
+        view = registered.get("view")
     else:
         named = re.fullmatch(rf"(.+?)(?:@|/{ASSET}/)(\d{{4}}-\d{{2}}-\d{{2}})/?", path)
         root, at = (named[1], named[2]) if named else (path, snapshot)
     if at is not None and snapshot not in (None, at):
         raise UserError(f"{path} and snapshot={snapshot!r} name two snapshots; give one of them")
-    store = Store(root)
+    store = Store(root, view)
     made = store.snapshots(asset)
     if not made or (at is not None and at not in made):
         there = f"it has {', '.join(made)}" if made else "it has none of any snapshot"
@@ -248,13 +250,18 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None) -> tuple[
     at = at or made[-1]
     if version is not None:
         manifest = store.manifest(asset, at)
-        held = manifest.version if asset == ASSET else manifest.parents[ASSET]
+        held = manifest.version if asset == ASSET else model_version(manifest)
         if held != version:
             raise UserError(
                 f"{path} is version {version} of snapshot {at}, and the store now holds {held}, trained later; load a "
                 "newer version of the registered model"
             )
     return store, at
+
+
+def model_version(manifest: Manifest) -> str:
+    """Return the version of the model that a table of vectors was exported from."""
+    return next(version for table, version in manifest.parents.items() if table.endswith(ASSET))
 
 
 def manifest_details(config: TwhinConfig) -> dict[str, Any]:

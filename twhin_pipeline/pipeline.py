@@ -36,6 +36,8 @@ class Stage:
     function: Callable[[Run], dict[str, Manifest]]
     reads: tuple[str, ...] = ()
     """Tables that have to fit each other; `vocabulary/*` stands for every entity type's."""
+    left_out: Callable[[Run], str | None] = lambda run: None
+    """Says why there is nothing to do, or None."""
 
 
 def ingest(run: Run) -> dict[str, Manifest]:
@@ -82,11 +84,30 @@ def evaluate(run: Run) -> dict[str, Manifest]:
     return {"evaluation": evaluation.evaluate(run.config, run.store, run.snapshot)}
 
 
+def refit(run: Run) -> dict[str, Manifest]:
+    """Train once more, on all edges: `refit/twhin_model`. The training set and the model pass the usual checks."""
+    from twhin_pipeline import checks
+    from twhin_pipeline import refit as again
+
+    prepared, made = again.prepare(run)
+    checks.run_blocking(prepared.config, prepared.store, run.snapshot, made)
+    manifest = again.train(prepared)
+    checks.run_blocking(prepared.config, prepared.store, run.snapshot, ["twhin_model"])
+    return {manifest.asset: manifest}
+
+
+def _not_refit(run: Run) -> str | None:
+    from twhin_pipeline import refit as again
+
+    return again.reason_against(run.config, run.store, run.snapshot)
+
+
 def export(run: Run) -> dict[str, Manifest]:
     """Write the vectors by id: `embeddings/<entity>` and `embeddings/relations`."""
     from twhin_pipeline import export as room
+    from twhin_pipeline import refit as again
 
-    room.export(run.config, run.store, run.snapshot)
+    room.export(run.config, again.published(run.config, run.store, run.snapshot), run.snapshot)
     return _manifests(run, [f"embeddings/{name}" for name in (*run.config.model.table_names, "relations")])
 
 
@@ -104,6 +125,7 @@ STAGES: dict[str, Stage] = {
         Stage("sample", "Split the edges and sample negatives.", sample, ("raw_edges", "vocabulary/*")),
         Stage("train", "Train the model under torchrun.", train, TRAINED_ON),
         Stage("evaluate", "Measure the model on held-out edges.", evaluate, ("twhin_model", "held_out/test")),
+        Stage("refit", "Train once more, on all edges.", refit, ("twhin_model", "vocabulary/*"), _not_refit),
         Stage("export", "Write embedding tables by id.", export, ("twhin_model", "vocabulary/*")),
     )
 }
@@ -123,6 +145,9 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     run.store.refuse_stale(run.snapshot, reads)
     if reads:
         run = replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
+    if (reason := stage.left_out(run)) is not None:
+        say(f"{stage.name:<11}   left out: {reason}")
+        return {}
     started = time.perf_counter()
     made = stage.function(run)
     worked = time.perf_counter()
@@ -156,15 +181,18 @@ def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: 
 
 def register(run: Run, say: Say) -> None:
     """Register the model in MLflow with what evaluation measured; where its run is not to be found, say so."""
+    from twhin_pipeline import refit as again
     from twhin_pipeline import tracking
 
-    run_id = run.store.manifest("twhin_model", run.snapshot).details.get("mlflow_run_id")
+    config = relations.resolve(run.config, run.store, run.snapshot)
+    published = again.published(config, run.store, run.snapshot)
+    run_id = published.manifest("twhin_model", run.snapshot).details.get("mlflow_run_id")
     if not run_id or not tracking.run_exists(run.store, run_id):
         say(f"  note: the model is not registered: no run of it at {tracking.uri(run.store)}")
         return
     measured = run.store.manifest("evaluation", run.snapshot).details["metrics"]
     metrics = {tracking.allowed_name(name): float(value) for name, value in measured.items() if value is not None}
-    say(f"registered {tracking.register_model(run.store, run.snapshot, metrics)} at {tracking.uri(run.store)}")
+    say(f"registered {tracking.register_model(published, run.snapshot, metrics)} at {tracking.uri(run.store)}")
 
 
 def _manifests(run: Run, assets: Sequence[str]) -> dict[str, Manifest]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from twhin_pipeline import recipes
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sections.model import EVERY_OTHER
@@ -20,6 +21,28 @@ if TYPE_CHECKING:
 
 
 def resolve(config: TwhinConfig, store: Store, snapshot: str) -> TwhinConfig:
+    """Return the configuration as a stage after ingestion reads it: each relation listed, each field chosen.
+
+    `"*"` becomes the relations that `raw_edges` of the snapshot has, and, once the vocabularies are there, the recipe
+    fills in what the configuration leaves out (`recipes`). What is resolved already stays as it is.
+
+    Raises:
+        UserError: The snapshot has no `raw_edges`, `split.relations` names none of its relations, or the recipe's
+            values contradict the configuration's.
+    """
+    return recipe(config, store, snapshot).config
+
+
+def recipe(config: TwhinConfig, store: Store, snapshot: str) -> recipes.Recipe:
+    """Return what `resolve` returns with the recipe's name, values and reasons. Raises UserError as `resolve` does."""
+    listed = with_relations(config, store, snapshot)
+    counts = recipes.Counts.read(listed, store, snapshot)
+    if counts is None:
+        return recipes.Recipe(recipes.NONE, "it is chosen when edges and vocabularies are made", listed)
+    return recipes.apply(listed, counts)
+
+
+def with_relations(config: TwhinConfig, store: Store, snapshot: str) -> TwhinConfig:
     """Return the configuration with the relations that `raw_edges` of the snapshot has; itself where it has no `"*"`.
 
     Raises:
@@ -55,14 +78,13 @@ def with_found(config: TwhinConfig, found: Iterable[str]) -> TwhinConfig:
             "model.relations: none is listed, and none is found in the source for '*'; mend source.path or "
             "source.columns.rel"
         )
-    model = config.model.model_dump()
-    model["relations"] = [
-        *(relation.model_dump() for relation in listed),
-        *({**every_other.model_dump(), "name": name} for name in new),
+    data = config.model_dump(exclude_unset=True)  # what is left out stays so, for the recipe
+    data["model"]["relations"] = [
+        *(relation.model_dump(exclude_unset=True) for relation in listed),
+        *({**every_other.model_dump(exclude_unset=True), "name": name} for name in new),
     ]
     try:
-        # The other sections stay as they are: a source knows the folder that its path is relative to.
-        return TwhinConfig.model_validate({**dict(config), "model": model})
+        return TwhinConfig.model_validate(data)
     except ValidationError as error:
         told = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
         raise UserError(f"with the {len(new)} relations found in the source for '*': {told}") from error

@@ -40,7 +40,11 @@ MAKERS = {
     "twhin_model": "train",
     "evaluation": "evaluate",
     "embeddings": "export",
+    "refit": "refit",
 }
+VIEWS = {"refit": {name: f"refit/{name}" for name in ("training_set", "held_out", "twhin_model")}}
+"""Views of a store, by name: each shows tables of its own under the usual names, so that the same stages make them.
+`refit` has the model that is trained once more on all edges, and its training set (`refit.py`)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ class Manifest:
 class Store:
     """Tables under one root: a folder, or any fsspec URL."""
 
-    def __init__(self, root: str | None = None) -> None:
+    def __init__(self, root: str | None = None, view: str | None = None) -> None:
+        """Open a store, or one of its `VIEWS`."""
+        self.view = view
         root = str(root or os.environ.get("TWHIN_HOME") or DEFAULT_HOME)
         self.fs, path = fsspec.core.url_to_fs(root)
         protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
@@ -75,11 +81,20 @@ class Store:
         self.root: str = os.path.abspath(path) if self.is_local else f"{protocol}://{path.rstrip('/')}"
 
     def __repr__(self) -> str:
-        return f"Store({self.root!r})"
+        return f"Store({self.root!r})" if self.view is None else f"Store({self.root!r}, {self.view!r})"
+
+    def seen_as(self, view: str | None) -> Store:
+        """Return a view of the same store; None: the store itself."""
+        return Store(self.root, view)
+
+    def real(self, asset: str) -> str:
+        """Return a table's name in the store, where this view shows one of its own under the usual name."""
+        first, slash, rest = asset.partition("/")
+        return f"{VIEWS[self.view].get(first, first)}{slash}{rest}" if self.view else asset
 
     def path(self, *parts: str) -> str:
         """Return the path or URL of something under the root."""
-        return "/".join([self.root, *parts])
+        return "/".join([self.root, *(self.real(part) if i == 0 else part for i, part in enumerate(parts))])
 
     def exists(self, asset: str, snapshot: str) -> bool:
         """Tell whether the table is finished."""
@@ -183,7 +198,7 @@ class Store:
 
     def versions(self, snapshot: str, assets: Iterable[str]) -> dict[str, str]:
         """Return the present version of each table, for a child's `parents`. Raises UserError where one is missing."""
-        return {asset: self.manifest(asset, snapshot).version for asset in assets}
+        return {self.real(asset): self.manifest(asset, snapshot).version for asset in assets}
 
     def stale(self, asset: str, snapshot: str) -> list[str]:
         """Return the parents of a finished table that have been made anew (or are gone) since it read them."""
@@ -286,7 +301,7 @@ class Draft:
                     schema = schema or {f.name: str(f.type) for f in parquet.schema_arrow}
             files.append(entry)
         manifest = Manifest(
-            asset=self.asset,
+            asset=self.store.real(self.asset),
             snapshot=self.snapshot,
             version=self.version,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -170,6 +170,7 @@ def start_run(store: Store, snapshot: str, config: TwhinConfig, tags: Mapping[st
             "twhin.snapshot": snapshot,
             "twhin.config_hash": config.hash(),
             "twhin.store": store.root,
+            **({"twhin.view": store.view} if store.view else {}),
             **(tags or {}),
         },
     )
@@ -221,6 +222,7 @@ def register_model(
             "store": store.root,
             "snapshot": snapshot,
             "version": manifest.version,
+            "view": store.view,
             "model": manifest.details["model"],
         }
         (Path(folder) / POINTER).write_text(json.dumps(registered, indent=1))

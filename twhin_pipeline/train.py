@@ -89,13 +89,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="YAML file: path or URL")
     parser.add_argument("--snapshot", required=True, help="YYYY-MM-DD")
     parser.add_argument("--home", help="the store's root (default: TWHIN_HOME, else .twhin)")
+    parser.add_argument("--view", help="a view of the store, such as refit: its training set and model")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
     options = parser.parse_args(arguments)
     _quiet_libraries()
     try:
         with stop_on_signal() as stop:
             config = load_config(options.config, options.set)
-            run(config, Store(options.home), options.snapshot, stop=stop)
+            run(config, Store(options.home, options.view), options.snapshot, stop=stop)
     except UserError as error:
         _tell(error)
         sys.exit(USER_ERROR_EXIT)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from twhin_pipeline import warm_start
+from twhin_pipeline import refit, warm_start
 from twhin_pipeline.batch import EdgeBatch
 from twhin_pipeline.checkpoint import CheckpointFolder, folder_of
 from twhin_pipeline.config import TwhinConfig
@@ -297,7 +297,7 @@ class Trainer:
         optional = ["held_out/validation", "held_out/validation_negatives"]
         assets += [asset for asset in optional if self.store.exists(asset, self.snapshot)]
         self.store.refuse_stale(self.snapshot, assets)
-        return self.store.versions(self.snapshot, assets)
+        return {**self.store.versions(self.snapshot, assets), **refit.parents(self.store, self.snapshot)}
 
     def _write_model(self, reason: str) -> dict[str, Any]:
         """Go back to the best step, if the validation set knows one, and write the table `twhin_model`."""

@@ -64,6 +64,9 @@ class TrainingConfig(Section):
     eval_max_edges: int = Field(5_000, ge=1)
     """Validation edges that such a metric ranks at most, drawn by `evaluation.seed`: one of each relation and the rest
     in proportion (of retrieval, heads with all their edges)."""
+    refit: bool = True
+    """After the evaluation train once more, on all edges, held-out ones included, for the epochs that validation chose,
+    and export that model; false exports the one that was evaluated. It takes as long as the training before."""
     seed: int = 0
     """Seed of initial vectors and of the order of chunks."""
 

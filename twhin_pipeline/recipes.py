@@ -1,0 +1,366 @@
+"""Recipes: values for the fields that a configuration leaves out, chosen from the graph's schema and counts.
+
+A configuration says what its graph is; how to train it well depends on the graph, and the recipe knows that. It looks
+at the types that relations join, and at how many edges and entities there are, and sets every field of the model, the
+negatives, the loss and the training loop that the file does not. A value in the file, or given by `--set`, always wins,
+and the values that depend on it follow: a file that says `comparator: cosine` gets the temperature of a cosine.
+
+`docs/model.md` has the measurements behind the values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from twhin_pipeline.store import Store
+
+INTERACTIONS, GRAPH, NONE, AUTO = "interactions", "graph", "none", "auto"
+LARGE_TABLE = 2_000_000
+"""Rows above which a table's optimizer keeps one number a row instead of one an element."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a recipe looks at: edges by relation, and entities by type."""
+
+    edges: Mapping[str, int]
+    entities: Mapping[str, int]
+
+    @classmethod
+    def read(cls, config: TwhinConfig, store: Store, snapshot: str) -> Counts | None:
+        """Read the counts of a snapshot; None where its edges or a vocabulary are not there yet."""
+        vocabularies = {name: f"vocabulary/{name}" for name in config.model.table_names}
+        if not all(store.exists(table, snapshot) for table in ("raw_edges", *vocabularies.values())):
+            return None
+        edges = store.manifest("raw_edges", snapshot).details.get("edges_per_relation", {})
+        entities = {name: store.manifest(table, snapshot).rows for name, table in vocabularies.items()}
+        return cls({name: int(edges.get(name, 0)) for name in config.model.relation_names}, entities)
+
+    @property
+    def total(self) -> int:
+        """All edges."""
+        return sum(self.edges.values())
+
+    @property
+    def degree(self) -> float:
+        """Mean number of edges an entity has, both ends counted."""
+        return 2 * self.total / max(sum(self.entities.values()), 1)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One field: its path as for `--set`, its value, whether the recipe chose it, and why."""
+
+    path: str
+    value: Any
+    chosen: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe came to. `name` is `none` where nothing was chosen."""
+
+    name: str
+    reason: str
+    config: TwhinConfig
+    values: list[Value] = field(default_factory=list)
+
+    def as_details(self) -> dict[str, Any]:
+        """Return the recipe as JSON values, for a manifest."""
+        return {"name": self.name, "reason": self.reason, "values": [asdict(value) for value in self.values]}
+
+    def lines(self) -> list[str]:
+        """Say in a few lines what was chosen."""
+        if self.name == NONE:
+            return [f"recipe: none ({self.reason})"]
+        kept = [value for value in self.values if not value.chosen]
+        told = [f"recipe: {self.name}, because {self.reason}"]
+        told += [f"  {value.path} = {_text(value.value)}: {value.reason}" for value in self.values if value.chosen]
+        if kept:
+            told.append("  set by the configuration: " + ", ".join(value.path for value in kept))
+        return told
+
+
+def apply(config: TwhinConfig, counts: Counts) -> Recipe:
+    """Choose a recipe, unless `recipe` names one, and fill in the fields that the configuration leaves out.
+
+    Args:
+        config: A configuration whose relations are all listed.
+        counts: Of the snapshot that is trained.
+
+    Raises:
+        UserError: The chosen values contradict the configuration's; names the fields.
+    """
+    name, reason = _name_of(config, counts)
+    if name == NONE:
+        return Recipe(NONE, reason, config)
+    values = _Values(config, counts)
+    (_interactions if name == INTERACTIONS else _graph)(values)
+    try:
+        # The source stays as it is: it knows the folder that its path is relative to.
+        chosen = TwhinConfig.model_validate({**values.data, **values.kept})
+        return Recipe(name, reason, chosen, values.values)
+    except ValueError as error:
+        raise UserError(
+            f"recipe {name}: its values contradict the configuration's: {' '.join(str(error).split())}; set these "
+            "fields too, or recipe: none"
+        ) from error
+
+
+def _name_of(config: TwhinConfig, counts: Counts) -> tuple[str, str]:
+    """Return which recipe suits the graph, and why."""
+    if config.recipe == NONE:
+        return NONE, "the configuration says so"
+    if not config.all_sources:
+        return NONE, "a configuration of the published system says everything itself"
+    relations = config.model.relations
+    same = sum(counts.edges[r.name] for r in relations if r.lhs == r.rhs) / max(counts.total, 1)
+    found = (
+        f"{len(relations)} relation{'s' if len(relations) > 1 else ''} over {len(counts.entities)} entity "
+        f"type{'s' if len(counts.entities) > 1 else ''}, {counts.total:,} edges, {same:.0%} of them between "
+        "entities of one type"
+    )
+    if config.recipe != AUTO:
+        return config.recipe, f"the configuration says so ({found})"
+    return (GRAPH if same >= 0.5 else INTERACTIONS), f"the graph has {found}"
+
+
+class _Values:
+    """The configuration as nested data, and what has been chosen so far."""
+
+    def __init__(self, config: TwhinConfig, counts: Counts) -> None:
+        self.config, self.counts = config, counts
+        self.kept = {name: getattr(config, name) for name in ("source", "sources") if name in config.model_fields_set}
+        self.data: dict[str, Any] = config.model_dump(exclude_unset=True, exclude={"source", "sources"})
+        self.values: list[Value] = []
+
+    def get(self, path: str) -> Any:
+        """Return the value in force: the file's, the recipe's, or the default."""
+        node: Any = self.data
+        keys = path.split(".")
+        for key in keys:
+            if not isinstance(node, dict) or key not in node:
+                break
+            node = node[key]
+        else:
+            return node
+        given: Any = self.config
+        for key in keys:
+            given = getattr(given, key)
+        return given
+
+    def is_set(self, path: str) -> bool:
+        """Tell whether the file, or the recipe, says this field."""
+        node: Any = self.data
+        for key in path.split("."):
+            if not isinstance(node, dict) or key not in node:
+                return False
+            node = node[key]
+        return True
+
+    def choose(self, path: str, value: Any, reason: str) -> Any:
+        """Set a field, unless the file says it; return the value in force."""
+        if self.is_set(path):
+            held = self.get(path)
+            if path not in {value.path for value in self.values}:
+                self.values.append(Value(path, held, False, "set by the configuration"))
+            return held
+        node = self.data
+        *parents, last = path.split(".")
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+        self.values.append(Value(path, value, True, reason))
+        return value
+
+    def choose_in_tables(self, field_: str, value: Any, reason: str) -> None:
+        """Set a field of every table that does not say it."""
+        self._choose_in(self.data["model"]["embeddings"]["tables"], "model.embeddings.tables", field_, value, reason)
+
+    def choose_in_relations(self, field_: str, value: Any, reason: str) -> None:
+        """Set a field of every relation that does not say it."""
+        self._choose_in(self.data["model"]["relations"], "model.relations", field_, value, reason)
+
+    def _choose_in(self, items: list[dict[str, Any]], path: str, field_: str, value: Any, reason: str) -> None:
+        without = [item for item in items if field_ not in item]
+        for item in without:
+            item[field_] = value
+        if len(without) < len(items):
+            names = ", ".join(str(item["name"]) for item in items if item not in without)
+            self.values.append(
+                Value(f"{path}.*.{field_}", "as written", False, f"set by the configuration for {names}")
+            )
+        if without:
+            everywhere = "*" if len(without) == len(items) else ",".join(str(item["name"]) for item in without)
+            self.values.append(Value(f"{path}.{everywhere}.{field_}", value, True, reason))
+
+
+EDGES_TO_VISIT = 15_000_000
+"""Edges that training visits at most, where that makes fewer epochs than a recipe's most: some minutes on 2 cores."""
+FEWEST_EPOCHS = 3
+NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
+
+
+def _interactions(v: _Values) -> None:
+    """Users and what they do with items: compared by a product, in which popularity counts by a vector's length.
+
+    Trained by RMSprop with a rate that decays to 0 (`sections/optimizer.py`), against a pool of uniform negatives whose
+    scores `log_q` turns into an estimate of the softmax over all (Bengio and Senécal, 2008), with dropout and a penalty
+    on the vectors, since most entities have few edges.
+    """
+    comparator = _scorer(v, dim=64)
+    _loss(v)
+    v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
+    v.choose(
+        "negatives.mask", "own", "an item that a user has in training competes with those yet unknown, as in serving"
+    )
+    _pool(v, 1024)
+    if comparator == "cosine":
+        v.choose("model.embedding_dropout", 0.1, "vectors of few edges overfit")
+    else:
+        v.choose("model.embedding_dropout", 0.3, "vectors of few edges overfit")
+        _penalty(v, "l2", 0.1, 0.0)
+    rate = 0.004 if comparator == "cosine" else 0.01
+    _optimizers(v, rate=rate, rows_rate=0.1, algorithm="rmsprop")
+    _loop(v, metric="recall@20", most_epochs=30, batch=_power_of_two(v.counts.total / 400, 1_000, 8_000))
+
+
+def _graph(v: _Values) -> None:
+    """Relations within an entity type: ComplEx with reciprocal relations and the N3 penalty (Lacroix et al., 2018).
+
+    Heads and tails are different questions there, and a relation may be symmetric, inverse to another, or neither.
+    Penalty and dropout fall with the mean degree, as they do between the configurations tuned for WN18RR (degree 4),
+    Debian's packages (16) and FB15k-237 (37).
+    """
+    dense = math.log2(max(v.counts.degree, 1.0)) - 2
+    dim = 512 if v.counts.total <= 400_000 else 256 if v.counts.total <= 2_000_000 else 128
+    comparator = _scorer(v, dim=dim)
+    v.choose_in_relations("operator", "complex_diagonal", "it expresses symmetric, antisymmetric and inverse relations")
+    v.choose("model.operator_init", "random", "relations begin unlike each other")
+    v.choose("model.reciprocal", True, "heads and tails are different questions")
+    _loss(v)
+    v.choose("negatives.mask", "own", "a query has many true answers, which compete with each other")
+    many = len(v.counts.edges) > 20
+    rate = 0.15 if dense >= 1 else 0.3
+    if many:
+        _step_sample(v, 1_000 if dense >= 1 else 4_000)
+        v.choose("negatives.chunk_size", 50, "many relations, of which each chunk has one")
+    else:
+        _pool(v, 1024)
+    if comparator != "cosine":
+        n3 = round(min(0.15, max(0.01, 0.12 - 0.022 * dense)), 3)
+        _penalty(v, "n3", n3, round(n3 / 2, 4))
+    dropout = round(min(0.35, max(0.0, 0.35 - 0.094 * dense)), 2)
+    v.choose("model.embedding_dropout", dropout, f"{v.counts.degree:.0f} edges an entity on average")
+    _optimizers(v, rate=rate, rows_rate=0.1, algorithm="adagrad")
+    _loop(v, metric="filtered_mrr", most_epochs=22, batch=500 if many else 2_000)
+
+
+def _scorer(v: _Values, dim: int) -> str:
+    """Choose dimension and comparator, and what goes with it; return the comparator."""
+    tables = v.data["model"]["embeddings"]["tables"]
+    given = next((table["embedding_dim"] for table in tables if "embedding_dim" in table), None)
+    v.choose_in_tables("embedding_dim", given or dim, "as in the other tables" if given else "enough for its edges")
+    comparator = str(v.choose("model.comparator", "dot", "popularity is part of what is to be learned"))
+    if comparator == "cosine":
+        v.choose("model.temperature", 0.1, "cosines lie within 1 of 0, too close for a softmax at temperature 1")
+    v.choose("model.init_scale", 0.1, "first vectors are soon forgotten")
+    return comparator
+
+
+def _loss(v: _Values) -> None:
+    name = v.choose("loss.name", "softmax", "the order of candidates is what counts")
+    if name in ("softmax", "bsl"):
+        v.choose("loss.log_q", True, "scores then estimate the softmax over all entities")
+
+
+def _pool(v: _Values, size: int) -> None:
+    """Choose a pool of uniform negatives for each chunk, unless the configuration says where negatives come from."""
+    if any(v.is_set(path) for path in NEGATIVES):
+        return
+    v.choose("train_data.global_negatives", size, "uniform negatives, shared by a chunk")
+    v.choose("train_data.in_batch_negatives", 0, "negatives in proportion to popularity push popular entities down")
+    v.choose("negatives.degree_share", 0.0, "uniform: log_q has nothing to correct but their number")
+
+
+def _step_sample(v: _Values, size: int) -> None:
+    """Choose a sample a step that stands for all entities, unless the configuration says where negatives come from."""
+    if any(v.is_set(path) for path in NEGATIVES):
+        return
+    v.choose("train_data.global_negatives", "all", "every entity is a candidate")
+    v.choose("train_data.sampled_per_step", size, "a sample of all, shared by the relations of a step")
+    v.choose("train_data.in_batch_negatives", 0, "the sample stands for all of them")
+    v.choose("negatives.degree_share", 0.5, "popular entities are the ones that compete for a place")
+    v.choose("negatives.alpha", 1.0, "in proportion to their edges")
+
+
+def _penalty(v: _Values, norm: str, entities: float, operators: float) -> None:
+    if v.is_set("model.regularization"):
+        return
+    names = {"n3": "N3", "l2": "L2"}
+    v.choose("model.regularization.norm", norm, f"{names[norm]}, by an edge's ends")
+    v.choose("model.regularization.entities", entities, "holds down vectors of few edges")
+    if operators:
+        v.choose("model.regularization.operators", operators, "half of the entities'")
+
+
+def _optimizers(v: _Values, *, rate: float, rows_rate: float, algorithm: str) -> None:
+    """Choose the tables' and the operators' optimizers; `rate` is the algorithm's, `rows_rate` of one number a row."""
+    ranks = v.get("launch.nproc_per_node") * v.get("launch.nnodes")
+    schedule = "a rate that decays to 0"
+    if max(v.counts.entities.values(), default=0) > LARGE_TABLE:
+        algorithm, rate, why = "rowwise_adagrad", rows_rate, "large tables: one number of state a row"
+    elif algorithm == "rmsprop" and ranks > 1:
+        algorithm, rate, why = "adagrad", rows_rate, "rmsprop trains in one process"
+    else:
+        why = f"steps of rare entities stay large; {schedule}" if algorithm == "rmsprop" else schedule
+    eps = {"adagrad": {"eps": 1e-10}}.get(algorithm, {})
+    decay = {"learning_rate": {"linear_decay": {"learning_rate": rate}}}
+    v.choose_in_tables("optimizer", {algorithm: {"lr": rate, **eps}, **decay}, why)
+    operators: dict[str, Any] = {"adagrad": {"lr": 0.1, "eps": 1e-10}}
+    if v.get("model.reciprocal") and algorithm == "adagrad":
+        operators = {"adagrad": {"lr": rate, "eps": 1e-10}, **decay}
+    v.choose("model.translation_optimizer", operators, "of the operators")
+
+
+def _loop(v: _Values, *, metric: str, most_epochs: int, batch: int) -> None:
+    """Choose the size of steps, epochs, and what is looked at when, by the number of steps in an epoch."""
+    total = max(v.counts.total, 1)
+    fits = max(FEWEST_EPOCHS, min(most_epochs, EDGES_TO_VISIT // total))
+    batch = int(v.choose("train_data.per_replica_batch_size", batch, f"{total:,} edges"))
+    v.choose("negatives.chunk_size", min(batch, 1_000), "edges that share their negatives")
+    epochs = int(v.choose("training.num_epochs", fits, f"{total:,} edges; the best one is kept"))
+    v.choose("negatives.epochs", max(1, min(epochs, 5)), "pools of so many epochs are made and used again")
+    steps = max(1, math.ceil(total / batch))
+    v.choose("training.num_train_steps", 2 * (steps + len(v.counts.edges)) * epochs, "num_epochs ends training")
+    v.choose("training.early_stopping_metric", metric, "what the vectors are for")
+    v.choose("training.num_eval_steps", 0, "sampled candidates would only repeat it")
+    v.choose("training.eval_every_n_epochs", max(1, epochs // 10), "ten evaluations, or one an epoch")
+    v.choose("training.eval_max_edges", 10_000, "validation edges that are ranked")
+    v.choose("training.early_stopping_patience", 4, "evaluations without a gain")
+    v.choose("training.train_log_every_n", max(1, min(1_000, steps // 4)), "a few lines an epoch")
+    v.choose("training.checkpoint_every_n", max(1, min(1_000, steps)), "one an epoch, at least")
+    v.choose("training.checkpoint_max_to_keep", 1, "the last one, and the best")
+    if not v.is_set("validation_data"):
+        v.choose("validation_data.global_negatives", 16, "nothing reads more")
+        v.choose("validation_data.in_batch_negatives", 0, "nothing reads them")
+
+
+def _power_of_two(value: float, least: int, most: int) -> int:
+    """Return the number of the form `least` * 2^n that is nearest to `value` (by ratio), within the bounds."""
+    doubled = round(math.log2(max(value, least) / least))
+    return int(min(least * 2**doubled, most))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
