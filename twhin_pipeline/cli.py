@@ -6,7 +6,7 @@ import errno
 import shlex
 import sys
 import warnings
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -350,46 +350,111 @@ def summary(
 
 @app.command()
 def generate(
-    path: Annotated[str | None, typer.Argument(help="The Parquet file to write.")] = None,
+    path: Annotated[
+        str | None, typer.Argument(help="The Parquet file to write; with --shape shop, the folder.")
+    ] = None,
+    shape: Annotated[
+        Literal["graph", "shop"],
+        typer.Option(help="graph: edges of users and items. shop: an event log of views, carts and buys, and follows."),
+    ] = "graph",
     like: Annotated[
         str | None, typer.Option(help="A configuration with num_embeddings: write edges that fit it.")
     ] = None,
-    edges: Annotated[int | None, typer.Option(min=1, help="Default: 1,000,000; with --like 10,000.")] = None,
-    users: Annotated[int, typer.Option(min=2, help="Entities of the type user.")] = 50_000,
-    items: Annotated[int, typer.Option(min=2, help="Entities of the type item.")] = 20_000,
-    communities: Annotated[int, typer.Option(min=1, help="Planted communities.")] = 50,
-    within: Annotated[float, typer.Option(min=0, max=1, help="Share of edges that stay in a community.")] = 0.8,
-    exponent: Annotated[float, typer.Option(min=0, max=3, help="Of the power law of degrees.")] = 0.75,
-    ids: Annotated[str, typer.Option(help="string, integer or indexed.")] = "string",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    users: Annotated[int | None, typer.Option(help="Number of users. Default: 50,000; shop 3,000.")] = None,
+    communities: Annotated[int | None, typer.Option(help="Planted communities. Default: 50; shop 20.")] = None,
+    exponent: Annotated[
+        float | None, typer.Option(help="Of popularity's power law; 0 is flat. Default: 0.75; shop 1.0.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same files. Default: 0.")] = None,
+    edges: Annotated[int | None, typer.Option(min=1, help="graph: default 1,000,000; with --like 10,000.")] = None,
+    items: Annotated[int | None, typer.Option(help="graph: number of items. Default: 20,000.")] = None,
+    within: Annotated[
+        float | None, typer.Option(help="graph: share of edges inside a community. Default: 0.8.")
+    ] = None,
+    ids: Annotated[str | None, typer.Option(help="graph: string, integer or indexed. Default: string.")] = None,
+    products: Annotated[int | None, typer.Option(help="shop: number of products. Default: 2,000.")] = None,
+    days: Annotated[int | None, typer.Option(help="shop: days of the log. Default: 30.")] = None,
+    events_per_user: Annotated[
+        float | None, typer.Option(help="shop: mean events of a user, of all types. Default: 40.")
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="shop: spread of events per user (lognormal). Default: 0.8.")
+    ] = None,
+    background: Annotated[
+        float | None, typer.Option(help="shop: share of views outside a user's taste. Default: 0.15.")
+    ] = None,
+    events: Annotated[
+        str | None,
+        typer.Option(
+            help="shop: event types of view, cart, buy, wishlist, share, review, each with its probability if not the "
+            "default one. Default: view,cart=0.12,buy=0.4."
+        ),
+    ] = None,
+    follows_per_user: Annotated[
+        float | None, typer.Option(help="shop: mean users that a user follows; 0 for no follows. Default: 6.")
+    ] = None,
+    dirty: Annotated[float | None, typer.Option(help="shop: share of dirty rows. Default: 0.007.")] = None,
+    start: Annotated[str | None, typer.Option(help="shop: first day, YYYY-MM-DD. Default: 2025-01-01.")] = None,
+    format: Annotated[str | None, typer.Option(help="shop: csv or parquet. Default: csv.")] = None,
+    truth: Annotated[
+        bool | None, typer.Option("--truth/--no-truth", help="shop: write the true probabilities too. Default: yes.")
+    ] = None,
 ) -> None:
-    """Write a synthetic graph, with a configuration for it.
+    """Write a synthetic graph or event log, with a configuration for it.
 
     Degrees follow a power law, and most edges stay in planted communities, so there is something to learn.
     """
-    from twhin_pipeline import generate as room
-
+    both = {"users": users, "communities": communities, "exponent": exponent, "seed": seed}
+    of_graph = {"edges": edges, "items": items, "within": within, "ids": ids}
+    of_shop = {
+        "products": products, "days": days, "events_per_user": events_per_user, "sigma": sigma,
+        "background": background, "events": events, "follows_per_user": follows_per_user, "dirty": dirty,
+        "start": start, "format": format, "truth": truth,
+    }  # fmt: skip
+    other = of_shop if shape == "graph" else {**of_graph, "like": like}
+    unused = [name for name, value in other.items() if value is not None]
+    if unused:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise UserError(f"generate: --shape {shape} does not use {flags}; leave it out, or choose the other shape")
+    given: dict[str, Any] = {
+        k: v for k, v in (both | (of_graph if shape == "graph" else of_shop)).items() if v is not None
+    }
     if like is not None:
-        config, _ = _config(like, None)
-        if config.model.every_other is not None:
-            raise UserError(f"generate: {like}: '*' in model.relations names nothing to generate; list its relations")
-        written = room.generate_like(config, path, edges or 10_000, seed)
-        print(f"{written}: {edges or 10_000:,} edges; next: twhin run --config {like}")
+        _generate_like(like, path, edges or 10_000, seed or 0)
     elif path is None:
-        raise UserError("generate: give the path of the Parquet file to write, or --like CONFIG")
-    else:
-        written = room.generate(
-            path,
-            users=users,
-            items=items,
-            edges=edges or 1_000_000,
-            communities=communities,
-            within=within,
-            exponent=exponent,
-            ids=ids,  # type: ignore[arg-type]
-            seed=seed,
-        )
+        what = "Parquet file to write, or --like CONFIG" if shape == "graph" else "folder to write"
+        raise UserError(f"generate: give the path of the {what}")
+    elif shape == "graph":
+        from twhin_pipeline import generate as graph
+
+        written = graph.generate(path, **given)
         print(f"{path}: {edges or 1_000_000:,} edges; next: twhin run --config {written}")
+    else:
+        from twhin_pipeline import shop
+
+        made = shop.generate_shop(path, **given | ({"events": _event_types(events)} if events else {}))
+        print(f"{path}: {made.events:,} events, {made.follows:,} follows; next: twhin run --config {made.config}")
+
+
+def _generate_like(like: str, path: str | None, edges: int, seed: int) -> None:
+    from twhin_pipeline import generate as graph
+
+    config, _ = _config(like, None)
+    if config.model.every_other is not None:
+        raise UserError(f"generate: {like}: '*' in model.relations names nothing to generate; list its relations")
+    written = graph.generate_like(config, path, edges, seed)
+    print(f"{written}: {edges:,} edges; next: twhin run --config {like}")
+
+
+def _event_types(text: str) -> dict[str, float | None]:
+    types: dict[str, float | None] = {}
+    for part in text.split(","):
+        name, _, chance = (word.strip() for word in part.partition("="))
+        try:
+            types[name] = float(chance) if chance else None
+        except ValueError:
+            raise UserError(f"--events: {part.strip()!r} must look like cart=0.12") from None
+    return types
 
 
 @app.command()
