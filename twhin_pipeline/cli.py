@@ -13,6 +13,8 @@ import typer
 from twhin_pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.pipeline import Run
     from twhin_pipeline.store import Store
@@ -74,6 +76,46 @@ def _run_of(config: str | None, home: str | None, snapshot: str | None, override
     snapshot = snapshot or newest_snapshot(loaded)
     check_snapshot(snapshot)
     return Run(loaded, path, overrides or [], _store(home), snapshot)
+
+
+@app.command()
+def init(
+    files: Annotated[list[str], typer.Argument(help="Parquet, CSV or TSV: files, patterns in quotes, or URLs.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The configuration to write.")] = "twhin.yaml",
+    min_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out relations with a smaller share of their file's rows.")
+    ] = 0.0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take every guess.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the configuration if it is there.")] = False,
+) -> None:
+    """Write a configuration for your own files.
+
+    It guesses columns, entity types, relations and the split from names and contents, and says what it guessed. On a
+    terminal it asks where it is in doubt.
+    """
+    import os
+
+    from twhin_pipeline import init_config
+    from twhin_pipeline.config import parse_config
+
+    if os.path.exists(out) and not force:
+        raise UserError(f"{out}: is there already; pass --force to replace it, or -o for another file")
+    asks = not yes and sys.stdin.isatty() and sys.stdout.isatty()
+    guess = init_config.guess(files, out, min_share=min_share, choose=_choose if asks else None)
+    for line in guess.lines:
+        print(line)
+    parse_config(guess.data, origin=out)
+    with open(out, "w", encoding="utf-8") as file:
+        file.write(guess.text)
+    print(f"wrote {out}; look through it, then: twhin run --config {shlex.quote(out)}")
+
+
+def _choose(question: str, options: Sequence[str], default: str) -> str:
+    """Ask on the terminal."""
+    answer = ""
+    while answer not in options:
+        answer = str(typer.prompt(f"{question} ({', '.join(options)})", default=default)).strip()
+    return answer
 
 
 @app.command("run")
