@@ -119,7 +119,7 @@ def test_someone_who_is_asked_decides():
         assert default in options
         return {"left": "q", "right": "r"}["left" if "left" in question else "right"]
 
-    roles = guess_columns("f.csv", columns("p:text m_id:text q:text r:text n_id:text"), choose)
+    roles = guess_columns("f.csv", columns("p:text q:text r:text s_id:text"), choose)
     assert (roles.lhs.column, roles.rhs.column) == ("q", "r")
 
 
