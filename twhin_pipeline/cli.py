@@ -181,6 +181,7 @@ def neighbors(
     entity: Annotated[str, typer.Argument(help="The entity type, such as package.")],
     id: Annotated[str, typer.Argument(help="The entity's id; one that begins with - comes after --.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Show entities without training edges too.")] = False,
     snapshot: Snapshot = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -192,13 +193,58 @@ def neighbors(
     snapshot = snapshot or _newest_table(store, "embeddings/relations")
     model = embeddings.load_model(store.root, snapshot)
     try:
-        found = model.neighbors(entity, id, k)
+        found = model.neighbors(entity, id, k, untrained=untrained)
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
     if as_json:
         console.print_json([{"id": name, "similarity": score} for name, score in found])
     else:
         console.print_table(["id", "similarity"], [(name, f"{score:.4f}") for name, score in found])
+
+
+@app.command()
+def recommend(
+    id: Annotated[str, typer.Argument(help="The head's id, such as a user's; one that begins with - comes after --.")],
+    relation: Annotated[
+        str | None, typer.Option("--relation", "-r", help="Which tails; may be left out where only one fits the id.")
+    ] = None,
+    entity: Annotated[str | None, typer.Option("--entity", "-e", help="The head's entity type.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    exclude: Annotated[
+        Literal["relation", "any", "none"],
+        typer.Option(help="Leave out tails that the head has by the relation, or by any between the two types."),
+    ] = "relation",
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Do not leave out tails without training edges.")
+    ] = False,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the best new tails for an entity, such as products for a user.
+
+    Tails that the entity already has in the snapshot's edges are left out.
+    """
+    from twhin_pipeline import console, embeddings, recommendation
+
+    store = _store(home)
+    snapshot = snapshot or _newest_table(store, "embeddings/relations")
+    model = embeddings.load_model(store.root, snapshot)
+    known = store.manifest("raw_edges", snapshot).details if store.exists("raw_edges", snapshot) else {}
+    edges = known.get("edges_per_relation", {})
+    which: dict[str, bool | Literal["any"]] = {"relation": True, "any": "any", "none": False}
+    try:
+        relation, note = recommendation.choose_relation(model, id, relation, entity, edges)
+        found = model.recommend(relation, id, k, which[exclude], untrained=untrained)
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from error
+    if note is not None:
+        _tell(f"note: {note}")
+    if as_json:
+        tails = [{"id": tail, "score": score} for tail, score in found]
+        console.print_json({"snapshot": snapshot, "id": id, "relation": relation, "tails": tails})
+    else:
+        console.print_table(["id", "score"], [(tail, f"{score:.4f}") for tail, score in found])
 
 
 @app.command()
