@@ -184,7 +184,8 @@ def test_the_configuration_beside_it_reads_the_log_and_rejects_the_dirty_rows_al
     (snapshot,) = source.find_snapshots(config)
     manifest = edges.ingest(config, Store(f"{tmp_path}/home"), snapshot)
     clean = len(events(tmp_path / "shop")[0])
-    assert manifest.details["read"] - manifest.details["rejected"] == clean
+    assert manifest.details["read"] - manifest.details["rejected"] == clean + made.follows
+    assert manifest.details["edges_per_relation"]["follows"] == made.follows
     assert config.split.relations == ["view", "cart", "buy"]
 
 

@@ -144,7 +144,7 @@ def generate_shop(
     if truth:
         np.savez_compressed(f"{folder}/truth.npz", **vars(known))
     config = f"{folder}/twhin.yaml"
-    Path(config).write_text(_config(f"{folder}/events.{format}", list(types)))
+    Path(config).write_text(_config(format, list(types), bool(follows_per_user)))
     return Shop(len(log), len(pairs[0]), config)
 
 
@@ -358,20 +358,24 @@ def _write(table: pa.Table, path: str) -> None:
     os.replace(draft, path)
 
 
-def _config(path: str, relations: list[str]) -> str:
-    """Return the YAML of a configuration that trains on the events as they are."""
+def _config(format: Format, relations: list[str], follows: bool) -> str:
+    """Return the YAML of a configuration that trains on the files beside it."""
+    columns = {"lhs": "user_id", "rel": "event_type", "rhs": "product_id", "time": "event_time"}
+    sources: list[dict[str, Any]] = [{"path": f"events.{format}", "columns": columns}]
+    listed = [{"name": name, "lhs": "user", "rhs": "product"} for name in relations]
+    split: dict[str, Any] = {"strategy": "temporal", "validation": 0.05, "test": 0.1}
+    if follows:
+        columns = {"lhs": "follower", "rhs": "followee"}
+        sources.append({"path": f"follows.{format}", "relation": "follows", "columns": columns})
+        listed.append({"name": "follows", "lhs": "user", "rhs": "user"})
+        split["relations"] = relations
     data = {
-        "source": {
-            "path": os.path.abspath(path),
-            "columns": {"lhs": "user_id", "rel": "event_type", "rhs": "product_id", "time": "event_time"},
-        },
-        "model": {
-            "embeddings": {"tables": [{"name": "user"}, {"name": "product"}]},
-            "relations": [{"name": name, "lhs": "user", "rhs": "product"} for name in relations],
-        },
-        "split": {"strategy": "temporal", "validation": 0.05, "test": 0.1, "relations": relations},
+        "sources": sources,
+        "model": {"embeddings": {"tables": [{"name": "user"}, {"name": "product"}]}, "relations": listed},
+        "split": split,
     }
-    return "# A generated shop: `twhin run --config` this file trains on it.\n" + yaml.safe_dump(data, sort_keys=False)
+    text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120)
+    return f"# A generated shop: `twhin run --config` this file trains on it.\n{text}"
 
 
 def _check(folder: str, **given: Any) -> None:
