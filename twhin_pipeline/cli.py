@@ -6,6 +6,7 @@ import errno
 import shlex
 import sys
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,19 +14,17 @@ import typer
 from twhin_pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.pipeline import Run
     from twhin_pipeline.store import Store
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="TwHIN: entity embeddings from typed edges. Each command reads one YAML file and one store.",
 )
 
 # What a folder that cannot be written, or a full disk, gives.
@@ -33,7 +32,12 @@ UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 
 ConfigPath = Annotated[
     str | None,
-    typer.Option("--config", "-c", envvar="TWHIN_CONFIG", help="YAML file; default: the bundled configs/debian.yaml."),
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="TWHIN_CONFIG",
+        help="YAML file, or the name of a bundled one, such as debian; default: the only one in this folder.",
+    ),
 ]
 Home = Annotated[
     str | None, typer.Option("--home", envvar="TWHIN_HOME", help="The store: a folder or URL; default: .twhin.")
@@ -45,11 +49,34 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 
-def _config(path: str | None, overrides: list[str] | None) -> tuple[TwhinConfig, str]:
-    from twhin_pipeline.config import default_config_path, load_config
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
 
-    path = path or default_config_path()
-    return load_config(path, overrides or ()), path
+        print(f"twhin-pipeline {metadata.version('twhin-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """TwHIN: entity embeddings from typed edges. Each command reads one YAML file and one store.
+
+    Start with `twhin init FILE`, which writes the YAML file for your own edges, then `twhin run`.
+    """
+
+
+def _config(path: str | None, overrides: list[str] | None, store: Store | None = None) -> tuple[TwhinConfig, str]:
+    from twhin_pipeline import configuration_file
+    from twhin_pipeline.config import load_config
+
+    file, found = configuration_file.choose(path, store)
+    if found:
+        _tell(f"note: configuration {file}, the only one in this folder")
+    return load_config(file, overrides or ()), file
 
 
 def _store(home: str | None) -> Store:
@@ -68,14 +95,42 @@ def _newest_table(store: Store, asset: str) -> str:
     return found[-1]
 
 
-def _run_of(config: str | None, home: str | None, snapshot: str | None, overrides: list[str] | None) -> Run:
+def _run_of(config: str | None, home: str | None, snapshot: str | None, overrides: list[str] | None) -> tuple[Run, str]:
+    """Return a run, and a line about what it reads and writes."""
     from twhin_pipeline.pipeline import Run
-    from twhin_pipeline.source import check_snapshot, newest_snapshot
+    from twhin_pipeline.source import check_snapshot
 
-    loaded, path = _config(config, overrides)
-    snapshot = snapshot or newest_snapshot(loaded)
+    store = _store(home)
+    loaded, path = _config(config, overrides, store)
+    how = ""
+    if snapshot is None:
+        snapshot, how = _newest_snapshot(loaded)
     check_snapshot(snapshot)
-    return Run(loaded, path, overrides or [], _store(home), snapshot)
+    line = f"configuration {path}, snapshot {snapshot}{how}, store {store.root}"
+    return Run(loaded, path, overrides or [], store, snapshot), line
+
+
+def _newest_snapshot(config: TwhinConfig) -> tuple[str, str]:
+    """Return the newest snapshot, and in parentheses how it was chosen."""
+    from twhin_pipeline import source
+
+    found = source.find_snapshots(config)
+    newest = found[-1] if found else source.newest_snapshot(config)  # which raises
+    if not any(one.snapshots is not None or "{snapshot}" in (one.path or "") for one in config.all_sources):
+        return newest, " (the day of the newest file)"
+    return newest, f" (the newest of {len(found)})" if len(found) > 1 else " (the only one)"
+
+
+@contextmanager
+def _remembered(run: Run) -> Iterator[None]:
+    """Write into the store which configuration its tables were made by, also where a later stage failed."""
+    from twhin_pipeline import configuration_file
+
+    try:
+        yield
+    finally:
+        if run.store.exists("raw_edges", run.snapshot):
+            configuration_file.remember(run.store, run.config_path)
 
 
 @app.command()
@@ -128,9 +183,10 @@ def run_command(
     """
     from twhin_pipeline import pipeline, summary
 
-    run = _run_of(config, home, snapshot, overrides)
-    print(f"snapshot {run.snapshot}, store {run.store.root}")
-    pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
+    run, line = _run_of(config, home, snapshot, overrides)
+    print(line)
+    with _remembered(run):
+        pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
     print()
     summary.show(run.config, run.store, run.snapshot)
 
@@ -141,7 +197,9 @@ def _stage_command(name: str, text: str) -> None:
     ) -> None:
         from twhin_pipeline import pipeline
 
-        pipeline.run_stage(_run_of(config, home, snapshot, overrides), pipeline.STAGES[name], print)
+        run, _ = _run_of(config, home, snapshot, overrides)
+        with _remembered(run):
+            pipeline.run_stage(run, pipeline.STAGES[name], print)
 
     app.command(name, help=text)(command)
 
@@ -221,9 +279,9 @@ def recommend(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the best new tails for an entity, such as products for a user.
+    """Show the best new tails for an entity.
 
-    Tails that the entity already has in the snapshot's edges are left out.
+    These are products for a user, say. Tails that the entity already has in the snapshot's edges are left out.
     """
     from twhin_pipeline import console, embeddings, recommendation
 
@@ -306,13 +364,16 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate a training run: memory, traffic, disk, and with --rates its speed."""
+    """Estimate a training run: memory, traffic, disk.
+
+    With --rates it estimates the speed too.
+    """
     from twhin_pipeline import console, relations
     from twhin_pipeline import plan as room
     from twhin_pipeline import rates as rates_room
 
-    loaded, _ = _config(config, overrides)
     store = _store(home)
+    loaded, _ = _config(config, overrides, store)
     known = store.snapshots(f"vocabulary/{loaded.model.table_names[0]}")
     snapshot = snapshot or (known[-1] if known else None)
     if snapshot is not None and store.exists("raw_edges", snapshot):
@@ -333,7 +394,7 @@ def rates(
     config: ConfigPath = None,
     overrides: Overrides = None,
 ) -> None:
-    """Measure what this node's ranks do a second, for `twhin plan --rates`.
+    """Measure this node's speed, for `twhin plan --rates`.
 
     It takes seconds. launch.nproc_per_node says how many ranks work at the same time, and the rest of the configuration
     the shapes of a step.
@@ -406,7 +467,10 @@ def tune_command(
     """
     from twhin_pipeline import tune as room
 
-    best = room.run(_run_of(config, home, snapshot, overrides), print, trials=trials, timeout_s=timeout)
+    run, line = _run_of(config, home, snapshot, overrides)
+    print(line)
+    with _remembered(run):
+        best = room.run(run, print, trials=trials, timeout_s=timeout)
     print(
         f"\nbest of {best.trials} trials (failed {best.failed}, pruned {best.pruned}): {best.metric} {best.value:.4f}"
     )
@@ -429,11 +493,15 @@ def summary(
 
     Sizes, speed, quality beside the baseline, neighbors, and where everything is.
     """
+    from twhin_pipeline import configuration_file
     from twhin_pipeline import summary as room
 
-    loaded, _ = _config(config, overrides)
     store = _store(home)
-    room.show(loaded, store, snapshot or _newest_table(store, "embeddings/relations"), examples)
+    snapshot = snapshot or _newest_table(store, "embeddings/relations")
+    if config is None and (made_by := configuration_file.record(store)) is not None:
+        config = made_by.path
+    loaded, _ = _config(config, overrides)
+    room.show(loaded, store, snapshot, examples)
 
 
 @app.command()
@@ -488,9 +556,10 @@ def generate(
         bool | None, typer.Option("--truth/--no-truth", help="shop: write the true probabilities too. Default: yes.")
     ] = None,
 ) -> None:
-    """Write a synthetic graph or event log, with a configuration for it.
+    """Write a synthetic graph or event log.
 
-    Degrees follow a power law, and most edges stay in planted communities, so there is something to learn.
+    A configuration that trains on it is written too. Degrees follow a power law, and most edges stay in planted
+    communities, so there is something to learn.
     """
     both = {"users": users, "communities": communities, "exponent": exponent, "seed": seed}
     of_graph = {"edges": edges, "items": items, "within": within, "ids": ids}
@@ -577,8 +646,9 @@ def run_arguments(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; a mistake is told on standard error without a traceback."""
     warnings.showwarning = _show_warning
     command: Any = typer.main.get_command(app)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return int(command.main(args=arguments, prog_name="twhin", standalone_mode=False) or 0)
+        return int(command.main(args=arguments or ["--help"], prog_name="twhin", standalone_mode=False) or 0)
     except UserError as error:
         _tell(str(error))
         return 2
