@@ -437,6 +437,12 @@ def test_a_file_is_never_replaced_without_force(tmp_path, capsys):
     assert load_config(str(out)).model.relation_names == ["likes"]
 
 
+def test_a_folder_that_is_not_there_is_one_clear_error(tmp_path, capsys):
+    path = write(tmp_path / "events.csv", "user,rel,item", "ann,likes,x", "bob,likes,y")
+    assert run_arguments(["init", path, "-o", str(tmp_path / "absent" / "mine.yaml")]) == 2
+    assert f"there is no folder {tmp_path}/absent; make it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("flags", "types"), [([], 2), (["--yes"], 1)])
 def test_a_terminal_is_asked_where_a_guess_is_doubtful_unless_told_yes(tmp_path, flags, types):
     import pty

@@ -153,6 +153,8 @@ def init(
     from twhin_pipeline import init_config
     from twhin_pipeline.config import parse_config
 
+    if not os.path.isdir(os.path.dirname(os.path.abspath(out))):
+        raise UserError(f"--out {out}: there is no folder {os.path.dirname(out)}; make it, or choose another file")
     if os.path.exists(out) and not force:
         raise UserError(f"{out}: is there already; pass --force to replace it, or -o for another file")
     asks = not yes and sys.stdin.isatty() and sys.stdout.isatty()
