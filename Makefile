@@ -50,6 +50,7 @@ chromium:
 
 ui: $(READY) $(DAGSTER_HOME)/dagster.yaml ## Dagster's UI and daemon on 127.0.0.1:3000
 	@echo "Dagster: http://127.0.0.1:3000 (ctrl-c ends it; its state is in $(DAGSTER_HOME))"
+	@echo "Configuration: $${TWHIN_CONFIG:-the bundled configs/debian.yaml, as TWHIN_CONFIG is not set}"
 	@exec env PYTHONWARNINGS=ignore::FutureWarning $(BIN)/dagster dev -h 127.0.0.1 -p 3000 -m twhin_pipeline.definitions
 
 mlflow: $(READY) ## MLflow's UI on 127.0.0.1:5000

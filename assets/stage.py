@@ -17,7 +17,7 @@ import dagster as dg
 from assets import provenance
 from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
-from twhin_pipeline import relations
+from twhin_pipeline import configuration_file, relations
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
@@ -81,6 +81,7 @@ def opened(
             f"snapshot {snapshot}, store {tables.root}, configuration {configuration.file} {config.hash()}"
         )
         yield config, tables, snapshot
+        configuration_file.remember(tables, configuration.file)
 
 
 def table_metadata(store: Store, manifest: Manifest, *, preview: bool = True) -> dict[str, Any]:

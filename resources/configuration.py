@@ -13,13 +13,14 @@ import dagster as dg
 from pydantic import Field
 
 from twhin_pipeline.config import TwhinConfig, default_config_path, load_config
+from twhin_pipeline.configuration_file import named
 
 CONFIG_ENV = "TWHIN_CONFIG"
 
 
 def config_path() -> str:
     """Return the YAML file that TWHIN_CONFIG names, else the bundled example's."""
-    return os.environ.get(CONFIG_ENV) or default_config_path()
+    return named(os.environ.get(CONFIG_ENV) or default_config_path())
 
 
 class ConfigurationResource(dg.ConfigurableResource):
@@ -37,7 +38,7 @@ class ConfigurationResource(dg.ConfigurableResource):
     @property
     def file(self) -> str:
         """The YAML file in force."""
-        return self.path or config_path()
+        return named(self.path) if self.path else config_path()
 
     def load(self) -> TwhinConfig:
         """Return the configuration. Raises UserError that names each wrong field."""

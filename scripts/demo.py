@@ -127,6 +127,8 @@ def main() -> int:
     logs = Path(".twhin" if "://" in home else home) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log_path = logs / f"demo-{datetime.now():%Y%m%dT%H%M%S}.log"
+    config = os.environ.get("TWHIN_CONFIG") or "configs/debian.yaml"
+    print(f"Configuration {config}, store {home}")
     print(f"Materializing snapshot {arguments.snapshot}: edges, vocabularies, training set, model, evaluation, vectors")
     code = materialize(arguments.snapshot, log_path)
     if code:
@@ -135,7 +137,7 @@ def main() -> int:
     print(flush=True)
     command = [sys.executable, "-m", "twhin_pipeline.cli", "summary", "--snapshot", arguments.snapshot]
     if not os.environ.get("TWHIN_CONFIG"):
-        command += ["--examples", arguments.examples]
+        command += ["--config", "debian", "--examples", arguments.examples]
     return subprocess.call(command)
 
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,10 +56,26 @@ def test_help_is_quick_and_loads_nothing_slow():
     assert time.perf_counter() - started < 3  # about 0.2 s; the rest is for a busy machine
 
 
+def test_the_command_alone_shows_its_help_and_every_line_of_it_is_whole():
+    done = subprocess.run([sys.executable, "-m", "twhin_pipeline.cli"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("Usage: twhin") and "  init        Write a configuration for your own files." in lines
+    assert len(lines) > 20 and "..." not in done.stdout.split("Commands:")[1]
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert run_arguments(["--version"]) == 0
+    assert capsys.readouterr().out == f"twhin-pipeline {metadata.version('twhin-pipeline')}\n"
+
+
 def test_every_command_is_there_and_explains_itself(capsys):
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
     stages = {"ingest", "vocabulary", "sample", "train", "evaluate", "export"}
-    assert stages | {"run", "metrics", "neighbors", "sql", "plan", "generate", "doctor", "config"} <= commands
+    assert (
+        stages | {"init", "run", "metrics", "neighbors", "recommend", "sql", "plan", "generate", "doctor", "config"}
+        <= commands
+    )
     for command in sorted(commands):
         assert run_arguments([command, "--help"]) == 0
         assert "Usage: twhin" in capsys.readouterr().out
@@ -77,16 +94,19 @@ def test_stage_commands_are_the_stages_of_the_chain_in_order():
         (["run", "--nosuch"], "No such option"),
         (["plan", "--world-size", "0"], "--world-size"),
         (["config", "--config", "absent.yaml"], "absent.yaml: cannot be read"),
-        (["config", "--set", "training.num_epoch=3"], "did you mean 'num_epochs'"),
-        (["config", "--set", "nothing"], "must look like training.num_epochs=3"),
-        (["run", "--snapshot", "yesterday"], "must be a date, YYYY-MM-DD"),
-        (["ingest", "--set", "source.path=absent-{snapshot}.parquet"], "no snapshot was found at absent-{snapshot}"),
-        (["ingest", "--snapshot", "1999-01-01"], "no file for snapshot 1999-01-01"),
+        (["config", "-c", "debian", "--set", "training.num_epoch=3"], "did you mean 'num_epochs'"),
+        (["config", "-c", "debian", "--set", "nothing"], "must look like training.num_epochs=3"),
+        (["run", "-c", "debian", "--snapshot", "yesterday"], "must be a date, YYYY-MM-DD"),
+        (
+            ["ingest", "-c", "debian", "--set", "source.path=absent-{snapshot}.parquet"],
+            "absent-{snapshot}.parquet; correct the path, or pass --snapshot",
+        ),
+        (["ingest", "-c", "debian", "--snapshot", "1999-01-01"], "no file for snapshot 1999-01-01"),
         (["metrics"], "there is no evaluation yet; make one with `twhin run`"),
         (["neighbors", "package", "vim"], "there is no embeddings/relations yet"),
-        (["evaluate"], "make it with `twhin"),
+        (["evaluate", "-c", "debian"], "make it with `twhin"),
         (["summary"], "there is no embeddings/relations yet"),
-        (["plan"], "--rows package="),
+        (["plan", "-c", "debian"], "--rows package="),
         (["generate"], "give the path of the Parquet file"),
         (["generate", "graph.csv"], "must be a local path that ends in .parquet"),
     ],
@@ -115,7 +135,7 @@ def test_an_error_that_is_ours_keeps_its_traceback(monkeypatch):
 
 
 def test_config_prints_a_file_that_loads_to_the_same(capsys, tmp_path):
-    assert run_arguments(["config", "--set", "training.num_epochs=3"]) == 0
+    assert run_arguments(["config", "-c", "debian", "--set", "training.num_epochs=3"]) == 0
     text = capsys.readouterr().out
     assert yaml.safe_load(text)["training"]["num_epochs"] == 3
     (tmp_path / "again.yaml").write_text(text)

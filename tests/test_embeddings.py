@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small_store
 import torch
 from plain_batches import Chunk, assemble
 from small_store import DIM, NUM, SNAPSHOT, Small
 
+from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.comparators import COMPARATORS
 from twhin_pipeline.embeddings import TwhinEmbeddings, load_model
 from twhin_pipeline.errors import UserError
@@ -282,3 +287,183 @@ def test_a_copy_that_broke_off_is_not_taken_for_whole(tmp_path, monkeypatch):
             load_model(small.store.root)
     assert not list((tmp_path / "home").rglob("mapped")) and not list((tmp_path / "home").rglob(".draft-*"))
     assert load_model(small.store.root).get_user_embedding("u01").shape == (DIM,)
+
+
+# --- recommendations ---
+
+KNOWN = {"likes": {"train": [0, 5, 9], "test": [12]}, "rates": {"train": [7]}}
+
+
+def write_raw_edges(small: Small, head: int = 3, others: int = 4) -> None:
+    """Write the head's KNOWN tails and other heads' edges, sorted by relation and head, a row group for each head."""
+    users, items = small_store.ids("user"), small_store.ids("item")
+    rows = []
+    for relation, parts in KNOWN.items():
+        rows += [(users[head], relation, str(items[tail])) for tails in parts.values() for tail in tails]
+        rows += [(users[other], relation, str(items[tail])) for other in range(10, 10 + others) for tail in range(40)]
+    rows += [(users[head], "follows", users[8])]
+    rows.sort(key=lambda row: (list(small_store.RELATIONS).index(row[1]), row[0]))
+    schema = pa.schema([(name, pa.string()) for name in ("lhs", "rel", "rhs")])
+    with (
+        small.store.replace("raw_edges", SNAPSHOT, config_hash="test") as draft,
+        draft.writer("part-00000.parquet", schema) as writer,
+    ):
+        for _, group in itertools.groupby(rows, key=lambda row: row[:2]):
+            columns = zip(*group, strict=True)
+            writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
+        draft.details = {"edges_per_relation": {"likes": 164, "follows": 1, "rates": 161}}
+
+
+@pytest.mark.parametrize(
+    ("exclude", "excluded"), [(True, [0, 5, 9, 12]), ("any", [0, 5, 9, 12, 7]), (False, [])], ids=["own", "any", "none"]
+)
+def test_recommended_tails_are_the_best_of_those_that_the_head_does_not_have(tmp_path, exclude, excluded):
+    small, model = make(tmp_path)
+    write_raw_edges(small)
+    user, items = small_store.ids("user")[3], small_store.ids("item")
+    plain = {items[row]: small_store.score(small, 0, 3, row) for row in range(NUM["item"]) if row not in excluded}
+    expected = sorted(plain, key=plain.__getitem__, reverse=True)
+    found = model.recommend("likes", user, 6, exclude)
+    assert [tail for tail, _ in found] == expected[:6]
+    assert [score for _, score in found] == pytest.approx([plain[tail] for tail in expected[:6]], rel=1e-5)
+    assert [tail for tail, _ in model.recommend("likes", user, 1000, exclude)] == expected
+    assert model.recommend("likes", user, 0, exclude) == []
+
+
+def test_nobody_is_recommended_to_themselves(tmp_path):
+    small, model = make(tmp_path)
+    write_raw_edges(small)
+    users = small_store.ids("user")
+    expected = set(users) - {users[3], users[8]}
+    assert {tail for tail, _ in model.recommend("follows", users[3], 100)} == expected
+    assert {tail for tail, _ in model.recommend("follows", users[3], 100, exclude_known=False)} == set(users)
+
+
+def test_only_the_row_groups_of_the_head_are_read(tmp_path):
+    small, model = make(tmp_path)
+    write_raw_edges(small)
+    expected = model.recommend("likes", small_store.ids("user")[3], 40, "any")
+    (path,) = small.store.files("raw_edges", SNAPSHOT)
+    metadata = pq.ParquetFile(path).metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    with open(path, "r+b") as file:
+        for group in groups:
+            if group.column(0).statistics.min != small_store.ids("user")[3]:
+                for number in range(group.num_columns):
+                    column = group.column(number)
+                    file.seek(column.dictionary_page_offset or column.data_page_offset)
+                    file.write(b"\xff" * column.total_compressed_size)
+    assert len(groups) == 2 * 5 + 1
+    assert model.recommend("likes", small_store.ids("user")[3], 40, "any") == expected
+    with pytest.raises(OSError, match=r".+"):
+        model.recommend("likes", small_store.ids("user")[10], 40)
+
+
+def test_without_the_edges_nothing_is_left_out_and_a_warning_says_so(tmp_path):
+    _, model = make(tmp_path)
+    user = small_store.ids("user")[3]
+    with pytest.warns(UserWarning, match="there is no table raw_edges of 2024-05-01, so known edges are not left out"):
+        found = model.recommend("likes", user, 100)
+    assert found == model.candidates("likes", user, 100)
+
+
+def test_a_remote_stores_known_edges_are_left_out_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    small = small_store.make("memory://recommend", config=small_store.config())
+    export(small.config, small.store, SNAPSHOT)
+    write_raw_edges(small)
+    found = load_model("memory://recommend/home").recommend("likes", small_store.ids("user")[3], 100)
+    assert {small_store.ids("item")[row] for row in (0, 5, 9, 12)}.isdisjoint(tail for tail, _ in found)
+    assert len(found) == NUM["item"] - 4
+
+
+def write_trained_edges(small: Small, untrained: dict[str, list[int]]) -> None:
+    """Write the embeddings anew with the column `trained_edges`, 0 for the rows of `untrained`."""
+    for entity in NUM:
+        table = small.store.read(f"embeddings/{entity}", SNAPSHOT)
+        counts = [0 if row in untrained.get(entity, ()) else 2 for row in range(len(table))]
+        manifest = small.store.manifest(f"embeddings/{entity}", SNAPSHOT)
+        with small.store.replace(
+            f"embeddings/{entity}", SNAPSHOT, config_hash="test", parents=manifest.parents
+        ) as draft:
+            draft.write(table.append_column("trained_edges", pa.array(counts, pa.int64())))
+    relations = small.store.manifest("embeddings/relations", SNAPSHOT)
+    parents = relations.parents | small.store.versions(SNAPSHOT, [f"embeddings/{entity}" for entity in NUM])
+    rows = small.store.read("embeddings/relations", SNAPSHOT)
+    with small.store.replace("embeddings/relations", SNAPSHOT, config_hash="test", parents=parents) as draft:
+        draft.write(rows)
+        draft.details = relations.details
+
+
+def test_entities_without_training_edges_are_neither_neighbors_nor_recommended_unless_asked_for(tmp_path):
+    small, _ = make(tmp_path)
+    write_raw_edges(small)
+    write_trained_edges(small, {"user": [4, 20], "item": [1, 2]})
+    model = load_model(small.store.root)
+    users, items = small_store.ids("user"), small_store.ids("item")
+    near = {name for name, _ in model.neighbors("user", users[3], 100)}
+    assert near == set(users) - {users[3], users[4], users[20]}
+    every = {name for name, _ in model.neighbors("user", users[3], 100, untrained=True)}
+    assert every == set(users) - {users[3]}
+    known = {items[row] for row in (0, 5, 9, 12)}
+    recommended = {tail for tail, _ in model.recommend("likes", users[3], 100)}
+    assert recommended == set(items) - known - {items[1], items[2]}
+    assert {tail for tail, _ in model.recommend("likes", users[3], 100, untrained=True)} == set(items) - known
+    with pytest.warns(UserWarning, match=f"user '{users[4]}' has no training edge"):
+        model.recommend("likes", users[4])
+    assert len(model.neighbors("user", users[4], 100)) == NUM["user"] - 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "relation"),
+    [
+        (["u01", "--relation", "likes"], "likes"),
+        (["u01", "-r", "rates", "--entity", "user"], "rates"),
+        (["u01", "-r", "follows"], "follows"),
+    ],
+)
+def test_the_command_recommends_as_the_api_does(tmp_path, arguments, relation, capsys):
+    small, model = make(tmp_path)
+    write_raw_edges(small)
+    home = ["--home", small.store.root]
+    assert run_arguments(["recommend", *arguments, "-k", "4", *home, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["id"], told["relation"], told["snapshot"]) == ("u01", relation, SNAPSHOT)
+    expected = model.recommend(relation, "u01", 4)
+    assert [(tail["id"], pytest.approx(tail["score"])) for tail in told["tails"]] == expected
+    assert run_arguments(["recommend", *arguments, "-k", "4", *home]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["id", *(str(i) for i, _ in expected)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["u01"], "'u01' may be the head of several relations: likes, rates (user to item); follows (user to user)"),
+        (["u100"], "no user has the id 'u100'; nearest: 'u10'"),
+        (["u01", "-r", "like"], "unknown relation 'like'; did you mean 'likes'"),
+        (["u01", "-e", "users"], "unknown entity type 'users'; did you mean 'user'"),
+        (["u01", "-r", "likes", "-e", "item"], "relation likes goes from user to item; leave out --entity item"),
+        (["120", "-e", "item"], "no relation goes from item; relations: likes, rates (user to item)"),
+    ],
+)
+def test_a_relation_that_is_not_clear_is_one_line_that_lists_what_there_is(tmp_path, arguments, message, capsys):
+    small, _ = make(tmp_path)
+    assert run_arguments(["recommend", *arguments, "--home", small.store.root]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and len(captured.err.splitlines()) == 1 and captured.out == ""
+
+
+def test_of_relations_between_the_same_types_the_one_with_the_most_edges_is_taken_and_a_note_says_so(tmp_path, capsys):
+    relations = [{"name": name, "lhs": "user", "rhs": "item"} for name in ("rates", "likes")]
+    relations.append({"name": "follows", "lhs": "item", "rhs": "user"})
+    small, _ = make(tmp_path, {"relations": relations})
+    write_raw_edges(small)
+    assert run_arguments(["recommend", "u01", "--home", small.store.root, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["relation"] == "likes"
+    assert captured.err == (
+        "twhin: note: relation likes, which has the most edges of rates, likes; --relation chooses another\n"
+    )
+    assert run_arguments(["recommend", "120", "--home", small.store.root, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["relation"] == "follows" and captured.err == ""

@@ -6,24 +6,25 @@ import errno
 import shlex
 import sys
 import warnings
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from twhin_pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.pipeline import Run
     from twhin_pipeline.store import Store
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="TwHIN: entity embeddings from typed edges. Each command reads one YAML file and one store.",
 )
 
 # What a folder that cannot be written, or a full disk, gives.
@@ -31,7 +32,12 @@ UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 
 ConfigPath = Annotated[
     str | None,
-    typer.Option("--config", "-c", envvar="TWHIN_CONFIG", help="YAML file; default: the bundled configs/debian.yaml."),
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="TWHIN_CONFIG",
+        help="YAML file, or the name of a bundled one, such as debian; default: the only one in this folder.",
+    ),
 ]
 Home = Annotated[
     str | None, typer.Option("--home", envvar="TWHIN_HOME", help="The store: a folder or URL; default: .twhin.")
@@ -43,11 +49,34 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 
-def _config(path: str | None, overrides: list[str] | None) -> tuple[TwhinConfig, str]:
-    from twhin_pipeline.config import default_config_path, load_config
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
 
-    path = path or default_config_path()
-    return load_config(path, overrides or ()), path
+        print(f"twhin-pipeline {metadata.version('twhin-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """TwHIN: entity embeddings from typed edges. Each command reads one YAML file and one store.
+
+    Start with `twhin init FILE`, which writes the YAML file for your own edges, then `twhin run`.
+    """
+
+
+def _config(path: str | None, overrides: list[str] | None, store: Store | None = None) -> tuple[TwhinConfig, str]:
+    from twhin_pipeline import configuration_file
+    from twhin_pipeline.config import load_config
+
+    file, found = configuration_file.choose(path, store)
+    if found:
+        _tell(f"note: configuration {file}, the only one in this folder")
+    return load_config(file, overrides or ()), file
 
 
 def _store(home: str | None) -> Store:
@@ -66,14 +95,84 @@ def _newest_table(store: Store, asset: str) -> str:
     return found[-1]
 
 
-def _run_of(config: str | None, home: str | None, snapshot: str | None, overrides: list[str] | None) -> Run:
+def _run_of(config: str | None, home: str | None, snapshot: str | None, overrides: list[str] | None) -> tuple[Run, str]:
+    """Return a run, and a line about what it reads and writes."""
     from twhin_pipeline.pipeline import Run
-    from twhin_pipeline.source import check_snapshot, newest_snapshot
+    from twhin_pipeline.source import check_snapshot
 
-    loaded, path = _config(config, overrides)
-    snapshot = snapshot or newest_snapshot(loaded)
+    store = _store(home)
+    loaded, path = _config(config, overrides, store)
+    how = ""
+    if snapshot is None:
+        snapshot, how = _newest_snapshot(loaded)
     check_snapshot(snapshot)
-    return Run(loaded, path, overrides or [], _store(home), snapshot)
+    line = f"configuration {path}, snapshot {snapshot}{how}, store {store.root}"
+    return Run(loaded, path, overrides or [], store, snapshot), line
+
+
+def _newest_snapshot(config: TwhinConfig) -> tuple[str, str]:
+    """Return the newest snapshot, and in parentheses how it was chosen."""
+    from twhin_pipeline import source
+
+    found = source.find_snapshots(config)
+    newest = found[-1] if found else source.newest_snapshot(config)  # which raises
+    if not any(one.snapshots is not None or "{snapshot}" in (one.path or "") for one in config.all_sources):
+        return newest, " (the day of the newest file)"
+    return newest, f" (the newest of {len(found)})" if len(found) > 1 else " (the only one)"
+
+
+@contextmanager
+def _remembered(run: Run) -> Iterator[None]:
+    """Write into the store which configuration its tables were made by, also where a later stage failed."""
+    from twhin_pipeline import configuration_file
+
+    try:
+        yield
+    finally:
+        if run.store.exists("raw_edges", run.snapshot):
+            configuration_file.remember(run.store, run.config_path)
+
+
+@app.command()
+def init(
+    files: Annotated[list[str], typer.Argument(help="Parquet, CSV or TSV: files, patterns in quotes, or URLs.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The configuration to write.")] = "twhin.yaml",
+    min_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out relations with a smaller share of their file's rows.")
+    ] = 0.0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take every guess.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the configuration if it is there.")] = False,
+) -> None:
+    """Write a configuration for your own files.
+
+    It guesses columns, entity types, relations and the split from names and contents, and says what it guessed. On a
+    terminal it asks where it is in doubt.
+    """
+    import os
+
+    from twhin_pipeline import init_config
+    from twhin_pipeline.config import parse_config
+
+    if not os.path.isdir(os.path.dirname(os.path.abspath(out))):
+        raise UserError(f"--out {out}: there is no folder {os.path.dirname(out)}; make it, or choose another file")
+    if os.path.exists(out) and not force:
+        raise UserError(f"{out}: is there already; pass --force to replace it, or -o for another file")
+    asks = not yes and sys.stdin.isatty() and sys.stdout.isatty()
+    guess = init_config.guess(files, out, min_share=min_share, choose=_choose if asks else None)
+    for line in guess.lines:
+        print(line)
+    parse_config(guess.data, origin=out)
+    with open(out, "w", encoding="utf-8") as file:
+        file.write(guess.text)
+    print(f"wrote {out}; look through it, then: twhin run --config {shlex.quote(out)}")
+
+
+def _choose(question: str, options: Sequence[str], default: str) -> str:
+    """Ask on the terminal."""
+    answer = ""
+    while answer not in options:
+        answer = str(typer.prompt(f"{question} ({', '.join(options)})", default=default)).strip()
+    return answer
 
 
 @app.command("run")
@@ -86,9 +185,10 @@ def run_command(
     """
     from twhin_pipeline import pipeline, summary
 
-    run = _run_of(config, home, snapshot, overrides)
-    print(f"snapshot {run.snapshot}, store {run.store.root}")
-    pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
+    run, line = _run_of(config, home, snapshot, overrides)
+    print(line)
+    with _remembered(run):
+        pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
     print()
     summary.show(run.config, run.store, run.snapshot)
 
@@ -99,7 +199,9 @@ def _stage_command(name: str, text: str) -> None:
     ) -> None:
         from twhin_pipeline import pipeline
 
-        pipeline.run_stage(_run_of(config, home, snapshot, overrides), pipeline.STAGES[name], print)
+        run, _ = _run_of(config, home, snapshot, overrides)
+        with _remembered(run):
+            pipeline.run_stage(run, pipeline.STAGES[name], print)
 
     app.command(name, help=text)(command)
 
@@ -140,6 +242,7 @@ def neighbors(
     entity: Annotated[str, typer.Argument(help="The entity type, such as package.")],
     id: Annotated[str, typer.Argument(help="The entity's id; one that begins with - comes after --.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Show entities without training edges too.")] = False,
     snapshot: Snapshot = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -151,13 +254,58 @@ def neighbors(
     snapshot = snapshot or _newest_table(store, "embeddings/relations")
     model = embeddings.load_model(store.root, snapshot)
     try:
-        found = model.neighbors(entity, id, k)
+        found = model.neighbors(entity, id, k, untrained=untrained)
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
     if as_json:
         console.print_json([{"id": name, "similarity": score} for name, score in found])
     else:
         console.print_table(["id", "similarity"], [(name, f"{score:.4f}") for name, score in found])
+
+
+@app.command()
+def recommend(
+    id: Annotated[str, typer.Argument(help="The head's id, such as a user's; one that begins with - comes after --.")],
+    relation: Annotated[
+        str | None, typer.Option("--relation", "-r", help="Which tails; may be left out where only one fits the id.")
+    ] = None,
+    entity: Annotated[str | None, typer.Option("--entity", "-e", help="The head's entity type.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    exclude: Annotated[
+        Literal["relation", "any", "none"],
+        typer.Option(help="Leave out tails that the head has by the relation, or by any between the two types."),
+    ] = "relation",
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Do not leave out tails without training edges.")
+    ] = False,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the best new tails for an entity.
+
+    These are products for a user, say. Tails that the entity already has in the snapshot's edges are left out.
+    """
+    from twhin_pipeline import console, embeddings, recommendation
+
+    store = _store(home)
+    snapshot = snapshot or _newest_table(store, "embeddings/relations")
+    model = embeddings.load_model(store.root, snapshot)
+    known = store.manifest("raw_edges", snapshot).details if store.exists("raw_edges", snapshot) else {}
+    edges = known.get("edges_per_relation", {})
+    which: dict[str, bool | Literal["any"]] = {"relation": True, "any": "any", "none": False}
+    try:
+        relation, note = recommendation.choose_relation(model, id, relation, entity, edges)
+        found = model.recommend(relation, id, k, which[exclude], untrained=untrained)
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from error
+    if note is not None:
+        _tell(f"note: {note}")
+    if as_json:
+        tails = [{"id": tail, "score": score} for tail, score in found]
+        console.print_json({"snapshot": snapshot, "id": id, "relation": relation, "tails": tails})
+    else:
+        console.print_table(["id", "score"], [(tail, f"{score:.4f}") for tail, score in found])
 
 
 @app.command()
@@ -219,13 +367,16 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate a training run: memory, traffic, disk, and with --rates its speed."""
+    """Estimate a training run: memory, traffic, disk.
+
+    With --rates it estimates the speed too.
+    """
     from twhin_pipeline import console, relations
     from twhin_pipeline import plan as room
     from twhin_pipeline import rates as rates_room
 
-    loaded, _ = _config(config, overrides)
     store = _store(home)
+    loaded, _ = _config(config, overrides, store)
     known = store.snapshots(f"vocabulary/{loaded.model.table_names[0]}")
     snapshot = snapshot or (known[-1] if known else None)
     if snapshot is not None and store.exists("raw_edges", snapshot):
@@ -246,7 +397,7 @@ def rates(
     config: ConfigPath = None,
     overrides: Overrides = None,
 ) -> None:
-    """Measure what this node's ranks do a second, for `twhin plan --rates`.
+    """Measure this node's speed, for `twhin plan --rates`.
 
     It takes seconds. launch.nproc_per_node says how many ranks work at the same time, and the rest of the configuration
     the shapes of a step.
@@ -319,7 +470,10 @@ def tune_command(
     """
     from twhin_pipeline import tune as room
 
-    best = room.run(_run_of(config, home, snapshot, overrides), print, trials=trials, timeout_s=timeout)
+    run, line = _run_of(config, home, snapshot, overrides)
+    print(line)
+    with _remembered(run):
+        best = room.run(run, print, trials=trials, timeout_s=timeout)
     print(
         f"\nbest of {best.trials} trials (failed {best.failed}, pruned {best.pruned}): {best.metric} {best.value:.4f}"
     )
@@ -342,55 +496,125 @@ def summary(
 
     Sizes, speed, quality beside the baseline, neighbors, and where everything is.
     """
+    from twhin_pipeline import configuration_file
     from twhin_pipeline import summary as room
 
-    loaded, _ = _config(config, overrides)
     store = _store(home)
-    room.show(loaded, store, snapshot or _newest_table(store, "embeddings/relations"), examples)
+    snapshot = snapshot or _newest_table(store, "embeddings/relations")
+    if config is None and (made_by := configuration_file.record(store)) is not None:
+        config = made_by.path
+    loaded, _ = _config(config, overrides)
+    room.show(loaded, store, snapshot, examples)
 
 
 @app.command()
 def generate(
-    path: Annotated[str | None, typer.Argument(help="The Parquet file to write.")] = None,
+    path: Annotated[
+        str | None, typer.Argument(help="The Parquet file to write; with --shape shop, the folder.")
+    ] = None,
+    shape: Annotated[
+        Literal["graph", "shop"],
+        typer.Option(help="graph: edges of users and items. shop: an event log of views, carts and buys, and follows."),
+    ] = "graph",
     like: Annotated[
         str | None, typer.Option(help="A configuration with num_embeddings: write edges that fit it.")
     ] = None,
-    edges: Annotated[int | None, typer.Option(min=1, help="Default: 1,000,000; with --like 10,000.")] = None,
-    users: Annotated[int, typer.Option(min=2, help="Entities of the type user.")] = 50_000,
-    items: Annotated[int, typer.Option(min=2, help="Entities of the type item.")] = 20_000,
-    communities: Annotated[int, typer.Option(min=1, help="Planted communities.")] = 50,
-    within: Annotated[float, typer.Option(min=0, max=1, help="Share of edges that stay in a community.")] = 0.8,
-    exponent: Annotated[float, typer.Option(min=0, max=3, help="Of the power law of degrees.")] = 0.75,
-    ids: Annotated[str, typer.Option(help="string, integer or indexed.")] = "string",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    users: Annotated[int | None, typer.Option(help="Number of users. Default: 50,000; shop 3,000.")] = None,
+    communities: Annotated[int | None, typer.Option(help="Planted communities. Default: 50; shop 20.")] = None,
+    exponent: Annotated[
+        float | None, typer.Option(help="Of popularity's power law; 0 is flat. Default: 0.75; shop 1.0.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same files. Default: 0.")] = None,
+    edges: Annotated[int | None, typer.Option(min=1, help="graph: default 1,000,000; with --like 10,000.")] = None,
+    items: Annotated[int | None, typer.Option(help="graph: number of items. Default: 20,000.")] = None,
+    within: Annotated[
+        float | None, typer.Option(help="graph: share of edges inside a community. Default: 0.8.")
+    ] = None,
+    ids: Annotated[str | None, typer.Option(help="graph: string, integer or indexed. Default: string.")] = None,
+    products: Annotated[int | None, typer.Option(help="shop: number of products. Default: 2,000.")] = None,
+    days: Annotated[int | None, typer.Option(help="shop: days of the log. Default: 30.")] = None,
+    events_per_user: Annotated[
+        float | None, typer.Option(help="shop: mean events of a user, of all types. Default: 40.")
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="shop: spread of events per user (lognormal). Default: 0.8.")
+    ] = None,
+    background: Annotated[
+        float | None, typer.Option(help="shop: share of views outside a user's taste. Default: 0.15.")
+    ] = None,
+    events: Annotated[
+        str | None,
+        typer.Option(
+            help="shop: event types of view, cart, buy, wishlist, share, review, each with its probability if not the "
+            "default one. Default: view,cart=0.12,buy=0.4."
+        ),
+    ] = None,
+    follows_per_user: Annotated[
+        float | None, typer.Option(help="shop: mean users that a user follows; 0 for no follows. Default: 6.")
+    ] = None,
+    dirty: Annotated[float | None, typer.Option(help="shop: share of dirty rows. Default: 0.007.")] = None,
+    start: Annotated[str | None, typer.Option(help="shop: first day, YYYY-MM-DD. Default: 2025-01-01.")] = None,
+    format: Annotated[str | None, typer.Option(help="shop: csv or parquet. Default: csv.")] = None,
+    truth: Annotated[
+        bool | None, typer.Option("--truth/--no-truth", help="shop: write the true probabilities too. Default: yes.")
+    ] = None,
 ) -> None:
-    """Write a synthetic graph, with a configuration for it.
+    """Write a synthetic graph or event log.
 
-    Degrees follow a power law, and most edges stay in planted communities, so there is something to learn.
+    A configuration that trains on it is written too. Degrees follow a power law, and most edges stay in planted
+    communities, so there is something to learn.
     """
-    from twhin_pipeline import generate as room
-
+    both = {"users": users, "communities": communities, "exponent": exponent, "seed": seed}
+    of_graph = {"edges": edges, "items": items, "within": within, "ids": ids}
+    of_shop = {
+        "products": products, "days": days, "events_per_user": events_per_user, "sigma": sigma,
+        "background": background, "events": events, "follows_per_user": follows_per_user, "dirty": dirty,
+        "start": start, "format": format, "truth": truth,
+    }  # fmt: skip
+    other = of_shop if shape == "graph" else {**of_graph, "like": like}
+    unused = [name for name, value in other.items() if value is not None]
+    if unused:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise UserError(f"generate: --shape {shape} does not use {flags}; leave it out, or choose the other shape")
+    given: dict[str, Any] = {
+        k: v for k, v in (both | (of_graph if shape == "graph" else of_shop)).items() if v is not None
+    }
     if like is not None:
-        config, _ = _config(like, None)
-        if config.model.every_other is not None:
-            raise UserError(f"generate: {like}: '*' in model.relations names nothing to generate; list its relations")
-        written = room.generate_like(config, path, edges or 10_000, seed)
-        print(f"{written}: {edges or 10_000:,} edges; next: twhin run --config {like}")
+        _generate_like(like, path, edges or 10_000, seed or 0)
     elif path is None:
-        raise UserError("generate: give the path of the Parquet file to write, or --like CONFIG")
-    else:
-        written = room.generate(
-            path,
-            users=users,
-            items=items,
-            edges=edges or 1_000_000,
-            communities=communities,
-            within=within,
-            exponent=exponent,
-            ids=ids,  # type: ignore[arg-type]
-            seed=seed,
-        )
+        what = "Parquet file to write, or --like CONFIG" if shape == "graph" else "folder to write"
+        raise UserError(f"generate: give the path of the {what}")
+    elif shape == "graph":
+        from twhin_pipeline import generate as graph
+
+        written = graph.generate(path, **given)
         print(f"{path}: {edges or 1_000_000:,} edges; next: twhin run --config {written}")
+    else:
+        from twhin_pipeline import shop
+
+        made = shop.generate_shop(path, **given | ({"events": _event_types(events)} if events else {}))
+        print(f"{path}: {made.events:,} events, {made.follows:,} follows; next: twhin run --config {made.config}")
+
+
+def _generate_like(like: str, path: str | None, edges: int, seed: int) -> None:
+    from twhin_pipeline import generate as graph
+
+    config, _ = _config(like, None)
+    if config.model.every_other is not None:
+        raise UserError(f"generate: {like}: '*' in model.relations names nothing to generate; list its relations")
+    written = graph.generate_like(config, path, edges, seed)
+    print(f"{written}: {edges:,} edges; next: twhin run --config {like}")
+
+
+def _event_types(text: str) -> dict[str, float | None]:
+    types: dict[str, float | None] = {}
+    for part in text.split(","):
+        name, _, chance = (word.strip() for word in part.partition("="))
+        try:
+            types[name] = float(chance) if chance else None
+        except ValueError:
+            raise UserError(f"--events: {part.strip()!r} must look like cart=0.12") from None
+    return types
 
 
 @app.command()
@@ -425,8 +649,9 @@ def run_arguments(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; a mistake is told on standard error without a traceback."""
     warnings.showwarning = _show_warning
     command: Any = typer.main.get_command(app)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return int(command.main(args=arguments, prog_name="twhin", standalone_mode=False) or 0)
+        return int(command.main(args=arguments or ["--help"], prog_name="twhin", standalone_mode=False) or 0)
     except UserError as error:
         _tell(str(error))
         return 2

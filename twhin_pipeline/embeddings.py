@@ -1,17 +1,19 @@
-"""The read API: `load_model(path)` gives vectors, probabilities of relations, neighbours and candidates.
+"""The read API: `load_model(path)` gives vectors, probabilities of relations, neighbours and recommendations.
 
 >>> model = load_model("/data/twhin")
 >>> model.get_user_embedding(12)
 >>> model.predict_relation(12, 34, "fav")
 >>> model.neighbors("tweet", 34, k=10)
+>>> model.recommend("fav", 12, k=10)
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ import torch
 from twhin_pipeline.entity_table import BATCH_ROWS, EntityTable, UnknownId
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.model_files import locate, model_version, parameters_of
+from twhin_pipeline.recommendation import known_tails
 from twhin_pipeline.relation_scores import RelationScores, to_tensor
 from twhin_pipeline.scorer import Scorer
 from twhin_pipeline.sections.model import TwhinModelConfig
@@ -47,13 +50,25 @@ class TwhinEmbeddings:
         version: str,
         *,
         normalized: bool = False,
+        store: Store | None = None,
     ) -> None:
-        """Put together what `load_model` found; `version` is that of the table `twhin_model` it was exported from."""
+        """Put together what `load_model` found.
+
+        Args:
+            model_config: Entity types and relations.
+            tables: Each entity type's vectors.
+            scorer: Scores edges.
+            snapshot: The snapshot that the model was trained on.
+            version: That of the table `twhin_model` which the vectors were exported from.
+            normalized: The vectors were exported with `export.normalize`.
+            store: Where the snapshot's edges are, for `recommend`.
+        """
         self.config = model_config
         self.tables = dict(tables)
         self.scorer = scorer.eval()
         self.snapshot, self.version = snapshot, version
         self.normalized = normalized
+        self.store = store
         self.dim = model_config.embedding_dim
 
     def __repr__(self) -> str:
@@ -120,8 +135,19 @@ class TwhinEmbeddings:
             probability = torch.sigmoid(self.scorer.score(a, number, b)).numpy()
         return float(probability[0]) if one_a and one_b else probability
 
-    def neighbors(self, entity: str, id: Any, k: int = 10) -> list[tuple[Any, float]]:
+    def has(self, entity: str, id: Any) -> bool:
+        """Tell whether an entity type has the id. Raises KeyError where the type is unknown."""
+        table = self._table(entity)
+        try:
+            table.rows([id])
+        except UnknownId:
+            return False
+        return True
+
+    def neighbors(self, entity: str, id: Any, k: int = 10, *, untrained: bool = False) -> list[tuple[Any, float]]:
         """Return the k entities of the same type whose vectors are nearest by cosine, as (id, cosine), best first.
+
+        Entities that no training edge has are left out, unless `untrained` is set: their vectors say nothing.
 
         Raises:
             KeyError: The entity type or the id is unknown.
@@ -137,13 +163,13 @@ class TwhinEmbeddings:
                 found[row - part.start] = -np.inf
             return found
 
-        return self._best(table, min(k, len(table) - 1), cosines)
+        return self._best(table, k, cosines if untrained else _trained(table, cosines))
 
     def candidates(self, relation: str | None, lhs: Any, k: int = 10) -> list[tuple[Any, float]]:
         """Return the k tails that `lhs` (an id or a vector `[D]`) most probably has `relation` to, as (id, score).
 
-        The score is the model's; `1 / (1 + exp(-score))` is `predict_relation`'s probability. Edges that are known
-        are not left out.
+        The score is the model's; `1 / (1 + exp(-score))` is `predict_relation`'s probability. Nothing is left out:
+        `recommend` leaves out what is known.
 
         Raises:
             KeyError: The relation or the id is unknown.
@@ -154,19 +180,78 @@ class TwhinEmbeddings:
         if not one:
             raise UserError(f"candidates takes one head, got {len(vectors)}; call it once for each")
         table = self._table(right)
-        tails = to_tensor(table.vectors)
-        scores = RelationScores(self.scorer, number, vectors, tails)
+        return self._best(table, k, self._tail_scores(number, vectors, table))
+
+    def recommend(
+        self,
+        relation: str | None,
+        id: Any,
+        k: int = 10,
+        exclude_known: bool | Literal["any"] = True,
+        *,
+        untrained: bool = False,
+    ) -> list[tuple[Any, float]]:
+        """Return the k best new tails for a head, as (id, score), best first; scores are those of `candidates`.
+
+        Args:
+            relation: The relation's name; may be None where the model has only one.
+            id: The head.
+            k: How many; fewer come where there are no more.
+            exclude_known: True leaves out the tails that the head has by the relation in the snapshot's edges (those
+                of training, validation and test), `"any"` those that it has by any relation between the same two entity
+                types. Both leave out the head itself. False leaves out nothing.
+            untrained: Do not leave out tails that no training edge has.
+
+        Raises:
+            KeyError: The relation or the id is unknown.
+            UserError: The relation is None where there are several, or vectors were exported with
+                `export.normalize: true`.
+        """
+        number, left, right = self._relation(relation)
+        heads, tails = self._table(left), self._table(right)
+        row = int(heads.rows([id])[0])
+        if heads.trained is not None and not heads.trained[row]:
+            warnings.warn(f"{left} {id!r} has no training edge, so what it is recommended says nothing", stacklevel=2)
+        known = self._known(number, heads.ids([row])[0], exclude_known) if exclude_known else set()
+        scores = self._tail_scores(number, torch.from_numpy(np.array(heads.vectors[row : row + 1])), tails)
+        best = self._best(tails, max(k, 0) + len(known), scores if untrained else _trained(tails, scores))
+        return [(tail, score) for tail, score in best if str(tail) not in known][: max(k, 0)]
+
+    def _known(self, number: int, head: Any, which: bool | Literal["any"]) -> set[str]:
+        """Return the tails of a head that are not to be recommended, as texts."""
+        if which not in (True, "any"):
+            raise UserError(f"exclude_known must be True, False or 'any', got {which!r}")
+        chosen = self.config.relations[number]
+        names: Sequence[str] = [chosen.name]
+        if which == "any":
+            pair = (chosen.lhs, chosen.rhs)
+            names = [one.name for one in self.config.relations if (one.lhs, one.rhs) == pair]
+        found = None if self.store is None else known_tails(self.store, self.snapshot, names, head)
+        if found is None:
+            warnings.warn(
+                f"there is no table raw_edges of {self.snapshot}, so known edges are not left out", stacklevel=3
+            )
+        itself = {head} if chosen.lhs == chosen.rhs else set()
+        return {str(tail) for tail in (found or set()) | itself}
+
+    def _tail_scores(self, number: int, heads: torch.Tensor, table: EntityTable) -> Callable[[slice], np.ndarray]:
+        """Return the function that scores a block of tails for one head `[1, D]`."""
+        scores = RelationScores(self.scorer, number, heads, to_tensor(table.vectors))
         with torch.inference_mode():
             query = scores.encode_queries("rhs")
 
-            def against(part: slice) -> np.ndarray:
+        def against(part: slice) -> np.ndarray:
+            with torch.inference_mode():
                 return scores.compare(query, scores.encode_candidates("rhs", part))[0].numpy()
 
-            return self._best(table, k, against)
+        return against
 
     @staticmethod
     def _best(table: EntityTable, k: int, score: Callable[[slice], np.ndarray]) -> list[tuple[Any, float]]:
-        """Return the k best (id, score) by blocks of rows, best first; equal scores in the order of rows."""
+        """Return the k best (id, score) by blocks of rows, best first; equal scores in the order of rows.
+
+        Scores of minus infinity are left out.
+        """
         if k < 1:
             return []
         rows, values = np.empty(0, np.int64), np.empty(0, np.float32)
@@ -176,6 +261,7 @@ class TwhinEmbeddings:
             top = np.argpartition(-found, k - 1)[:k] if k < len(found) else np.arange(len(found))
             rows, values = np.concatenate([rows, top + start]), np.concatenate([values, found[top]])
             best = np.lexsort((rows, -values))[:k]
+            best = best[values[best] > -np.inf]
             rows, values = rows[best], values[best]
         return [(name, float(value)) for name, value in zip(table.ids(rows), values, strict=True)]
 
@@ -243,7 +329,9 @@ def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
         tables[name] = EntityTable.open(store, manifest)
     scorer = Scorer.from_rows(model_config, _relation_rows(store, relations))
     version = model_version(relations)
-    return TwhinEmbeddings(model_config, tables, scorer, snapshot, version, normalized=relations.details["normalize"])
+    return TwhinEmbeddings(
+        model_config, tables, scorer, snapshot, version, normalized=relations.details["normalize"], store=store
+    )
 
 
 def _relation_rows(store: Store, manifest: Manifest) -> dict[str, torch.Tensor]:
@@ -252,6 +340,14 @@ def _relation_rows(store: Store, manifest: Manifest) -> dict[str, torch.Tensor]:
         with store.parquet(path) as file:
             rows |= parameters_of(file.read(columns=["relation", "embedding"]))
     return rows
+
+
+def _trained(table: EntityTable, score: Callable[[slice], np.ndarray]) -> Callable[[slice], np.ndarray]:
+    """Return the same scores, with minus infinity for entities without a training edge, where the table knows them."""
+    trained = table.trained
+    if trained is None:
+        return score
+    return lambda part: np.where(trained[part], score(part), np.float32(-np.inf))
 
 
 def _is_one(ids: Any) -> bool:

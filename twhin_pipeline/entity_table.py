@@ -16,6 +16,8 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
 
 BATCH_ROWS = 262_144
+TRAINED_EDGES = "trained_edges"
+"""The column with the number of training edges of an entity."""
 
 
 class UnknownId(KeyError, UserError):  # noqa: N818 - it is a KeyError, and reads as one
@@ -34,6 +36,10 @@ class EntityTable:
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.vectors: np.ndarray = np.load(folder / "vectors.npy", mmap_mode="r")
+        self.trained: np.ndarray | None = None
+        """Whether a training edge has the entity, bool `[N]`; None where the table does not say it."""
+        if (folder / "trained.npy").exists():
+            self.trained = np.load(folder / "trained.npy", mmap_mode="r")
         # The reader keeps its mapping open as long as its arrays are.
         table = pa.ipc.open_file(pa.memory_map(str(folder / "ids.arrow"))).read_all()
         self._ids: pa.Array = table.column("id").chunk(0)
@@ -114,23 +120,32 @@ class EntityTable:
 
 
 def _build(store: Store, manifest: Manifest, folder: Path) -> None:
-    """Write `vectors.npy` and `ids.arrow` (ids in row order; rows in the order of ids) of an embeddings table."""
+    """Write `vectors.npy` and `ids.arrow` (ids in row order; rows in the order of ids) of an embeddings table.
+
+    Where it has the column `trained_edges`, `trained.npy` says which rows have one.
+    """
     vectors: np.memmap | None = None
     ids: list[pa.Array] = []
+    trained: list[np.ndarray] = []
     at = 0
     for path in store.files_of(manifest):
         with store.parquet(path) as parquet:
             if vectors is None:
                 dim = parquet.schema_arrow.field("embedding").type.list_size
                 vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, (manifest.rows, dim))
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=["id", "embedding"]):
+            columns = [name for name in ("id", "embedding", TRAINED_EDGES) if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
                 values = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)
                 vectors[at : at + len(batch)] = values.reshape(len(batch), -1)
                 ids.append(batch.column("id"))
+                if TRAINED_EDGES in columns:
+                    trained.append(batch.column(TRAINED_EDGES).to_numpy(zero_copy_only=False) > 0)
                 at += len(batch)
             id_type = parquet.schema_arrow.field("id").type
     assert vectors is not None and at == manifest.rows
     vectors.flush()
+    if trained:
+        np.save(folder / "trained.npy", np.concatenate(trained))
     # Offsets of 64 bits: ids of one table may be longer than 2 GiB together.
     kind = pa.int64() if pa.types.is_integer(id_type) else pa.large_string()
     column = pa.concat_arrays([pa.array([], kind), *(chunk.cast(kind) for chunk in ids)])

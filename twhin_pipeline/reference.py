@@ -21,6 +21,10 @@ current. `twhin config` prints a file with every default spelled out, `twhin con
 `--set training.num_epochs=3` overrides a field by its path (items of a list by their name or position:
 `--set model.embeddings.tables.user.embedding_dim=64`). An unknown key is an error that names the nearest known one.
 
+`twhin init FILE` writes such a file for your own edges. A command takes the file that `--config` or `TWHIN_CONFIG`
+names, which may be a bundled one (`--config debian`), else the only configuration in the working directory. A store
+remembers which file made its tables, and refuses another one that was not named.
+
 Sections and names are the published system's; `source`, `vocabulary`, `split`, `negatives`, `loss`, `evaluation`,
 `export` and `launch` stand beside them.
 """
