@@ -203,8 +203,9 @@ class _Values:
             self.values.append(Value(f"{path}.{everywhere}.{field_}", value, True, reason))
 
 
-EDGES_TO_VISIT = 15_000_000
-"""Edges that training visits at most, where that makes fewer epochs than a recipe's most: some minutes on 2 cores."""
+WORK = 1_300_000_000
+"""Edges that training visits, times the dimension, where that makes fewer epochs than a recipe's most: 2 to 4 minutes on
+2 cores."""
 FEWEST_EPOCHS = 3
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
 
@@ -241,7 +242,7 @@ def _graph(v: _Values) -> None:
     Debian's packages (16) and FB15k-237 (37).
     """
     dense = math.log2(max(v.counts.degree, 1.0)) - 2
-    dim = 512 if v.counts.total <= 400_000 else 256 if v.counts.total <= 2_000_000 else 128
+    dim = 512 if v.counts.total <= 200_000 else 256 if v.counts.total <= 2_000_000 else 128
     comparator = _scorer(v, dim=dim)
     v.choose_in_relations("operator", "complex_diagonal", "it expresses symmetric, antisymmetric and inverse relations")
     v.choose("model.operator_init", "random", "relations begin unlike each other")
@@ -261,7 +262,10 @@ def _graph(v: _Values) -> None:
     dropout = round(min(0.35, max(0.0, 0.35 - 0.094 * dense)), 2)
     v.choose("model.embedding_dropout", dropout, f"{v.counts.degree:.0f} edges an entity on average")
     _optimizers(v, rate=rate, rows_rate=0.1, algorithm="adagrad")
-    _loop(v, metric="filtered_mrr", most_epochs=22, batch=500 if many else 2_000)
+    small = many or v.counts.total <= 200_000
+    if small and not many:
+        v.choose("negatives.chunk_size", 250, "small chunks mix the relations of a step")
+    _loop(v, metric="filtered_mrr", most_epochs=20, batch=500 if small else 2_000)
 
 
 def _scorer(v: _Values, dim: int) -> str:
@@ -334,7 +338,8 @@ def _optimizers(v: _Values, *, rate: float, rows_rate: float, algorithm: str) ->
 def _loop(v: _Values, *, metric: str, most_epochs: int, batch: int) -> None:
     """Choose the size of steps, epochs, and what is looked at when, by the number of steps in an epoch."""
     total = max(v.counts.total, 1)
-    fits = max(FEWEST_EPOCHS, min(most_epochs, EDGES_TO_VISIT // total))
+    dim = v.data["model"]["embeddings"]["tables"][0]["embedding_dim"]
+    fits = max(FEWEST_EPOCHS, min(most_epochs, WORK // (total * dim)))
     batch = int(v.choose("train_data.per_replica_batch_size", batch, f"{total:,} edges"))
     v.choose("negatives.chunk_size", min(batch, 1_000), "edges that share their negatives")
     epochs = int(v.choose("training.num_epochs", fits, f"{total:,} edges; the best one is kept"))
@@ -346,7 +351,7 @@ def _loop(v: _Values, *, metric: str, most_epochs: int, batch: int) -> None:
     v.choose("training.eval_every_n_epochs", max(1, epochs // 10), "ten evaluations, or one an epoch")
     v.choose("training.eval_max_edges", 10_000, "validation edges that are ranked")
     v.choose("training.early_stopping_patience", 4, "evaluations without a gain")
-    v.choose("training.train_log_every_n", max(1, min(1_000, steps // 4)), "a few lines an epoch")
+    v.choose("training.train_log_every_n", max(1, min(1_000, steps * epochs // 40)), "some forty lines")
     v.choose("training.checkpoint_every_n", max(1, min(1_000, steps)), "one an epoch, at least")
     v.choose("training.checkpoint_max_to_keep", 1, "the last one, and the best")
     if not v.is_set("validation_data"):

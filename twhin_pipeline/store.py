@@ -202,6 +202,8 @@ class Store:
 
     def stale(self, asset: str, snapshot: str) -> list[str]:
         """Return the parents of a finished table that have been made anew (or are gone) since it read them."""
+        if self.view:
+            return self.seen_as(None).stale(self.real(asset), snapshot)
         stale = []
         for parent, version in self.manifest(asset, snapshot).parents.items():
             name, _, at = parent.partition("@")
@@ -215,6 +217,9 @@ class Store:
 
         Tables that are not there are passed over: who reads them says so.
         """
+        if self.view:  # parents are named as they are in the store
+            self.seen_as(None).refuse_stale(snapshot, [self.real(asset) for asset in assets])
+            return
         waiting = [asset for asset in assets if self.exists(asset, snapshot)]
         seen = set()
         while waiting:
