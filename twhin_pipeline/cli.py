@@ -435,8 +435,16 @@ def config_command(
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="The JSON schema of such a file.")] = False,
     reference: Annotated[bool, typer.Option("--reference", help="The page docs/configuration.md.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="What the recipe chose for the newest snapshot in the store, and why.")
+    ] = False,
+    snapshot: Snapshot = None,
+    home: Home = None,
 ) -> None:
-    """Print the configuration, defaults spelled out."""
+    """Print the configuration, defaults spelled out.
+
+    Of the recipe's values, which depend on the graph, only --explain tells.
+    """
     from twhin_pipeline import console
 
     if schema:
@@ -447,6 +455,17 @@ def config_command(
         from twhin_pipeline import reference as room
 
         sys.stdout.write(room.markdown())
+    elif explain:
+        from twhin_pipeline import relations
+
+        loaded, store = _config(config, overrides)[0], _store(home)
+        first = f"vocabulary/{loaded.model.table_names[0]}"
+        if not (store.snapshots(first) if snapshot is None else store.exists(first, snapshot)):
+            raise UserError(
+                f"{store.root}: no edges were ingested yet, and a recipe goes by their counts; run `twhin ingest` and "
+                "`twhin vocabulary` first"
+            )
+        sys.stdout.write(relations.recipe(loaded, store, snapshot or _newest_table(store, first)).explanation())
     else:
         sys.stdout.write(_config(config, overrides)[0].to_yaml())
 

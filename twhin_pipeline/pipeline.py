@@ -159,6 +159,9 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     notes += [note for manifest in made.values() for note in manifest.details.get("notes", [])]
     for note in notes:
         say(f"  note: {note}")
+    if stage.name == "vocabulary":  # all that a recipe looks at is there now
+        for line in relations.recipe(run.config, run.store, run.snapshot).lines():
+            say(line)
     return made
 
 

@@ -78,15 +78,31 @@ class Recipe:
         return {"name": self.name, "reason": self.reason, "values": [asdict(value) for value in self.values]}
 
     def lines(self) -> list[str]:
-        """Say in a few lines what was chosen."""
+        """Return the recipe in a few lines, for the output of a run."""
         if self.name == NONE:
-            return [f"recipe: none ({self.reason})"]
-        kept = [value for value in self.values if not value.chosen]
-        told = [f"recipe: {self.name}, because {self.reason}"]
-        told += [f"  {value.path} = {_text(value.value)}: {value.reason}" for value in self.values if value.chosen]
+            return [f"recipe     none: {self.reason}"]
+        model = self.config.model
+        scores = f"{model.comparator}, dimension {model.embedding_dim}, {self.config.loss.name}"
+        table = model.embeddings.tables[0].optimizer
+        training = self.config.training
+        lines = [
+            f"recipe     {self.name}: {self.reason}",
+            f"           {scores}, {table.name} at {table.algorithm.lr}, dropout {model.embedding_dropout}, "
+            f"up to {training.num_epochs} epochs, best {training.early_stopping_metric} of validation edges",
+        ]
+        kept = [value.path for value in self.values if not value.chosen]
         if kept:
-            told.append("  set by the configuration: " + ", ".join(value.path for value in kept))
-        return told
+            lines.append(f"           set by the configuration: {', '.join(kept)}")
+        lines.append("           every value and its reason: twhin config --explain")
+        return lines
+
+    def explanation(self) -> str:
+        """Return every value with its reason, as YAML comments beside the fields' paths."""
+        lines = [f"# recipe: {self.name}, because {self.reason}"]
+        width = max((len(f"{value.path}={_text(value.value)}") for value in self.values), default=0)
+        for value in self.values:
+            lines.append(f"{f'{value.path}={_text(value.value)}':<{min(width, 60)}}  # {value.reason}")
+        return "\n".join(lines) + "\n"
 
 
 def apply(config: TwhinConfig, counts: Counts) -> Recipe:
@@ -204,8 +220,8 @@ class _Values:
 
 
 WORK = 1_300_000_000
-"""Edges that training visits, times the dimension, where that makes fewer epochs than a recipe's most: 2 to 4 minutes on
-2 cores."""
+"""Edges that training visits, times the dimension, where that makes fewer epochs than a recipe's most: 2 to 4 minutes
+on 2 cores."""
 FEWEST_EPOCHS = 3
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
 

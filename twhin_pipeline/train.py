@@ -53,10 +53,11 @@ def run(
         TrainingCancelled: `stop` was set (on any rank), and a checkpoint was written.
     """
     stop = stop or threading.Event()
-    config = relations.resolve(config, store, snapshot)
-    with process_group(config) as ranks:
+    recipe = relations.recipe(config, store, snapshot)
+    with process_group(recipe.config) as ranks:
         try:
-            return Trainer(config, store, snapshot, ranks, make_reporter(ranks.rank), save_dir).run(stop)
+            reporter = make_reporter(ranks.rank)
+            return Trainer(recipe.config, store, snapshot, ranks, reporter, save_dir, recipe).run(stop)
         except Exception as error:
             # Now, before this rank leaves: when it has left, the others fail of that, and the first error counts.
             get_error_handler().record_exception(error)

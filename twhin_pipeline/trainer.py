@@ -20,6 +20,7 @@ from twhin_pipeline.model import TwhinModel, TwhinModelAndLoss
 from twhin_pipeline.model_files import ASSET, Writer
 from twhin_pipeline.optimizer import apply_optimizers, build_optimizer
 from twhin_pipeline.progress import LOSSES_SCHEMA, METRICS_SCHEMA, Interval, Progress
+from twhin_pipeline.recipes import Recipe
 from twhin_pipeline.reporting import Reporter
 from twhin_pipeline.sharding import (
     limit_norms,
@@ -47,6 +48,7 @@ class Trainer:
         ranks: Ranks,
         reporter: Reporter,
         save_dir: str | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
         """Open the data, build and shard the model, and take the folder of checkpoints.
 
@@ -54,6 +56,7 @@ class Trainer:
             UserError: Something does not fit, or another run trains here.
         """
         self.config, self.store, self.snapshot, self.ranks, self.reporter = config, store, snapshot, ranks, reporter
+        self.recipe = recipe
         self.started = time.monotonic()
         training = config.training
         torch.manual_seed(training.seed)
@@ -141,6 +144,8 @@ class Trainer:
             self.progress.mlflow_run_id = self.tracking.run_id
             self.tracking.log_config(self.config, world_size=self.ranks.world_size, training_set=self.dataset.version)
             self.tracking.log_text(str(self.sharded.sharding_plan_text), "sharding_plan.txt")
+            if self.recipe:
+                self.tracking.log_text(self.recipe.explanation(), "recipe.txt")
         self.progress.mlflow_run_id = self.ranks.broadcast(self.progress.mlflow_run_id)
         self.total = self._total_steps(self.progress.step)
         self.reporter.milestone(
@@ -309,6 +314,7 @@ class Trainer:
             "world_size": ranks.world_size,
             "plan": str(self.sharded.sharding_plan_text),
             "stop_reason": reason,
+            **({"recipe": self.recipe.as_details()} if self.recipe else {}),
         }
         chosen = f"the model is that of step {details['chosen_step']:,} (epoch {details['chosen_epoch']})"
         if progress.best_value is not None:
