@@ -188,6 +188,8 @@ def train(benchmark: Benchmark, what: str, overrides: Sequence[str], home: Path,
     """Run the whole chain in a home of its own and return its figures."""
     path = str(ROOT / "configs" / benchmark.config)
     store = Store(str(home))
+    # The figures are of the model that is evaluated; nothing is published.
+    overrides = [*overrides, "training.refit=false"]
     config = load_config(path, overrides)
     say(f"\n{what}: store {store.root}")
     started = time.monotonic()

@@ -71,7 +71,14 @@ def test_published_defaults_are_kept():
         ({"model__relations__likes__lhs": "usr"}, "model.relations[0].lhs", "did you mean 'user'"),
         ({"model__relations__likes__operator": "translate"}, "model.relations[0].operator", "translation"),
         ({"model__embeddings__tables__item__name": "user"}, "model.embeddings", "two tables are named 'user'"),
-        ({"model__embeddings__tables__item__embedding_dim": 64}, "model.embeddings", "user 128, item 64"),
+        (
+            {
+                "model__embeddings__tables__user__embedding_dim": 128,
+                "model__embeddings__tables__item__embedding_dim": 64,
+            },
+            "model.embeddings",
+            "user 128, item 64",
+        ),
         ({"model__embeddings__tables__item__data_type": "fp16"}, "model.embeddings", "data_type must be equal"),
         ({"model__embeddings__tables_to_log": ["usr"]}, "model.embeddings", "did you mean 'user'"),
         ({"model__comparator": "cosin"}, "model.comparator", "did you mean 'cosine'"),

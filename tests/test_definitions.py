@@ -66,7 +66,8 @@ def test_there_is_one_chain_with_one_asset_a_table():
     entities = CONFIG.model.table_names
     assert names == {
         "raw_edges", "raw_edges_rejected", "training_set/positives", "training_set/negatives", "held_out/validation",
-        "held_out/validation_negatives", "held_out/test", "twhin_model", "evaluation", "embeddings/relations",
+        "held_out/validation_negatives", "held_out/test", "twhin_model", "evaluation", "refit/twhin_model",
+        "embeddings/relations",
         *(f"vocabulary/{entity}" for entity in entities), *(f"embeddings/{entity}" for entity in entities),
     }  # fmt: skip
     graph = defs.resolve_asset_graph()

@@ -124,7 +124,7 @@ def test_an_entity_type_without_entities_gives_an_empty_table(tmp_path, monkeypa
     )
     written = export(small.config, small.store, SNAPSHOT)
     assert written["embeddings/item"].rows == 0
-    assert set(written["embeddings/item"].schema) == {"id", "row", "embedding"}
+    assert set(written["embeddings/item"].schema) == {"id", "row", "embedding", "trained_edges"}
 
 
 def test_a_vocabulary_made_anew_after_training_is_refused(tmp_path):

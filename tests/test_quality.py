@@ -73,7 +73,10 @@ def sampled(name: str, data: Path, home: Path, *overrides: str) -> tuple[Store, 
 @pytest.mark.parametrize("name", quality.BENCHMARKS)
 def test_every_benchmark_has_a_configuration_that_measures_its_figures(name):
     benchmark = quality.BENCHMARKS[name]
-    config = load_config(str(ROOT / "configs" / benchmark.config))
+    config = relations.with_found(load_config(str(ROOT / "configs" / benchmark.config)), ["r"])
+    model = config.model
+    counts = Counts(dict.fromkeys(model.relation_names, 1000), dict.fromkeys(model.table_names, 100))
+    config = recipes.apply(config, counts).config
     options = config.evaluation
     known = {"filtered_mrr", *(f"filtered_hits@{k}" for k in options.hits_at)}
     known |= {f"{kind}@{k}" for k in options.recall_at for kind in ("recall", "ndcg")}

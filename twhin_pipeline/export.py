@@ -76,7 +76,8 @@ def trained_edges(store: Store, snapshot: str, tables: ModelTables) -> dict[str,
 
     A vector of 0 edges is as it was drawn, or as an earlier model left it.
     """
-    found = {name: np.zeros(max(tables.rows(name), 1), np.int64) for name in tables.names}
+    sizes = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in tables.names}
+    found = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
     relations = tables.config.relations
     manifest = store.manifest("training_set/positives", snapshot)
     for batch in store.batches(store.files_of(manifest), ["lhs", "rhs", "rel"], BATCH_ROWS):
@@ -85,7 +86,7 @@ def trained_edges(store: Store, snapshot: str, tables: ModelTables) -> dict[str,
             rows = batch.column(side).to_numpy()
             for number in np.unique(rel).tolist():
                 counts = found[getattr(relations[number], side)]
-                np.add.at(counts, rows[rel == number], 1)
+                counts += np.bincount(rows[rel == number], minlength=len(counts))[: len(counts)]
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -64,7 +64,8 @@ class TableConfig(Section):
     num_embeddings: int | None = Field(None, ge=1)
     """Rows of the table. Left out: as many as the vocabulary has. Given: a vocabulary that outgrows it is an error."""
     embedding_dim: int = Field(128, ge=4, multiple_of=4)
-    """Length of a vector; equal in all tables, and a multiple of 4 (the embedding kernel's vector width)."""
+    """Length of a vector; equal in all tables (said in one, it is that of all), and a multiple of 4 (the embedding
+    kernel's vector width)."""
     data_type: Literal["fp32", "fp16"] = "fp32"
     """Storage type of the vectors; equal in all tables."""
     optimizer: OptimizerConfig = OptimizerConfig(rowwise_adagrad=RowwiseAdagrad(lr=0.1))
@@ -90,6 +91,16 @@ class EmbeddingsConfig(Section):
     """One table an entity type."""
     tables_to_log: list[str] | None = None
     """Tables whose vectors' norms are sampled, shard by shard, and logged at each `training.train_log_every_n`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_dimension(cls, data: Any) -> Any:
+        # A dimension that one table says is that of the tables that say none.
+        tables = data.get("tables") if isinstance(data, dict) else None
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            return data
+        said = next((table["embedding_dim"] for table in tables if "embedding_dim" in table), None)
+        return data if said is None else {**data, "tables": [{"embedding_dim": said, **table} for table in tables]}
 
     @model_validator(mode="after")
     def _alike(self) -> EmbeddingsConfig:
