@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from twhin_pipeline import pipeline
+from twhin_pipeline import pipeline, recipes, relations
 from twhin_pipeline.config import TwhinConfig, load_config
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.recipes import Counts
 from twhin_pipeline.store import Store
 from twhin_pipeline.tune import as_override
 

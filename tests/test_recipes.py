@@ -153,7 +153,7 @@ def test_a_contradiction_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(recipes, "_interactions", contradicts)
     with pytest.raises(
-        UserError, match="recipe interactions: its values contradict the configuration's.*counted twice"
+        UserError, match=r"recipe interactions: its values contradict the configuration's.*counted twice"
     ):
         recipes.apply(shop(), SHOP)
 
