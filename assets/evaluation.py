@@ -20,6 +20,7 @@ OVERALL = "all"
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Return the stage and its checks."""
     above = ["twhin_model", "held_out/test", "held_out/validation", "training_set/positives"]
+    above += ["held_out/repeats"] if config.split.repeats else []
 
     @dg.asset(
         deps=[provenance.key(name) for name in above],

@@ -103,6 +103,19 @@ def test_edges_are_sorted_and_merged_as_by_a_loop(tmp_path, monkeypatch, columns
     assert_same(found, by_loop(rows, ranks, columns))
 
 
+def test_edges_of_few_and_of_many_rows_grow_as_by_a_loop(tmp_path):
+    columns = ("time", "weight")
+    rows = rows_of(2000, seed=6, columns=columns, ids=5)
+    # One of the edges has far more rows than the others.
+    often = np.arange(2000) % 3 == 0
+    for name in ("rel", "lhs", "rhs"):
+        rows[name][often] = rows[name][0]
+    ranks = np.arange(5, dtype=np.uint32)
+    _, found = by_sorter(tmp_path / "a", rows, ranks, columns)
+    assert max(len(steps) for steps in found["steps"]) > edge_sort._FEW_ROWS
+    assert_same(found, by_loop(rows, ranks, columns))
+
+
 def test_only_the_largest_rows_count_by_default_and_times_alone_make_no_steps(tmp_path):
     ranks = np.arange(9, dtype=np.uint32)
     for number, columns in enumerate([("time",), ("time", "weight")]):

@@ -98,3 +98,16 @@ def test_repeats_that_were_not_sampled_are_asked_for_by_name(tmp_path):
     small = small_store.make(tmp_path, config=config_of(ASKED))
     with pytest.raises(UserError, match=r"no table held_out/repeats .*twhin sample"):
         evaluate(small.config, small.store, SNAPSHOT)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_dagster_has_the_table_and_its_checks_only_where_it_is_asked_for(asked):
+    import dagster as dg
+
+    from assets import training_set
+
+    config = config_of(ASKED if asked else {"strategy": "temporal"})
+    made = training_set.make(config, dg.StaticPartitionsDefinition([SNAPSHOT]))
+    keys = {key.to_user_string() for one in made if not isinstance(one, dg.AssetChecksDefinition) for key in one.keys}
+    named = {spec.name for one in made if isinstance(one, dg.AssetChecksDefinition) for spec in one.check_specs}
+    assert ("held_out/repeats" in keys) == ("repeats_trained" in named) == asked

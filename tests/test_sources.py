@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from datetime import datetime
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from edge_files import RELATIONS, SNAPSHOT, make_config, rows_of, store_at, triples, write
 
-from twhin_pipeline import checks, edges, relations, source
+from twhin_pipeline import checks, edges, pipeline, relations, source
 from twhin_pipeline.config import TwhinConfig, load_config, parse_config
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
@@ -92,6 +93,14 @@ def test_a_list_of_one_source_is_that_source(tmp_path):
         ({"sources": [{"path": "e", "colums": {}}]}, r"sources\[0\]\.colums: unknown key 'colums'; did you mean"),
         ({"sources": [{"path": "e"}], "split": {"strategy": "temporal"}}, r"needs source\.columns\.time"),
         ({"sources": [{"path": "e"}], "split": {"repeats": True}}, "repeats is for strategy: temporal"),
+        (
+            {
+                "sources": [{"path": "e", "columns": {"time": "t"}}],
+                "split": {"strategy": "temporal", "repeats": True},
+                "train_data": {"limit": 9},
+            },
+            r"split\.repeats needs all training edges; leave train_data\.limit",
+        ),
     ],
 )
 def test_sources_that_contradict_themselves_are_one_clear_error(sections, what):
@@ -172,6 +181,14 @@ def test_without_a_relation_column_the_files_name_is_the_relation(tmp_path, file
     assert note.endswith("no relation column, so all rows are of relation 'follows', the file's name") and file in note
 
 
+def test_what_a_user_should_know_is_printed_after_ingest(tmp_path):
+    csv(tmp_path / "follows.csv", "lhs,rhs", "a,b")
+    run = pipeline.Run(config_of({"path": f"{tmp_path}/*.csv"}), "unused", [], store_at(tmp_path), SNAPSHOT)
+    said: list[str] = []
+    pipeline.run_stage(run, pipeline.STAGES["ingest"], said.append)
+    assert said[-1].startswith(f"  note: {tmp_path}/follows.csv: no relation column")
+
+
 def test_each_file_goes_by_its_own_column_or_name(tmp_path):
     csv(tmp_path / "follows.csv", "lhs,rhs", "a,b", "a,", "a,b,c")
     csv(tmp_path / "reply.csv", "rhs,lhs", "x,a")
@@ -224,6 +241,15 @@ def test_edges_without_a_time_stand_beside_dated_ones_and_are_in_every_window(tm
     assert details["rejected_by_reason"] == {"bad time": 1}
     assert [one["undated"] for one in details["sources"]] == [2, 1]
     assert [one["time_range"] for one in details["sources"]] == [["2024-12-31T00:00:00"] * 2, None]
+
+
+def test_the_manifest_has_the_resolved_files_and_the_first_and_last_time(tmp_path, monkeypatch):
+    csv(tmp_path / "e.csv", "lhs,rel,rhs,t", "a,fav,x,2024-12-31T10:00:00", "a,fav,y,2020-02-03", "a,fav,z,2025-01-01")
+    monkeypatch.chdir(tmp_path)
+    _, manifest = ingest(tmp_path, make_config("e.csv", source={"columns": {"time": "t"}}))
+    (found,) = manifest.details["sources"]
+    assert found["files"] == manifest.details["files"] == [f"{tmp_path}/e.csv"]
+    assert found["time_range"] == ["2020-02-03T00:00:00", "2025-01-01T00:00:00"]
 
 
 def test_a_null_time_in_parquet_is_an_edge_without_a_time(tmp_path):
@@ -468,3 +494,22 @@ def test_the_bundled_example_is_found_from_anywhere(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "2025-08-09"
+
+
+def test_the_example_of_the_documentation_is_read_as_it_is(tmp_path):
+    """The YAML of docs/sources.md, beside files of the columns that it names."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / "sources.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    listed = [{"name": name, "lhs": "user", "rhs": "item"} for name in ("view", "cart", "buy", "rated")]
+    model = make_config("unused", model={"relations": [*listed, RELATIONS[0]]}).model.model_dump(mode="json")
+    file = write_yaml(tmp_path / "c.yaml", **yaml.safe_load(example), model=model)
+    events = ["u1,view,p1,2024-12-31", "u1,buy,p1,2025-01-01", "u2,cart,p2,2000-01-01"]
+    csv(tmp_path / "events.csv", "user_id,event_type,product_id,event_time", *events)
+    csv(tmp_path / "follows.csv", "follower,followee", "u1,u2")
+    csv(tmp_path / "ratings.csv", "user_id,film_id,stars", "u1,7,5", "u2,7,2", "u2,8,5")
+    write(tmp_path / "films.parquet", [(7,)], ("film_id",))
+    store, manifest = ingest(tmp_path, load_config(file))
+    assert triples(store) == {("u1", "view", "p1"), ("u1", "buy", "p1"), ("u1", "follows", "u2"), ("u1", "rated", "7")}
+    found = weights_of(store)
+    assert found["rated", "7"] == 5 and found["buy", "p1"] > 4.8 and 0.9 < found["view", "p1"] < 1
+    assert manifest.details["rejected"] == 0 and manifest.details["outside_window"] == 1

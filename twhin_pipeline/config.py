@@ -93,6 +93,8 @@ class TwhinConfig(Section):
         timed = any(c.time is not None for c in columns)
         if self.split.strategy == "temporal" and self.split.later_snapshot is None and not timed:
             raise ValueError("split.strategy: temporal needs source.columns.time or split.later_snapshot")
+        if self.split.repeats and (self.train_data.limit is not None or self.train_data.offset is not None):
+            raise ValueError("split.repeats needs all training edges; leave train_data.limit and offset out")
         self._candidates()
         ranks = self.launch.nproc_per_node * self.launch.nnodes
         for table in self.model.embeddings.tables:

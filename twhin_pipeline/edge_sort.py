@@ -23,6 +23,8 @@ from twhin_pipeline.radix import in_order
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
 
+# So many rows of an edge are sorted by insertion.
+_FEW_ROWS = 24
 EDGES_PER_BUCKET, EDGES_AT_ONCE, SAMPLES_PER_BUCKET = 1 << 18, 1 << 18, 64
 # What an edge may have besides its relation and ends.
 KINDS = {"time": np.int64, "weight": np.float64, "split": np.int8}
@@ -180,37 +182,54 @@ def _steps(time: Array, weight: Array | None, rows: Array, most: Array) -> Colum
         rows: How many rows each edge has, `[E]`.
         most: How many times the largest they weigh at most, `[E]`.
     """
-    edge = np.repeat(np.arange(len(rows)), rows)
-    repeated = np.flatnonzero(rows[edge] > 1)
-    edge, time = edge[repeated], time[repeated]
-    weight = np.ones(len(repeated)) if weight is None else weight[repeated]
-    order = np.lexsort((weight, time, edge))
+    # At most one step for each row of an edge that has several.
+    most_steps = int(rows[rows > 1].sum())
     steps = np.zeros(len(rows), np.int32)
-    times, weights = np.empty(len(order), np.int64), np.empty(len(order), np.float32)
-    size = _grown(edge[order], time[order], weight[order], most, steps, times, weights)
+    times, weights = np.empty(most_steps, np.int64), np.empty(most_steps, np.float32)
+    weight = np.ones(len(time)) if weight is None else weight.copy()
+    size = _grown(time.copy(), weight, rows, most, steps, times, weights)
     return {"steps": steps, "step_time": times[:size], "step_weight": weights[:size]}
 
 
 @compiled()
-def _grown(edge: Array, time: Array, weight: Array, most: Array, steps: Array, times: Array, weights: Array) -> int:
+def _grown(time: Array, weight: Array, rows: Array, most: Array, steps: Array, times: Array, weights: Array) -> int:
     """Write the weights that edges have from each time on, where they change; return how many these are."""
-    size, i = 0, 0
-    while i < len(edge):
-        begin, mine, total, largest = size, edge[i], 0.0, 0.0
-        while i < len(edge) and edge[i] == mine:
-            total += weight[i]
-            largest = max(largest, weight[i])
-            if i + 1 == len(edge) or edge[i + 1] != mine or time[i + 1] != time[i]:
-                # 0 times infinity is no number.
-                known = np.float32(min(total, most[mine] * largest) if largest > 0 else 0.0)
-                if size == begin or known != weights[size - 1]:
-                    times[size], weights[size] = time[i], known
-                    size += 1
-            i += 1
-        if size - begin == 1:
-            size = begin
-        steps[mine] = size - begin
+    size, start = 0, 0
+    for edge in range(len(rows)):
+        end = start + rows[edge]
+        if rows[edge] > 1:
+            _by_time(time[start:end], weight[start:end])
+            begin, total, largest = size, 0.0, 0.0
+            for i in range(start, end):
+                total += weight[i]
+                largest = max(largest, weight[i])
+                if i + 1 == end or time[i + 1] != time[i]:
+                    # 0 times infinity is no number.
+                    known = np.float32(min(total, most[edge] * largest) if largest > 0 else 0.0)
+                    if size == begin or known != weights[size - 1]:
+                        times[size], weights[size] = time[i], known
+                        size += 1
+            if size - begin == 1:
+                size = begin
+            steps[edge] = size - begin
+        start = end
     return size
+
+
+@compiled()
+def _by_time(time: Array, weight: Array) -> None:
+    """Sort both by time and then weight, in place, so that a sum does not depend on the order of rows."""
+    if len(time) > _FEW_ROWS:
+        order = np.argsort(weight, kind="mergesort")
+        order = order[np.argsort(time[order], kind="mergesort")]
+        time[:], weight[:] = time[order], weight[order]
+        return
+    for i in range(1, len(time)):
+        at, mine, place = time[i], weight[i], i
+        while place and (time[place - 1] > at or (time[place - 1] == at and weight[place - 1] > mine)):
+            time[place], weight[place] = time[place - 1], weight[place - 1]
+            place -= 1
+        time[place], weight[place] = at, mine
 
 
 @compiled()

@@ -209,10 +209,11 @@ def _nothing(what: str, given: list[Input], store: Store, snapshot: str, counted
     told = [f"{reason}{_in(column)} {count:,}" for reason, column, count in rejected]
     remedies = []
     if outside:
-        start, end = window(next(one for one in given if one.columns.time is not None))
+        dated = next(one for one in given if one.columns.time is not None)
+        start, end = window(dated)
         since = "" if start is None else f"from {start:%Y-%m-%d %H:%M} "
         told.append(f"{OUTSIDE_WINDOW} ({since}before {end:%Y-%m-%d}) {outside:,}")
-        remedies.append("choose another snapshot or a longer source.window")
+        remedies.append(f"choose another snapshot or a longer {dated.section}.window")
     if rejected:
         rows = store.read("raw_edges_rejected", snapshot)
         first = rows.filter(pc.equal(rows["reason"], rejected[0][0])).slice(0, 1).to_pylist()[0]

@@ -63,8 +63,7 @@ def _opened(path: str, kind: str) -> Iterator[Any]:
     except ImportError as error:
         package = PACKAGES[kind]
         raise UserError(
-            f"{path}: format {kind} needs the package {package}; install it with "
-            f"`pip install {package}` or `pip install 'twhin-pipeline[{kind}]'`"
+            f"{path}: format {kind} needs the package {package}; install it with `pip install {package}`"
         ) from error
     except UserError:
         raise

@@ -78,7 +78,7 @@ def _input(config: TwhinConfig, section: str, source: SourceConfig, snapshot: st
     if not files:
         there = ", ".join(find_snapshots(config)) or "none"
         raise UserError(
-            f"{field}: {source.path}: no file for snapshot {snapshot}: there is no {_absolute(path)} (snapshots there: "
+            f"{field}: {source.path}: no file for snapshot {snapshot}: there is no {path} (snapshots there: "
             f"{there}); correct the path or choose another snapshot"
         )
     kind: str = source.format
@@ -150,7 +150,7 @@ def newest_snapshot(config: TwhinConfig) -> str:
             f"{named[0][0]}: SQL does not tell which snapshots there are; set {named[0][0]}.snapshots, or pass "
             "--snapshot YYYY-MM-DD"
         )
-    paths = [_absolute(source.resolve(source.path)) for _, source in named if source.path is not None]
+    paths = [source.resolve(source.path) for _, source in named if source.path is not None]
     where = ", ".join(paths) or config.train_data.data_root
     raise UserError(f"no snapshot was found at {where}; correct the path, or pass --snapshot YYYY-MM-DD")
 
@@ -270,10 +270,6 @@ def _read_text(file: str, field: str) -> str:
             return str(opened.read())
     except (OSError, ValueError) as error:
         raise UserError(f"{field}: {file}: cannot be read ({error}); it must be SQL, as UTF-8 text") from error
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
 
 
 def _newest(times: Iterable[datetime]) -> list[str]:

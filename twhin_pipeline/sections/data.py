@@ -90,7 +90,8 @@ class Columns(Section):
 
 
 class SourceConfig(Section):
-    """Where edges come from."""
+    """Where edges come from. In place of `source`, `sources` is a list of such sections, whose edges are one graph; see
+    [sources.md](sources.md)."""
 
     path: str | None = None
     """Parquet, CSV or TSV: a file, glob or URL; a table of Delta Lake or Iceberg: its folder; or a file of SQL (see
@@ -147,12 +148,13 @@ class SourceConfig(Section):
         return self._folder
 
     def resolve(self, path: str) -> str:
-        """Return a path, glob or URL such that it is found from any working directory."""
-        if self._folder is None or "://" in path or os.path.isabs(path):
+        """Return a path or glob as an absolute one; URLs stay as they are."""
+        if "://" in path or os.path.isabs(path):
             return path
-        if "://" in self._folder:
-            return f"{self._folder}/{path.removeprefix('./')}"
-        return os.path.normpath(f"{glob.escape(self._folder)}/{path}")
+        folder = self._folder if self._folder is not None else os.getcwd()
+        if "://" in folder:
+            return f"{folder}/{path.removeprefix('./')}"
+        return os.path.normpath(f"{glob.escape(folder)}/{path}")
 
     @field_validator("window", "half_life")
     @classmethod
