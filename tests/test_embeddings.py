@@ -314,16 +314,6 @@ def write_raw_edges(small: Small, head: int = 3, others: int = 4) -> None:
         draft.details = {"edges_per_relation": {"likes": 164, "follows": 1, "rates": 161}}
 
 
-def untrained(small: Small, entity: str) -> set[int]:
-    """Return the rows of an entity type without a training edge."""
-    rows = set(range(NUM[entity]))
-    for relation, sides in enumerate(small_store.RELATIONS.values()):
-        edges = small.edges["train"][small.edges["train"][:, 1] == relation]
-        for side, column in zip(sides, (0, 2), strict=True):
-            rows -= set(edges[:, column].tolist()) if side == entity else set()
-    return rows
-
-
 @pytest.mark.parametrize(
     ("exclude", "excluded"), [(True, [0, 5, 9, 12]), ("any", [0, 5, 9, 12, 7]), (False, [])], ids=["own", "any", "none"]
 )
@@ -331,13 +321,12 @@ def test_recommended_tails_are_the_best_of_those_that_the_head_does_not_have(tmp
     small, model = make(tmp_path)
     write_raw_edges(small)
     user, items = small_store.ids("user")[3], small_store.ids("item")
-    left_out = {*excluded, *untrained(small, "item")}
-    plain = {items[row]: small_store.score(small, 0, 3, row) for row in range(NUM["item"]) if row not in left_out}
+    plain = {items[row]: small_store.score(small, 0, 3, row) for row in range(NUM["item"]) if row not in excluded}
     expected = sorted(plain, key=plain.__getitem__, reverse=True)
-    found = model.recommend("likes", user, 6, exclude)
+    found = model.recommend("likes", user, 6, exclude, untrained=True)
     assert [tail for tail, _ in found] == expected[:6]
     assert [score for _, score in found] == pytest.approx([plain[tail] for tail in expected[:6]], rel=1e-5)
-    assert [tail for tail, _ in model.recommend("likes", user, 1000, exclude)] == expected
+    assert [tail for tail, _ in model.recommend("likes", user, 1000, exclude, untrained=True)] == expected
     assert model.recommend("likes", user, 0, exclude) == []
 
 
@@ -346,8 +335,9 @@ def test_nobody_is_recommended_to_themselves(tmp_path):
     write_raw_edges(small)
     users = small_store.ids("user")
     expected = set(users) - {users[3], users[8]}
-    assert {tail for tail, _ in model.recommend("follows", users[3], 100)} == expected
-    assert {tail for tail, _ in model.recommend("follows", users[3], 100, exclude_known=False)} == set(users)
+    assert {tail for tail, _ in model.recommend("follows", users[3], 100, untrained=True)} == expected
+    every = model.recommend("follows", users[3], 100, exclude_known=False, untrained=True)
+    assert {tail for tail, _ in every} == set(users)
 
 
 def test_only_the_row_groups_of_the_head_are_read(tmp_path):
@@ -389,16 +379,18 @@ def test_a_remote_stores_known_edges_are_left_out_too(tmp_path, monkeypatch):
     assert len(found) == NUM["item"] - 4
 
 
-def write_trained_edges(small: Small, untrained: dict[str, list[int]]) -> None:
-    """Write the embeddings anew with the column `trained_edges`, 0 for the rows of `untrained`."""
+def write_trained_edges(small: Small, untrained: dict[str, list[int]] | None) -> None:
+    """Write the embeddings anew with the column `trained_edges`, 0 for the rows of `untrained`; None: without it."""
     for entity in NUM:
         table = small.store.read(f"embeddings/{entity}", SNAPSHOT).drop_columns("trained_edges")
-        counts = [0 if row in untrained.get(entity, ()) else 2 for row in range(len(table))]
+        if untrained is not None:
+            counts = [0 if row in untrained.get(entity, ()) else 2 for row in range(len(table))]
+            table = table.append_column("trained_edges", pa.array(counts, pa.int64()))
         manifest = small.store.manifest(f"embeddings/{entity}", SNAPSHOT)
         with small.store.replace(
             f"embeddings/{entity}", SNAPSHOT, config_hash="test", parents=manifest.parents
         ) as draft:
-            draft.write(table.append_column("trained_edges", pa.array(counts, pa.int64())))
+            draft.write(table)
     relations = small.store.manifest("embeddings/relations", SNAPSHOT)
     parents = relations.parents | small.store.versions(SNAPSHOT, [f"embeddings/{entity}" for entity in NUM])
     rows = small.store.read("embeddings/relations", SNAPSHOT)
@@ -424,6 +416,16 @@ def test_entities_without_training_edges_are_neither_neighbors_nor_recommended_u
     with pytest.warns(UserWarning, match=f"user '{users[4]}' has no training edge"):
         model.recommend("likes", users[4])
     assert len(model.neighbors("user", users[4], 100)) == NUM["user"] - 2
+
+
+def test_a_table_that_does_not_tell_training_edges_leaves_nobody_out(tmp_path):
+    small, _ = make(tmp_path)
+    write_raw_edges(small)
+    write_trained_edges(small, None)
+    model = load_model(small.store.root)
+    users = small_store.ids("user")
+    assert {name for name, _ in model.neighbors("user", users[3], 100)} == set(users) - {users[3]}
+    assert len(model.recommend("likes", users[3], 100, exclude_known=False)) == NUM["item"]
 
 
 @pytest.mark.parametrize(
@@ -468,7 +470,10 @@ def test_a_relation_that_is_not_clear_is_one_line_that_lists_what_there_is(tmp_p
 def test_of_relations_between_the_same_types_the_one_with_the_most_edges_is_taken_and_a_note_says_so(tmp_path, capsys):
     relations = [{"name": name, "lhs": "user", "rhs": "item"} for name in ("rates", "likes")]
     relations.append({"name": "follows", "lhs": "item", "rhs": "user"})
-    small, _ = make(tmp_path, {"relations": relations})
+    rows = [min(NUM.values()), len(relations), min(NUM.values())]  # which every type has
+    splits = {split: edges % rows for split, edges in small_store.edges().items()}
+    small = small_store.make(tmp_path, config=small_store.config(model={"relations": relations}), splits=splits)
+    export(small.config, small.store, SNAPSHOT)
     write_raw_edges(small)
     assert run_arguments(["recommend", "u01", "--home", small.store.root, "--json"]) == 0
     captured = capsys.readouterr()
