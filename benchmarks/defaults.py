@@ -1,0 +1,790 @@
+"""The first run on one's own data: a minimal configuration, beside what a user would otherwise choose.
+
+    python benchmarks/defaults.py [GRAPH …] [--seeds 3] [--json figures.json] [--picture figures.png]
+
+Each configuration has sources, names of entity types and relations, and a split; everything else is the recipe's. The
+chain runs by the command line, as a user runs it. Its figures stand beside the baselines that evaluation fits to the
+same training edges (most popular, item-kNN, ALS), and beside an oracle where the graph is generated and its truth is
+known. Exit code 1: a goal is missed. Exit code 2: no graph's data is there, or an argument does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from quality import ROOT, _row, git_commit
+
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.generate import KINDS, Kind, write
+from twhin_pipeline.shop import Truth, generate_shop, load_truth, oracle_scores
+from twhin_pipeline.store import Store
+from twhin_pipeline.tune import as_override
+
+Array = np.ndarray[Any, Any]
+Say = Callable[[str], None]
+
+RECALL, MRR, ALL = "recall@20", "filtered_mrr", "all"
+K = 20
+BASELINES = {"popularity": "baseline", "item_knn": "item_knn", "als": "als"}
+"""The column of each baseline in the table `evaluation`."""
+TITLES = {"popularity": "popularity", "item_knn": "item-kNN", "als": "ALS"}
+LEAST_EDGES = 200
+"""Test edges below which a relation has no line and no goal."""
+
+SHOP_ALL, GOWALLA, FLICKR, FB15K_237, WN18RR, DEBIAN = 0.63, 0.165, 0.0118, 0.33, 0.46, 0.258
+LEAST_TO_BEST, LEAST_TO_ORACLE = 0.98, 0.92
+"""Of generated graphs: the least ratio to the best baseline, and to the oracle."""
+
+CELLS = 4_000_000
+"""Elements of the oracle's scores at a time."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure must be at least `floor`, times the best of the baselines in `of` (or the oracle) where there are some."""
+
+    relation: str | None
+    """Which one; None: each relation with enough test edges."""
+    floor: float
+    of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph in files, as its owner would describe it."""
+
+    files: tuple[str, ...]
+    """What has to be in the data folder."""
+    sources: tuple[Mapping[str, Any], ...]
+    """The section `sources`; paths are below the data folder."""
+    tables: tuple[str, ...]
+    relations: tuple[tuple[str, str, str], ...]
+    """Name, type of the heads, type of the tails."""
+    split: Mapping[str, Any] | None = None
+    metric: str | None = None
+    """What is compared. None: Recall@20 where a relation joins two entity types, else filtered MRR."""
+    overall: bool = False
+    """Whether all relations together are compared as well."""
+    goals: tuple[Goal, ...] = ()
+    truth: str | None = None
+    """File with what a generated shop was drawn from."""
+
+
+def _events(*names: str) -> tuple[tuple[str, str, str], ...]:
+    return tuple((name, "user", "product") for name in names)
+
+
+FOLLOWS = ("follows", "user", "user")
+KNOWLEDGE = {"tables": ("entity",), "relations": (("*", "entity", "entity"),), "split": {"strategy": "given"}}
+GRAPHS: dict[str, Graph] = {
+    "shop": Graph(
+        files=("shop/2026-10-30.parquet",),
+        sources=({"path": "shop/2026-10-30.parquet", "columns": {"time": "time", "weight": "weight"}},),
+        tables=("user", "product"),
+        relations=(*_events("view", "cart", "buy"), FOLLOWS),
+        split={"strategy": "temporal", "validation": 0.05, "test": 0.1, "relations": ["view", "cart", "buy"]},
+        metric=RECALL,
+        overall=True,
+        goals=(Goal(ALL, SHOP_ALL), *(Goal(name, 1.0, ("item_knn", "als")) for name in ("view", "cart", "buy"))),
+    ),
+    "gowalla": Graph(
+        files=("gowalla/edges.parquet",),
+        sources=({"path": "gowalla/edges.parquet", "columns": {"split": "split"}},),
+        tables=("user", "place"),
+        relations=(("visits", "user", "place"),),
+        split={"strategy": "given", "validation": 0.05},
+        metric=RECALL,
+        goals=(Goal("visits", GOWALLA),),
+    ),
+    "flickr": Graph(
+        files=("flickr/edges.parquet",),
+        sources=({"path": "flickr/edges.parquet"},),
+        tables=("user", "photo"),
+        relations=(FOLLOWS, ("favorites", "user", "photo")),
+        split={"strategy": "random", "validation": 0.05, "test": 0.1, "relations": ["favorites"]},
+        metric=RECALL,
+        goals=(Goal("favorites", FLICKR), Goal("favorites", 1.0, ("als",))),
+    ),
+    "fb15k-237": Graph(
+        files=("fb15k-237/edges.parquet",),
+        sources=({"path": "fb15k-237/edges.parquet", "columns": {"split": "split"}},),
+        metric=MRR,
+        overall=True,
+        goals=(Goal(ALL, FB15K_237),),
+        **KNOWLEDGE,
+    ),
+    "wn18rr": Graph(
+        files=("wn18rr/edges.parquet",),
+        sources=({"path": "wn18rr/edges.parquet", "columns": {"split": "split"}},),
+        metric=MRR,
+        overall=True,
+        goals=(Goal(ALL, WN18RR),),
+        **KNOWLEDGE,
+    ),
+    "debian": Graph(
+        files=("debian/2025-08-09.parquet",),
+        sources=({"path": "debian/2025-08-09.parquet"},),
+        tables=("package", "maintainer", "tag", "section"),
+        relations=(
+            *((name, "package", "package") for name in ("depends", "recommends", "suggests", "enhances")),
+            ("maintained_by", "package", "maintainer"),
+            ("tagged", "package", "tag"),
+            ("in_section", "package", "section"),
+        ),
+        metric=MRR,
+        overall=True,
+        goals=(Goal(ALL, DEBIAN),),
+    ),
+}
+
+TO_BEST = Goal(None, LEAST_TO_BEST, tuple(BASELINES))
+TO_ORACLE = Goal(None, LEAST_TO_ORACLE, ("oracle",))
+
+
+@dataclass(frozen=True)
+class Log:
+    """Arguments of a generated shop; users and products grow with `--scale`."""
+
+    users: int
+    products: int
+    communities: int
+    events_per_user: float
+    events: tuple[str, ...] = ("view", "cart", "buy")
+    exponent: float = 1.0
+    background: float = 0.15
+    follows_per_user: float = 0.0
+    sigma: float = 0.8
+
+    def make(self, folder: Path, scale: float) -> Graph:
+        """Write the log and return how to read it."""
+        users, products = _scaled(self.users, scale), max(self.communities, _scaled(self.products, scale))
+        generate_shop(
+            str(folder), users=users, products=products, communities=self.communities,
+            events_per_user=self.events_per_user, events=dict.fromkeys(self.events), exponent=self.exponent,
+            background=self.background, follows_per_user=self.follows_per_user, sigma=self.sigma, format="parquet",
+        )  # fmt: skip
+        columns = {"lhs": "user_id", "rel": "event_type", "rhs": "product_id", "time": "event_time"}
+        sources: list[Mapping[str, Any]] = [{"path": "events.parquet", "columns": columns}]
+        relations = _events(*self.events)
+        if self.follows_per_user:
+            columns = {"lhs": "follower", "rhs": "followee"}
+            sources.append({"path": "follows.parquet", "relation": "follows", "columns": columns})
+            relations += (FOLLOWS,)
+        split = {"strategy": "temporal", "validation": 0.05, "test": 0.1, "relations": list(self.events)}
+        return Graph(
+            files=(), sources=tuple(sources), tables=("user", "product"), relations=relations, split=split,
+            metric=RECALL, overall=len(self.events) > 1, goals=(TO_BEST, TO_ORACLE), truth="truth.npz",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """Arguments of a generated graph with communities; entities and edges grow with `--scale`."""
+
+    sizes: Mapping[str, int]
+    kinds: tuple[Kind, ...]
+    edges: int
+    communities: int
+    within: float = 0.8
+    exponent: float = 0.75
+
+    def make(self, folder: Path, scale: float) -> Graph:
+        """Write the edges and return how to read them."""
+        sizes = {name: _scaled(size, scale) for name, size in self.sizes.items()}
+        write(
+            str(folder / "edges.parquet"), sizes, self.kinds, _scaled(self.edges, scale), communities=self.communities,
+            within=self.within, exponent=self.exponent, ids="string", seed=0,
+        )  # fmt: skip
+        return Graph(
+            files=(), sources=({"path": "edges.parquet"},), tables=tuple(sizes),
+            relations=tuple((kind.name, kind.lhs, kind.rhs) for kind in self.kinds),
+            split={"strategy": "random", "validation": 0.05, "test": 0.1}, goals=(TO_BEST,),
+        )  # fmt: skip
+
+
+def _scaled(number: int, scale: float) -> int:
+    return max(2, round(number * scale))
+
+
+GENERATED: dict[str, Log | Network] = {
+    "few-tastes": Log(1_000, 500, 3, 60.0, ("view", "buy"), follows_per_user=6.0),
+    "many-tastes": Log(8_000, 6_000, 300, 20.0, ("view",), follows_per_user=6.0),
+    "flat": Log(3_000, 2_000, 20, 40.0, exponent=0.0),
+    "steep": Log(3_000, 2_000, 20, 40.0, exponent=1.6),
+    "dense": Log(1_000, 400, 10, 120.0, ("view",), exponent=0.7),
+    "sparse": Log(20_000, 5_000, 20, 6.0, follows_per_user=4.0),
+    "six-events": Log(5_000, 2_000, 30, 40.0, ("view", "cart", "buy", "wishlist", "share", "review")),
+    "many-users": Log(300_000, 3_000, 20, 1.5, ("view", "buy"), background=0.1),
+    "follows-only": Network({"user": 8_000}, (Kind(*FOLLOWS),), 150_000, 50),
+    "users-and-items": Network({"user": 8_000, "item": 4_000}, KINDS, 200_000, 40),
+}
+
+
+def configuration(graph: Graph, folder: Path, seed: int) -> dict[str, Any]:
+    """Return the minimal configuration of a graph whose files are in `folder`.
+
+    Beside what the graph is, it has the seeds, and no refit, as the figures are of the evaluated model.
+    """
+    data: dict[str, Any] = {
+        "sources": [{**source, "path": str(folder / source["path"])} for source in graph.sources],
+        "model": {
+            "embeddings": {"tables": [{"name": name} for name in graph.tables]},
+            "relations": [dict(zip(("name", "lhs", "rhs"), relation, strict=True)) for relation in graph.relations],
+        },
+        "training": {"refit": False, "seed": seed},
+        "negatives": {"seed": seed},
+    }
+    return data if graph.split is None else {**data, "split": dict(graph.split)}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One relation's figure (or that of all), beside the baselines'.
+
+    `compared` is the model's on the test edges that item-kNN and ALS ranked, where these are a sample.
+    """
+
+    relation: str
+    metric: str
+    edges: int
+    value: float
+    baselines: dict[str, float]
+    compared: float | None = None
+    oracle: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed's run of the chain."""
+
+    seed: int
+    seconds: float
+    train_seconds: float
+    epochs: int | None
+    figures: list[Figure]
+    home: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: means over the runs of a graph."""
+
+    graph: str
+    relation: str
+    metric: str
+    edges: int
+    ours: float
+    spread: float | None
+    """Standard deviation over seeds; None for one."""
+    popularity: float | None
+    item_knn: float | None
+    als: float | None
+    oracle: float | None
+    ratios: dict[str, float]
+    """Ours to each baseline (on the same test edges), and to the oracle."""
+    seconds: float
+    train_seconds: float
+
+    def ratio(self, names: Iterable[str]) -> float | None:
+        """Return the ratio to the best of some, or None where none was measured."""
+        return min((self.ratios[name] for name in names if name in self.ratios), default=None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A goal, and whether it is reached. `reached` is None where its figure was not measured."""
+
+    graph: str
+    text: str
+    reached: bool | None
+
+
+def run_chain(config: Path, home: Path, overrides: Sequence[str], limit: float | None = None) -> float:
+    """Run the chain by the command line, and return its seconds. Its output goes to `run.log` in `home`.
+
+    Raises:
+        UserError: It failed; names the log, with its last lines.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "twhin_pipeline.cli", "run", "--config", str(config), "--home", str(home)]
+    for override in overrides:
+        command += ["--set", override]
+    # The command of this checkout, not of the one that is installed.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    started = time.monotonic()
+    with open(home / "run.log", "w", encoding="utf-8") as log:
+        code = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=home, env=environment, timeout=limit
+        ).returncode
+    seconds = time.monotonic() - started
+    if code:
+        last = "\n".join((home / "run.log").read_text(encoding="utf-8").splitlines()[-8:])
+        raise UserError(f"{config}: the run ended with exit code {code}; see {home / 'run.log'}:\n{last}")
+    return seconds
+
+
+def figures_of(rows: Sequence[Mapping[str, Any]], details: Mapping[str, Any], graph: Graph) -> list[Figure]:
+    """Return the figures of relations with at least `LEAST_EDGES` test edges, and of all together.
+
+    Args:
+        rows: Of the table `evaluation`; it may lack columns of baselines.
+        details: Its manifest's details.
+        graph: Says which metric and whether all together are of interest.
+    """
+    two_types = {name: lhs != rhs for name, lhs, rhs in graph.relations}
+    sides = details.get("sides", "both")
+    found = []
+    for row in rows:
+        name = row["relation"]
+        if name == ALL or row["edges"] < LEAST_EDGES:
+            continue
+        metric = graph.metric or (RECALL if two_types.get(name) else MRR)
+        mine = sides if isinstance(sides, str) else sides.get(name, "both")
+        if row["metric"] == metric and row["side"] == ("rhs" if metric == RECALL else mine):
+            baselines = {key: row[column] for key, column in BASELINES.items() if _is_known(row.get(column))}
+            compared = row["compared"] if _is_known(row.get("compared")) else None
+            found.append(Figure(name, metric, row["edges"], row["value"], baselines, compared))
+    found.sort(key=lambda figure: -figure.edges)
+    if graph.overall and graph.metric is not None and graph.metric in details["metrics"]:
+        overall = {key: details.get(column, {}).get(graph.metric) for key, column in BASELINES.items()}
+        baselines = {key: value for key, value in overall.items() if _is_known(value)}
+        compared = details.get("compared", {}).get(graph.metric)
+        value = details["metrics"][graph.metric]
+        found.insert(0, Figure(ALL, graph.metric, details["edges"], value, baselines, compared))
+    return found
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def expected_recall(scores: Array, known: Array, relevant: Array, k: int) -> Array:
+    """Return each query's Recall@k by the protocol of docs/metrics.md, ties by expectation over their orders.
+
+    Args:
+        scores: float `[Q, N]`.
+        known: int `[M, 2]`: query and candidate, of candidates that are no part of the list.
+        relevant: int `[E, 2]`: query and candidate, each pair once; every query has one or more.
+        k: Length of the list.
+
+    Returns:
+        float64 `[Q]`.
+    """
+    scores = scores.copy()
+    scores[known[:, 0], known[:, 1]] = -np.inf
+    hits, counts = np.zeros(len(scores)), np.bincount(relevant[:, 0], minlength=len(scores))
+    part = max(1, CELLS // scores.shape[1])
+    for start in range(0, len(relevant), part):
+        query, candidate = relevant[start : start + part].T
+        target = scores[query, candidate][:, None]
+        above, tied = (scores[query] > target).sum(1), (scores[query] == target).sum(1)
+        np.add.at(hits, query, np.clip((k - above) / tied, 0, 1))
+    return hits / counts
+
+
+def oracle_recall(truth: Truth, store: Store, snapshot: str, relations: Sequence[str]) -> dict[str, float]:
+    """Return the Recall@20 of scores that know what the log was drawn from, by relation and of all.
+
+    The list is the catalogue (all products of the vocabulary) without the user's training and validation edges of the
+    relation; the mean is over users with a test edge, and in `all` over users and relations.
+    """
+    users, products = (
+        _positions(store, snapshot, *of) for of in (("user", truth.user_ids), ("product", truth.product_ids))
+    )
+    names = list(store.manifest("evaluation", snapshot).details.get("relations", relations))
+    parts = {
+        asset: np.stack([store.read(asset, snapshot)[column].to_numpy() for column in ("rel", "lhs", "rhs")], 1)
+        for asset in ("training_set/positives", "held_out/validation", "held_out/test")
+    }
+    each = {}
+    for number, name in enumerate(names):
+        train, validation, test = (np.unique(edges[edges[:, 0] == number, 1:], axis=0) for edges in parts.values())
+        if not len(test):
+            continue
+        heads = np.unique(test[:, 0])
+        known = np.concatenate([train, validation])
+        known = known[np.isin(known[:, 0], heads)]
+        recalls = []
+        step = max(1, CELLS // len(products))
+        for start in range(0, len(heads), step):
+            some = heads[start : start + step]
+            scores = oracle_scores(truth, users[some], name)[:, products]
+            recalls.append(expected_recall(scores, _of(known, some), _of(test, some), K))
+        each[name] = np.concatenate(recalls)
+    found = {name: float(values.mean()) for name, values in each.items()}
+    return {**found, ALL: float(np.concatenate(list(each.values())).mean())} if each else {}
+
+
+def _of(edges: Array, heads: Array) -> Array:
+    """Return the edges of sorted `heads`, these as positions among them."""
+    place = np.searchsorted(heads, edges[:, 0]).clip(max=len(heads) - 1)
+    here = heads[place] == edges[:, 0]
+    return np.stack([place[here], edges[here, 1]], 1)
+
+
+def _positions(store: Store, snapshot: str, entity: str, ids: Array) -> Array:
+    """Return where each row of a vocabulary is among the sorted `ids` of a truth, int64 `[rows]`."""
+    table = store.read(f"vocabulary/{entity}", snapshot)
+    wanted = np.array(table["id"].to_pylist(), dtype=np.bytes_)
+    order = np.argsort(ids)
+    place = order[np.searchsorted(ids, wanted, sorter=order)]
+    found = np.empty(len(place), np.int64)
+    found[table["row"].to_numpy()] = place
+    return found
+
+
+def measure(name: str, graph: Graph, folder: Path, home: Path, seed: int, overrides: Sequence[str], say: Say) -> Run:
+    """Write the configuration, run the chain, and return the figures.
+
+    Raises:
+        UserError: The run failed.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    config = home / "twhin.yaml"
+    config.write_text(yaml.safe_dump(configuration(graph, folder, seed), sort_keys=False), encoding="utf-8")
+    say(f"{name}, seed {seed}: {home}")
+    seconds = run_chain(config, home / "store", overrides)
+    store = Store(str(home / "store"))
+    snapshot = store.snapshots("evaluation")[-1]
+    evaluation, model = (store.manifest(asset, snapshot).details for asset in ("evaluation", "twhin_model"))
+    figures = figures_of(store.read("evaluation", snapshot).to_pylist(), evaluation, graph)
+    if graph.truth is not None:
+        relations = [relation for relation, _, _ in graph.relations]
+        oracle = oracle_recall(load_truth(str(folder / graph.truth)), store, snapshot, relations)
+        figures = [Figure(**{**vars(figure), "oracle": oracle.get(figure.relation)}) for figure in figures]
+    return Run(seed, seconds, model["seconds"], model.get("chosen_epoch"), figures, store.root)
+
+
+def lines_of(name: str, runs: Sequence[Run]) -> list[Line]:
+    """Return the means over the runs of a graph, by relation."""
+    lines = []
+    for relation in (figure.relation for figure in runs[0].figures):
+        here = [figure for run in runs for figure in run.figures if figure.relation == relation]
+        values = [figure.value for figure in here]
+        ours = fmean(values)
+        ratios = {}
+        baselines: dict[str, float | None] = dict.fromkeys(BASELINES)
+        for key in BASELINES:
+            measured = [(figure, figure.baselines[key]) for figure in here if key in figure.baselines]
+            if measured:
+                baselines[key] = mean = fmean(value for _, value in measured)
+                same = fmean(
+                    figure.value if key == "popularity" or figure.compared is None else figure.compared
+                    for figure, _ in measured
+                )
+                ratios[key] = same / mean if mean else math.inf
+        oracles = [figure.oracle for figure in here if figure.oracle is not None]
+        oracle = fmean(oracles) if oracles else None
+        if oracle:
+            ratios["oracle"] = ours / oracle
+        lines.append(
+            Line(
+                graph=name, relation=relation, metric=here[0].metric, edges=here[0].edges, ours=ours,
+                spread=stdev(values) if len(values) > 1 else None, **baselines, oracle=oracle, ratios=ratios,
+                seconds=fmean(run.seconds for run in runs), train_seconds=fmean(run.train_seconds for run in runs),
+            )
+        )  # fmt: skip
+    return lines
+
+
+def outcomes(name: str, goals: Sequence[Goal], lines: Sequence[Line]) -> list[Outcome]:
+    """Compare a graph's lines with its goals."""
+    found = []
+    for goal in goals:
+        here = [
+            line for line in lines if line.relation == goal.relation or (goal.relation is None and line.relation != ALL)
+        ]
+        for line in here:
+            what = f"{line.relation}: {line.metric}"
+            if goal.of:
+                ratio = line.ratio(goal.of)
+                best = (
+                    "the oracle" if goal.of == ("oracle",) else "the best of " + ", ".join(TITLES[n] for n in goal.of)
+                )
+                if len(goal.of) == 1 and goal.of != ("oracle",):
+                    best = TITLES[goal.of[0]]
+                if goal.of == ("oracle",) and ratio is None:
+                    continue
+                told = "not measured" if ratio is None else f"{ratio:.3f} times"
+                reached = None if ratio is None else ratio >= goal.floor
+                found.append(Outcome(name, f"{what} is {told} {best}, goal {goal.floor:g}", reached))
+            else:
+                found.append(Outcome(name, f"{what} is {line.ours:.4f}, goal {goal.floor:g}", line.ours >= goal.floor))
+        if not here and goal.relation is not None:
+            found.append(Outcome(name, f"{goal.relation}: not measured, goal {goal.floor:g}", None))
+    return found
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Return the lines as a Markdown table."""
+    names = ["graph", "relation", "test edges", "metric", "ours", *TITLES.values(), "oracle", "to the best", "seconds"]
+    rows = [_row(names), _row(["---", "---", "---:", "---", *["---:"] * 7])]
+    for line in lines:
+        ours = f"{line.ours:.4f}" + ("" if line.spread is None else f" ± {line.spread:.4f}")
+        best = line.ratio(BASELINES)
+        cells = [line.graph, line.relation, f"{line.edges:,}", line.metric, ours]
+        cells += [_number(value) for value in (line.popularity, line.item_knn, line.als, line.oracle)]
+        rows.append(_row([*cells, "–" if best is None else f"{best:.3f}", f"{line.seconds:,.0f}"]))
+    return "\n".join(rows)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def picture(lines: Sequence[Line], path: Path) -> None:
+    """Draw the lines as bars, a panel for each metric, and write them as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Drawing
+
+    series = {"ours": "#0072B2", "popularity": "#B8B8B8", "item_knn": "#E69F00", "als": "#009E73", "oracle": "#CC79A7"}
+    panels = [(metric, [line for line in lines if line.metric == metric]) for metric in (RECALL, MRR)]
+    panels = [(metric, some[:MOST_BARS]) for metric, some in panels if some]
+    heights = [len(some) + 1 for _, some in panels]
+    drawing = Drawing(figsize=(9, 1.2 + 0.62 * sum(heights)), layout="constrained", dpi=120)
+    FigureCanvasAgg(drawing)
+    every = drawing.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    width = 0.8 / len(series)
+    for axes, (metric, some) in zip(every, panels, strict=True):
+        place = np.arange(len(some))
+        for number, (key, colour) in enumerate(series.items()):
+            values = np.array([getattr(line, key) for line in some], dtype=float)
+            error = [line.spread or 0 for line in some] if key == "ours" and any(line.spread for line in some) else None
+            at = place + (number - (len(series) - 1) / 2) * width
+            axes.barh(at, values, width, xerr=error, color=colour, label=TITLES.get(key, key))
+        for y, line in zip(place, some, strict=True):
+            axes.annotate(
+                f"{line.ours:.3f}", (line.ours, y - 2 * width), (3, 0), textcoords="offset points", va="center",
+                fontsize=7, color=series["ours"],
+            )  # fmt: skip
+        axes.set_yticks(
+            place, [f"{line.graph}: {_short(line.relation)}" for line in some], fontsize=8, parse_math=False
+        )
+        axes.set_ylim(len(some) - 0.45, -0.55)
+        axes.set_xlim(left=0)
+        axes.set_title("Recall@20" if metric == RECALL else "filtered MRR", fontsize=10, loc="left")
+        axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = every[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside upper center", ncols=len(series), frameon=False, fontsize=9)
+    drawing.savefig(path, format="png")
+
+
+MOST_BARS, LONGEST = 45, 40
+"""Lines of a panel in the picture, and characters of a relation's name there."""
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else "…" + name[1 - LONGEST :]
+
+
+def _in_tables(field_: str, value: Any) -> list[str]:
+    return [as_override(f"model.embeddings.tables.{name}.{field_}", value) for name in GRAPHS["shop"].tables]
+
+
+ABLATION: dict[str, list[str]] = {
+    "the recipe": [],
+    "cosine, temperature .1, init_scale 1": [
+        "model.comparator=cosine", "model.temperature=0.1", "model.init_scale=1",
+    ],
+    "cosine, temperature 1": ["model.comparator=cosine", "model.temperature=1"],
+    "in-batch and popular negatives, no log_q": [
+        "train_data.in_batch_negatives=64", "train_data.global_negatives=256", "negatives.degree_share=0.5",
+        "loss.log_q=false",
+    ],
+    "mask: known": ["negatives.mask=known"],
+    "sides: rhs": ["negatives.sides=rhs"],
+    "no dropout": ["model.embedding_dropout=0"],
+    "no penalty": ["model.regularization.entities=0"],
+    "dimension 32": _in_tables("embedding_dim", 32),
+    "dimension 128": _in_tables("embedding_dim", 128),
+    "rowwise_adagrad, lr .1": _in_tables("optimizer", {"rowwise_adagrad": {"lr": 0.1}}),
+    "10 epochs": ["training.num_epochs=10"],
+    "follows left out (weight 0)": ["model.relations.follows.weight=0"],
+    "recipe: none, 20 epochs": ["recipe=none", "training.num_epochs=20"],
+}  # fmt: skip
+"""Changes to the recipe, one at a time, of the shop."""
+
+
+def ablation_table(lines: Mapping[str, Sequence[Line]]) -> str:
+    """Return Recall@20 after each change, with the difference to the first one, as a Markdown table."""
+    relations = (ALL, "view", "cart", "buy")
+    first: dict[str, float] = {}
+    rows = [_row(["change", *relations, "seconds"]), _row(["---", *["---:"] * 5])]
+    for what, some in lines.items():
+        value = {line.relation: line.ours for line in some}
+        first = first or value
+        cells = []
+        for name in relations:
+            change = f" ({value[name] - first[name]:+.3f})" if value is not first else ""
+            cells.append(f"{value[name]:.3f}{change}" if name in value and name in first else "–")
+        rows.append(_row([what, *cells, f"{some[0].seconds:,.0f}" if some else "–"]))
+    return "\n".join(rows)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything of one call, as `--json` writes it."""
+
+    cores: int
+    seeds: int
+    scale: float
+    overrides: list[str]
+    git_commit: str
+    runs: dict[str, list[Run]] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+    goals: list[Outcome] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """By graph, why its run failed."""
+
+
+def _chosen(options: argparse.Namespace, say: Say) -> dict[str, tuple[Graph, Path]]:
+    """Return the graphs to run and the folder of each one's files; generated ones are written.
+
+    Raises:
+        UserError: A name is unknown.
+    """
+    generated: list[str] = []
+    if options.generated is not None:
+        generated = list(GENERATED) if options.generated == "all" else options.generated.split(",")
+    names = options.graphs or ([] if generated else list(GRAPHS))
+    for name, known in [*((name, GRAPHS) for name in names), *((name, GENERATED) for name in generated)]:
+        if name not in known:
+            raise UserError(f"no graph is named {name!r}; there are {', '.join(known)}")
+    found = {}
+    for name in names:
+        missing = [file for file in GRAPHS[name].files if not (options.data / file).is_file()]
+        if missing:
+            say(f"{name}: skipped, {options.data} has no {', '.join(missing)}")
+        else:
+            found[name] = (GRAPHS[name], options.data)
+    for name in generated:
+        folder = options.home / name / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        found[name] = (GENERATED[name].make(folder, options.scale), folder)
+    return found
+
+
+def run_graphs(graphs: Mapping[str, tuple[Graph, Path]], report: Report, home: Path, say: Say) -> None:
+    """Run each graph with each seed, and add to the report. A graph whose run fails is named there, with its goals."""
+    for name, (graph, folder) in graphs.items():
+        runs = report.runs[name] = []
+        try:
+            for seed in range(report.seeds):
+                runs.append(measure(name, graph, folder, home / name / f"seed-{seed}", seed, report.overrides, say))
+        except UserError as error:
+            report.failed[name] = str(error)
+            say(f"{name}: {error}")
+            continue
+        lines = lines_of(name, runs)
+        report.lines.extend(lines)
+        report.goals.extend(outcomes(name, graph.goals, lines))
+        say(f"{table(lines)}\n")
+
+
+def show(report: Report, say: Say = print) -> None:
+    """Print the table and the goals."""
+    say(f"\n{table(report.lines)}\n")
+    words = {True: "ok", False: "missed", None: "not measured"}
+    for goal in report.goals:
+        say(f"{words[goal.reached]:<12} {goal.graph}, {goal.text}")
+    for name in report.failed:
+        say(f"{'failed':<12} {name}")
+    say(f"\n{report.cores} cores, {report.seeds} seeds, commit {report.git_commit or 'unknown'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    parser = argparse.ArgumentParser(description="Train graphs with minimal configurations, beside simple baselines.")
+    parser.add_argument("graphs", nargs="*", metavar="GRAPH", help=f"{', '.join(GRAPHS)}; default: all")
+    parser.add_argument("--generated", metavar="all|NAMES", help=f"generated ones, by commas: {', '.join(GENERATED)}")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the size of generated graphs")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
+    parser.add_argument("--home", type=Path, help="an empty folder for the stores (default: in .twhin/defaults)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each graph; the table has their mean")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field in all runs")
+    parser.add_argument("--ablation", action="store_true", help="measure what changes to the recipe do to the shop")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the results, as PNG")
+    options = parser.parse_args(arguments)
+    options.data = options.data.resolve()
+    home = options.home or ROOT / ".twhin" / "defaults" / f"{datetime.now():%Y%m%dT%H%M%S}"
+    options.home = home = home.resolve()
+    report = Report(
+        cores=len(os.sched_getaffinity(0)), seeds=options.seeds, scale=options.scale, overrides=options.set,
+        git_commit=git_commit(),
+    )  # fmt: skip
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    try:
+        if options.seeds < 1 or options.scale <= 0:
+            raise UserError("--seeds must be at least 1, and --scale above 0")
+        if home.exists() and any(home.iterdir()):
+            raise UserError(f"--home {home}: is not empty; a benchmark starts afresh: pass another folder")
+        if options.ablation and (options.graphs or options.generated or options.picture):
+            raise UserError("--ablation: is of the shop; give it without graphs, --generated and --picture")
+        if options.ablation:
+            options.graphs = ["shop"]
+        graphs = _chosen(options, say)
+    except UserError as error:
+        print(f"defaults: {error}", file=sys.stderr)
+        return 2
+    if not graphs:
+        print("defaults: no graph's data is there; pass the folder of the data sets by --data", file=sys.stderr)
+        # Nothing that was asked for could be measured.
+        return 2
+    if options.ablation:
+        code = run_ablation(graphs["shop"], report, home, say)
+    else:
+        run_graphs(graphs, report, home, say)
+        show(report, say)
+        code = 1 if report.failed or any(goal.reached is not True for goal in report.goals) else 0
+    if options.picture is not None and report.lines:
+        picture(report.lines, options.picture)
+    if options.json is not None:
+        options.json.write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+    return code
+
+
+def run_ablation(shop: tuple[Graph, Path], report: Report, home: Path, say: Say) -> int:
+    """Run the shop after each change, print the table, and return the exit code."""
+    graph, folder = shop
+    found: dict[str, list[Line]] = {}
+    for number, (what, overrides) in enumerate(ABLATION.items()):
+        runs = report.runs[what] = []
+        try:
+            for seed in range(report.seeds):
+                here = home / f"{number:02d}" / f"seed-{seed}"
+                runs.append(measure(what, graph, folder, here, seed, [*report.overrides, *overrides], say))
+        except UserError as error:
+            report.failed[what] = str(error)
+            say(f"{what}: {error}")
+            continue
+        found[what] = lines_of(what, runs)
+        report.lines.extend(found[what])
+        say(ablation_table(found))
+    say(f"\n{ablation_table(found)}\n\n{report.cores} cores, {report.seeds} seeds, commit {report.git_commit}")
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
