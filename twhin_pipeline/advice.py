@@ -22,13 +22,15 @@ def advice(comparisons: Sequence[Comparison], config: TwhinConfig, details: Mapp
     Args:
         comparisons: The model beside the baselines, as `figures.comparisons` returns them.
         config: The configuration that the model was trained with.
-        details: The evaluation's details: `chosen_epoch`.
+        details: The evaluation's details: `chosen_epoch`, `chosen_step`.
 
     Returns:
         A sentence for each relation, the largest first (and for all together), then one with remedies; nothing where
         the model is below none.
     """
-    below = [one for one in comparisons if one.better]
+    # Of one relation, all together say the same once more.
+    alone = len(comparisons) == 2
+    below = [one for one in comparisons if one.better and not (alone and one.relation == ALL)]
     if not below:
         return []
     lines = [_below(one) for one in below[:MOST_LINES]]
@@ -65,12 +67,17 @@ def _remedies(below: Sequence[Comparison], config: TwhinConfig, details: Mapping
     )
     if by_popularity and not config.loss.log_q and any("popularity" in one.better for one in below):
         found.append(
-            "negatives that are drawn evenly (train_data.in_batch_negatives: 0, negatives.degree_share: 0) or corrected "
-            "by loss.log_q: true, since negatives drawn by popularity push popular entities down"
+            "negatives that are drawn evenly (train_data.in_batch_negatives: 0, negatives.degree_share: 0) or "
+            "corrected by loss.log_q: true, since negatives drawn by popularity push popular entities down"
         )
     epochs, chosen = config.training.num_epochs, details.get("chosen_epoch")
-    if chosen is None or chosen >= epochs:
-        found.append(f"more epochs, such as --set training.num_epochs={2 * epochs}, as the last one was the best so far")
+    steps, step = config.training.num_train_steps, details.get("chosen_step")
+    if step is not None and step >= steps:
+        found.append(f"more steps, such as --set training.num_train_steps={2 * steps}: this number ended the training")
+    elif chosen is None or chosen >= epochs:
+        found.append(
+            f"more epochs, such as --set training.num_epochs={2 * epochs}, as the last one was the best so far"
+        )
     found.append(f"other settings, by a search: `twhin run --tune {TRIALS}`")
     if any(name != "popularity" for one in below for name in one.better):
         found.append(

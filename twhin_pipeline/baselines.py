@@ -32,6 +32,8 @@ MOST_PAIRS = 300_000_000
 NEIGHBORS = 400
 """Of each tail, item-kNN keeps the most similar ones."""
 MOST_FACTORS = 64
+EDGES_FOR_THREADS = 200_000
+"""Fewer pairs with an edge are fitted by one thread: more would wait for each other longer than they work."""
 TRIAL_ITERATIONS, ITERATIONS = 4, 8
 """Of ALS, for each setting that is tried and for the chosen one. More change its figures by less than their noise."""
 
@@ -125,9 +127,7 @@ def read_interactions(
     Returns:
         Their weights, float64 `[heads, tails]`; a pair without an edge has no entry.
     """
-    query = (
-        f"SELECT lhs, rhs, weight FROM read_parquet(?) WHERE rel IN ({', '.join(map(str, relations))}) ORDER BY ALL"
-    )
+    query = f"SELECT lhs, rhs, weight FROM read_parquet(?) WHERE rel IN ({', '.join(map(str, relations))}) ORDER BY ALL"
     found = con.execute(query, [files]).fetchnumpy()
     lhs, rhs = (np.asarray(found[side], np.int64) for side in ("lhs", "rhs"))
     matrix = sp.csr_matrix((np.asarray(found["weight"], np.float64), (lhs, rhs)), shape)
@@ -148,7 +148,7 @@ def item_similarity(interactions: sp.csr_matrix, neighbors: int) -> sp.csr_matri
         (1 / np.sqrt(count[interactions.indices]), interactions.indices, interactions.indptr), interactions.shape
     )
     # A column is among its own neighbors.
-    model = ItemItemRecommender(neighbors + 1, num_threads=torch.get_num_threads())
+    model = ItemItemRecommender(neighbors + 1, num_threads=_threads(interactions))
     model.fit(unit, show_progress=False)
     similarity = model.similarity.tocoo()
     others = similarity.row != similarity.col
@@ -246,7 +246,7 @@ def fit_als(
                 setting.alpha,
                 iterations=TRIAL_ITERATIONS,
                 use_gpu=False,
-                num_threads=torch.get_num_threads(),
+                num_threads=_threads(interactions),
                 random_state=seed,
             )
             model.fit(weights, show_progress=False)
@@ -260,3 +260,7 @@ def fit_als(
         model.iterations = ITERATIONS - TRIAL_ITERATIONS
         model.fit(weights, show_progress=False)
     return FactorScores(model.user_factors, model.item_factors, device), setting
+
+
+def _threads(interactions: sp.csr_matrix) -> int:
+    return torch.get_num_threads() if interactions.nnz >= EDGES_FOR_THREADS else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ from twhin_pipeline.ranking import Counts, Scores
 from twhin_pipeline.relation_scores import SIDES
 
 MODEL = "compared"
-JUDGED_EDGES = 2_000
+JUDGED_EDGES = 1_000
 """Validation edges that a setting of ALS is judged by at most."""
 
 
@@ -155,7 +155,7 @@ def _fit(
     held_out: HeldOut,
     relations: list[int],
     shape: tuple[int, int],
-    wanted: list[str],
+    wanted: Sequence[str],
     quality: Callable[[Scores], float] | None,
     device: torch.device,
     pair: str,

@@ -192,8 +192,8 @@ def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:
     rows: list[dict] = []
     for name, group in [*((m.name, [m]) for m in measured), *([(ALL, measured)] if measured else [])]:
         edges = sum(m.edges for m in group)
-        for side in (*SIDES, BOTH):
-            queries = [(m, s) for m in group for s in (SIDES if side == BOTH else (side,))]
+        for side, sides in (("lhs", SIDES[:1]), ("rhs", SIDES[1:]), (BOTH, SIDES)):
+            queries = [(m, s) for m in group for s in sides]
             rows += _table_rows(name, side, edges, _edges_compared(group), _ranked(queries, options))
         retrieved = [len(m.retrieved.edges["lhs"]) for m in group if m.retrieved is not None]
         heads = [len(m.compared.heads) for m in group if m.compared is not None]

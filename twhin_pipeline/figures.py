@@ -29,7 +29,7 @@ BASELINES = {"popularity": "baseline", "item_knn": "item_knn", "als": "als"}
 """The table's column of each baseline, by the name that the configuration has for it."""
 TITLES = {"popularity": "popular", "item_knn": "item-kNN", "als": "ALS"}
 LEAST_EDGES, LEAST_DIFFERENCE = 200, 0.02
-"""A relation with fewer test edges, or a smaller relative difference, says nothing about who is better."""
+"""A relation with fewer test edges, or a smaller relative difference, does not say who is better."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,16 @@ class Comparison:
 
     @property
     def better(self) -> dict[str, float]:
-        """Baselines that are better than the model by more than noise, the best one first."""
+        """Baselines that are better than the model by more than noise, the best one first.
+
+        Noise is a share of the figure, and its standard error: that of a mean of n numbers in [0, 1] which is p is at
+        most sqrt(p (1 - p) / n).
+        """
         found = {}
         for name, figure in sorted(self.baselines.items(), key=lambda item: -item[1]):
             edges = self.edges if name == "popularity" else self.compared_edges or self.edges
-            if edges >= LEAST_EDGES and figure > self.model(name) * (1 + LEAST_DIFFERENCE):
+            error = math.sqrt(max(figure * (1 - figure), 0) / max(edges, 1))
+            if edges >= LEAST_EDGES and figure - self.model(name) > max(LEAST_DIFFERENCE * self.model(name), error):
                 found[name] = figure
         return found
 
