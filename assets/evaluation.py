@@ -1,4 +1,4 @@
-"""Evaluation: how the model ranks the edges it has not seen, beside the most-popular baseline."""
+"""Evaluation: how the model ranks the edges it has not seen, beside popularity, item-kNN and ALS."""
 
 import math
 from typing import Any
@@ -11,10 +11,12 @@ from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
 from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
-from twhin_pipeline.figures import chief_rows
+from twhin_pipeline.figures import BASELINES, chief_rows, comparisons
 from twhin_pipeline.store import Manifest, Store
 
 OVERALL = "all"
+TITLES = {"baseline": "most popular", "item_knn": "item-kNN", "als": "ALS", "compared": "model, on the same sample"}
+"""Of the table's columns; in metadata their names are prefixes."""
 
 
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -42,7 +44,8 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
 
         with opened(context, configuration, store, above) as (loaded, tables, snapshot):
             manifest = evaluate(loaded, tables, snapshot)
-            metadata = table_metadata(tables, manifest) | counts(manifest.details, leave_out=["metrics", "baseline"])
+            shown_apart = ["metrics", "warnings", "als_settings", *TITLES]
+            metadata = table_metadata(tables, manifest) | counts(manifest.details, leave_out=shown_apart)
             metadata |= _metadata(tables, manifest)
             model = tables.manifest("twhin_model", snapshot)
             tracking.log_metrics(tables, model, manifest.details["metrics"])
@@ -54,18 +57,27 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
 
 
 def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """Overall metrics as numbers, so that the page draws them across runs; each relation's as a table and bars."""
+    """Overall metrics as numbers, so that the page draws them across runs; each relation's as a table and bars; and the
+    warnings.
+    """
     import numpy as np
 
     from twhin_pipeline import plots
+    from twhin_pipeline.advice import title
 
-    rows = chief_rows(store.read("evaluation", manifest.snapshot), manifest.details).to_pylist()
+    evaluation, details = store.read("evaluation", manifest.snapshot), manifest.details
+    rows = chief_rows(evaluation, details).to_pylist()
     shown: dict[str, Any] = {}
+    if details.get("warnings"):
+        shown["warnings"] = dg.MetadataValue.md("\n".join(f"- {line}" for line in details["warnings"]))
+    if details.get("als_settings"):
+        shown["als_settings"] = dg.MetadataValue.json(details["als_settings"])
     for row in rows:
-        if row["relation"] == OVERALL and row["value"] is not None and math.isfinite(row["value"]):
+        if row["relation"] == OVERALL and _finite(row["value"]):
             shown[row["metric"]] = float(row["value"])
-            if row["baseline"] is not None and math.isfinite(row["baseline"]):
-                shown[f"baseline_{row['metric']}"] = float(row["baseline"])
+            for column in TITLES:
+                if _finite(row[column]):
+                    shown[f"{column}_{row['metric']}"] = float(row[column])
     by_metric: dict[str, dict[str, Any]] = {}
     edges: dict[str, int] = {}
     for row in rows:
@@ -78,16 +90,29 @@ def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
     columns: dict[str, list[Any]] = {"relation": relations}
     mrr = by_metric.get("filtered_mrr", {})
     columns["edges"] = [mrr[r]["edges"] if r in mrr else None for r in relations]
+    sampled = details.get("compared_edges", 0) < details.get("edges", 0)
     for metric, found in by_metric.items():
         columns[metric] = [found[r]["value"] if r in found else None for r in relations]
-        if metric.startswith(("filtered", "recall", "ndcg")):
-            columns[f"{metric} of most popular"] = [found[r]["baseline"] if r in found else None for r in relations]
+        for column, name in TITLES.items():
+            values = [found[r][column] if r in found else None for r in relations]
+            wanted = sampled if column == "compared" else metric.startswith(("filtered", "recall", "ndcg"))
+            if wanted and (column == "baseline" or any(value is not None for value in values)):
+                columns[f"{metric} of {name}"] = values
     shown["relations"] = table(columns)
-
-    def values(name: str) -> Any:
-        return np.array([mrr[r][name] if r in mrr and mrr[r][name] is not None else np.nan for r in relations], float)
-
-    shown["filtered_mrr_by_relation"] = picture(
-        plots.relation_metrics(relations, values("value"), values("baseline"), "filtered MRR"), "filtered MRR"
-    )
+    compared = {one.relation: one for one in comparisons(evaluation, details)}
+    if compared:
+        kept = [name for name in relations if name in compared]
+        baselines = {
+            TITLES[column]: np.array([compared[r].baselines.get(name, np.nan) for r in kept])
+            for name, column in BASELINES.items()
+            if any(name in one.baselines for one in compared.values())
+        }
+        metric = title(next(iter(compared.values())).metric)
+        model = np.array([compared[r].value for r in kept])
+        picture_of = plots.relation_metrics(kept, model, baselines, metric)
+        shown["model_beside_baselines"] = picture(picture_of, f"{metric} of the model and of the baselines")
     return shown
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

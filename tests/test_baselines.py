@@ -1,18 +1,32 @@
-"""The most-popular baseline, and the metrics that need no model."""
+"""Popularity, item-kNN and ALS, and the metrics that need no model."""
 
 from __future__ import annotations
+
+import warnings
 
 import duckdb
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import small_store
+import torch
 from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
 
-from twhin_pipeline.baselines import popular_ranks, read_degrees
+from twhin_pipeline import baselines
+from twhin_pipeline.baselines import (
+    ALS_SETTINGS,
+    FactorScores,
+    NeighborScores,
+    fit_als,
+    item_similarity,
+    popular_ranks,
+    read_degrees,
+    read_interactions,
+)
 from twhin_pipeline.classification import auc, rce, sample_negatives
 from twhin_pipeline.known_edges import KnownEdges, read_known
 from twhin_pipeline.rank_metrics import rank_metrics, retrieval_metrics
-from twhin_pipeline.ranking import CandidateSet, Counts
+from twhin_pipeline.ranking import CandidateSet, Counts, rank_edges
 
 
 @pytest.fixture
@@ -113,3 +127,153 @@ def test_sampled_negatives_are_never_true_edges_and_reach_all_others():
     assert set(drawn[0].tolist()) == {0, 3} and valid[0].all()
     assert not valid[1].any()  # it is connected to all there are
     assert set(drawn[2].tolist()) == {0, 1, 2, 3} and valid[2].all()
+
+
+def interactions(heads: int = 40, tails: int = 25, seed: int = 0) -> np.ndarray:
+    """Return dense weights, 0 where there is no edge; the first head and the last tail have none."""
+    rng = np.random.default_rng(seed)
+    weights = np.where(rng.random((heads, tails)) < 0.25, rng.integers(1, 6, (heads, tails)), 0).astype(float)
+    weights[0] = weights[:, -1] = 0
+    return weights
+
+
+def plain_similarity(weights: np.ndarray) -> np.ndarray:
+    """Return the cosines between columns of the binary matrix, one pair at a time; 0 on the diagonal."""
+    known = weights > 0
+    found = np.zeros((known.shape[1], known.shape[1]))
+    for i in range(len(found)):
+        for j in range(len(found)):
+            if i != j and known[:, i].any() and known[:, j].any():
+                both = (known[:, i] & known[:, j]).sum()
+                found[i, j] = both / np.sqrt(known[:, i].sum() * known[:, j].sum())
+    return found
+
+
+def test_interactions_are_the_weights_of_several_relations_added_up(tmp_path):
+    rows = "(VALUES (0, 0, 1, 2.0), (0, 1, 1, 0.5), (0, 1, 1, 0.25), (2, 1, 0, 4.0), (2, 5, 1, 8.0))"
+    with duckdb.connect() as con:
+        con.sql(f"COPY (SELECT * FROM {rows} t(lhs, rel, rhs, weight)) TO '{tmp_path}/edges.parquet'")
+        found = read_interactions(con, [f"{tmp_path}/edges.parquet"], [0, 1], (3, 2))
+    assert found.toarray().tolist() == [[0, 2.75], [0, 0], [4, 0]]
+    assert found.nnz == 2
+
+
+def test_item_similarity_is_the_cosine_of_columns_without_the_diagonal():
+    weights = interactions()
+    found = item_similarity(sp.csr_matrix(weights), neighbors=1_000)
+    np.testing.assert_allclose(found.toarray(), plain_similarity(weights), atol=1e-12)
+
+
+def test_item_similarity_keeps_the_largest_of_each_row():
+    weights = interactions(200, seed=1)
+    found, expected = item_similarity(sp.csr_matrix(weights), neighbors=5).toarray(), plain_similarity(weights)
+    assert (np.count_nonzero(found, axis=1) <= 5).all() and (np.count_nonzero(found, axis=1)[:-1] == 5).all()
+    for row, full in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.sort(row)[-5:], np.sort(full)[-5:], atol=1e-12)
+
+
+def plain_counts(scores: np.ndarray, side: str, queries, targets, rows, true) -> list[list[tuple[int, int]]]:
+    """Count candidates above and tied, raw and filtered, one edge at a time; scores are `[heads, tails]`."""
+    of_query = scores if side == "rhs" else scores.T
+    found = []
+    for left_out in (set(), true):
+        counts = []
+        for query, target in zip(queries.tolist(), targets.tolist(), strict=True):
+            rivals = [of_query[query, e] for e in rows if e != target and (query, e) not in left_out]
+            own = of_query[query, target]
+            counts.append((sum(s > own for s in rivals), sum(s == own for s in rivals)))
+        found.append(counts)
+    return found
+
+
+@pytest.mark.parametrize("side", ["lhs", "rhs"])
+@pytest.mark.parametrize("sample", [None, 12])
+@pytest.mark.parametrize("which", ["item_knn", "als"])
+def test_neighbors_and_factors_rank_as_a_plain_loop_over_dense_scores(side, sample, which):
+    weights = interactions()
+    rng = np.random.default_rng(3)
+    if which == "item_knn":
+        scores = NeighborScores(sp.csr_matrix(weights), item_similarity(sp.csr_matrix(weights), 1_000))
+        dense = ((weights > 0).astype(float) @ plain_similarity(weights)).astype(np.float32)
+    else:
+        # Small integers: products are exact, and some are tied.
+        factors = [rng.integers(-1, 2, (n, 4)).astype(np.float32) for n in weights.shape]
+        scores, dense = FactorScores(*factors), factors[0] @ factors[1].T
+    sizes = {"lhs": weights.shape[0], "rhs": weights.shape[1]}
+    other = "rhs" if side == "lhs" else "lhs"
+    queries, targets = rng.integers(0, sizes[other], 70), rng.integers(0, sizes[side], 70)
+    known = KnownEdges.from_pairs(rng.integers(0, sizes[other], 90), rng.integers(0, sizes[side], 90))
+    true = set(zip(known.query.tolist(), known.answer.tolist(), strict=True))
+    chosen = CandidateSet.sample(sizes[side], sample, rng)
+    rows = range(sizes[side]) if chosen.rows is None else chosen.rows.tolist()
+    expected = plain_counts(dense, side, queries, targets, rows, true)
+    for block_size in (1, 512):
+        found = rank_edges(scores, side, queries, targets, chosen, [known], block_size)
+        for counts, pairs in zip(found, expected, strict=True):
+            assert list(zip(counts.above.astype(int), counts.tied.astype(int), strict=True)) == pairs
+
+
+def test_a_head_without_edges_ties_all_tails_so_that_it_is_no_better_than_chance():
+    weights = sp.csr_matrix(interactions())
+    none = np.zeros(3, np.int64)
+    for scores in (NeighborScores(weights, item_similarity(weights, 10)), fit_als(weights, 4, 0, None)[0]):
+        [raw] = rank_edges(scores, "rhs", none, np.array([0, 7, 24]), CandidateSet(25), [], 512)
+        assert raw.ranks.tolist() == [13, 13, 13]
+
+
+def als_by_the_library(weights: np.ndarray, factors: int, seed: int, setting) -> np.ndarray:
+    """Return the scores of a fit of all iterations at once."""
+    from implicit.als import AlternatingLeastSquares
+
+    model = AlternatingLeastSquares(
+        factors, setting.regularization, setting.alpha, use_gpu=False, iterations=baselines.ITERATIONS,
+        num_threads=1, random_state=seed,
+    )  # fmt: skip
+    mean = weights[weights > 0].mean()
+    model.fit(sp.csr_matrix(weights / mean, dtype=np.float32), show_progress=False)
+    return model.user_factors @ model.item_factors.T
+
+
+def dense_scores(scores: FactorScores) -> np.ndarray:
+    return (scores.tables["lhs"] @ scores.tables["rhs"].T).numpy()
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_als_is_the_librarys_with_the_setting_that_validation_prefers(best):
+    weights = interactions()
+    trials = []
+
+    def quality(scores: FactorScores) -> float:
+        trials.append(dense_scores(scores))
+        return float(len(trials) - 1 == best)
+
+    scores, setting = fit_als(sp.csr_matrix(weights), 6, 5, quality)
+    assert setting == ALS_SETTINGS[best] and len(trials) == len(ALS_SETTINGS)
+    np.testing.assert_allclose(dense_scores(scores), als_by_the_library(weights, 6, 5, setting), atol=1e-5)
+    # A judge sees scores that differ.
+    assert np.abs(trials[0] - trials[1]).max() > 1e-3
+
+
+def test_als_without_validation_takes_the_first_setting():
+    weights = interactions()
+    scores, setting = fit_als(sp.csr_matrix(weights), 6, 5, None)
+    assert setting == ALS_SETTINGS[0]
+    np.testing.assert_allclose(dense_scores(scores), als_by_the_library(weights, 6, 5, setting), atol=1e-5)
+
+
+def test_als_does_not_depend_on_the_unit_of_weights_nor_on_threads_and_warns_of_nothing(monkeypatch):
+    monkeypatch.setattr(baselines, "EDGES_FOR_THREADS", 0)
+    weights = sp.csr_matrix(interactions(300, 200))
+    before = torch.get_num_threads()
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            for threads, factor in ((1, 1.0), (2, 1.0), (2, 1_024.0)):
+                torch.set_num_threads(threads)
+                found.append(dense_scores(fit_als(weights * factor, 8, 0, None)[0]))
+        finally:
+            torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_allclose(found[0], found[2], atol=1e-6)
+    assert not np.allclose(found[0], dense_scores(fit_als(weights, 8, 1, None)[0]))

@@ -15,6 +15,7 @@ from edge_files import make_config, write
 from twhin_pipeline import audit, checks, edges, negatives, training_set, vocabulary
 from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.figures import SCHEMA
 from twhin_pipeline.store import Store
 
 BEFORE, NOW = "2025-01-01", "2025-02-01"
@@ -234,6 +235,91 @@ def test_what_is_broken_is_found_and_shown(broken, name, table, change):
     assert result.metadata["offending_rows"] > 0
     assert result.offending is not None and result.offending.num_rows > 0
     assert checks.rows_as_markdown(result.offending).startswith("| ")
+
+
+GATE = [  # relation, side, value, popularity, edges, item-kNN, ALS, compared, compared_edges
+    ("fav", "rhs", 0.50, 0.40, 500, 0.45, 0.52, 0.51, 300),
+    ("reply", "rhs", 0.10, 0.20, 250, 0.05, 0.05, 0.10, 150),
+    ("follows", "rhs", 0.01, 0.90, 199, 0.90, 0.90, 0.01, 199),
+    ("all", "rhs", 0.30, 0.29, 949, 0.29, 0.29, 0.30, 649),
+]
+
+
+def gate(rows: list[tuple], metric: str = "recall@20") -> pa.Table:
+    """Return a table of evaluation with these rows of the chief metric and those that every table has."""
+    names = ("relation", "side", "value", "baseline", "edges", "item_knn", "als", "compared", "compared_edges")
+    every = [("all", "both", m, 0.3, 0.1, 9) for m in ("filtered_mrr", "raw_mrr")]
+    found = [dict(zip(names, row, strict=True)) | {"metric": metric} for row in rows]
+    return pa.Table.from_pylist(
+        [dict(zip(("relation", "side", "metric", "value", "baseline", "edges"), row, strict=True)) for row in every]
+        + found,
+        schema=SCHEMA,
+    )
+
+
+def gated(config: TwhinConfig, **evaluation: Any) -> TwhinConfig:
+    data = config.model_dump(exclude_none=True)
+    return parse_config(data | {"evaluation": evaluation})
+
+
+@pytest.mark.parametrize(
+    ("must_beat", "tolerance", "below"),
+    [
+        ([], 0.0, []),
+        # Not follows, which has fewer than 200 edges.
+        (["popularity"], 0.0, [("reply", "popularity", 0.10, 0.20)]),
+        (["popularity"], 0.5, []),
+        # Of reply, fewer than 200 edges are compared. The model's figure is that of the same edges.
+        (["als"], 0.0, [("fav", "als", 0.51, 0.52)]),
+        (["als"], 0.02, []),
+        (["item_knn"], 0.0, []),
+        (["popularity", "als"], 0.0, [("fav", "als", 0.51, 0.52), ("reply", "popularity", 0.10, 0.20)]),
+    ],
+)
+def test_a_gate_names_the_relation_the_baseline_and_both_figures(broken, must_beat, tolerance, below):
+    config, store = broken
+    save(store, "evaluation", gate(GATE))
+    result = checks.run(
+        "beats_baselines", gated(config, must_beat=must_beat, must_beat_tolerance=tolerance), store, NOW, "evaluation"
+    )
+    offending = [] if result.offending is None else result.offending.to_pylist()
+    assert [(r["relation"], r["baseline"], r["model_value"], r["baseline_value"]) for r in offending] == below
+    assert all(row["metric"] == "recall@20" for row in offending)
+
+
+def test_the_gate_without_recall_goes_by_mrr_of_the_replaced_sides(broken):
+    config, store = broken
+    rows = [(*row[:1], side, *row[2:]) for row in GATE[:1] for side in ("lhs", "both")]
+    rows[0] = (*rows[0][:2], 0.1, *rows[0][3:])
+    save(store, "evaluation", gate([*rows, ("all", "lhs", 0.30, 0.29, 949, None, None, None, None)], "filtered_mrr"))
+    wanted = gated(config, must_beat=["popularity"], recall_at=[])
+    assert checks.run("beats_baselines", wanted, store, NOW, "evaluation").passed
+    data = wanted.model_dump(exclude_none=True)
+    heads = parse_config(data | {"negatives": {"sides": "lhs"}})
+    result = checks.run("beats_baselines", heads, store, NOW, "evaluation")
+    assert not result.passed and result.offending.to_pylist()[0]["model_value"] == 0.1
+
+
+def test_a_gate_is_shut_where_the_baseline_or_the_metric_was_not_measured(broken):
+    config, store = broken
+    save(store, "evaluation", gate([(*GATE[3][:5], None, None, None, None)]))
+    for wanted, passed in ((["popularity"], True), (["als"], False)):
+        result = checks.run("beats_baselines", gated(config, must_beat=wanted), store, NOW, "evaluation")
+        assert result.passed == passed
+    save(store, "evaluation", gate([]))
+    assert not checks.run("beats_baselines", gated(config, must_beat=["popularity"]), store, NOW, "evaluation").passed
+
+
+def test_the_gate_stops_the_run_and_tables_of_earlier_versions_can_be_checked(broken):
+    config, store = broken
+    rows = [row for row in gate(GATE).to_pylist() if row["edges"] != 199]
+    earlier = pa.Table.from_pylist([{name: row[name] for name in SCHEMA.names[:6]} for row in rows])
+    save(store, "evaluation", earlier)
+    assert checks.run_blocking(gated(config), store, NOW, ["evaluation"]) == []
+    with pytest.raises(
+        UserError, match=r"beats_baselines of evaluation(?s:.)*\| reply \| recall@20 \| popularity \| 0\.1 "
+    ):
+        checks.run_blocking(gated(config, must_beat=["popularity"]), store, NOW, ["evaluation"])
 
 
 def test_an_intended_loss_of_edges_is_accepted_by_the_configuration(broken):

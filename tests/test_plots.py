@@ -41,10 +41,14 @@ def test_a_loss_curve_draws_validation_where_there_is_one_and_bears_nan():
 
 def test_relations_have_bars_and_baselines_and_a_missing_baseline_has_none():
     model, none = np.array([0.2, 0.5]), np.array([np.nan, np.nan])
-    with_baseline = pixels(plots.relation_metrics(["a", "b"], model, np.array([0.1, 0.4]), "MRR"))
-    without = pixels(plots.relation_metrics(["a", "b"], model, none, "MRR"))
+    three = {"popular": np.array([0.1, 0.4]), "item-kNN": np.array([0.3, 0.1]), "ALS": np.array([0.4, 0.45])}
+    with_baselines = pixels(plots.relation_metrics(["a", "b"], model, three, "MRR"))
+    without = pixels(plots.relation_metrics(["a", "b"], model, dict.fromkeys(three, none), "MRR"))
+    alone = plots.relation_metrics(["a", "b"], model, {}, "MRR")
     body = (slice(60, None), slice(None))  # below the legend
-    assert has_colour(with_baseline[body], plots.COLOURS[1]) and not has_colour(without[body], plots.COLOURS[1])
+    for colour in plots.COLOURS[1:4]:
+        assert has_colour(with_baselines[body], colour) and not has_colour(without[body], colour)
+        assert not has_colour(pixels(alone), colour)
 
 
 def test_a_map_colours_the_largest_groups_and_greys_the_rest():
@@ -72,7 +76,7 @@ def test_equal_vectors_have_a_place_too():
 def test_of_many_relations_the_first_have_bars_and_a_line_tells_the_rest(monkeypatch):
     told: list[Figure] = []
     monkeypatch.setattr(plots, "_png", told.append)
-    plots.relation_metrics([f"/r{i}" for i in range(237)], np.linspace(1, 0, 237), np.zeros(237), "MRR")
+    plots.relation_metrics([f"/r{i}" for i in range(237)], np.linspace(1, 0, 237), {"popular": np.zeros(237)}, "MRR")
     [axes] = told[0].axes
     assert len(axes.patches) == plots.MOST_BARS == len(axes.get_yticklabels())
     assert axes.get_xlabel() == "MRR\nand 207 more relations, with fewer edges"
@@ -81,7 +85,7 @@ def test_of_many_relations_the_first_have_bars_and_a_line_tells_the_rest(monkeyp
 
 def test_names_of_relations_are_no_formulas_and_long_ones_keep_their_ends():
     long = "/award/award_winner/awards_won./award/award_honor/" + "a" * 90 + "/winner"
-    png = plots.relation_metrics(["$\\nothing$", "a$", long], np.ones(3), np.zeros(3), "MRR")
+    png = plots.relation_metrics(["$\\nothing$", "a$", long], np.ones(3), {"popular": np.zeros(3)}, "MRR")
     assert pixels(png).shape[1] < 1_200
     assert len(plots._short(long)) == plots.LONGEST_LABEL and plots._short(long).endswith("aaa/winner")
     plots.map_2d(np.zeros((2, 2)), ["$\\nothing$", "b"], "points", "kind")

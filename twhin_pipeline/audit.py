@@ -2,7 +2,7 @@
 
 `relation(rel, name, lhs, rhs, operator, sides, divided)` (sides: those that are replaced, 0 lhs, 1 rhs; divided: its
 edges may be held out), `entity(entity, size, asked)` (asked: the check is about this entity type),
-`floors(metric, least)`, `detail(key, value)` (numbers of the checked table's manifest), and from the store `raw_edges`,
+`floors(metric, least)`, `must_beat(baseline)`, `detail(key, value)` (numbers of the checked table's manifest), and from the store `raw_edges`,
 `dated_edges(lhs, rel, rhs, first_time)` (none, unless the split goes by time), `raw_edges_rejected`,
 `previous_edges(rel)`, `source(source, read, max_rejected_share)`, `kept_share(rel, share)`,
 `vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`, `held_out(split, …)`, `losses`,
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from twhin_pipeline import database
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.figures import LEAST_EDGES
 from twhin_pipeline.negatives import sides_of
 from twhin_pipeline.sections.data import SourceConfig
 from twhin_pipeline.split import splittable
@@ -107,6 +108,16 @@ class _Views:
         floors = [f"({_text(metric)}, {least!r}::DOUBLE)" for metric, least in self.config.evaluation.floors.items()]
         self._table("floors", f"SELECT * FROM (VALUES {', '.join([*floors, '(NULL, NULL)'])}) t(metric, least) "
                               "WHERE metric IS NOT NULL")  # fmt: skip
+        evaluation = self.config.evaluation
+        wanted = [f"({_text(name)})" for name in evaluation.must_beat]
+        self._table("must_beat", f"SELECT * FROM (VALUES {', '.join([*wanted, '(NULL)'])}) t(baseline) "
+                                 "WHERE baseline IS NOT NULL")  # fmt: skip
+        self._variable("must_beat_tolerance", f"{evaluation.must_beat_tolerance!r}::DOUBLE")
+        self._variable("chief_metric", _text(evaluation.chief_metric))
+        self._variable("least_edges", str(LEAST_EDGES))
+        replaced = set(sides_of(self.config))
+        overall_side = "lhs" if replaced == {(0,)} else "rhs" if replaced == {(1,)} else "both"
+        self._variable("overall_side", _text(overall_side))
         data = self.config.train_data if self.table.startswith("training_set") else self.config.validation_data
         pool = 0 if data.global_negatives == "all" else data.global_negatives
         by_degree = round(pool * self.config.negatives.degree_share)
@@ -293,7 +304,13 @@ class _Views:
 
     def _results(self) -> None:
         empty = "'' AS relation, '' AS side, '' AS metric, 0.0 AS value, 0.0 AS baseline, 0 AS edges"
-        self._view("evaluation", f"SELECT * FROM {self._scan(self._files('evaluation'), empty)}")
+        later = "0.0 AS item_knn, 0.0 AS als, 0.0 AS compared, 0 AS compared_edges"
+        # By name: a table of an earlier version lacks the later columns.
+        self._view(
+            "evaluation",
+            f"SELECT * FROM {self._scan(self._files('evaluation'), empty)} UNION ALL BY NAME "
+            f"SELECT * FROM {self._scan([], f'{empty}, {later}')}",
+        )
         kind, _, name = self.table.partition("/")
         if kind != "embeddings":
             return

@@ -120,6 +120,7 @@ CHECKS: dict[str, Check] = {
         Check("loss_fell", ("twhin_model",), blocking=False),
         Check("metrics_sound", ("evaluation",)),
         Check("floors_reached", ("evaluation",)),
+        Check("beats_baselines", ("evaluation",)),
         Check("beats_popular", ("evaluation",), blocking=False),
         Check("vectors_match_vocabulary", _EMBEDDINGS),
         Check("vectors_finite", _EMBEDDINGS),

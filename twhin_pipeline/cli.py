@@ -190,7 +190,7 @@ def run_command(
     with _remembered(run):
         pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
     print()
-    summary.show(run.config, run.store, run.snapshot)
+    summary.show(run.config, run.store, run.snapshot, config_path=run.config_path)
 
 
 def _stage_command(name: str, text: str) -> None:
@@ -201,7 +201,10 @@ def _stage_command(name: str, text: str) -> None:
 
         run, _ = _run_of(config, home, snapshot, overrides)
         with _remembered(run):
-            pipeline.run_stage(run, pipeline.STAGES[name], print)
+            made = pipeline.run_stage(run, pipeline.STAGES[name], print)
+        for manifest in made.values():
+            for line in manifest.details.get("warnings", []):
+                print(f"  warning: {line}")
 
     app.command(name, help=text)(command)
 
@@ -224,17 +227,19 @@ for _name, _text in STAGE_HELP.items():
 def metrics(snapshot: Snapshot = None, home: Home = None, as_json: AsJson = False) -> None:
     """Show what evaluation measured.
 
-    Each metric stands beside that of the most-popular baseline, which ranks by degree alone.
+    The model's figures are beside those of the baselines, popularity, item-kNN and ALS, with warnings where it does not
+    beat them.
     """
     from twhin_pipeline import console
 
     store = _store(home)
     snapshot = snapshot or _newest_table(store, "evaluation")
-    table = store.read("evaluation", snapshot)
+    table, details = store.read("evaluation", snapshot), store.manifest("evaluation", snapshot).details
     if as_json:
-        console.print_json({"snapshot": snapshot, "metrics": table.to_pylist()})
+        warned = details.get("warnings", [])
+        console.print_json({"snapshot": snapshot, "metrics": table.to_pylist(), "warnings": warned})
     else:
-        console.print_metrics(table, store.manifest("evaluation", snapshot).details, snapshot)
+        console.print_metrics(table, details, f"Snapshot {snapshot}, store {store.root}")
 
 
 @app.command()
@@ -522,8 +527,8 @@ def summary(
     snapshot = snapshot or _newest_table(store, "embeddings/relations")
     if config is None and (made_by := configuration_file.record(store)) is not None:
         config = made_by.path
-    loaded, _ = _config(config, overrides)
-    room.show(loaded, store, snapshot, examples)
+    loaded, path = _config(config, overrides)
+    room.show(loaded, store, snapshot, examples, path)
 
 
 @app.command()

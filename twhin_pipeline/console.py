@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from twhin_pipeline.figures import chief_rows, told_sides
+from twhin_pipeline.figures import ALL, BASELINES, TITLES, Comparison, comparisons, current, told_sides
 
 if TYPE_CHECKING:
     import duckdb
@@ -80,7 +80,8 @@ def _cell(value: Any) -> str:
 
 
 def _is_number(text: str) -> bool:
-    plain = text.replace(",", "").removesuffix("%")
+    # A dash is a figure that there is not, an asterisk marks the best of a line.
+    plain = text.replace(",", "").removesuffix("%").removeprefix("*").removesuffix("–")
     try:
         float(plain or 0)
     except ValueError:
@@ -93,53 +94,93 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     console().print(table_of(columns, rows, title))
 
 
-def metrics_table(evaluation: pa.Table, names: Sequence[str]) -> Table:
-    """Make a table with a row a relation and, for each metric, the model beside the baseline.
+def comparison_table(evaluation: pa.Table, details: Mapping[str, Any], most: int | None = None) -> tuple[Table, int]:
+    """Make a table with a line for each relation: the chief metric of the model beside each baseline's, and one metric
+    more beside popularity's. A `*` marks the best of a line.
 
     Args:
-        evaluation: As `figures.chief_rows` gives it.
-        names: Metrics.
+        evaluation: The table's rows.
+        details: Its manifest's details.
+        most: Only so many relations, those with the most test edges; left out, all.
+
+    Returns:
+        The table, and how many relations were left out.
     """
-    values: dict[str, dict[str, tuple[float | None, float | None]]] = {}
-    edges: dict[str, int] = {}
-    for row in evaluation.to_pylist():
-        values.setdefault(row["relation"], {})[row["metric"]] = (row["value"], row["baseline"])
-        edges[row["relation"]] = max(edges.get(row["relation"], 0), row["edges"] or 0)
-    columns = ["relation", "edges"]
-    for name in names:
-        columns += [name, "popular"]
-    lines = []
-    for relation in sorted(values, key=lambda r: (r == "all", -edges[r])):
-        line = [relation, f"{edges[relation]:,}"]
-        for name in names:
-            line += [_three(value) for value in values[relation].get(name, (None, None))]
-        lines.append(line)
-    return table_of(columns, lines)
+    chief = comparisons(evaluation, details)
+    metric = chief[0].metric if chief else "filtered_mrr"
+    second = "filtered_mrr" if metric != "filtered_mrr" else "filtered_hits@10"
+    others = {one.relation: one for one in comparisons(evaluation, details, second)}
+    measured = [name for name in BASELINES if any(name in one.baselines for one in chief)]
+    further = [name for name in measured if name != "popularity"]
+    sampled = bool(further) and any(one.sampled for one in chief)
+    columns = ["relation", "edges", metric, *(TITLES[name] for name in measured if name not in further)]
+    columns += ["sample"] * sampled + [TITLES[name] for name in further]
+    columns += [second, TITLES["popularity"]] if others else []
+
+    def line(one: Comparison) -> list[str]:
+        def figure(name: str) -> str:
+            return "*" * (one.best == name) + _three(one.value if name == "model" else one.baselines.get(name))
+
+        cells = [one.relation, f"{one.edges:,}", figure("model")]
+        cells += [figure(name) for name in measured if name not in further]
+        cells += [_three(one.compared)] * sampled + [figure(name) for name in further]
+        if others:
+            other = others.get(one.relation)
+            cells += ["–", "–"] if other is None else [_three(other.value), _three(other.baselines.get("popularity"))]
+        return cells
+
+    named = [one for one in chief if one.relation != ALL]
+    kept = named[:most]
+    return table_of(columns, map(line, [*kept, *(one for one in chief if one.relation == ALL)])), len(named) - len(kept)
+
+
+def legend(details: Mapping[str, Any]) -> str:
+    """Explain the columns of `comparison_table`."""
+    text = (
+        f"Held-out edges ({told_sides(details)}; recall is of tails) among all entities of the type. "
+        "popular = by degree alone; item-kNN, ALS = fitted to the same training edges; * = the best"
+    )
+    edges, compared = details.get("edges", 0), details.get("compared_edges", 0)
+    if 0 < compared < edges:
+        text += f". item-kNN and ALS rank {compared:,} of the edges; sample = the model on these"
+    return text
+
+
+def print_warnings(warnings: Sequence[str], out: Console | None = None) -> None:
+    """Print warnings, one a line."""
+    from rich.markup import escape
+
+    out = out or console()
+    for line in warnings:
+        out.print(f"[yellow]warning:[/] {escape(line)}")
 
 
 def _three(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
-def print_metrics(evaluation: pa.Table, details: Mapping[str, Any], snapshot: str) -> None:
-    """Print every relation's chief metrics beside the baseline's, then all metrics over all relations.
+def print_metrics(evaluation: pa.Table, details: Mapping[str, Any], heading: str) -> None:
+    """Print every relation's chief metric beside the baselines', all metrics over all relations, and the warnings.
 
     Args:
         evaluation: The table's rows.
         details: Its manifest's details.
-        snapshot: Which one.
+        heading: What it is about.
     """
     out = console()
-    sides = told_sides(details)
-    out.print(f"Snapshot {snapshot}: held-out edges, {sides}; `popular` ranks by degree alone.\n")
-    out.print(metrics_table(chief_rows(evaluation, details), ("filtered_mrr", "filtered_hits@10")))
-    rows = [
-        (row["metric"], row["side"], _three(row["value"]), _three(row["baseline"]))
-        for row in evaluation.to_pylist()
-        if row["relation"] == "all"
-    ]
+    out.print(f"{heading}\n{legend(details)}\n", soft_wrap=True)
+    out.print(comparison_table(evaluation, details)[0])
+    rows = [row for row in current(evaluation).to_pylist() if row["relation"] == ALL]
+    columns = ["value", *(c for c in (*BASELINES.values(), "compared") if any(row[c] is not None for row in rows))]
+    if not 0 < details.get("compared_edges", 0) < details.get("edges", 0):
+        columns = [column for column in columns if column != "compared"]
+    names = {"value": "model", "compared": "sample"} | {column: TITLES[name] for name, column in BASELINES.items()}
+    lines = [(row["metric"], row["side"], *(_three(row[column]) for column in columns)) for row in rows]
     out.print()
-    out.print(table_of(("all relations", "side", "model", "popular"), rows))
+    out.print(table_of(("all relations", "side", *(names[column] for column in columns)), lines))
+    if details.get("warnings"):
+        out.print()
+        print_warnings(details["warnings"], out)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import torch
 
-from twhin_pipeline import database, repeats
+from twhin_pipeline import comparison, database, repeats
+from twhin_pipeline.advice import advice
 from twhin_pipeline.baselines import read_degrees
 from twhin_pipeline.classification import auc, rce, sample_negatives, score_sampled
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.figures import SCHEMA, comparisons
 from twhin_pipeline.held_out import (
-    Edges,
     HeldOut,
     Questions,
     read_edges,
@@ -27,6 +27,7 @@ from twhin_pipeline.held_out import (
     some_edges,
     some_heads,
 )
+from twhin_pipeline.measured import Measured, Retrieved, Scored
 from twhin_pipeline.model_files import ModelTables
 from twhin_pipeline.rank_metrics import distinct, joined, rank_metrics, retrieval_metrics
 from twhin_pipeline.ranking import CandidateSet, Counts
@@ -35,62 +36,12 @@ from twhin_pipeline.scorer import Side
 from twhin_pipeline.sections.training import EvaluationConfig
 from twhin_pipeline.store import Manifest, Store
 
-SCHEMA = pa.schema(
-    [
-        ("relation", pa.string()),
-        ("side", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("baseline", pa.float64()),
-        ("edges", pa.int64()),
-    ]
-)
 ALL, BOTH = "all", "both"
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What one scorer (the model, or the baseline) makes of the test edges of one relation and side.
-
-    `raw` and `filtered` rank them; `true` `[E]` and `false` `[M]` are scores of edges and of sampled non-edges.
-    """
-
-    raw: np.ndarray
-    filtered: np.ndarray
-    true: np.ndarray
-    false: np.ndarray
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """Where `[E]` relevant tails are in the whole catalogue less the head's training edges; `query` `[E]` the heads."""
-
-    query: np.ndarray
-    model: Counts
-    baseline: Counts
-
-
-@dataclass
-class Measured:
-    """One relation's test edges and what is measured of them: by side, and as retrieval where that is asked for.
-
-    `held_out` are all of its test edges, and `chosen` those that are ranked; `rng` draws these, then what each side
-    needs, then retrieval's.
-    """
-
-    name: str
-    scores: RelationScores
-    held_out: Edges
-    chosen: Edges
-    rng: np.random.Generator
-    model: dict[str, Scored] = field(default_factory=dict)
-    baseline: dict[str, Scored] = field(default_factory=dict)
-    retrieved: Retrieved | None = None
-
-    @property
-    def edges(self) -> int:
-        """How many are ranked."""
-        return len(self.chosen["lhs"])
+Metrics = dict[str, float | None]
+Columns = dict[str, Metrics]
+"""By column of the table (`value`, `baseline`, …): metrics of one group of queries."""
+DETAIL = {"value": "metrics"}
+"""What a column is called in the manifest's details, where it is another name."""
 
 
 def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
@@ -114,24 +65,31 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         for number, relation in enumerate(config.model.relations)
     ]
     with database.connect(config, store) as con:
-        measured = _measure(con, config.model.relation_names, scores, held_out, config.evaluation)
+        by_number = _measure(con, config.model.relation_names, scores, held_out, config.evaluation)
+        ranked = time.monotonic()
+        sizes = {name: len(table) for name, table in vectors.items()}
+        compared = comparison.compare(con, config, by_number, held_out, sizes, device)
+    measured = list(by_number.values())
     again = repeats.measure(config, store, snapshot, scores)
-    table = pa.concat_tables([_table(measured, config.evaluation), again], promote_options="default")
-    metrics, baseline = _overall(measured, config)
+    table = pa.concat_tables([_table(measured, config.evaluation), again])
+    overall = _overall(measured, config)
     with store.replace("evaluation", snapshot, config_hash=config.hash(), parents=versions) as draft:
         draft.write(table)
         draft.details = {
             "split": held_out.split,
-            "note": _note(config, held_out, measured),
+            "note": "; ".join([*_notes(config, held_out, measured), *compared.notes]),
             "edges": sum(m.edges for m in measured),
+            "compared_edges": sum(m.compared.edges for m in measured if m.compared is not None),
             "seconds": round(time.monotonic() - started, 3),
+            "baselines_seconds": round(time.monotonic() - ranked, 3),
+            "als_settings": compared.settings,
             "device": device.type,
             "chosen_step": tables.manifest.details.get("chosen_step"),
             "chosen_epoch": tables.manifest.details.get("chosen_epoch"),
             "sides": _sides(config),
-            "metrics": metrics,
-            "baseline": baseline,
+            **{DETAIL.get(column, column): figures for column, figures in overall.items()},
         }
+        draft.details["warnings"] = advice(comparisons(table, draft.details), config, draft.details)
     return store.manifest("evaluation", snapshot)
 
 
@@ -163,8 +121,8 @@ def _measure(
     scores: list[RelationScores],
     held_out: HeldOut,
     options: EvaluationConfig,
-) -> list[Measured]:
-    """Measure the relations that have a test edge, in their order."""
+) -> dict[int, Measured]:
+    """Measure the relations that have a test edge, by number and in their order."""
     measured = {}
     for number, edges in enumerate(read_edges(con, held_out.test, len(names))):
         if len(edges["lhs"]):
@@ -175,7 +133,7 @@ def _measure(
         _measure_side(con, side, measured, held_out, options)
     if options.recall_at:
         _measure_retrieval(con, {n: m for n, m in measured.items() if m.retrieved is None}, held_out, options)
-    return list(measured.values())
+    return measured
 
 
 def _measure_side(
@@ -203,7 +161,7 @@ def _measure_side(
     seen = read_filters(con, held_out.seen, side, same)
     counted = read_degrees(con, held_out.train, side, measured)
     for n, m in measured.items():
-        candidates = CandidateSet.sample(sizes[n], options.candidates, m.rng)
+        m.candidates[side] = candidates = CandidateSet.sample(sizes[n], options.candidates, m.rng)
         asked = Questions.of(side, m.chosen, candidates, [known[n], seen[n]] if n in same else [known[n]])
         degrees = counted[n].of_all(sizes[n])
         drawn, valid = sample_negatives(sizes[n], asked.queries, known[n], options.auc_negatives, m.rng)
@@ -212,7 +170,7 @@ def _measure_side(
         m.model[side] = Scored(ours[0].ranks, ours[1].ranks, true, false[valid])
         m.baseline[side] = Scored(theirs[0].ranks, theirs[1].ranks, degrees[asked.targets], degrees[drawn[valid]])
         if n in same:
-            m.retrieved = Retrieved(asked.queries, ours[2], theirs[2])
+            m.retrieved = Retrieved(m.chosen, ours[2], theirs[2])
 
 
 def _measure_retrieval(
@@ -226,53 +184,80 @@ def _measure_retrieval(
     for n, m in measured.items():
         asked = questions[n]
         ours, theirs = asked.rank(m.scores, options.block_size), asked.popular(counted[n].of_all(sizes[n]))
-        m.retrieved = Retrieved(asked.queries, ours[1], theirs[1])
+        m.retrieved = Retrieved(heads[n], ours[1], theirs[1])
 
 
 def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:
     """One row per relation (then all together), side and metric."""
     rows: list[dict] = []
     for name, group in [*((m.name, [m]) for m in measured), *([(ALL, measured)] if measured else [])]:
-        for side in (*SIDES, BOTH):
-            sides = SIDES if side == BOTH else (side,)
-            found = _compared(
-                [m.model[s] for m in group for s in sides], [m.baseline[s] for m in group for s in sides], options
-            )
-            rows += _table_rows(name, side, sum(m.edges for m in group), *found)
-        found = _retrieval(group, options)
-        rows += _table_rows(name, "rhs", sum(len(m.retrieved.query) for m in group if m.retrieved is not None), *found)
+        edges = sum(m.edges for m in group)
+        for side, sides in (("lhs", SIDES[:1]), ("rhs", SIDES[1:]), (BOTH, SIDES)):
+            queries = [(m, s) for m in group for s in sides]
+            rows += _table_rows(name, side, edges, _edges_compared(group), _ranked(queries, options))
+        retrieved = [len(m.retrieved.edges["lhs"]) for m in group if m.retrieved is not None]
+        heads = [len(m.compared.heads) for m in group if m.compared is not None]
+        rows += _table_rows(name, "rhs", sum(retrieved), sum(heads), _retrieval(group, options))
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _table_rows(
-    relation: str, side: str, edges: int, value: Mapping[str, float | None], baseline: Mapping[str, float | None]
-) -> list[dict]:
-    return [
-        {"relation": relation, "side": side, "metric": m, "value": value[m], "baseline": baseline[m], "edges": edges}
-        for m in value
-        if value[m] is not None
-    ]
+def _table_rows(relation: str, side: str, edges: int, compared_edges: int, columns: Columns) -> list[dict]:
+    """Return a row for each metric that the model has; what another column lacks is null there."""
+    rows = []
+    for metric, value in columns["value"].items() if columns else ():
+        if value is not None:
+            row = {"relation": relation, "side": side, "metric": metric, "edges": edges}
+            row |= {column: found.get(metric) for column, found in columns.items()}
+            if row.get(comparison.MODEL) is not None:
+                row["compared_edges"] = compared_edges
+            rows.append(row)
+    return rows
 
 
-def _compared(
-    model: list[Scored], baseline: list[Scored], options: EvaluationConfig
-) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Return the metrics of the model and those of the baseline."""
-    # A degree is no probability, so it has no log loss.
-    return _scored_metrics(model, options), _scored_metrics(baseline, options) | {"rce": None}
+def _edges_compared(group: Sequence[Measured]) -> int:
+    return sum(m.compared.edges for m in group if m.compared is not None)
 
 
-def _retrieval(
-    group: list[Measured], options: EvaluationConfig
-) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Return the retrieval metrics of the model and those of the baseline; none where it is left out."""
+def _compared_by(group: Sequence[Measured]) -> list[str]:
+    """Return the columns of what ranked edges of every relation of the group: the model, item-kNN, ALS."""
+    each = [set() if m.compared is None else set(m.compared.ranks) for m in group]
+    common: set[str] = set.intersection(*each)
+    return sorted(common) if common - {comparison.MODEL} else []
+
+
+def _ranked(queries: Sequence[tuple[Measured, Side]], options: EvaluationConfig) -> Columns:
+    """Return what there is to say of ranks and sampled edges, by column."""
+    columns = {
+        "value": _scored_metrics([m.model[s] for m, s in queries], options),
+        # A degree is no probability, so it has no log loss.
+        "baseline": _scored_metrics([m.baseline[s] for m, s in queries], options) | {"rce": None},
+    }
+    for name in _compared_by([m for m, _ in queries]):
+        ranks = np.concatenate([m.compared.ranks[name].filtered[s] for m, s in queries if m.compared is not None])
+        found = rank_metrics("filtered", ranks, options.hits_at)
+        columns[name] = {k: v for k, v in found.items() if k != "filtered_mean_rank"}
+    return columns
+
+
+def _retrieval(group: Sequence[Measured], options: EvaluationConfig) -> Columns:
+    """Return the retrieval metrics by column; none where it is left out."""
     retrieved = [m.retrieved for m in group if m.retrieved is not None]
     if not retrieved:
-        return {}, {}
-    query = distinct(r.query for r in retrieved)
-    ours, theirs = joined([r.model for r in retrieved]), joined([r.baseline for r in retrieved])
-    model, baseline = (retrieval_metrics(query, counts, options.recall_at) for counts in (ours, theirs))
-    return {**model}, {**baseline}
+        return {}
+    query = distinct(r.edges["lhs"] for r in retrieved)
+
+    def metrics(heads: np.ndarray, counts: Sequence[Counts]) -> Metrics:
+        return {**retrieval_metrics(heads, joined(list(counts)), options.recall_at)}
+
+    columns = {
+        "value": metrics(query, [r.model for r in retrieved]),
+        "baseline": metrics(query, [r.baseline for r in retrieved]),
+    }
+    compared = [m.compared for m in group if m.compared is not None]
+    for name in _compared_by(group):
+        counts = [c.ranks[name].retrieved for c in compared]
+        columns[name] = metrics(distinct(c.heads for c in compared), [c for c in counts if c is not None])
+    return columns
 
 
 def _scored_metrics(scored: list[Scored], options: EvaluationConfig) -> dict[str, float | None]:
@@ -285,20 +270,19 @@ def _scored_metrics(scored: list[Scored], options: EvaluationConfig) -> dict[str
     return found | {"auc": auc(true, false), "rce": rce(true, false)}
 
 
-def _overall(measured: list[Measured], config: TwhinConfig) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the metrics of all relations, the model's and the baseline's: retrieval of tails, and of the others the
-    mean over the queries of the sides that each relation replaces in training.
+def _overall(measured: list[Measured], config: TwhinConfig) -> dict[str, dict[str, float]]:
+    """Return the metrics of all relations by column: retrieval of tails, and of the others the mean over the queries of
+    the sides that each relation replaces in training.
     """
     replaced = dict(zip(config.model.relation_names, replaced_sides(config), strict=True))
     queries = [(m, side) for m in measured for side in replaced[m.name]]
     if not queries:
-        return {}, {}
-    found = _compared([m.model[s] for m, s in queries], [m.baseline[s] for m, s in queries], config.evaluation)
-    retrieved = _retrieval(measured, config.evaluation)
-    model, baseline = (
-        {k: v for k, v in (a | b).items() if v is not None} for a, b in zip(found, retrieved, strict=True)
-    )
-    return model, baseline
+        return {"value": {}, "baseline": {}}
+    ranked, retrieved = _ranked(queries, config.evaluation), _retrieval(measured, config.evaluation)
+    return {
+        column: {k: v for k, v in (found | retrieved.get(column, {})).items() if v is not None}
+        for column, found in ranked.items()
+    }
 
 
 def _sides(config: TwhinConfig) -> str | dict[str, str]:
@@ -310,12 +294,15 @@ def _sides(config: TwhinConfig) -> str | dict[str, str]:
     return told if len(set(told.values())) > 1 else next(iter(told.values()))
 
 
-def _note(config: TwhinConfig, held_out: HeldOut, measured: list[Measured]) -> str:
+def _notes(config: TwhinConfig, held_out: HeldOut, measured: list[Measured]) -> list[str]:
     if held_out.split == "none":
-        return "no edge is held out (split.validation and split.test are 0), so nothing was measured"
+        return ["no edge is held out (split.validation and split.test are 0), so nothing was measured"]
     names = {m.name for m in measured}
     without = [name for name in config.model.relation_names if name not in names]
     told = [f"no held-out edge of {', '.join(without)}"] if without else []
     if held_out.split == "validation":
         told.append("held_out/test is empty, so the validation edges were ranked")
-    return "; ".join(told)
+    compared = [m.compared.edges for m in measured if m.compared is not None]
+    if sum(compared) < sum(m.edges for m in measured) and compared:
+        told.append(f"item_knn and als rank {sum(compared):,} of the test edges (evaluation.baseline_edges)")
+    return told

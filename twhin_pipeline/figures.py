@@ -1,13 +1,90 @@
-"""Figures: of the table `evaluation`, the rows that are each relation's figures, for a person to read."""
+"""Figures: of the table `evaluation`, the rows that are each relation's figures, and the model beside the baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 ALL, BOTH, RHS = "all", "both", "rhs"
+SCHEMA = pa.schema(
+    [
+        ("relation", pa.string()),
+        ("side", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("baseline", pa.float64()),
+        ("edges", pa.int64()),
+        ("item_knn", pa.float64()),
+        ("als", pa.float64()),
+        ("compared", pa.float64()),
+        ("compared_edges", pa.int64()),
+    ]
+)
+"""The table's columns. Tables of earlier versions end with `edges`."""
+BASELINES = {"popularity": "baseline", "item_knn": "item_knn", "als": "als"}
+"""The table's column of each baseline, by the name that the configuration has for it."""
+TITLES = {"popularity": "popular", "item_knn": "item-kNN", "als": "ALS"}
+LEAST_EDGES, LEAST_DIFFERENCE = 200, 0.02
+"""A relation with fewer test edges, or a smaller relative difference, does not say who is better."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One relation's figure in one metric, beside those of the baselines.
+
+    `value` is the model's of all `edges`, like popularity's. `compared` is the model's of the `compared_edges` that
+    item-kNN and ALS ranked. `baselines` has those that were measured, by the configuration's names.
+    """
+
+    relation: str
+    metric: str
+    value: float
+    edges: int
+    baselines: dict[str, float]
+    compared: float | None = None
+    compared_edges: int | None = None
+
+    def model(self, baseline: str) -> float:
+        """Return the model's figure of the same edges as a baseline's."""
+        return self.value if baseline == "popularity" or self.compared is None else self.compared
+
+    @property
+    def sampled(self) -> bool:
+        """Whether item-kNN and ALS ranked some of the edges only."""
+        return self.compared_edges is not None and self.compared_edges < self.edges
+
+    @property
+    def better(self) -> dict[str, float]:
+        """Baselines that are better than the model by more than noise, the best one first.
+
+        Noise is a share of the figure, and its standard error: that of a mean of n numbers in [0, 1] which is p is at
+        most sqrt(p (1 - p) / n).
+        """
+        found = {}
+        for name, figure in sorted(self.baselines.items(), key=lambda item: -item[1]):
+            edges = self.edges if name == "popularity" else self.compared_edges or self.edges
+            error = math.sqrt(max(figure * (1 - figure), 0) / max(edges, 1))
+            if edges >= LEAST_EDGES and figure - self.model(name) > max(LEAST_DIFFERENCE * self.model(name), error):
+                found[name] = figure
+        return found
+
+    @property
+    def best(self) -> str:
+        """The baseline that is better than the model, if only by a little, and than the others; else `model`."""
+        name = max(self.baselines, key=lambda n: self.baselines[n], default="")
+        return name if name and self.baselines[name] > self.model(name) else "model"
+
+
+def current(evaluation: pa.Table) -> pa.Table:
+    """Return the rows with the columns of `SCHEMA`; those that an earlier version did not have are null."""
+    missing = [field for field in SCHEMA if field.name not in evaluation.column_names]
+    for field in missing:
+        evaluation = evaluation.append_column(field, pa.nulls(evaluation.num_rows, field.type))
+    return evaluation.select(SCHEMA.names)
 
 
 def chief_rows(evaluation: pa.Table, details: Mapping[str, Any]) -> pa.Table:
@@ -18,34 +95,68 @@ def chief_rows(evaluation: pa.Table, details: Mapping[str, Any]) -> pa.Table:
 
     Args:
         evaluation: The table's rows.
-        details: Its manifest's details: `sides`, `metrics`, `baseline`, `edges`.
+        details: Its manifest's details: `sides`, `metrics`, `edges`, and by column `baseline`, `item_knn`, `als`,
+            `compared`.
 
     Returns:
-        A table of the same schema, relations in the table's order.
+        A table of the columns of `SCHEMA`, relations in the table's order.
     """
     sides = details.get("sides", BOTH)
     rows = []
-    given = [row for row in evaluation.to_pylist() if row["relation"] != ALL]
+    given = [row for row in current(evaluation).to_pylist() if row["relation"] != ALL]
     sided = {(row["relation"], row["metric"]) for row in given if row["side"] == BOTH}
     for row in given:
         mine = sides if isinstance(sides, str) else sides.get(row["relation"], BOTH)
         if row["side"] == (mine if (row["relation"], row["metric"]) in sided else RHS):
             rows.append(row)
-    baseline = details.get("baseline", {})
+    columns = (*BASELINES.values(), "compared")
     for metric, value in details.get("metrics", {}).items():
         retrieved = metric.startswith(("recall@", "ndcg@"))
         side = RHS if retrieved else sides if isinstance(sides, str) else "replaced"
-        rows.append(
-            {
-                "relation": ALL,
-                "side": side,
-                "metric": metric,
-                "value": value,
-                "baseline": baseline.get(metric),
-                "edges": details.get("edges"),
-            }
+        row = {"relation": ALL, "side": side, "metric": metric, "value": value, "edges": details.get("edges")}
+        row |= {column: details.get(column, {}).get(metric) for column in columns}
+        if row["compared"] is not None:
+            row["compared_edges"] = details.get("compared_edges")
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def chief_metric(metrics: Sequence[str]) -> str:
+    """Return the metric that the model is compared by: Recall at the largest k of those that were measured, else
+    `filtered_mrr`.
+    """
+    depths = [int(name.removeprefix("recall@")) for name in metrics if name.startswith("recall@")]
+    return f"recall@{max(depths)}" if depths else "filtered_mrr"
+
+
+def comparisons(evaluation: pa.Table, details: Mapping[str, Any], metric: str | None = None) -> list[Comparison]:
+    """Return the model beside the baselines for each relation, the largest first, and last for all together.
+
+    Args:
+        evaluation: The table's rows.
+        details: Its manifest's details, as `chief_rows` takes them.
+        metric: Which metric; left out, the chief one.
+    """
+    rows = chief_rows(evaluation, details).to_pylist()
+    metric = metric or chief_metric([row["metric"] for row in rows])
+    found = [
+        Comparison(
+            relation=row["relation"],
+            metric=metric,
+            value=row["value"],
+            edges=row["edges"] or 0,
+            baselines={name: row[column] for name, column in BASELINES.items() if _known(row[column])},
+            compared=row["compared"] if _known(row["compared"]) else None,
+            compared_edges=row["compared_edges"],
         )
-    return pa.Table.from_pylist(rows, schema=evaluation.schema)
+        for row in rows
+        if row["metric"] == metric and _known(row["value"])
+    ]
+    return sorted(found, key=lambda one: (one.relation == ALL, -one.edges))
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def told_sides(details: Mapping[str, Any]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from twhin_pipeline.baselines import popular_ranks
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.known_edges import KnownEdges, read_by_relation, read_known
-from twhin_pipeline.ranking import CandidateSet, Counts, rank_edges
-from twhin_pipeline.relation_scores import SIDES, RelationScores
+from twhin_pipeline.ranking import CandidateSet, Counts, Scores, rank_edges
+from twhin_pipeline.relation_scores import SIDES
 from twhin_pipeline.scorer import Side, other
 from twhin_pipeline.store import Store
 
@@ -74,8 +74,8 @@ class Questions:
         """Ask for `side` of the edges."""
         return cls(side, edges[other(side)], edges[side], candidates, filters)
 
-    def rank(self, scores: RelationScores, block_size: int) -> list[Counts]:
-        """Rank by a model: raw, then by each filter."""
+    def rank(self, scores: Scores, block_size: int) -> list[Counts]:
+        """Rank by scores: raw, then by each filter."""
         return rank_edges(scores, self.side, self.queries, self.targets, self.candidates, self.filters, block_size)
 
     def popular(self, degrees: np.ndarray) -> list[Counts]:
@@ -102,19 +102,27 @@ def some_edges(edges: Edges, limit: int | None, rng: np.random.Generator) -> Edg
     total = len(edges["lhs"])
     if limit is None or limit >= total:
         return edges
-    chosen = np.sort(rng.choice(total, limit, replace=False))
-    return {side: edges[side][chosen] for side in SIDES}
+    return taken(edges, np.sort(rng.choice(total, limit, replace=False)))
 
 
 def some_heads(edges: Edges, limit: int | None, rng: np.random.Generator) -> Edges:
     """Draw heads, with all of their edges, until these would be more than `limit`; at least one head (None: all)."""
     if limit is None or limit >= len(edges["lhs"]):
         return edges
+    return taken(edges, of_some_heads(edges, limit, rng))
+
+
+def of_some_heads(edges: Edges, limit: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw heads as `some_heads` does, and return their edges' positions, int64 `[P]` in order."""
     heads, counts = np.unique(edges["lhs"], return_counts=True)
     order = rng.permutation(len(heads))
     enough = np.searchsorted(np.cumsum(counts[order]), limit, "right")
-    chosen = np.isin(edges["lhs"], heads[order[: max(1, enough)]])
-    return {side: edges[side][chosen] for side in SIDES}
+    return np.flatnonzero(np.isin(edges["lhs"], heads[order[: max(1, enough)]]))
+
+
+def taken(edges: Edges, positions: np.ndarray) -> Edges:
+    """Return the edges at `positions`, int64 `[P]`."""
+    return {side: edges[side][positions] for side in SIDES}
 
 
 def read_retrieval(

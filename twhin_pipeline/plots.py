@@ -15,6 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 REST = "#B8B8B8"
 MOST_BARS, LONGEST_LABEL = 30, 62
+MARKS = (("|", 220.0, 2.4), ("D", 36.0, 0.8), ("o", 46.0, 0.8))
+"""Of baselines: shape, size and line width. They differ in shape too, for who sees colours differently."""
 INK = "#333333"
 _THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
 
@@ -64,36 +66,44 @@ def losses(
     return _png(figure)
 
 
-def relation_metrics(relations: Sequence[str], model: np.ndarray, baseline: np.ndarray, metric: str) -> bytes:
-    """Draw a metric of each relation as a bar, with a mark where the most-popular baseline is.
+def relation_metrics(
+    relations: Sequence[str], model: np.ndarray, baselines: Mapping[str, np.ndarray], metric: str
+) -> bytes:
+    """Draw a metric of each relation as a bar, with a mark for each baseline.
 
     At most `MOST_BARS` are drawn, the first ones; a line says how many more there are.
 
     Args:
         relations: Names, in the order of the bars from the top ([R]).
         model: The model's values (float [R]).
-        baseline: The baseline's (float [R]; NaN: no mark).
+        baselines: By name, the values of at most `MARKS` baselines (float [R]; NaN: no mark).
         metric: The x axis.
     """
     more = len(relations) - MOST_BARS
-    relations, model, baseline = relations[:MOST_BARS], model[:MOST_BARS], baseline[:MOST_BARS]
+    relations, model = relations[:MOST_BARS], model[:MOST_BARS]
+    marks = {name: values[:MOST_BARS] for name, values in baselines.items()}
     labels = [_short(name) for name in relations]
     # Long names take room from the bars, so the figure widens with them.
     figure, axes = _figure(6.4 + 0.05 * max(map(len, labels), default=0), 0.9 + 0.36 * max(2, len(relations)))
     place = np.arange(len(relations))
-    axes.barh(place, model, height=0.62, color=COLOURS[0], label="model")
-    axes.scatter(baseline, place, marker="|", s=220, linewidths=2.4, color=COLOURS[1], label="most popular", zorder=3)
+    bars = axes.barh(place, model, height=0.62, color=COLOURS[0], label="model")
+    marked = [
+        axes.scatter(values, place, marker=marker, s=size, linewidths=width, color=colour, label=name, zorder=3)
+        for colour, (marker, size, width), (name, values) in zip(COLOURS[1:], MARKS, marks.items(), strict=False)
+    ]
     for y, value in zip(place, model, strict=True):
         if np.isfinite(value):
-            axes.annotate(
-                f"{value:.3f}", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=INK
-            )
+            # At the right edge, where no mark can hide it.
+            axes.annotate(f"{value:.3f}", (1, y), (4, 0), ("axes fraction", "data"), "offset points", va="center",
+                          fontsize=8, color=COLOURS[0], annotation_clip=False)  # fmt: skip
     axes.set_yticks(place, labels, parse_math=False)
     axes.set_ylim(len(relations) - 0.4, -0.6)
     note = f"\nand {more:,} more relations, with fewer edges" if more > 0 else ""
-    axes.set(xlabel=metric + note, xlim=(0, max(1e-9, 1.15 * float(np.nanmax([*model, *baseline, 0.0])))))
+    largest = float(np.nanmax([*model, *(value for values in marks.values() for value in values), 0.0]))
+    axes.set(xlabel=metric + note, xlim=(0, max(1e-9, 1.05 * largest)))
     axes.grid(axis="y", visible=False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    legend = [bars, *marked]
+    figure.legend(handles=legend, loc="outside upper right", ncols=len(legend), frameon=False, fontsize=9)
     return _png(figure)
 
 

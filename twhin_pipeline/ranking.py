@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,11 +12,29 @@ import torch
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.kernels import count_listed, count_rivals, in_parts
 from twhin_pipeline.known_edges import KnownEdges
-from twhin_pipeline.relation_scores import RelationScores
 from twhin_pipeline.scorer import Side
 
 # Fewer edges than these are not worth a second thread.
 EDGES_A_THREAD = 16
+
+
+class Scores(Protocol):
+    """One relation's scores of queries against candidates, a block of queries at a time.
+
+    The candidates are entities of `side`, and the queries entities of the other side.
+    """
+
+    def encode_queries(self, side: Side, rows: np.ndarray) -> torch.Tensor:
+        """Return whatever `compare` takes for the queries `rows` (int64 `[Q]`): `[Q, …]`."""
+
+    def encode_candidates(self, side: Side, rows: np.ndarray | None) -> torch.Tensor:
+        """Return whatever `compare` takes for the candidates `rows` (int64 `[N]`; None: all of them): `[N, …]`."""
+
+    def compare(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """Return the scores `[Q, N]` of encoded queries and candidates."""
+
+    def block(self, num_candidates: int, block_size: int) -> int:
+        """Return how many queries to score at a time, at most `block_size`."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,10 @@ class Counts:
 
     above: np.ndarray
     tied: np.ndarray
+
+    def at(self, positions: np.ndarray) -> Counts:
+        """Return those of some edges, int64 `[P]` positions."""
+        return Counts(self.above[positions], self.tied[positions])
 
     def less(self, left_out: Counts) -> Counts:
         """Leave some candidates out."""
@@ -63,7 +86,7 @@ class CandidateSet:
 
 @torch.inference_mode()
 def rank_edges(
-    scores: RelationScores,
+    scores: Scores,
     side: Side,
     queries: np.ndarray,
     targets: np.ndarray,
@@ -111,7 +134,7 @@ def rank_edges(
 
 
 def _block_scores(
-    scores: RelationScores,
+    scores: Scores,
     side: Side,
     queries: np.ndarray,
     row: np.ndarray,

@@ -15,6 +15,13 @@ SIDES: tuple[Side, Side] = ("lhs", "rhs")
 CPU_TILE_ELEMENTS = 6_000_000
 
 
+def queries_at_once(device: torch.device, num_candidates: int, block_size: int) -> int:
+    """Return how many queries to score at a time: at most `block_size`, on a CPU fewer where that is faster."""
+    if device.type != "cpu":
+        return block_size
+    return min(block_size, max(16, CPU_TILE_ELEMENTS // max(num_candidates, 1)))
+
+
 def to_tensor(vectors: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """Wrap float32 `[N, D]`, also a read-only memory map, as a tensor that is only read; a device gets a copy."""
     with warnings.catch_warnings():
@@ -59,7 +66,5 @@ class RelationScores:
         return table[rows or slice(None)].unsqueeze(0)
 
     def block(self, num_candidates: int, block_size: int) -> int:
-        """Return how many queries to score at a time: at most `block_size`, fewer where that is faster."""
-        if self.device.type != "cpu":
-            return block_size
-        return min(block_size, max(16, CPU_TILE_ELEMENTS // max(num_candidates, 1)))
+        """Return how many queries to score at a time."""
+        return queries_at_once(self.device, num_candidates, block_size)

@@ -16,22 +16,12 @@ from twhin_pipeline import database
 from twhin_pipeline.baselines import read_degrees
 from twhin_pipeline.checks import REPEATS
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.figures import SCHEMA
 from twhin_pipeline.held_out import Questions, read_edges, some_heads
 from twhin_pipeline.rank_metrics import distinct, joined, retrieval_metrics
 from twhin_pipeline.ranking import CandidateSet, Counts
 from twhin_pipeline.relation_scores import RelationScores
 from twhin_pipeline.store import Store
-
-SCHEMA = pa.schema(
-    [
-        ("relation", pa.string()),
-        ("side", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("baseline", pa.float64()),
-        ("edges", pa.int64()),
-    ]
-)
 
 
 def parents(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, str]:

@@ -1,21 +1,20 @@
-"""A run in short: what went in, how fast it trained, how good it is, and where everything lies."""
+"""A run in short: what it is about, what went in, how fast it trained, how good it is, and where everything is."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from rich.markup import escape
 
 from twhin_pipeline import relations
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.figures import ALL, chief_rows, told_sides
 from twhin_pipeline.store import Store
 
 if TYPE_CHECKING:
@@ -35,7 +34,9 @@ class Example:
     nearest: list[tuple[str, float]]
 
 
-def show(config: TwhinConfig, store: Store, snapshot: str, examples: str | None = None) -> None:
+def show(
+    config: TwhinConfig, store: Store, snapshot: str, examples: str | None = None, config_path: str | None = None
+) -> None:
     """Print the summary of a finished run.
 
     Args:
@@ -43,26 +44,27 @@ def show(config: TwhinConfig, store: Store, snapshot: str, examples: str | None 
         store: Where its tables are.
         snapshot: Which one.
         examples: `entity:id,id,…` to show neighbors of; left out, the best connected of the first entity type.
+        config_path: The configuration's file.
 
     Raises:
         UserError: A table is missing, or an example is none of its entities.
     """
-    from twhin_pipeline.console import console, metrics_table
+    from twhin_pipeline.console import comparison_table, console, legend, print_warnings
 
     config = relations.resolve(config, store, snapshot)
     out = console()
     out.print(f"[bold]{_title(store, snapshot)}[/]\n")
-    for name, text in facts(config, store, snapshot):
-        out.print(f"{name:<10}{escape(text)}")
+    for name, text in [*about(config, store, snapshot, config_path), *facts(config, store, snapshot)]:
+        out.print(f"{name:<10}{escape(text)}", soft_wrap=True)
     details = store.manifest("evaluation", snapshot).details
-    out.print(
-        f"\n[bold]Held-out edges ({told_sides(details)}), filtered ranks among all entities of the type; "
-        "popular = by degree alone[/]"
-    )
-    measured, more = largest(chief_rows(store.read("evaluation", snapshot), details))
-    out.print(metrics_table(measured, ("filtered_mrr", "filtered_hits@10")))
+    out.print(f"\n[bold]{legend(details)}[/]", soft_wrap=True)
+    table, more = comparison_table(store.read("evaluation", snapshot), details, MOST_RELATIONS)
+    out.print(table)
     if more:
         out.print(f"and {more:,} relations with fewer held-out edges; all of them: {command()} metrics")
+    if details.get("warnings"):
+        out.print()
+        print_warnings(details["warnings"], out)
     entity, ids = chosen(config, store, snapshot, examples)
     out.print(f"\n[bold]Nearest to some of entity type {entity}[/] (more: {command()} neighbors {entity} ID)")
     for example in neighbors(store, snapshot, entity, ids):
@@ -81,6 +83,29 @@ def command() -> str:
 def _title(store: Store, snapshot: str) -> str:
     seconds = store.manifest("twhin_model", snapshot).details.get("seconds")
     return f"Snapshot {snapshot}" + (f", trained in {seconds:,.0f} s" if isinstance(seconds, int | float) else "")
+
+
+def about(config: TwhinConfig, store: Store, snapshot: str, config_path: str | None) -> list[tuple[str, str]]:
+    """Return which store, configuration and source data the tables are of, as (heading, text)."""
+    made_by = store.manifest("evaluation", snapshot).config_hash
+    told = [("store", store.root)]
+    if config_path is not None:
+        same = made_by == config.hash()
+        told.append(("config", config_path if same else f"{config_path}, but the run had other values than it has now"))
+    told.append(("source", source_text(store.manifest("raw_edges", snapshot).details)))
+    return told
+
+
+def source_text(details: Mapping[str, Any]) -> str:
+    """Say which files the edges came from and, where it is known, of which times, from the manifest of `raw_edges`."""
+    files = [str(file) for file in details.get("files") or []]
+    text = "unknown files"
+    if files:
+        text = files[0] if len(files) == 1 else f"{len(files):,} files, {files[0]} to {files[-1]}"
+    ranges = [one["time_range"] for one in details.get("sources") or [] if one.get("time_range")]
+    if ranges:
+        text += f"; times {min(first for first, _ in ranges)} to {max(last for _, last in ranges)}"
+    return text
 
 
 def facts(config: TwhinConfig, store: Store, snapshot: str) -> list[tuple[str, str]]:
@@ -104,17 +129,6 @@ def training_text(details: dict[str, Any]) -> str:
         f"{details['edges']:,.0f} edges in {details['seconds']:,.1f} s, {details['edges_per_second']:,.0f} edges/s, "
         f"by {details['world_size']} process(es); loss {details['first_loss']:.3f} to {details['final_loss']:.3f}"
     )
-
-
-def largest(evaluation: pa.Table, most: int = MOST_RELATIONS) -> tuple[pa.Table, int]:
-    """Return the rows of the `most` relations with the most held-out edges (and of all), and how many were left out."""
-    import pyarrow.compute as pc
-
-    edges = evaluation.group_by("relation").aggregate([("edges", "max")])
-    ordered = edges.sort_by([("edges_max", "descending"), ("relation", "ascending")])["relation"].to_pylist()
-    names = [name for name in ordered if name != ALL]
-    kept = pa.array([*names[:most], ALL])
-    return evaluation.filter(pc.is_in(evaluation["relation"], kept)), max(0, len(names) - most)
 
 
 def chosen(config: TwhinConfig, store: Store, snapshot: str, examples: str | None) -> tuple[str, list[Any]]:

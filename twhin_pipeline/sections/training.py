@@ -124,6 +124,9 @@ class LossConfig(Section):
         return self
 
 
+Baseline = Literal["popularity", "item_knn", "als"]
+
+
 class EvaluationConfig(Section):
     """What is measured, and what must be reached."""
 
@@ -139,6 +142,18 @@ class EvaluationConfig(Section):
     """Sampled negatives an edge for AUC and RCE."""
     floors: dict[str, float] = {}
     """Least values of overall metrics, such as `{filtered_mrr: 0.1}`; the check on `evaluation` fails below."""
+    baselines: list[Baseline] = ["popularity", "item_knn", "als"]
+    """Which baselines rank the same edges: `popularity` (always measured, it costs nothing), `item_knn` and `als`,
+    which take some seconds (metrics.md)."""
+    baseline_edges: int | None = Field(15_000, ge=1)
+    """Test edges that `item_knn` and `als` rank at most, drawn by `seed` as heads with all their edges; the model's
+    figures on the same edges stand beside them. Left empty, all."""
+    must_beat: list[Baseline] = []
+    """Baselines that the model must not be below; else the check on `evaluation` fails. It compares Recall at the
+    largest k of `recall_at` (without one, filtered MRR), of all relations and of each one with 200 test edges or more.
+    With `[]` the evaluation warns only."""
+    must_beat_tolerance: float = Field(0.0, ge=0, lt=1)
+    """The share of a baseline's figure by which the model may be below it."""
     block_size: int = Field(512, ge=1)
     """Most edges ranked at a time; memory is at most this times the entities of the type times 4 bytes (on a CPU fewer
     are taken where that is faster)."""
@@ -154,6 +169,18 @@ class EvaluationConfig(Section):
             if name not in known:
                 raise ValueError(f"floors: {unknown('metric', name, known)}")
         return self
+
+    @model_validator(mode="after")
+    def _measured_baselines(self) -> EvaluationConfig:
+        for name in self.must_beat:
+            if name != "popularity" and name not in self.baselines:
+                raise ValueError(f"must_beat: {name} is not measured; add it to evaluation.baselines")
+        return self
+
+    @property
+    def chief_metric(self) -> str:
+        """The metric by which the model is compared with the baselines."""
+        return f"recall@{max(self.recall_at)}" if self.recall_at else "filtered_mrr"
 
 
 class ExportConfig(Section):
