@@ -57,7 +57,7 @@ CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure must be at least `floor`, times the best of the baselines in `of` (or the oracle) where it names some."""
+    """A figure must be at least `floor`, times the best of the baselines in `of` (or the oracle) where it has any."""
 
     relation: str | None
     """Which one; None: each relation with enough test edges."""
