@@ -205,6 +205,12 @@ class _Values:
         """Set a field of every relation that does not say it."""
         self._choose_in(self.data["model"]["relations"], "model.relations", field_, value, reason)
 
+    def choose_in_own_type(self, field_: str, value: Any, reason: str) -> None:
+        """Set a field of every relation within one entity type that does not say it."""
+        own = [item for item in self.data["model"]["relations"] if item["lhs"] == item["rhs"]]
+        if own:
+            self._choose_in(own, "model.relations", field_, value, reason)
+
     def _choose_in(self, items: list[dict[str, Any]], path: str, field_: str, value: Any, reason: str) -> None:
         without = [item for item in items if field_ not in item]
         for item in without:
@@ -215,7 +221,8 @@ class _Values:
                 Value(f"{path}.*.{field_}", "as written", False, f"set by the configuration for {names}")
             )
         if without:
-            everywhere = "*" if len(without) == len(items) else ",".join(str(item["name"]) for item in without)
+            all_of = self.data["model"]["relations"] if path == "model.relations" else items
+            everywhere = "*" if len(without) == len(all_of) else ",".join(str(item["name"]) for item in without)
             self.values.append(Value(f"{path}.{everywhere}.{field_}", value, True, reason))
 
 
@@ -236,9 +243,8 @@ def _interactions(v: _Values) -> None:
     comparator = _scorer(v, dim=64)
     _loss(v)
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
-    v.choose(
-        "negatives.mask", "own", "an item that a user has in training competes with those yet unknown, as in serving"
-    )
+    v.choose("negatives.mask", "known", "what a user has is left out of the answer, so it need not compete")
+    v.choose_in_own_type("weight", 0.3, "between entities of one type: it informs, and is not what is asked for")
     _pool(v, 1024)
     if comparator == "cosine":
         v.choose("model.embedding_dropout", 0.1, "vectors of few edges overfit")
