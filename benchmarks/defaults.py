@@ -57,7 +57,7 @@ CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure must be at least `floor`, times the best of the baselines in `of` (or the oracle) where it has any."""
+    """A figure must be at least `floor`; with `of`, at least `floor` times the best of these (or the oracle)."""
 
     relation: str | None
     """Which one; None: each relation with enough test edges."""
@@ -315,7 +315,7 @@ class Outcome:
     reached: bool | None
 
 
-def run_chain(config: Path, home: Path, overrides: Sequence[str], limit: float | None = None) -> float:
+def run_chain(config: Path, home: Path, overrides: Sequence[str]) -> float:
     """Run the chain by the command line, and return its seconds. Its output goes to `run.log` in `home`.
 
     Raises:
@@ -329,9 +329,7 @@ def run_chain(config: Path, home: Path, overrides: Sequence[str], limit: float |
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     started = time.monotonic()
     with open(home / "run.log", "w", encoding="utf-8") as log:
-        code = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=home, env=environment, timeout=limit
-        ).returncode
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=home, env=environment).returncode
     seconds = time.monotonic() - started
     if code:
         last = "\n".join((home / "run.log").read_text(encoding="utf-8").splitlines()[-8:])
@@ -407,13 +405,12 @@ def oracle_recall(truth: Truth, store: Store, snapshot: str, relations: Sequence
     users, products = (
         _positions(store, snapshot, *of) for of in (("user", truth.user_ids), ("product", truth.product_ids))
     )
-    names = list(store.manifest("evaluation", snapshot).details.get("relations", relations))
     parts = {
         asset: np.stack([store.read(asset, snapshot)[column].to_numpy() for column in ("rel", "lhs", "rhs")], 1)
         for asset in ("training_set/positives", "held_out/validation", "held_out/test")
     }
     each = {}
-    for number, name in enumerate(names):
+    for number, name in enumerate(relations):
         train, validation, test = (np.unique(edges[edges[:, 0] == number, 1:], axis=0) for edges in parts.values())
         if not len(test):
             continue
@@ -488,7 +485,8 @@ def lines_of(name: str, runs: Sequence[Run]) -> list[Line]:
                     figure.value if key == "popularity" or figure.compared is None else figure.compared
                     for figure, _ in measured
                 )
-                ratios[key] = same / mean if mean else math.inf
+                if mean:
+                    ratios[key] = same / mean
         oracles = [figure.oracle for figure in here if figure.oracle is not None]
         oracle = fmean(oracles) if oracles else None
         if oracle:
@@ -554,8 +552,9 @@ def picture(lines: Sequence[Line], path: Path) -> None:
     from matplotlib.figure import Figure as Drawing
 
     series = {"ours": "#0072B2", "popularity": "#B8B8B8", "item_knn": "#E69F00", "als": "#009E73", "oracle": "#CC79A7"}
-    panels = [(metric, [line for line in lines if line.metric == metric]) for metric in (RECALL, MRR)]
-    panels = [(metric, some[:MOST_BARS]) for metric, some in panels if some]
+    kept = _largest(lines)
+    panels = [(metric, [line for line in kept if line.metric == metric]) for metric in (RECALL, MRR)]
+    panels = [(metric, some) for metric, some in panels if some]
     heights = [len(some) + 1 for _, some in panels]
     drawing = Drawing(figsize=(9, 1.2 + 0.62 * sum(heights)), layout="constrained", dpi=120)
     FigureCanvasAgg(drawing)
@@ -578,7 +577,8 @@ def picture(lines: Sequence[Line], path: Path) -> None:
         )
         axes.set_ylim(len(some) - 0.45, -0.55)
         axes.set_xlim(left=0)
-        axes.set_title("Recall@20" if metric == RECALL else "filtered MRR", fontsize=10, loc="left")
+        dropped = ", the largest relations of each graph" if len(kept) < len(lines) else ""
+        axes.set_title(("Recall@20" if metric == RECALL else "filtered MRR") + dropped, fontsize=10, loc="left")
         axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -587,8 +587,19 @@ def picture(lines: Sequence[Line], path: Path) -> None:
     drawing.savefig(path, format="png")
 
 
-MOST_BARS, LONGEST = 45, 40
-"""Lines of a panel in the picture, and characters of a relation's name there."""
+MOST_BARS, LONGEST = 8, 40
+"""Lines of a graph in the picture, and characters of a relation's name there."""
+
+
+def _largest(lines: Sequence[Line]) -> list[Line]:
+    """Return the first `MOST_BARS` lines of each graph; they are in order of their test edges."""
+    count: dict[str, int] = {}
+    kept = []
+    for line in lines:
+        count[line.graph] = count.get(line.graph, 0) + 1
+        if count[line.graph] <= MOST_BARS:
+            kept.append(line)
+    return kept
 
 
 def _short(name: str) -> str:
@@ -599,8 +610,9 @@ def _in_tables(field_: str, value: Any) -> list[str]:
     return [as_override(f"model.embeddings.tables.{name}.{field_}", value) for name in GRAPHS["shop"].tables]
 
 
+RECIPE = "the recipe"
 ABLATION: dict[str, list[str]] = {
-    "the recipe": [],
+    RECIPE: [],
     "cosine, temperature .1, init_scale 1": [
         "model.comparator=cosine", "model.temperature=0.1", "model.init_scale=1",
     ],
@@ -624,17 +636,16 @@ ABLATION: dict[str, list[str]] = {
 
 
 def ablation_table(lines: Mapping[str, Sequence[Line]]) -> str:
-    """Return Recall@20 after each change, with the difference to the first one, as a Markdown table."""
+    """Return Recall@20 after each change, with the difference to the recipe, as a Markdown table."""
     relations = (ALL, "view", "cart", "buy")
-    first: dict[str, float] = {}
+    recipe = {line.relation: line.ours for line in lines.get(RECIPE, ())}
     rows = [_row(["change", *relations, "seconds"]), _row(["---", *["---:"] * 5])]
     for what, some in lines.items():
         value = {line.relation: line.ours for line in some}
-        first = first or value
-        cells = []
-        for name in relations:
-            change = f" ({value[name] - first[name]:+.3f})" if value is not first else ""
-            cells.append(f"{value[name]:.3f}{change}" if name in value and name in first else "–")
+        cells = [f"{value[name]:.3f}" if name in value else "–" for name in relations]
+        if what != RECIPE:
+            differences = [value[n] - recipe[n] if n in value and n in recipe else None for n in relations]
+            cells = [c if d is None else f"{c} ({d:+.3f})" for c, d in zip(cells, differences, strict=True)]
         rows.append(_row([what, *cells, f"{some[0].seconds:,.0f}" if some else "–"]))
     return "\n".join(rows)
 
@@ -750,7 +761,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if not graphs:
         print("defaults: no graph's data is there; pass the folder of the data sets by --data", file=sys.stderr)
-        # Nothing that was asked for could be measured.
         return 2
     if options.ablation:
         code = run_ablation(graphs["shop"], report, home, say)
