@@ -622,6 +622,7 @@ ABLATION: dict[str, list[str]] = {
         "loss.log_q=false",
     ],
     "mask: known": ["negatives.mask=known"],
+    "mask: own": ["negatives.mask=own"],
     "sides: rhs": ["negatives.sides=rhs"],
     "no dropout": ["model.embedding_dropout=0"],
     "no penalty": ["model.regularization.entities=0"],
@@ -630,6 +631,7 @@ ABLATION: dict[str, list[str]] = {
     "rowwise_adagrad, lr .1": _in_tables("optimizer", {"rowwise_adagrad": {"lr": 0.1}}),
     "10 epochs": ["training.num_epochs=10"],
     "follows left out (weight 0)": ["model.relations.follows.weight=0"],
+    "follows in full (weight 1)": ["model.relations.follows.weight=1"],
     "recipe: none, 20 epochs": ["recipe=none", "training.num_epochs=20"],
 }  # fmt: skip
 """Changes to the recipe, one at a time, of the shop."""
