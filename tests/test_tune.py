@@ -195,7 +195,7 @@ def test_a_hopeless_trial_is_ended_early(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("search", "overrides", "told"),
     [
-        ({}, [], "tune.search: is empty"),
+        ({}, ["recipe=none"], "tune.search: is empty"),
         ({"training.num_epoch": {"low": 1, "high": 2}}, [], "did you mean 'num_epochs'"),
         ({"model.embeddings.tables.usr.embedding_dim": {"choices": [8, 16]}}, [], "did you mean 'user'"),
         ({"split.seed": {"low": 1, "high": 2}}, [], "unknown section to search 'split'"),

@@ -177,7 +177,13 @@ def _choose(question: str, options: Sequence[str], default: str) -> str:
 
 @app.command("run")
 def run_command(
-    config: ConfigPath = None, snapshot: Snapshot = None, home: Home = None, overrides: Overrides = None
+    config: ConfigPath = None,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    overrides: Overrides = None,
+    tune: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Search for better values first; sets tune.minutes.")
+    ] = None,
 ) -> None:
     """Run the whole chain, with its checks.
 
@@ -185,10 +191,12 @@ def run_command(
     """
     from twhin_pipeline import pipeline, summary
 
+    if tune is not None:
+        overrides = [*(overrides or []), f"tune.minutes={tune:f}"]
     run, line = _run_of(config, home, snapshot, overrides)
     print(line)
     with _remembered(run):
-        pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
+        run = pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
     print()
     summary.show(run.config, run.store, run.snapshot, config_path=run.config_path)
 

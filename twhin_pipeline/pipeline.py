@@ -143,11 +143,17 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     tables = run.config.model.table_names
     reads = [t.replace("*", name) for t in stage.reads for name in (tables if t.endswith("*") else [""])]
     run.store.refuse_stale(run.snapshot, reads)
+    given = run
     if reads:
         run = replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
     if (reason := stage.left_out(run)) is not None:
         say(f"{stage.name:<11}   left out: {reason}")
         return {}
+    if stage.name == "train":
+        from twhin_pipeline import short_search
+
+        for line in short_search.unused(run):
+            say(line)
     started = time.perf_counter()
     made = stage.function(run)
     worked = time.perf_counter()
@@ -160,26 +166,40 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     for note in notes:
         say(f"  note: {note}")
     if stage.name == "vocabulary":  # all that a recipe looks at is there now
-        for line in relations.recipe(run.config, run.store, run.snapshot).lines():
+        for line in relations.recipe(given.config, run.store, run.snapshot).lines():
             say(line)
     return made
 
 
-def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: Store, snapshot: str, say: Say) -> None:
-    """Run the whole chain for a snapshot.
+def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: Store, snapshot: str, say: Say) -> Run:
+    """Run the whole chain for a snapshot; return the run with the values that a search found (`tune.minutes`).
 
     Raises:
         UserError: A stage or a blocking check says what is wrong; tables of finished stages stay.
         twhin_pipeline.launch.TrainingFailed: Training ended with an error that is not the user's.
         twhin_pipeline.launch.TrainingCancelled: It was told to stop.
     """
-    from twhin_pipeline import catalog
+    from twhin_pipeline import catalog, short_search
 
     whole = Run(config, config_path, overrides, store, snapshot)
+    if config.tune.minutes is not None:
+        short_search.check(whole)
     for stage in STAGES.values():
         run_stage(whole, stage, say)
+        if stage.name == "sample" and config.tune.minutes is not None:
+            before, whole = whole, short_search.tuned(whole, say)
+            if not _samples_alike(before, whole):
+                run_stage(whole, stage, say)
     catalog.refresh(store)
     register(whole, say)
+    return whole
+
+
+def _samples_alike(one: Run, other: Run) -> bool:
+    """Tell whether the stage `sample` makes the same tables of two runs."""
+    from twhin_pipeline import tune
+
+    return len({tune.data_key(relations.resolve(run.config, run.store, run.snapshot)) for run in (one, other)}) == 1
 
 
 def register(run: Run, say: Say) -> None:

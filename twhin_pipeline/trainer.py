@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
@@ -146,6 +147,8 @@ class Trainer:
             self.tracking.log_text(str(self.sharded.sharding_plan_text), "sharding_plan.txt")
             if self.recipe:
                 self.tracking.log_text(self.recipe.explanation(), "recipe.txt")
+            if self.config.tune.outcome:
+                self.tracking.log_text(json.dumps(self.config.tune.outcome, indent=1), "tuned.json")
         self.progress.mlflow_run_id = self.ranks.broadcast(self.progress.mlflow_run_id)
         self.total = self._total_steps(self.progress.step)
         self.reporter.milestone(
@@ -315,6 +318,7 @@ class Trainer:
             "plan": str(self.sharded.sharding_plan_text),
             "stop_reason": reason,
             **({"recipe": self.recipe.as_details()} if self.recipe else {}),
+            **({"tuned": self.config.tune.outcome} if self.config.tune.outcome else {}),
         }
         chosen = f"the model is that of step {details['chosen_step']:,} (epoch {details['chosen_epoch']})"
         if progress.best_value is not None:

@@ -27,11 +27,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
-from twhin_pipeline import launch, pipeline, relations, tracking
+from twhin_pipeline import launch, pipeline, recipe_search, recipes, relations, tracking
 from twhin_pipeline.config import TwhinConfig, load_config
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.launch import TrainingCancelled, TrainingFailed
@@ -65,6 +65,8 @@ class Best:
     file: str
     """`fields` as YAML."""
     mlflow_run_id: str
+    first: float | None = None
+    """The metric of the configuration's own values, where the search reaches them."""
 
     @property
     def overrides(self) -> list[str]:
@@ -74,6 +76,36 @@ class Best:
 
 class _Pruned(Exception):  # noqa: N818 (it is what happened)
     pass
+
+
+class Space(Protocol):
+    """What a search may try."""
+
+    @property
+    def names(self) -> list[str]:
+        """What is searched, in words."""
+
+    @property
+    def first(self) -> list[dict[str, Any]]:
+        """Optuna's parameters of the trials that come first: the configuration's own values, if anything."""
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
+        """Return a trial's fields, by path."""
+
+
+class FieldSpace:
+    """The fields that `tune.search` names."""
+
+    def __init__(self, config: TwhinConfig) -> None:
+        """Take a configuration with the recipe's values."""
+        self.searched = config.tune.search
+        present = {path: _present(config, path, field) for path, field in self.searched.items()}
+        self.first = [] if None in present.values() else [present]
+        self.names = list(self.searched)
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
+        """Return a trial's fields, by path."""
+        return {path: _suggest(trial, path, field) for path, field in self.searched.items()}
 
 
 def run(
@@ -95,9 +127,18 @@ def run(
         UserError: The section `tune` does not fit, the same search is running, or no trial came to its end.
         TrainingCancelled: A signal came; the same call goes on, and makes the interrupted trial again.
     """
-    search = _Search(whole, say)
+    search = Search(whole, say)
+    most, limit = trials or whole.config.tune.trials, timeout_s or whole.config.tune.timeout_s
+    started = time.monotonic()
+
+    def proceed(number: int) -> bool:
+        if number < most and limit is not None and time.monotonic() - started > limit:
+            say(f"timeout after {number} of {most} trials")
+            return False
+        return number < most
+
     with search.lock():
-        return search.run(trials or whole.config.tune.trials, timeout_s or whole.config.tune.timeout_s)
+        return search.run(proceed)
 
 
 def as_override(path: str, value: Any) -> str:
@@ -112,31 +153,44 @@ def check(config: TwhinConfig, config_path: str, overrides: Sequence[str]) -> No
         UserError: There is nothing to search, a path is none of the configuration's, or the metric could not compare
             trials.
     """
-    search, metric = config.tune.search, config.training.early_stopping_metric
-    if not search:
-        raise UserError(
-            "tune.search: is empty; name fields by their path, such as "
-            "{model.temperature: {low: 0.02, high: 0.5, log: true}}"
-        )
+    search = config.tune.search
+    if not search and (config.recipe == recipes.NONE or not config.all_sources):
+        recipe_search.refuse_no_recipe(recipes.NONE)
     for path in search:
         section, _, field = path.partition(".")
         if section not in SECTIONS:
             raise UserError(f"tune.search: {path}: {unknown('section to search', section, SECTIONS)}")
         if section == "training" and field in JUDGES:
             raise UserError(f"tune.search: {path}: must be the same for all trials; set it in the section training")
-        if not config.training.ranks_everything and section == "negatives":
-            told = "also decides on the validation set's candidates, so trials could not be compared"
-            raise UserError(f"tune.search: {path}: {told}; set training.early_stopping_metric to filtered_mrr")
-        if metric == "loss" and (section == "loss" or field in ("temperature", "comparator")):
-            told = "changes the loss itself, which training.early_stopping_metric compares"
-            raise UserError(f"tune.search: {path}: {told}; set it to filtered_mrr")
     values = {path: field.choices or [field.low, field.high] for path, field in search.items()}
-    for number in range(max(len(those) for those in values.values())):
+    for number in range(max((len(those) for those in values.values()), default=0)):
         tried = [as_override(path, those[min(number, len(those) - 1)]) for path, those in values.items()]
         try:
             load_config(config_path, [*overrides, *tried])
         except UserError as error:
             raise UserError(f"tune.search: with {', '.join(tried)}: {error}; mend the path or its values") from error
+
+
+def check_metric(config: TwhinConfig) -> None:
+    """Check that trials can be compared by the validation metric, of a configuration with the recipe's values.
+
+    Raises:
+        UserError: They cannot.
+    """
+    metric = config.training.early_stopping_metric
+    if not config.tune.search and not config.training.ranks_everything:
+        raise UserError(
+            f"tune.search: is empty, and trials of different losses cannot be compared by {metric}; leave out "
+            "training.early_stopping_metric, or set it to recall@20 or filtered_mrr"
+        )
+    for path in config.tune.search:
+        section, _, field = path.partition(".")
+        if not config.training.ranks_everything and section == "negatives":
+            why = "also decides on the validation set's candidates, so trials could not be compared"
+            raise UserError(f"tune.search: {path}: {why}; set training.early_stopping_metric to filtered_mrr")
+        if metric == "loss" and (section == "loss" or field in ("temperature", "comparator")):
+            why = "changes the loss itself, which training.early_stopping_metric compares"
+            raise UserError(f"tune.search: {path}: {why}; set it to filtered_mrr")
 
 
 def data_key(config: TwhinConfig) -> str:
@@ -149,23 +203,42 @@ def data_key(config: TwhinConfig) -> str:
     fields = {"name", "num_embeddings", "vocab"}
     read["tables"] = [table.model_dump(mode="json", include=fields) for table in config.model.embeddings.tables]
     read |= {"epochs": config.epochs_of_negatives, "log_q": config.loss.log_q}
-    return _digest(read)
+    return digest(read)
 
 
-class _Search:
+class Search:
     """One search: its folder, its Optuna study and its MLflow run."""
 
-    def __init__(self, whole: pipeline.Run, say: Callable[[str], None]) -> None:
-        self.whole, self.say = whole, say
+    def __init__(
+        self, whole: pipeline.Run, say: Callable[[str], None], *, made_by: TwhinConfig | None = None, random: int = 10
+    ) -> None:
+        """Check the section `tune`.
+
+        Args:
+            whole: See `run`.
+            say: See `run`.
+            made_by: The configuration whose training set the store has, if it is not that of `whole`.
+            random: Trials before proposals go by the earlier ones.
+
+        Raises:
+            UserError: The store is not in a local folder, or the section does not fit.
+        """
+        self.whole, self.say, self.made_by, self.random = whole, say, made_by or whole.config, random
         self.config, self.store, self.snapshot = whole.config, whole.store, whole.snapshot
         if not self.store.is_local:
             raise UserError(f"{self.store.root}: tune needs a store in a folder of this machine; pass --home FOLDER")
         check(self.config, whole.config_path, whole.overrides)
-        self.metric = self.config.training.early_stopping_metric
-        self.space = self.config.tune.search
+        if self._knows_metric():
+            check_metric(self.config)
         told = self.config.tune.model_dump(mode="json", include={"search", "seed", "prune"})
-        self.key = _digest([self.config.hash(), told])
+        self.key = digest([self.config.hash(), told])
         self.folder = Path(self.store.path("tune", self.snapshot, self.key))
+
+    def _knows_metric(self) -> bool:
+        """Tell whether the metric is known before the recipe is."""
+        config = self.config
+        no_recipe = config.recipe == recipes.NONE or not config.all_sources
+        return no_recipe or "early_stopping_metric" in config.training.model_fields_set
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -180,20 +253,22 @@ class _Search:
                 shutil.rmtree(left)
             yield
 
-    def run(self, trials: int, timeout_s: float | None) -> Best:
-        """See `run`."""
-        started = time.monotonic()
+    def run(self, proceed: Callable[[int], bool]) -> Best:
+        """See `run`. `proceed` is asked before each trial, with the number of those that are made."""
         self._make_tables()
+        recipe = relations.recipe(self.config, self.store, self.snapshot)
+        check_metric(recipe.config)
+        self.metric = recipe.config.training.early_stopping_metric
+        self.space = self._space(recipe.config)
         self.study = self._open_study()
         self.parent = self._open_parent()
-        self.say(f"search {self.key}: {self.metric} of {', '.join(self.space)}; {len(self._done())} trial(s) made")
+        self.say(
+            f"search {self.key}: {self.metric} of {', '.join(self.space.names)}; {len(self._done())} trial(s) made"
+        )
         try:
-            while (number := len(self._done())) < trials:
-                if timeout_s is not None and time.monotonic() - started > timeout_s:
-                    self.say(f"timeout after {number} of {trials} trials")
-                    break
+            while proceed(number := len(self._done())):
                 # A seed for each trial: a search that was interrupted proposes what it would have proposed.
-                self.study.sampler = _sampler(self.config.tune.seed + number)
+                self.study.sampler = _sampler(self.config.tune.seed + number, self.random)
                 self._trial(self.study.ask())
             best = self._finish()
         except BaseException as error:
@@ -202,6 +277,14 @@ class _Search:
             raise
         self.parent.finish()
         return best
+
+    def _space(self, resolved: TwhinConfig) -> Space:
+        if self.config.tune.search:
+            return FieldSpace(resolved)
+        listed = relations.with_relations(self.config, self.store, self.snapshot)
+        counts = recipes.Counts.read(listed, self.store, self.snapshot)
+        assert counts is not None  # the tables are made
+        return recipe_search.RecipeSpace(listed, counts)
 
     def _make_tables(self) -> None:
         """Make what the store lacks of the tables that training reads; its finished tables stay as they are."""
@@ -234,9 +317,8 @@ class _Search:
             if run_id and tracking.run_exists(self.store, run_id):
                 tracking.resume_run(self.store, run_id, owned=True).finish("KILLED")
         if not study.trials:
-            present = {path: _present(self.config, path, field) for path, field in self.space.items()}
-            if None not in present.values():
-                study.enqueue_trial(present)
+            for values in self.space.first:
+                study.enqueue_trial(values)
         return study
 
     def _open_parent(self) -> tracking.Run:
@@ -267,8 +349,8 @@ class _Search:
         from optuna.trial import TrialState
 
         began = time.monotonic()
-        fields = {path: _suggest(trial, path, field) for path, field in self.space.items()}
-        told = ", ".join(as_override(path, value) for path, value in fields.items())
+        fields = self.space.suggest(trial)
+        told = ", ".join(as_override(path, value) for path, value in fields.items()) or "the recipe"
         same = next((t for t in self.study.get_trials(states=[TrialState.COMPLETE]) if t.params == trial.params), None)
         if same is not None:  # training is deterministic
             self.study.tell(trial, same.value)
@@ -333,19 +415,24 @@ class _Search:
 
     def _data(self, config: TwhinConfig, overrides: Sequence[str]) -> Store:
         """Return the store with the training set for `config`: the store's own where it fits, else one made here."""
-        key = data_key(config)
+        key = data_key(relations.resolve(config, self.store, self.snapshot))
         made_with = self.store.manifest("training_set/negatives", self.snapshot).config_hash
-        ours = relations.resolve(self.config, self.store, self.snapshot)
-        if key == data_key(self.config) and made_with == ours.hash():
+        ours = relations.resolve(self.made_by, self.store, self.snapshot)
+        if key == data_key(ours) and made_with == ours.hash():
             store = self.store
         else:
             store = Store(str(self.folder / "data" / key))
             _link(store, self.store, LINKED)
-            if not store.exists("training_set/negatives", self.snapshot):
+            tables = ("training_set/positives", "training_set/negatives")
+            present = all(store.exists(t, self.snapshot) and not store.stale(t, self.snapshot) for t in tables)
+            if not present:
                 run = pipeline.Run(config, self.whole.config_path, overrides, store, self.snapshot)
                 pipeline.run_stage(run, pipeline.STAGES["sample"], self.say)
         if not store.manifest("held_out/validation", self.snapshot).rows:
-            raise UserError(f"held_out/validation of {self.snapshot} is empty, so trials cannot be compared")
+            raise UserError(
+                f"held_out/validation of {self.snapshot} is empty, so trials cannot be compared; hold edges out with "
+                "split.validation, such as 0.05"
+            )
         return store
 
     def _finish(self) -> Best:
@@ -358,11 +445,12 @@ class _Search:
             why = next((t.user_attrs["error"] for t in reversed(done) if "error" in t.user_attrs), "no time for any")
             raise UserError(f"none of {len(done)} trial(s) came to its end; the last: {why}")
         trial = self.study.best_trial
-        fields = {path: _decoded(field, trial.params[path]) for path, field in self.space.items()}
+        fields = self.space.suggest(_fixed(trial.params))
+        own = [t.value for t in done if self.space.first and t.params == self.space.first[0] and t.value is not None]
         file = self.folder / "best.yaml"
         best = Best(
             self.metric, self.study.best_value, trial.number, fields, len(done), count[TrialState.FAIL],
-            count[TrialState.PRUNED], str(file), self.parent.run_id,
+            count[TrialState.PRUNED], str(file), self.parent.run_id, own[0] if own else None,
         )  # fmt: skip
         head = f"# The best of {best.trials} trials of snapshot {self.snapshot}: trial {best.trial}, "
         text = f"{head}{self.metric} {best.value:.6g} on validation edges.\n{yaml.safe_dump(fields, sort_keys=False)}"
@@ -394,13 +482,19 @@ class _Watch:
             signal.raise_signal(signal.SIGTERM)
 
 
-def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+def _sampler(seed: int, random: int) -> optuna.samplers.BaseSampler:
     import optuna
 
-    return optuna.samplers.TPESampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=random)
 
 
-def _suggest(trial: optuna.Trial, path: str, field: Searched) -> Any:
+def _fixed(values: dict[str, Any]) -> optuna.trial.FixedTrial:
+    import optuna
+
+    return optuna.trial.FixedTrial(values)
+
+
+def _suggest(trial: optuna.trial.BaseTrial, path: str, field: Searched) -> Any:
     if field.choices is not None:
         # As text: Optuna's own choices are scalars only.
         return _decoded(field, trial.suggest_categorical(path, [_as_yaml(choice) for choice in field.choices]))
@@ -448,5 +542,6 @@ def _as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("...\n").strip()
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Return 8 hex digits that name a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

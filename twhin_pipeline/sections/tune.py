@@ -50,11 +50,16 @@ class Searched(Section):
 
 
 class TuneConfig(Section):
-    """A search over hyperparameters, for `twhin tune`; the other commands do not read it."""
+    """A search over hyperparameters, for `twhin tune` and `twhin run --tune`."""
 
+    minutes: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """`twhin run` searches for so long before it trains, and then trains with the best values; `--tune MINUTES` sets
+    this. Trials train for fewer epochs, and on a part of the edges where there are very many. The command line alone
+    does so: in Dagster there is the job `tune`. Left out: no search."""
     search: dict[str, Searched] = {}
     """The fields to search, by their path as for `--set`, in `model`, `training`, `train_data`, `negatives`, `loss` and
-    `runtime`. Each takes `{low: 0.01, high: 1.0, log: true}` (whole numbers, if both ends are) or `{choices: [..]}`."""
+    `runtime`. Each takes `{low: 0.01, high: 1.0, log: true}` (whole numbers, if both ends are) or `{choices: [..]}`.
+    Left out: those values of the recipe that depend most on the graph and that the configuration does not set."""
     trials: int = Field(20, ge=1)
     """Trials of the search, those of earlier calls included."""
     timeout_s: float | None = Field(None, gt=0)
@@ -63,3 +68,5 @@ class TuneConfig(Section):
     """End a trial whose validation metric is, from its third evaluation on, below the median of those before it."""
     seed: int = Field(0, ge=0)
     """Seed of the values that are tried."""
+    outcome: dict[str, Any] | None = None
+    """What `twhin run --tune` found, for training to store with the model (`tuned`); the run sets it."""
