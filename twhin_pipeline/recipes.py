@@ -158,6 +158,12 @@ class _Values:
         self.data: dict[str, Any] = config.model_dump(exclude_unset=True, exclude={"source", "sources"})
         self.values: list[Value] = []
 
+    @property
+    def dim(self) -> int | None:
+        """The dimension that the configuration says."""
+        tables = self.data["model"]["embeddings"]["tables"]
+        return next((table["embedding_dim"] for table in tables if "embedding_dim" in table), None)
+
     def get(self, path: str) -> Any:
         """Return the value in force: the file's, the recipe's, or the default."""
         node: Any = self.data
@@ -229,7 +235,7 @@ class _Values:
 WORK = 1_300_000_000
 """Edges that training visits, times the dimension, where that makes fewer epochs than a recipe's most: 2 to 4 minutes
 on 2 cores."""
-FEWEST_EPOCHS = 3
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
 
 
@@ -243,17 +249,24 @@ def _interactions(v: _Values) -> None:
     comparator = _scorer(v, dim=64)
     _loss(v)
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
-    v.choose("negatives.mask", "known", "what a user has is left out of the answer, so it need not compete")
-    v.choose_in_own_type("weight", 0.3, "between entities of one type: it informs, and is not what is asked for")
+    # Measured on the shop log, where masks, dropout and less of `follows` each help, and on Gowalla and Flickr, where too
+    # few epochs are affordable for them (docs/quality.md).
+    small = v.counts.total * (v.dim or 64) * MOST_EPOCHS <= WORK
+    why = f"{MOST_EPOCHS} epochs are affordable" if small else "few epochs are affordable"
+    if small:
+        v.choose("negatives.mask", "known", f"what a user has need not compete for a place; {why}")
+        v.choose_in_own_type("weight", 0.3, "within one type: it informs, and is not what is asked for")
+    else:
+        v.choose("negatives.mask", "own", f"known items compete with those yet unknown; {why}")
     _pool(v, 1024)
     if comparator == "cosine":
         v.choose("model.embedding_dropout", 0.1, "vectors of few edges overfit")
     else:
-        v.choose("model.embedding_dropout", 0.3, "vectors of few edges overfit")
-        _penalty(v, "l2", 0.1, 0.0)
+        v.choose("model.embedding_dropout", 0.5 if small else 0.3, f"vectors of few edges overfit; {why}")
+        _penalty(v, "l2", 0.05 if small else 0.1, 0.0)
     rate = 0.004 if comparator == "cosine" else 0.01
     _optimizers(v, rate=rate, rows_rate=0.1, algorithm="rmsprop")
-    _loop(v, metric="recall@20", most_epochs=30, batch=_power_of_two(v.counts.total / 400, 1_000, 8_000))
+    _loop(v, metric="recall@20", most_epochs=MOST_EPOCHS, batch=_power_of_two(v.counts.total / 400, 1_000, 8_000))
 
 
 def _graph(v: _Values) -> None:
@@ -292,9 +305,7 @@ def _graph(v: _Values) -> None:
 
 def _scorer(v: _Values, dim: int) -> str:
     """Choose dimension and comparator, and what goes with it; return the comparator."""
-    tables = v.data["model"]["embeddings"]["tables"]
-    given = next((table["embedding_dim"] for table in tables if "embedding_dim" in table), None)
-    v.choose_in_tables("embedding_dim", given or dim, "as in the other tables" if given else "enough for its edges")
+    v.choose_in_tables("embedding_dim", dim, "enough for its edges")
     comparator = str(v.choose("model.comparator", "dot", "popularity is part of what is to be learned"))
     if comparator == "cosine":
         v.choose("model.temperature", 0.1, "cosines lie within 1 of 0, too close for a softmax at temperature 1")

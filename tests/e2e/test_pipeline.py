@@ -189,7 +189,9 @@ def test_relations_that_only_the_data_names_are_trained_measured_and_served(know
     measured = json.loads(twhin("metrics", "--json", home=home).stdout)["metrics"]
     assert {row["relation"] for row in measured} == {*names, "all"}
     store = Store(str(home))
-    hashes = {store.manifest(asset, "2025-01-01").config_hash for asset in store.assets()}
+    # The recipe is chosen when edges and vocabularies are there; the refit is of another configuration.
+    chosen = [asset for asset in store.assets() if not asset.startswith(("raw_edges", "vocabulary", "refit"))]
+    hashes = {store.manifest(asset, "2025-01-01").config_hash for asset in chosen}
     assert len(hashes) == 1
 
 
