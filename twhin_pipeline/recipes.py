@@ -249,8 +249,8 @@ def _interactions(v: _Values) -> None:
     comparator = _scorer(v, dim=64)
     _loss(v)
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
-    # Measured on the shop log, where masks, dropout and less of `follows` each help, and on Gowalla and Flickr, where too
-    # few epochs are affordable for them (docs/quality.md).
+    # As measured on the shop log, where masks, more dropout and less of `follows` each help, and on Gowalla and Flickr,
+    # where too few epochs are affordable for them (docs/quality.md).
     small = v.counts.total * (v.dim or 64) * MOST_EPOCHS <= WORK
     why = f"{MOST_EPOCHS} epochs are affordable" if small else "few epochs are affordable"
     if small:
