@@ -78,7 +78,11 @@ def with_found(config: TwhinConfig, found: Iterable[str]) -> TwhinConfig:
             "model.relations: none is listed, and none is found in the source for '*'; mend source.path or "
             "source.columns.rel"
         )
-    data = config.model_dump(exclude_unset=True)  # what is left out stays so, for the recipe
+    data = config.model_dump(
+        exclude_unset=True, exclude={"source", "sources"}
+    )  # what is left out stays so: the recipe's
+    # A source knows the folder that its path is relative to, which is no field.
+    data |= {name: getattr(config, name) for name in ("source", "sources") if name in config.model_fields_set}
     data["model"]["relations"] = [
         *(relation.model_dump(exclude_unset=True) for relation in listed),
         *({**every_other.model_dump(exclude_unset=True), "name": name} for name in new),

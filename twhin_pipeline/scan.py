@@ -36,8 +36,7 @@ DEFAULT_REL = "rel"
 class Scan:
     """Files of an input as Parquet, with the files that staged ones were made from, and the columns' SQL types.
 
-    `source` is the input's number. `rel` is the relation column; where it is None, all rows are of `relation`, which
-    `named_by_file` tells to be the files' name.
+    `source` is the input's number. `rel` is the relation column; where it is None, all rows are of `relation`.
     """
 
     input: Input
@@ -46,8 +45,12 @@ class Scan:
     staged: list[delimited.Staged]
     types: dict[str, str]
     rel: str | None
-    relation: str | None = None
-    named_by_file: bool = False
+    relation: str | None
+
+    @property
+    def named_by_file(self) -> bool:
+        """Whether the relation is the files' name."""
+        return self.rel is None and self.input.source.relation is None
 
     @property
     def integers(self) -> bool:
@@ -85,7 +88,6 @@ def open_input(
         UserError: A file cannot be read, lacks a column, or has one of a wrong type.
     """
     parts: dict[tuple[str | None, str | None], list[delimited.Staged]] = {}
-    by_file = False
     for number, origin in enumerate(given.files):
         path = f"{prefix}-{number}.parquet"
         file = _reachable(con, origin, f"{prefix}-{number}") if given.format in ("parquet", "csv") else origin
@@ -94,8 +96,7 @@ def open_input(
         rel, relation = _relation(given, origin, names, known)
         wanted = [column for _, column in _named(given, rel)]
         parts.setdefault((rel, relation), []).append(_stage(con, given, origin, file, path, wanted))
-        by_file |= rel is None and given.source.relation is None
-    return [_scan(con, given, source, staged, rel, relation, by_file) for (rel, relation), staged in parts.items()]
+    return [_scan(con, given, source, staged, rel, relation) for (rel, relation), staged in parts.items()]
 
 
 def _names(con: duckdb.DuckDBPyConnection, given: Input, origin: str, file: str, path: str) -> list[str]:
@@ -157,7 +158,6 @@ def _scan(
     staged: list[delimited.Staged],
     rel: str | None,
     relation: str | None,
-    by_file: bool,
 ) -> Scan:
     files = [part.path for part in staged]
     types: dict[str, str] = {}
@@ -179,7 +179,7 @@ def _scan(
                 f"SELECT coalesce(bool_and({whole}) FILTER ({name(column)} IS NOT NULL), false) FROM {parquet(files)}"
             ).fetchall()
             types[column] = "BIGINT" if test[0][0] else "VARCHAR"
-    return Scan(given, source, files, staged, types, rel, relation, by_file and rel is None)
+    return Scan(given, source, files, staged, types, rel, relation)
 
 
 class Rows:
