@@ -47,3 +47,25 @@ def test_the_snippet_trains_on_a_csv_and_finds_neighbors(tmp_path):
     nearest = [line.split()[0] for line in outputs[-1].splitlines()[1:]]
     assert len(nearest) == 3
     assert set(nearest) <= set(books) - {"dune"}
+
+
+def test_the_first_run_goes_from_an_event_log_to_recommendations(tmp_path):
+    """The commands as they are written, on a smaller shop and with fewer epochs."""
+    section = (ROOT / "README.md").read_text().split("## Your first run")[1].split("\n## ")[0]
+    (commands,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"} | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env.pop("TWHIN_CONFIG", None)
+    outputs = {}
+    for command in commands.strip().splitlines():
+        words = shlex.split(command)
+        words += {"generate": ["--users", "200", "--products", "100"], "run": ["--set", "training.num_epochs=2"]}.get(
+            words[1], []
+        )
+        done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        outputs[words[1]] = done.stdout
+    assert "recipe     interactions" in outputs["run"]
+    assert re.search(r"relation +edges +recall@20 +popular +item-kNN +ALS", outputs["run"])
+    recommended = [line.split()[0] for line in outputs["recommend"].splitlines()[1:]]
+    assert len(set(recommended)) == 5
+    assert all(product.startswith("SKU-") for product in recommended)
