@@ -236,6 +236,8 @@ WORK = 1_300_000_000
 """Edges that training visits, times the dimension, where that makes fewer epochs than a recipe's most: 2 to 4 minutes
 on 2 cores."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
+MANY_EDGES = 20
+"""Edges an entity, on average, from which vectors stand the stronger dropout."""
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
 
 
@@ -249,10 +251,11 @@ def _interactions(v: _Values) -> None:
     comparator = _scorer(v, dim=64)
     _loss(v)
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
-    # As measured on the shop log, where masks, more dropout and less of `follows` each help, and on Gowalla and Flickr,
-    # where too few epochs are affordable for them (docs/quality.md).
-    small = v.counts.total * (v.dim or 64) * MOST_EPOCHS <= WORK
-    why = f"{MOST_EPOCHS} epochs are affordable" if small else "few epochs are affordable"
+    # As measured on the shop log, where masks, more dropout and less of `follows` each help; on Gowalla too few epochs are
+    # affordable for them, and on Flickr entities have too few edges (docs/quality.md).
+    affordable = v.counts.total * (v.dim or 64) * MOST_EPOCHS <= WORK
+    small = affordable and v.counts.degree >= MANY_EDGES
+    why = f"{v.counts.degree:.0f} edges an entity, {MOST_EPOCHS if affordable else 'fewer'} epochs"
     if small:
         v.choose("negatives.mask", "known", f"what a user has need not compete for a place; {why}")
         v.choose_in_own_type("weight", 0.3, "within one type: it informs, and is not what is asked for")
