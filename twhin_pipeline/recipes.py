@@ -251,8 +251,8 @@ def _interactions(v: _Values) -> None:
     comparator = _scorer(v, dim=64)
     _loss(v)
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
-    # As measured on the shop log, where masks, more dropout and less of `follows` each help; on Gowalla too few epochs are
-    # affordable for them, and on Flickr entities have too few edges (docs/quality.md).
+    # As measured on the shop log, where masks, more dropout and less of `follows` each help. On Gowalla too few epochs
+    # are affordable for them, and on Flickr entities have too few edges (docs/quality.md).
     affordable = v.counts.total * (v.dim or 64) * MOST_EPOCHS <= WORK
     small = affordable and v.counts.degree >= MANY_EDGES
     why = f"{v.counts.degree:.0f} edges an entity, {MOST_EPOCHS if affordable else 'fewer'} epochs"
