@@ -220,11 +220,9 @@ class _ShortSearch:
         progress.write(self.file)
         return progress
 
-    def _plan(self, work_per_s: float = WORK_PER_S) -> Plan:
-        config = self.config
-        return make_plan(
-            self.edges, config.model.embedding_dim, config.training.num_epochs, self.budget_s, work_per_s
-        )  # fmt: skip
+    def _plan(self, work_per_s: float | None = None) -> Plan:
+        dim, epochs = self.config.model.embedding_dim, self.config.training.num_epochs
+        return make_plan(self.edges, dim, epochs, self.budget_s, work_per_s or WORK_PER_S)
 
     def _describe(self, progress: Progress) -> None:
         plan = progress.plan
