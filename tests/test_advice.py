@@ -91,7 +91,7 @@ def test_where_steps_ended_training_more_steps_are_advised_and_not_epochs():
 
 
 def test_negatives_by_popularity_are_named_where_popularity_is_better_and_the_configuration_has_them():
-    cause = "negatives drawn by popularity"
+    cause = "negatives in proportion to popularity"
     for sections in (
         {"train_data": {"in_batch_negatives": 5}},
         {"negatives": {"degree_share": 0.5}, "train_data": {"global_negatives": 10}},
@@ -101,6 +101,28 @@ def test_negatives_by_popularity_are_named_where_popularity_is_better_and_the_co
         corrected = {**sections, "loss": {"name": "softmax", "log_q": True}}
         assert cause not in remedies(compared(), config(**corrected), {})
     assert cause not in remedies(compared(), config(), {})
+
+
+def recipe(name: str, **values: bool) -> dict[str, Any]:
+    """Return the model's details with a recipe that chose these fields, or not."""
+    paths = {path.replace("__", "."): chosen for path, chosen in values.items()}
+    return {"recipe": {"name": name, "values": [{"path": p, "chosen": c} for p, c in paths.items()]}}
+
+
+def test_fields_that_the_configuration_sets_over_the_recipe_are_named_where_they_decide():
+    details = recipe(
+        "interactions", model__comparator=False, loss__name=False, loss__log_q=True, training__num_epochs=False
+    )
+    text = remedies(compared(), config(), details)
+    assert text.startswith(
+        "Try: the recipe's own values: leave model.comparator and loss.name out of the configuration;"
+    )
+    assert "recipe" not in remedies(compared(), config(), recipe("interactions", model__comparator=True))
+
+
+def test_a_recipe_that_is_switched_off_is_advised():
+    assert "leave out recipe: none" in remedies(compared(), config(recipe="none"), recipe("none"))
+    assert "recipe" not in remedies(compared(), config(), recipe("none")), "the published system has none"
 
 
 def test_a_search_is_always_advised_and_more_data_where_a_fitted_baseline_is_better():

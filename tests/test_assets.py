@@ -92,6 +92,26 @@ def test_the_evaluations_page_shows_retrieval_beside_ranks(store):
     assert "recall@10 of most popular" in shown["relations"].value
 
 
+def test_the_evaluations_page_shows_every_baseline_as_numbers_and_in_the_table_and_the_warnings(store):
+    row = {"relation": "likes", "side": "rhs", "metric": "recall@10", "value": 0.4, "baseline": 0.2, "edges": 9,
+           "item_knn": 0.3, "als": 0.5, "compared": 0.41, "compared_edges": 6}  # fmt: skip
+    overall = {name: {"recall@10": row[name]} for name in ("baseline", "item_knn", "als", "compared")}
+    with store.replace("evaluation", SNAPSHOT, config_hash="c") as draft:
+        draft.write(pa.Table.from_pylist([row, {**row, "relation": "all"}]))
+        draft.details = {
+            "sides": "both", "edges": 9, "compared_edges": 6, "metrics": {"recall@10": 0.4}, **overall,
+            "warnings": ["likes: below ALS's 0.500", "Try: more."], "als_settings": {"a → b": {"alpha": 20}},
+        }  # fmt: skip
+    shown = evaluation._metadata(store, store.manifest("evaluation", SNAPSHOT))
+    names = ("baseline_recall@10", "item_knn_recall@10", "als_recall@10", "compared_recall@10")
+    assert [shown[name] for name in names] == [0.2, 0.3, 0.5, 0.41] and all(type(shown[n]) is float for n in names)
+    head = shown["relations"].value.splitlines()[0]
+    assert [f"recall@10 of {name}" in head for name in ("most popular", "item-kNN", "ALS")] == [True] * 3
+    assert shown["warnings"].value == "- likes: below ALS's 0.500\n- Try: more."
+    assert shown["als_settings"].value == {"a → b": {"alpha": 20}}
+    assert "![Recall@10 of the model" in shown["model_beside_baselines"].value
+
+
 def test_a_users_mistake_fails_the_step_once_with_its_one_message():
     with pytest.raises(dg.Failure, match=r"^mend it$") as raised, stage.mistakes():
         raise UserError("mend it")

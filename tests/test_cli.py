@@ -18,6 +18,7 @@ from edge_files import make_config, write
 from twhin_pipeline import cli, pipeline
 from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.figures import SCHEMA
 from twhin_pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +159,48 @@ def test_metrics_are_json_for_programs_and_a_table_for_people(store, capsys):
     assert found["metrics"][3]["value"] is None
     assert run_arguments(["metrics", "--home", store.root]) == 0
     shown = capsys.readouterr().out
-    assert ["likes", "10", "0.500", "0.250", "0.750", "0.500"] in [line.split() for line in shown.splitlines()]
+    # The table is one of an earlier version, which had no other baseline.
+    assert ["likes", "10", "*0.500", "0.250", "0.750", "0.500"] in [line.split() for line in shown.splitlines()]
+    assert f"Snapshot {SNAPSHOT}, store {store.root}" in shown and "item-kNN" not in shown.splitlines()[3]
+
+
+def test_metrics_show_every_baseline_the_best_one_marked_and_the_warnings(store, capsys):
+    warnings = ["buys: the model's Recall@20 of 0.100 is below ALS's 0.300", "Try: more epochs."]
+    rows = [
+        {"relation": name, "side": "rhs", "metric": "recall@20", "value": value, "baseline": 0.2, "edges": edges,
+         "item_knn": 0.25, "als": 0.3, "compared": value, "compared_edges": edges}
+        for name, value, edges in (("views", 0.4, 900), ("buys", 0.1, 300), ("all", 0.35, 1_200))
+    ]  # fmt: skip
+    of_all = {name: {"recall@20": rows[2][name]} for name in ("item_knn", "als", "compared", "baseline")}
+    details = {"metrics": {"recall@20": 0.35}, **of_all, "edges": 1_200, "compared_edges": 1_200, "warnings": warnings}
+    with store.replace("evaluation", SNAPSHOT, config_hash="0") as draft:
+        draft.write(pa.Table.from_pylist(rows, schema=SCHEMA))
+        draft.details = details
+    assert run_arguments(["metrics", "--home", store.root]) == 0
+    shown = capsys.readouterr().out
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["relation", "edges", "recall@20", "popular", "item-kNN", "ALS"] in lines
+    assert ["views", "900", "*0.400", "0.200", "0.250", "0.300"] in lines
+    assert ["buys", "300", "0.100", "0.200", "0.250", "*0.300"] in lines
+    assert ["recall@20", "rhs", "0.350", "0.200", "0.250", "0.300"] in lines, "all relations"
+    assert all(f"warning: {line}" in shown for line in warnings)
+    assert run_arguments(["metrics", "--home", store.root, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["warnings"] == warnings and found["metrics"][1]["als"] == 0.3
+
+
+def test_metrics_of_a_sample_have_the_models_figure_of_the_same_edges_beside(store, capsys):
+    row = {"relation": "buys", "side": "rhs", "metric": "recall@20", "value": 0.4, "baseline": 0.2, "edges": 900,
+           "item_knn": 0.3, "als": 0.41, "compared": 0.42, "compared_edges": 300}  # fmt: skip
+    with store.replace("evaluation", SNAPSHOT, config_hash="0") as draft:
+        draft.write(pa.Table.from_pylist([row], schema=SCHEMA))
+        draft.details = {"edges": 900, "compared_edges": 300}
+    assert run_arguments(["metrics", "--home", store.root]) == 0
+    shown = capsys.readouterr().out
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["relation", "edges", "recall@20", "popular", "sample", "item-kNN", "ALS"] in lines
+    assert ["buys", "900", "*0.400", "0.200", "0.420", "0.300", "0.410"] in lines
+    assert "item-kNN and ALS rank 300 of the edges; sample = the model on these" in shown
 
 
 def test_sql_sees_the_tables_of_all_snapshots_or_of_one(store, capsys):

@@ -13,16 +13,19 @@ if TYPE_CHECKING:
 NAMES = {"popularity": "popularity", "item_knn": "item-kNN", "als": "ALS"}
 MOST_LINES = 10
 """Relations with a line of their own."""
-TRIALS = 10
+SEARCH = "twhin run --tune 10"
+"""A search of ten minutes over the recipe's values."""
+DECISIVE = ("model.comparator", "model.temperature", "loss.", "negatives.", "train_data.", "model.embeddings.tables")
+"""Fields of a recipe that decide how good a model is; the configuration's own values may stand in their way."""
 
 
-def advice(comparisons: Sequence[Comparison], config: TwhinConfig, details: Mapping[str, Any]) -> list[str]:
+def advice(comparisons: Sequence[Comparison], config: TwhinConfig, model: Mapping[str, Any]) -> list[str]:
     """Say where the model is below a baseline by more than noise, and what to try.
 
     Args:
         comparisons: The model beside the baselines, as `figures.comparisons` returns them.
-        config: The configuration that the model was trained with.
-        details: The evaluation's details: `chosen_epoch`, `chosen_step`.
+        config: The configuration that the model was trained with, the recipe's values filled in.
+        model: The details of the model's manifest: `chosen_epoch`, `chosen_step`, `recipe`.
 
     Returns:
         A sentence for each relation, the largest first (and for all together), then one with remedies; nothing where
@@ -36,7 +39,7 @@ def advice(comparisons: Sequence[Comparison], config: TwhinConfig, details: Mapp
     lines = [_below(one) for one in below[:MOST_LINES]]
     if len(below) > MOST_LINES:
         lines.append(f"{len(below) - MOST_LINES:,} more relations are below a baseline; `twhin metrics` shows them")
-    return [*lines, "Try: " + "; ".join(_remedies(below, config, details)) + "."]
+    return [*lines, "Try: " + "; ".join(_remedies(below, config, model)) + "."]
 
 
 def _below(one: Comparison) -> str:
@@ -59,26 +62,34 @@ def title(metric: str) -> str:
     return words.get(name, name) + at + k
 
 
-def _remedies(below: Sequence[Comparison], config: TwhinConfig, details: Mapping[str, Any]) -> list[str]:
+def _remedies(below: Sequence[Comparison], config: TwhinConfig, model: Mapping[str, Any]) -> list[str]:
     """Return what may help, the likeliest first."""
     found = []
+    recipe = model.get("recipe") or {}
+    kept = [
+        value["path"]
+        for value in recipe.get("values", [])
+        if not value["chosen"] and value["path"].startswith(DECISIVE)
+    ]
+    if recipe.get("name") == "none" and config.recipe == "none":
+        found.append("the recipe for such a graph (leave out recipe: none)")
+    elif kept:
+        found.append(f"the recipe's own values: leave {_listed(kept)} out of the configuration")
     by_popularity = config.train_data.in_batch_negatives > 0 or (
         config.train_data.global_negatives != 0 and config.negatives.degree_share > 0
     )
     if by_popularity and not config.loss.log_q and any("popularity" in one.better for one in below):
         found.append(
-            "negatives that are drawn evenly (train_data.in_batch_negatives: 0, negatives.degree_share: 0) or "
-            "corrected by loss.log_q: true, since negatives drawn by popularity push popular entities down"
+            "uniform negatives (train_data.in_batch_negatives: 0, negatives.degree_share: 0) or loss.log_q: true, "
+            "since negatives in proportion to popularity push popular entities down"
         )
-    epochs, chosen = config.training.num_epochs, details.get("chosen_epoch")
-    steps, step = config.training.num_train_steps, details.get("chosen_step")
+    epochs, steps = config.training.num_epochs, config.training.num_train_steps
+    chosen, step = model.get("chosen_epoch"), model.get("chosen_step")
     if step is not None and step >= steps:
         found.append(f"more steps, such as --set training.num_train_steps={2 * steps}: this number ended the training")
     elif chosen is None or chosen >= epochs:
-        found.append(
-            f"more epochs, such as --set training.num_epochs={2 * epochs}, as the last one was the best so far"
-        )
-    found.append(f"other settings, by a search: `twhin run --tune {TRIALS}`")
+        found.append(f"more epochs, such as --set training.num_epochs={2 * epochs}: the last one was the best so far")
+    found.append(f"other settings, by a search: {SEARCH}")
     if any(name != "popularity" for one in below for name in one.better):
         found.append(
             "more data: a longer range of dates, or more relations between the same entities. Where item-kNN or ALS "

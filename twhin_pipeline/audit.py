@@ -3,8 +3,8 @@
 `relation(rel, name, lhs, rhs, operator, sides, divided)` (sides: those that are replaced, 0 lhs, 1 rhs; divided: its
 edges may be held out), `entity(entity, size, asked)` (asked: the check is about this entity type),
 `floors(metric, least)`, `must_beat(baseline)`, `detail(key, value)` (numbers of the checked table's manifest), and from
-the store `raw_edges`,
-`dated_edges(lhs, rel, rhs, first_time)` (none, unless the split goes by time), `raw_edges_rejected`,
+the store `raw_edges`, `dated_edges(lhs, rel, rhs, first_time)` (none, unless the split goes by time),
+`raw_edges_rejected`,
 `previous_edges(rel)`, `source(source, read, max_rejected_share)`, `kept_share(rel, share)`,
 `vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`, `held_out(split, …)`, `losses`,
 `model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding, trained_edges)`,

@@ -95,7 +95,8 @@ def compare(
         if not asked:
             continue
         pair, shape = f"{heads} → {tails}", (sizes[heads], sizes[tails])
-        quality = _quality(con, config, {n: validation[n] for n in relations}, shape[1], held_out)
+        judged = {n: validation[n] for n in relations if "als" in wanted}
+        quality = _quality(con, config, judged, shape[1], held_out)
         scores = _fit(con, config, held_out, relations, shape, wanted, quality, device, pair, made)
         for number in asked if scores else ():
             one, sample = measured[number], samples[number]
@@ -197,7 +198,7 @@ def _quality(
     con: duckdb.DuckDBPyConnection, config: TwhinConfig, edges: Mapping[int, Edges], tails: int, held_out: HeldOut
 ) -> Callable[[Scores], float] | None:
     """Return the judge of scores: how they rank the tails of validation edges, by `evaluation.chief_metric`."""
-    counts = np.array([len(one["lhs"]) for one in edges.values()])
+    counts = np.array([len(one["lhs"]) for one in edges.values()], np.int64)
     if not counts.sum():
         return None
     drawn = {

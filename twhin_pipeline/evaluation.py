@@ -89,7 +89,7 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             "sides": _sides(config),
             **{DETAIL.get(column, column): figures for column, figures in overall.items()},
         }
-        draft.details["warnings"] = advice(comparisons(table, draft.details), config, draft.details)
+        draft.details["warnings"] = advice(comparisons(table, draft.details), config, tables.manifest.details)
     return store.manifest("evaluation", snapshot)
 
 
