@@ -145,7 +145,7 @@ class EvaluationConfig(Section):
     baselines: list[Baseline] = ["popularity", "item_knn", "als"]
     """Which baselines rank the same edges: `popularity` (always measured, it costs nothing), `item_knn` and `als`,
     which take some seconds (metrics.md)."""
-    baseline_edges: int | None = Field(15_000, ge=1)
+    baseline_edges: int | None = Field(20_000, ge=1)
     """Test edges that `item_knn` and `als` rank at most, drawn by `seed` as heads with all their edges; the model's
     figures on the same edges stand beside them. Left empty, all."""
     must_beat: list[Baseline] = []
