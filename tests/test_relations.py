@@ -186,7 +186,7 @@ def test_only_ingest_gets_the_star_and_every_later_stage_the_relations(tmp_path)
     for stage in pipeline.STAGES.values():
         pipeline.run_stage(run, pipeline.Stage(stage.name, "", look(stage.name), stage.reads), lambda _: None)
     assert seen.pop("ingest") == ["*"]
-    assert list(seen.values()) == [["a", "b"]] * 5
+    assert list(seen.values()) == [["a", "b"]] * (len(pipeline.STAGES) - 1)
 
 
 def test_a_table_made_before_relations_were_found_asks_for_a_new_ingest(tmp_path):
