@@ -95,7 +95,7 @@ KNOWLEDGE = {"tables": ("entity",), "relations": (("*", "entity", "entity"),), "
 GRAPHS: dict[str, Graph] = {
     "shop": Graph(
         files=("shop/2026-10-30.parquet",),
-        sources=({"path": "shop/2026-10-30.parquet", "columns": {"time": "time", "weight": "weight"}},),
+        sources=({"path": "shop/2026-10-30.parquet", "columns": {"time": "time"}},),
         tables=("user", "product"),
         relations=(*_events("view", "cart", "buy"), FOLLOWS),
         split={"strategy": "temporal", "validation": 0.05, "test": 0.1, "relations": ["view", "cart", "buy"]},
