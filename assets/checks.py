@@ -1,6 +1,6 @@
-"""Asset checks, made from the registry of `twhin_pipeline/checks.py`: one step a stage, each check selectable.
+"""Asset checks, made from the registry of `twhin_pipeline/checks/checks.py`: one step a stage, each check selectable.
 
-What belongs here: how a check's result looks in Dagster. What does not: what is checked (`twhin_pipeline/sql`).
+What belongs here: how a check's result looks in Dagster. What does not: what is checked (`twhin_pipeline/checks/sql`).
 https://docs.dagster.io/guides/test/asset-checks
 """
 
@@ -12,8 +12,8 @@ from assets import provenance
 from assets.stage import POOL, mistakes
 from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
-from twhin_pipeline import checks, relations
-from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.checks import checks
+from twhin_pipeline.config import TwhinConfig, relations
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
 

@@ -9,7 +9,7 @@ from assets.stage import POOL, counts, opened, spec, table_metadata
 from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
 from twhin_pipeline.config import TwhinConfig
-from twhin_pipeline.sections.model import EVERY_OTHER
+from twhin_pipeline.config.model import EVERY_OTHER
 
 TABLES = ["raw_edges", "raw_edges_rejected"]
 
@@ -22,14 +22,14 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
             "raw_edges",
             group="edges",
             description=f"Typed edges of the snapshot, duplicates merged. Relations: {relations}.",
-            code="edges",
+            code="graph.raw_edges",
             kinds=["duckdb"],
         ),
         spec(
             "raw_edges_rejected",
             group="edges",
             description="Rows that could not be edges, each with the reason, the column to blame, its file and row.",
-            code="edges",
+            code="graph.raw_edges",
             kinds=["duckdb"],
         ),
     ]
@@ -38,7 +38,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     def edges(
         context: dg.AssetExecutionContext, configuration: ConfigurationResource, store: StoreResource
     ) -> Iterator[dg.MaterializeResult]:
-        from twhin_pipeline.edges import ingest
+        from twhin_pipeline.graph.raw_edges import ingest
 
         with opened(context, configuration, store, []) as (loaded, tables, snapshot):
             kept = ingest(loaded, tables, snapshot)

@@ -31,7 +31,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     def specs() -> Iterator[dg.AssetSpec]:
         for name in names:
             own = [v for v in vocabularies if v.partition("/")[2] == name.partition("/")[2]]
-            yield spec(name, group="embeddings", description=texts[name], code="export", deps=[*above, *own])
+            yield spec(name, group="embeddings", description=texts[name], code="vectors.export", deps=[*above, *own])
 
     @dg.multi_asset(
         name="embeddings",
@@ -45,9 +45,9 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         store: StoreResource,
         tracking: TrackingResource,
     ) -> Iterator[dg.MaterializeResult]:
-        from twhin_pipeline.embeddings import load_model
-        from twhin_pipeline.export import export
-        from twhin_pipeline.refit import published as refitted
+        from twhin_pipeline.stages.refit import published as refitted
+        from twhin_pipeline.vectors.export import export
+        from twhin_pipeline.vectors.reader import load_model
 
         with opened(context, configuration, store, [*above, *vocabularies]) as (loaded, tables, snapshot):
             published = refitted(loaded, tables, snapshot)
@@ -68,20 +68,20 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
 
 
 def _metadata(store: Store, manifest: Manifest, config: TwhinConfig, model: Any) -> dict[str, Any]:
-    from twhin_pipeline import plots, vicinity
+    from twhin_pipeline.views import neighborhood, plots
 
     entity = manifest.asset.partition("/")[2]
-    sample = vicinity.sample(store, manifest)
+    sample = neighborhood.sample(store, manifest)
     points, share = plots.principal_components(sample.vectors)
-    norms = vicinity.norms(sample.vectors)
+    norms = neighborhood.norms(sample.vectors)
     metadata: dict[str, Any] = {"mean_norm": float(norms.mean()), "largest_norm": float(norms.max())}
-    for kind, groups in vicinity.commonest(config, store, manifest.snapshot, entity, sample.rows).items():
+    for kind, groups in neighborhood.commonest(config, store, manifest.snapshot, entity, sample.rows).items():
         title = f"{len(points):,} of {manifest.rows:,}: {entity} ({share:.0%} of the variance)"
         metadata[f"map_by_{kind.replace(' ', '_')}"] = picture(
             plots.map_2d(points, groups, title, kind), f"map by {kind}"
         )
     if manifest.rows <= MOST_FOR_NEIGHBOURS:
-        known = vicinity.best_known(store, entity, manifest.snapshot)
+        known = neighborhood.best_known(store, entity, manifest.snapshot)
         near = [
             ", ".join(f"{other} {cosine:.2f}" for other, cosine in model.neighbors(entity, one, 5)) for one in known
         ]

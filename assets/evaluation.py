@@ -11,7 +11,7 @@ from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
 from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
-from twhin_pipeline.figures import BASELINES, chief_rows, comparisons
+from twhin_pipeline.evaluation.results import BASELINES, chief_rows, comparisons
 from twhin_pipeline.store import Manifest, Store
 
 OVERALL = "all"
@@ -31,7 +31,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         description="Ranks, Recall and NDCG, AUC and RCE of held-out edges: a row for each relation, side and metric.",
         kinds={"torch", "parquet", "mlflow"},
         owners=OWNERS,
-        code_version=provenance.code("evaluation"),
+        code_version=provenance.code("evaluation.evaluate"),
         pool=POOL,
     )
     def evaluation(
@@ -40,7 +40,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         store: StoreResource,
         tracking: TrackingResource,
     ) -> dg.MaterializeResult:
-        from twhin_pipeline.evaluation import evaluate
+        from twhin_pipeline.evaluation.evaluate import evaluate
 
         with opened(context, configuration, store, above) as (loaded, tables, snapshot):
             manifest = evaluate(loaded, tables, snapshot)
@@ -62,8 +62,8 @@ def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
     """
     import numpy as np
 
-    from twhin_pipeline import plots
-    from twhin_pipeline.advice import title
+    from twhin_pipeline.evaluation.advice import title
+    from twhin_pipeline.views import plots
 
     evaluation, details = store.read("evaluation", manifest.snapshot), manifest.details
     rows = chief_rows(evaluation, details).to_pylist()

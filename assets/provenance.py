@@ -1,6 +1,6 @@
 """What an asset was made from: its key in Dagster, and the version of the code that it ran.
 
-What does not belong here: recording parents and refusing stale ones (`twhin_pipeline/store.py` does both).
+What does not belong here: recording parents and refusing stale ones (`twhin_pipeline/store/store.py` does both).
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def _imports(module: str) -> list[str]:
 
 
 def _path(module: str) -> Path:
-    return ENGINE / f"{module.replace('.', '/')}.py"
+    path = ENGINE / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def key(table: str) -> dg.AssetKey:

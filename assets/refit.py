@@ -1,6 +1,6 @@
 """Refit: the model that is published is trained once more, on all edges, after the evaluation.
 
-What belongs here: the step in Dagster. What does not: why and how (`twhin_pipeline/refit.py`).
+What belongs here: the step in Dagster. What does not: why and how (`twhin_pipeline/stages/refit.py`).
 """
 
 import dagster as dg
@@ -12,7 +12,7 @@ from resources.launcher import LauncherResource
 from resources.store import StoreResource
 from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
-from twhin_pipeline.pipeline import Run
+from twhin_pipeline.stages.run import Run
 
 TABLE = "refit/twhin_model"
 
@@ -38,7 +38,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         description="The model that is published: trained once more, on all edges, for the epochs that were chosen.",
         kinds={"torch", "torchrec", "mlflow"},
         owners=OWNERS,
-        code_version=provenance.code("refit"),
+        code_version=provenance.code("stages.refit"),
         retry_policy=dg.RetryPolicy(max_retries=2, delay=5),
         pool=POOL,
     )
@@ -49,8 +49,8 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         tracking: TrackingResource,
         launcher: LauncherResource,
     ) -> dg.MaterializeResult:
-        from twhin_pipeline import checks
-        from twhin_pipeline import refit as again
+        from twhin_pipeline.checks import checks
+        from twhin_pipeline.stages import refit as again
 
         with opened(context, configuration, store, above) as (loaded, tables, snapshot):
             reason = again.reason_against(loaded, tables, snapshot)

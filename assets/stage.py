@@ -17,8 +17,7 @@ import dagster as dg
 from assets import provenance
 from resources.configuration import ConfigurationResource
 from resources.store import StoreResource
-from twhin_pipeline import configuration_file, relations
-from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config import TwhinConfig, configuration_file, relations
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
 
@@ -105,7 +104,7 @@ def table_metadata(store: Store, manifest: Manifest, *, preview: bool = True) ->
 
 def preview_of(store: Store, manifest: Manifest) -> dg.MetadataValue:
     """Return a table's first rows, as Markdown."""
-    from twhin_pipeline.checks import rows_as_markdown
+    from twhin_pipeline.checks.checks import rows_as_markdown
 
     head = store.dataset(manifest.asset, manifest.snapshot).head(PREVIEW_ROWS)
     return dg.MetadataValue.md(rows_as_markdown(head, PREVIEW_ROWS))
@@ -142,7 +141,7 @@ def table(columns: Mapping[str, list[Any]]) -> dg.MetadataValue:
     """Return columns as a Markdown table: the first rows, and how many more there are."""
     import pyarrow as pa
 
-    from twhin_pipeline.checks import rows_as_markdown
+    from twhin_pipeline.checks.checks import rows_as_markdown
 
     arrays = {
         name: pa.array([str(v) if isinstance(v, bool) else v for v in values]) for name, values in columns.items()

@@ -36,7 +36,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
                 name,
                 group=name.split("/")[0],
                 description=text,
-                code="training_set",
+                code="training_set.positives",
                 deps=above,
                 kinds=["duckdb"],
             )
@@ -48,7 +48,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     def positives(
         context: dg.AssetExecutionContext, configuration: ConfigurationResource, store: StoreResource
     ) -> Iterator[dg.MaterializeResult]:
-        from twhin_pipeline.training_set import build_positives
+        from twhin_pipeline.training_set.positives import build_positives
 
         with opened(context, configuration, store, above) as (loaded, tables, snapshot):
             build_positives(loaded, tables, snapshot)
@@ -60,7 +60,14 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     @dg.multi_asset(
         name="negatives",
         specs=[
-            spec(name, group=name.split("/")[0], description=text, code="negatives", deps=list(EDGES), kinds=["duckdb"])
+            spec(
+                name,
+                group=name.split("/")[0],
+                description=text,
+                code="training_set.negatives",
+                deps=list(EDGES),
+                kinds=["duckdb"],
+            )
             for name, text in NEGATIVES.items()
         ],
         partitions_def=partitions,
@@ -69,7 +76,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     def negatives(
         context: dg.AssetExecutionContext, configuration: ConfigurationResource, store: StoreResource
     ) -> Iterator[dg.MaterializeResult]:
-        from twhin_pipeline.negatives import build
+        from twhin_pipeline.training_set.negatives import build
 
         with opened(context, configuration, store, EDGES) as (loaded, tables, snapshot):
             build(loaded, tables, snapshot)

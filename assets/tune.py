@@ -1,6 +1,7 @@
 """The job `tune`: a search over hyperparameters for one snapshot, started by hand.
 
-What belongs here: the job, its launchpad and what its run shows. What does not: the search (`twhin_pipeline/tune.py`),
+What belongs here: the job, its launchpad and what its run shows. What does not: the search
+(`twhin_pipeline/operations/tune.py`),
 or what is searched (the section `tune` of the configuration).
 https://docs.dagster.io/guides/build/jobs/op-jobs
 """
@@ -36,13 +37,14 @@ def search(
     launcher: LauncherResource,
 ) -> None:
     """Search, and show the best values on the run's page."""
-    from twhin_pipeline import pipeline, tune
+    from twhin_pipeline.operations import tune
+    from twhin_pipeline.stages.run import Run
 
     with mistakes():
         overrides = launcher.overrides(configuration.overrides())
         overrides += [tune.as_override(f"launch.env.{name}", value) for name, value in launcher.env.items()]
         tables, loaded = store.open(), configuration.load()
-        run = pipeline.Run(loaded, configuration.file, overrides, tables, context.partition_key)
+        run = Run(loaded, configuration.file, overrides, tables, context.partition_key)
         best = tune.run(run, context.log.info, trials=config.trials, timeout_s=config.timeout_s)
     fields = {"field": list(best.fields), "value": [str(value) for value in best.fields.values()]}
     metadata = {

@@ -13,7 +13,7 @@ from resources.launcher import LauncherResource
 from resources.store import StoreResource
 from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
-from twhin_pipeline.pipeline import Run
+from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Manifest, Store
 
 SHOWN_ELSEWHERE = ("model", "mlflow_run_id")
@@ -37,7 +37,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         description=f"Embedding tables ({tables_of}) and relations' operators, trained by torchrun; a retry resumes.",
         kinds={"torch", "torchrec", "mlflow"},
         owners=OWNERS,
-        code_version=provenance.code("train"),
+        code_version=provenance.code("training.train"),
         retry_policy=dg.RetryPolicy(max_retries=2, delay=5),
         pool=POOL,
     )
@@ -72,7 +72,7 @@ def trained(
 def _metadata(store: Store, manifest: Manifest, config: TwhinConfig) -> dict[str, Any]:
     import numpy as np
 
-    from twhin_pipeline import plots
+    from twhin_pipeline.views import plots
 
     losses, metrics = (_read(store, manifest, name) for name in ("losses.parquet", "metrics.parquet"))
     steps, values = (np.asarray(losses[name], dtype=np.float64) for name in ("step", "loss"))

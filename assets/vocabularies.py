@@ -20,7 +20,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
             name,
             group="vocabulary",
             description=f"Each {entity}'s row of its table, for ever, and its number of edges in this snapshot.",
-            code="vocabulary",
+            code="graph.vocabulary",
             deps=["raw_edges"],
             kinds=["duckdb"],
         )
@@ -31,7 +31,8 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     def vocabularies(
         context: dg.AssetExecutionContext, configuration: ConfigurationResource, store: StoreResource
     ) -> Iterator[dg.MaterializeResult]:
-        from twhin_pipeline import plots, vocabulary
+        from twhin_pipeline.graph import vocabulary
+        from twhin_pipeline.views import plots
 
         with opened(context, configuration, store, ["raw_edges"]) as (loaded, tables, snapshot):
             vocabulary.build(loaded, tables, snapshot)

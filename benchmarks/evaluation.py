@@ -33,13 +33,14 @@ import numpy as np
 import torch
 from peers.environments import peer_python
 
-from twhin_pipeline import database
 from twhin_pipeline.config import TwhinConfig, parse_config
-from twhin_pipeline.held_out import HeldOut, Questions, read_edges, read_filters, read_retrieval
-from twhin_pipeline.rank_metrics import joined, rank_metrics, retrieval_metrics
-from twhin_pipeline.ranking import CandidateSet
-from twhin_pipeline.relation_scores import SIDES, RelationScores
-from twhin_pipeline.scorer import Scorer
+from twhin_pipeline.evaluation.held_out import HeldOut, Questions, read_edges, read_filters, read_retrieval
+from twhin_pipeline.evaluation.rank_metrics import joined, rank_metrics, retrieval_metrics
+from twhin_pipeline.evaluation.ranking import CandidateSet
+from twhin_pipeline.model.relation_scores import RelationScores
+from twhin_pipeline.model.scorer import Scorer
+from twhin_pipeline.store import database
+from twhin_pipeline.words import SIDES
 
 ROOT = Path(__file__).resolve().parent.parent
 GRAPH, CATALOGUE = "fb15k-237", "gowalla"

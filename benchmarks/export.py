@@ -19,9 +19,9 @@ from pathlib import Path
 from training import SNAPSHOT, config_of, train, watched
 
 from twhin_pipeline.config import load_config
-from twhin_pipeline.export import export
-from twhin_pipeline.generate import generate
+from twhin_pipeline.operations.generate import generate
 from twhin_pipeline.store import Manifest, Store
+from twhin_pipeline.vectors.export import export
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = os.urandom(1 << 24)

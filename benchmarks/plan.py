@@ -17,9 +17,9 @@ from pathlib import Path
 
 from training import SNAPSHOT, config_of, train, watched
 
-from twhin_pipeline import plan, rates
 from twhin_pipeline.config import load_config
-from twhin_pipeline.generate import generate
+from twhin_pipeline.operations import plan, rates
+from twhin_pipeline.operations.generate import generate
 from twhin_pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -32,10 +32,12 @@ import pyarrow.parquet as pq
 import yaml
 from peers.environments import PACKAGES, peer_python
 
-from twhin_pipeline import checks, edges, negatives, training_set, vocabulary
+from twhin_pipeline.checks import checks
 from twhin_pipeline.config import load_config
-from twhin_pipeline.generate import generate
+from twhin_pipeline.graph import raw_edges, vocabulary
+from twhin_pipeline.operations.generate import generate
 from twhin_pipeline.store import Store
+from twhin_pipeline.training_set import negatives, positives
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAPSHOT = "2025-01-01"
@@ -124,11 +126,11 @@ def work(config_path: str, home: str, *options: str) -> None:
         if "--no-checks" not in options:
             timed(f"checks of {name}", checks.run_blocking, config, store, SNAPSHOT, tables)
 
-    timed("ingest", edges.ingest, config, store, SNAPSHOT)
+    timed("ingest", raw_edges.ingest, config, store, SNAPSHOT)
     check("edges", ["raw_edges"])
     timed("vocabulary", vocabulary.build, config, store, SNAPSHOT)
     check("vocabulary", vocabularies)
-    timed("encoding", training_set.build_positives, config, store, SNAPSHOT)
+    timed("encoding", positives.build_positives, config, store, SNAPSHOT)
     timed("negatives", negatives.build, config, store, SNAPSHOT)
     check("sample", ["training_set/positives", "training_set/negatives", *HELD_OUT])
     print(json.dumps(seconds))

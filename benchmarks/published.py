@@ -38,12 +38,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from training import DIM, LR, RELATIONS, SNAPSHOT, config_of, read
 
 from twhin_pipeline.config import load_config
-from twhin_pipeline.distributed import process_group
-from twhin_pipeline.generate import generate
-from twhin_pipeline.reporting import make_reporter
-from twhin_pipeline.sharding import init_tables
+from twhin_pipeline.operations.generate import generate
+from twhin_pipeline.sharding.distributed import process_group
+from twhin_pipeline.sharding.placement import init_tables
 from twhin_pipeline.store import Store
-from twhin_pipeline.trainer import Trainer
+from twhin_pipeline.training.reporting import make_reporter
+from twhin_pipeline.training.trainer import Trainer
 
 TABLES = ("user", "item")
 NEGATIVE_WEIGHT = 1.0

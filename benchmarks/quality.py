@@ -20,11 +20,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from twhin_pipeline import database, launch, pipeline
+from twhin_pipeline import pipeline
 from twhin_pipeline.config import TwhinConfig, load_config
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.store import Store
-from twhin_pipeline.tune import as_override
+from twhin_pipeline.operations.tune import as_override
+from twhin_pipeline.store import Store, database
+from twhin_pipeline.training import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = ("filtered_mrr", "filtered_hits@1", "filtered_hits@3", "filtered_hits@10")

@@ -28,9 +28,9 @@ import torch
 import yaml
 from training import LR, SNAPSHOT, config_of, train, turns, watched
 
-from twhin_pipeline import radix, team
-from twhin_pipeline.row_optimizers import RowGradients
-from twhin_pipeline.rows import add_up, addresses
+from twhin_pipeline.kernels import parallel, radix
+from twhin_pipeline.model.rows import add_up, addresses
+from twhin_pipeline.sharding.row_optimizers import RowGradients
 from twhin_pipeline.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,9 +103,9 @@ def rows_time(rows: int, batch: int) -> float:
         found, place = drawn[turn]
         sums = total[: len(found)]
         address = addresses(table, found).index_select(0, place)
-        team.gather(places, team.ROWS_A_THREAD, address.numpy(), copied.numpy())
+        parallel.gather(places, parallel.ROWS_A_THREAD, address.numpy(), copied.numpy())
         add_up(place, [gradient], sums)
-        RowGradients.of(found, sums).update(team.rowwise_adagrad, table, momentum, 1, LR, 1e-10)
+        RowGradients.of(found, sums).update(parallel.rowwise_adagrad, table, momentum, 1, LR, 1e-10)
 
     return statistics.median(turns(step, TURNS)) / batch * 1e6
 

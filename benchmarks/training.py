@@ -31,13 +31,13 @@ import torch
 import yaml
 from peers.environments import peer_python
 
-from twhin_pipeline import team
 from twhin_pipeline.config import load_config
-from twhin_pipeline.generate import generate
-from twhin_pipeline.launch import environment, torchrun_command
-from twhin_pipeline.model_files import ModelTables
-from twhin_pipeline.row_optimizers import RowGradients
+from twhin_pipeline.kernels import parallel
+from twhin_pipeline.operations.generate import generate
+from twhin_pipeline.sharding.row_optimizers import RowGradients
 from twhin_pipeline.store import Store
+from twhin_pipeline.training.launch import environment, torchrun_command
+from twhin_pipeline.vectors.model_files import ModelTables
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAPSHOT = "2025-01-01"
@@ -202,7 +202,7 @@ def floor(candidates: int) -> Floor:
     rows = len(drawn[0])
     gather = best(lambda turn: torch.index_select(table, 0, drawn[turn % 20], out=gradient[: len(drawn[turn % 20])]))
     one_each = [RowGradients.of(asked, gradient[: len(asked)]) for asked in drawn]
-    update = best(lambda turn: one_each[turn % 20].update(team.rowwise_adagrad, table, momentum, 1, LR, 1e-10))
+    update = best(lambda turn: one_each[turn % 20].update(parallel.rowwise_adagrad, table, momentum, 1, LR, 1e-10))
     return Floor(2 * 10 * 1000 * DIM * candidates / product / 1e9, gather / rows * 1e6, update / rows * 1e6)
 
 

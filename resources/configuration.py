@@ -1,7 +1,7 @@
 """The pipeline's configuration as a Dagster resource, so that one run reads one configuration in every step and check.
 
 What belongs here: which YAML file, and fields set for one run from the launchpad. What does not: the fields themselves
-(`twhin_pipeline/sections`).
+(`twhin_pipeline/config`).
 https://docs.dagster.io/guides/operate/configuration/run-configuration
 """
 
@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import Field
 
 from twhin_pipeline.config import TwhinConfig, default_config_path, load_config
-from twhin_pipeline.configuration_file import named
+from twhin_pipeline.config.configuration_file import named
 
 CONFIG_ENV = "TWHIN_CONFIG"
 

@@ -1,7 +1,7 @@
 """The launcher as a Dagster resource: how many processes train, on how many nodes, and how they meet.
 
 What belongs here: what differs between a laptop, CI and a cluster. What does not: what a rank does
-(`twhin_pipeline/train.py`), or torchrun's command line (`twhin_pipeline/launch.py`).
+(`twhin_pipeline/training/train.py`), or torchrun's command line (`twhin_pipeline/training/launch.py`).
 https://docs.dagster.io/guides/build/external-pipelines
 """
 
@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 import dagster as dg
 from pydantic import Field
 
-from twhin_pipeline import launch, relations
-from twhin_pipeline.config import TwhinConfig, load_config
+from twhin_pipeline.config import TwhinConfig, load_config, relations
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
+from twhin_pipeline.training import launch
 
 REPORTER = "resources.pipes:PipesReporter"
 TERMINATION_TIMEOUT_S = 60.0

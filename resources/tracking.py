@@ -1,7 +1,7 @@
 """MLflow as a Dagster resource: the run of a training is made here, in Dagster's process, and ended here.
 
 What belongs here: a run's life, and the links between it and Dagster's run. What does not: what training logs
-(`twhin_pipeline/tracking.py`); it goes on with this run in its own processes.
+(`twhin_pipeline/tracking/`); it goes on with this run in its own processes.
 https://mlflow.org/docs/latest/tracking
 """
 

@@ -18,10 +18,10 @@ from edge_files import make_config, write
 from twhin_pipeline import cli, pipeline
 from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.config import TwhinConfig
-from twhin_pipeline.figures import SCHEMA
+from twhin_pipeline.evaluation.results import SCHEMA
 from twhin_pipeline.store import Store
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = "2025-01-01"
 
 
@@ -130,7 +130,7 @@ def test_a_mistake_shows_no_traceback_from_the_shell(tmp_path):
 
 
 def test_an_error_that_is_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("twhin_pipeline.doctor.examine", lambda store: 1 / 0)
+    monkeypatch.setattr("twhin_pipeline.operations.doctor.examine", lambda store: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_arguments(["doctor"])
 

@@ -1,1 +1,21 @@
-"""TwHIN: entity embeddings from typed edges. Everything here works without Dagster."""
+"""TwHIN: entity embeddings from typed edges. Everything here works without Dagster.
+
+`load_model` opens a trained model: vectors by id, probabilities, neighbours and recommendations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twhin_pipeline.vectors.reader import load_model
+
+__all__ = ["load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_model":  # it imports torch, which most commands do without
+        from twhin_pipeline.vectors.reader import load_model
+
+        return load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -70,8 +70,7 @@ def options(
 
 
 def _config(path: str | None, overrides: list[str] | None, store: Store | None = None) -> tuple[TwhinConfig, str]:
-    from twhin_pipeline import configuration_file
-    from twhin_pipeline.config import load_config
+    from twhin_pipeline.config import configuration_file, load_config
 
     file, found = configuration_file.choose(path, store)
     if found:
@@ -97,8 +96,8 @@ def _newest_table(store: Store, asset: str) -> str:
 
 def _run_of(config: str | None, home: str | None, snapshot: str | None, overrides: list[str] | None) -> tuple[Run, str]:
     """Return a run, and a line about what it reads and writes."""
+    from twhin_pipeline.graph.source import check_snapshot
     from twhin_pipeline.pipeline import Run
-    from twhin_pipeline.source import check_snapshot
 
     store = _store(home)
     loaded, path = _config(config, overrides, store)
@@ -112,7 +111,7 @@ def _run_of(config: str | None, home: str | None, snapshot: str | None, override
 
 def _newest_snapshot(config: TwhinConfig) -> tuple[str, str]:
     """Return the newest snapshot, and in parentheses how it was chosen."""
-    from twhin_pipeline import source
+    from twhin_pipeline.graph import source
 
     found = source.find_snapshots(config)
     newest = found[-1] if found else source.newest_snapshot(config)  # which raises
@@ -124,7 +123,7 @@ def _newest_snapshot(config: TwhinConfig) -> tuple[str, str]:
 @contextmanager
 def _remembered(run: Run) -> Iterator[None]:
     """Write into the store which configuration its tables were made by, also where a later stage failed."""
-    from twhin_pipeline import configuration_file
+    from twhin_pipeline.config import configuration_file
 
     try:
         yield
@@ -150,8 +149,8 @@ def init(
     """
     import os
 
-    from twhin_pipeline import init_config
     from twhin_pipeline.config import parse_config
+    from twhin_pipeline.operations import init_config
 
     if not os.path.isdir(os.path.dirname(os.path.abspath(out))):
         raise UserError(f"--out {out}: there is no folder {os.path.dirname(out)}; make it, or choose another file")
@@ -189,7 +188,8 @@ def run_command(
 
     The stages are ingest, vocabulary, sample, train, evaluate and export. A failed blocking check ends the run.
     """
-    from twhin_pipeline import pipeline, summary
+    from twhin_pipeline import pipeline
+    from twhin_pipeline.views import summary
 
     if tune is not None:
         overrides = [*(overrides or []), f"tune.minutes={tune:f}"]
@@ -238,7 +238,7 @@ def metrics(snapshot: Snapshot = None, home: Home = None, as_json: AsJson = Fals
     The model's figures are beside those of the baselines, popularity, item-kNN and ALS, with warnings where it does not
     beat them.
     """
-    from twhin_pipeline import console
+    from twhin_pipeline.views import console
 
     store = _store(home)
     snapshot = snapshot or _newest_table(store, "evaluation")
@@ -261,11 +261,12 @@ def neighbors(
     as_json: AsJson = False,
 ) -> None:
     """Show the entities nearest to one."""
-    from twhin_pipeline import console, embeddings
+    from twhin_pipeline.vectors import reader
+    from twhin_pipeline.views import console
 
     store = _store(home)
     snapshot = snapshot or _newest_table(store, "embeddings/relations")
-    model = embeddings.load_model(store.root, snapshot)
+    model = reader.load_model(store.root, snapshot)
     try:
         found = model.neighbors(entity, id, k, untrained=untrained)
     except KeyError as error:
@@ -299,11 +300,12 @@ def recommend(
 
     These are products for a user, say. Tails that the entity already has in the snapshot's edges are left out.
     """
-    from twhin_pipeline import console, embeddings, recommendation
+    from twhin_pipeline.vectors import reader, recommendation
+    from twhin_pipeline.views import console
 
     store = _store(home)
     snapshot = snapshot or _newest_table(store, "embeddings/relations")
-    model = embeddings.load_model(store.root, snapshot)
+    model = reader.load_model(store.root, snapshot)
     known = store.manifest("raw_edges", snapshot).details if store.exists("raw_edges", snapshot) else {}
     edges = known.get("edges_per_relation", {})
     which: dict[str, bool | Literal["any"]] = {"relation": True, "any": "any", "none": False}
@@ -337,7 +339,8 @@ def sql(
     """
     import duckdb
 
-    from twhin_pipeline import catalog, console, database
+    from twhin_pipeline.store import catalog, database
+    from twhin_pipeline.views import console
 
     if not query.strip(" \n\t;"):
         raise UserError("SQL: the query is empty; try `twhin sql 'show tables'`")
@@ -384,9 +387,10 @@ def plan(
 
     With --rates it estimates the speed too.
     """
-    from twhin_pipeline import console, relations
-    from twhin_pipeline import plan as room
-    from twhin_pipeline import rates as rates_room
+    from twhin_pipeline.config import relations
+    from twhin_pipeline.operations import plan as room
+    from twhin_pipeline.operations import rates as rates_room
+    from twhin_pipeline.views import console
 
     store = _store(home)
     loaded, _ = _config(config, overrides, store)
@@ -415,7 +419,7 @@ def rates(
     It takes seconds. launch.nproc_per_node says how many ranks work at the same time, and the rest of the configuration
     the shapes of a step.
     """
-    from twhin_pipeline import rates as room
+    from twhin_pipeline.operations import rates as room
 
     loaded, path = _config(config, overrides)
     for name, rate in room.measured(loaded, path, overrides or [], out).model_dump(exclude_none=True).items():
@@ -430,8 +434,8 @@ def doctor(home: Home = None, as_json: AsJson = False) -> None:
     """
     from dataclasses import asdict
 
-    from twhin_pipeline import console
-    from twhin_pipeline import doctor as room
+    from twhin_pipeline.operations import doctor as room
+    from twhin_pipeline.views import console
 
     findings = room.examine(_store(home))
     if as_json:
@@ -458,18 +462,18 @@ def config_command(
 
     Of the recipe's values, which depend on the graph, only --explain tells.
     """
-    from twhin_pipeline import console
+    from twhin_pipeline.views import console
 
     if schema:
         from twhin_pipeline.config import TwhinConfig
 
         console.print_json(TwhinConfig.model_json_schema())
     elif reference:
-        from twhin_pipeline import reference as room
+        from twhin_pipeline.config import reference as room
 
         sys.stdout.write(room.markdown())
     elif explain:
-        from twhin_pipeline import relations
+        from twhin_pipeline.config import relations
 
         loaded, store = _config(config, overrides)[0], _store(home)
         first = f"vocabulary/{loaded.model.table_names[0]}"
@@ -500,7 +504,7 @@ def tune_command(
 
     The section tune names the fields; trials are compared on validation edges. The same call goes on with a search.
     """
-    from twhin_pipeline import tune as room
+    from twhin_pipeline.operations import tune as room
 
     run, line = _run_of(config, home, snapshot, overrides)
     print(line)
@@ -528,8 +532,8 @@ def summary(
 
     Sizes, speed, quality beside the baseline, neighbors, and where everything is.
     """
-    from twhin_pipeline import configuration_file
-    from twhin_pipeline import summary as room
+    from twhin_pipeline.config import configuration_file
+    from twhin_pipeline.views import summary as room
 
     store = _store(home)
     snapshot = snapshot or _newest_table(store, "embeddings/relations")
@@ -617,19 +621,19 @@ def generate(
         what = "Parquet file to write, or --like CONFIG" if shape == "graph" else "folder to write"
         raise UserError(f"generate: give the path of the {what}")
     elif shape == "graph":
-        from twhin_pipeline import generate as graph
+        from twhin_pipeline.operations import generate as graph
 
         written = graph.generate(path, **given)
         print(f"{path}: {edges or 1_000_000:,} edges; next: twhin run --config {written}")
     else:
-        from twhin_pipeline import shop
+        from twhin_pipeline.operations import shop
 
         made = shop.generate_shop(path, **given | ({"events": _event_types(events)} if events else {}))
         print(f"{path}: {made.events:,} events, {made.follows:,} follows; next: twhin run --config {made.config}")
 
 
 def _generate_like(like: str, path: str | None, edges: int, seed: int) -> None:
-    from twhin_pipeline import generate as graph
+    from twhin_pipeline.operations import generate as graph
 
     config, _ = _config(like, None)
     if config.model.every_other is not None:

@@ -17,7 +17,7 @@ from resources.configuration import ConfigurationResource
 from resources.launcher import LauncherResource
 from resources.store import StoreResource
 from resources.tracking import TrackingResource
-from twhin_pipeline.source import find_snapshots
+from twhin_pipeline.graph.source import find_snapshots
 
 STAGES = (edges, vocabularies, training_set, twhin_model, evaluation, refit, embeddings)
 

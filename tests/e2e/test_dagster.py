@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 from dagster_home import SNAPSHOT, Home, end, wait_for
 
-from twhin_pipeline import checks
+from twhin_pipeline.checks import checks
 from twhin_pipeline.config import load_config
 from twhin_pipeline.store import Store
 
@@ -157,12 +157,12 @@ def test_a_failing_rank_shows_its_own_traceback(data):
         "if os.environ.get('RANK') == '1':\n"
         "    import threading\n"
         "    def trip():\n"
-        "        from twhin_pipeline import dataset\n"
+        "        from twhin_pipeline.training import dataset\n"
         "        def broken(self): raise ValueError('out of eggs')\n"
         "        dataset.EdgesDataset.__iter__ = broken\n"
         "    class Finder:\n"
         "        def find_spec(self, name, *rest):\n"
-        "            if name == 'twhin_pipeline.trainer':\n"
+        "            if name == 'twhin_pipeline.training.trainer':\n"
         "                sys.meta_path.remove(self); trip()\n"
         "    sys.meta_path.insert(0, Finder())\n"
     )

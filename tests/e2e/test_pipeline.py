@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from twhin_pipeline.embeddings import load_model
 from twhin_pipeline.store import Store
+from twhin_pipeline.vectors.reader import load_model
 
 SNAPSHOT = "2025-01-01"
 OVERRIDES = [

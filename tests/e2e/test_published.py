@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from twhin_pipeline.embeddings import load_model
 from twhin_pipeline.store import Store
+from twhin_pipeline.vectors.reader import load_model
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "twitter.yaml")
 
 

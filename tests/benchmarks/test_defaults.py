@@ -1,0 +1,245 @@
+"""The benchmark of minimal configurations: its goals, its oracle, and what its configurations leave to the recipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from twhin_pipeline import pipeline
+from twhin_pipeline.config import load_config
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import defaults
+from defaults import ALL, MRR, RECALL, Figure, Goal, Graph, Run
+
+SHOP = defaults.GRAPHS["shop"]
+
+
+def run(*figures: Figure, seed: int = 0, seconds: float = 10.0) -> Run:
+    return Run(seed, seconds, seconds / 2, 3, list(figures), "store")
+
+
+def row(relation: str, side: str, metric: str, value: float, edges: int = 500, **more: float | None) -> dict:
+    return {"relation": relation, "side": side, "metric": metric, "value": value, "edges": edges, **more}
+
+
+def plain_recall(scores: np.ndarray, known: set, relevant: set, k: int) -> list[float]:
+    """Return the expectation of Recall@k over orders of the tied, one query and relevant candidate at a time."""
+    found = []
+    for query, row in enumerate(scores):
+        listed = [c for c in range(len(row)) if (query, c) not in known]
+        hits = []
+        for candidate in (c for q, c in relevant if q == query):
+            above = sum(row[other] > row[candidate] for other in listed)
+            tied = sum(row[other] == row[candidate] for other in listed)
+            hits.append(min(1.0, max(0.0, (k - above) / tied)))
+        found.append(sum(hits) / len(hits))
+    return found
+
+
+def test_expected_recall_is_that_of_a_plain_loop_with_ties_and_known_candidates(monkeypatch):
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 6, (30, 40)).astype(float)
+    cells = [(q, int(c)) for q in range(30) for c in rng.permutation(40)[:8]]
+    # Of each query, 5 candidates are known and 3 are relevant.
+    known, relevant = ({cell for at, cell in enumerate(cells) if (at % 8 < 5) is listed} for listed in (True, False))
+    expected = plain_recall(scores, known, relevant, 7)
+    pairs = (np.array(sorted(some)) for some in (known, relevant))
+    before = scores.copy()
+    monkeypatch.setattr(defaults, "CELLS", 200)  # a few edges at a time
+    np.testing.assert_allclose(defaults.expected_recall(scores, *pairs, 7), expected)
+    assert 0.05 < np.mean(expected) < 0.6 and len(set(expected)) > 5
+    np.testing.assert_array_equal(scores, before)
+
+
+def test_a_query_without_known_candidates_and_a_list_of_all_have_the_recall_of_their_list():
+    scores = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    none = np.empty((0, 2), np.int64)
+    relevant = np.array([[0, 0], [0, 2], [1, 0]])
+    assert defaults.expected_recall(scores, none, relevant, 1).tolist() == [0.5, 0.0]
+    assert defaults.expected_recall(scores, none, relevant, 3).tolist() == [1.0, 1.0]
+
+
+def test_edges_of_some_heads_are_numbered_by_their_place_among_them():
+    edges = np.array([[9, 1], [4, 2], [7, 3], [4, 4], [1, 5]])
+    assert defaults._of(edges, np.array([4, 9])).tolist() == [[1, 1], [0, 2], [0, 4]]
+
+
+@pytest.mark.parametrize("name", defaults.GRAPHS)
+def test_a_configuration_has_the_graph_alone_and_loads(name, tmp_path):
+    graph = defaults.GRAPHS[name]
+    data = defaults.configuration(graph, tmp_path, seed=3)
+    assert set(data) <= {"sources", "model", "split", "training", "negatives"}
+    assert data["training"] == {"refit": False, "seed": 3} and data["negatives"] == {"seed": 3}
+    assert set(data["model"]) == {"embeddings", "relations"}
+    assert all(set(entry) == {"name"} for entry in data["model"]["embeddings"]["tables"])
+    assert all(set(entry) == {"name", "lhs", "rhs"} for entry in data["model"]["relations"])
+    (tmp_path / "twhin.yaml").write_text(yaml.safe_dump(data))
+    assert load_config(str(tmp_path / "twhin.yaml")).recipe == "auto"
+
+
+@pytest.mark.parametrize("what", defaults.ABLATION)
+def test_every_change_of_the_ablation_fits_the_configuration_of_the_shop(what, tmp_path):
+    path = tmp_path / "twhin.yaml"
+    path.write_text(yaml.safe_dump(defaults.configuration(SHOP, tmp_path, 0)))
+    as_it_is, changed = load_config(str(path)), load_config(str(path), defaults.ABLATION[what])
+    assert (as_it_is.model_dump(exclude_unset=True) == changed.model_dump(exclude_unset=True)) == (what == "the recipe")
+
+
+@pytest.mark.parametrize("name", defaults.GENERATED)
+def test_every_generated_graph_is_written_with_files_that_its_configuration_names(name, tmp_path):
+    graph = defaults.GENERATED[name].make(tmp_path, 0.01)
+    assert all((tmp_path / source["path"]).is_file() for source in graph.sources)
+    (tmp_path / "twhin.yaml").write_text(yaml.safe_dump(defaults.configuration(graph, tmp_path, 0)))
+    assert load_config(str(tmp_path / "twhin.yaml")).model.table_names == list(graph.tables)
+    assert (graph.truth is None) or (tmp_path / graph.truth).is_file()
+
+
+def test_figures_are_of_large_relations_on_their_side_and_miss_baselines_that_were_not_measured():
+    rows = [
+        row("view", "rhs", RECALL, 0.6, baseline=0.2, item_knn=0.5, als=0.55, compared=0.61),
+        row("view", "rhs", "ndcg@20", 0.9, baseline=0.9),
+        row("cart", "rhs", RECALL, 0.4, edges=199, baseline=0.2),
+        row("buy", "rhs", RECALL, 0.3, edges=900, baseline=0.1, item_knn=None, als=float("nan")),
+        row(ALL, "rhs", RECALL, 0.5, edges=1600, baseline=0.2),
+    ]
+    details = {"metrics": {RECALL: 0.51}, "baseline": {RECALL: 0.19}, "edges": 1599, "sides": "both"}
+    assert defaults.figures_of(rows, details, SHOP) == [
+        Figure(ALL, RECALL, 1599, 0.51, {"popularity": 0.19}),
+        Figure("buy", RECALL, 900, 0.3, {"popularity": 0.1}),
+        Figure("view", RECALL, 500, 0.6, {"popularity": 0.2, "item_knn": 0.5, "als": 0.55}, 0.61),
+    ]
+
+
+def test_without_a_metric_of_its_own_a_relation_has_recall_between_two_types_and_mrr_within_one():
+    graph = Graph((), (), ("user", "item"), (("follows", "user", "user"), ("fav", "user", "item")))
+    rows = [
+        row(name, side, metric, value)
+        for name in ("follows", "fav")
+        for side, metric, value in (("rhs", RECALL, 0.1), ("lhs", MRR, 0.2), ("rhs", MRR, 0.3), ("both", MRR, 0.25))
+    ]
+    details = {"metrics": {}, "sides": {"follows": "both", "fav": "rhs"}}
+    found = [(f.relation, f.metric, f.value) for f in defaults.figures_of(rows, details, graph)]
+    assert found == [("follows", MRR, 0.25), ("fav", RECALL, 0.1)]
+
+
+def test_lines_are_means_over_seeds_and_ratios_are_of_the_same_test_edges():
+    runs = [
+        run(Figure("view", RECALL, 500, 0.5, {"popularity": 0.25, "als": 0.4}, compared=0.6, oracle=0.8)),
+        run(Figure("view", RECALL, 500, 0.7, {"popularity": 0.25, "als": 0.4}, compared=0.8, oracle=0.8), seconds=30),
+    ]
+    (line,) = defaults.lines_of("shop", runs)
+    assert line.ours == pytest.approx(0.6) and line.spread == pytest.approx(0.02**0.5) and line.seconds == 20
+    assert (line.popularity, line.item_knn, line.als, line.oracle) == (0.25, None, 0.4, 0.8)
+    assert line.ratios == pytest.approx({"popularity": 2.4, "als": 1.75, "oracle": 0.75})
+    assert line.ratio(defaults.BASELINES) == pytest.approx(1.75) and line.ratio(["item_knn"]) is None
+    assert defaults.lines_of("shop", runs[:1])[0].spread is None
+
+
+def test_goals_compare_with_a_number_with_the_best_of_baselines_and_with_the_oracle():
+    figures = (
+        Figure(ALL, RECALL, 900, 0.63, {"popularity": 0.1, "item_knn": 0.5, "als": 0.6}, oracle=0.7),
+        Figure("view", RECALL, 500, 0.5, {"popularity": 0.1, "item_knn": 0.5, "als": 0.4}, oracle=0.6),
+        Figure("buy", RECALL, 400, 0.39, {"popularity": 0.1, "item_knn": 0.3, "als": 0.4}),
+        Figure("cart", RECALL, 300, 0.4, {}),
+    )
+    lines = defaults.lines_of("shop", [run(*figures)])
+    judged = [(goal.text, goal.reached) for goal in defaults.outcomes("shop", SHOP.goals, lines)]
+    assert [reached for _, reached in judged] == [True, True, None, False]
+    assert judged[0][0] == "all: recall@20 is 0.6300, goal 0.63"
+    assert judged[3][0] == "buy: recall@20 is 0.975 times the best of item-kNN, ALS, goal 1"
+    judged = [(goal.text.partition(":")[0], goal.reached) for goal in defaults.outcomes("x", [defaults.TO_BEST], lines)]
+    assert judged == [("view", True), ("buy", False), ("cart", None)]
+    judged = [(goal.text, goal.reached) for goal in defaults.outcomes("x", [defaults.TO_ORACLE], lines)]
+    assert judged == [("view: recall@20 is 0.833 times the oracle, goal 0.92", False)]
+    assert defaults.outcomes("x", [Goal("share", 0.5)], lines)[0].reached is None
+
+
+def test_the_tables_have_every_figure_and_the_difference_to_the_recipe():
+    figures = [Figure(ALL, RECALL, 900, 0.6, {"als": 0.5}), Figure("view", RECALL, 500, 0.5, {"als": 0.4}, oracle=0.6)]
+    lines = defaults.lines_of("shop", [run(*figures)])
+    assert defaults.table(lines).splitlines()[3] == (
+        "| shop | view | 500 | recall@20 | 0.5000 | – | – | 0.4000 | 0.6000 | 1.250 | 10 |"
+    )
+    worse = defaults.lines_of("shop", [run(Figure(ALL, RECALL, 900, 0.55, {}), seconds=7)])
+    shown = defaults.ablation_table({"the recipe": lines, "less": worse}).splitlines()
+    assert shown[2:] == [
+        "| the recipe | 0.600 | 0.500 | – | – | 10 |",
+        "| less | 0.550 (-0.050) | – | – | – | 7 |",
+    ]
+
+
+def test_absent_data_is_skipped_and_exit_code_2_says_that_none_is_left(tmp_path, capsys):
+    code = defaults.main(["shop", "gowalla", "--data", str(tmp_path), "--home", str(tmp_path / "home")])
+    shown = capsys.readouterr()
+    assert code == 2 and shown.err.startswith("defaults: no graph's data is there")
+    assert [line.partition(":")[0] for line in shown.out.splitlines()] == ["shop", "gowalla"]
+    assert defaults.main(["shops", "--home", str(tmp_path / "home")]) == 2
+    assert "no graph is named 'shops'" in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_run_that_fails_is_named_with_its_last_lines_and_exit_code_1(tmp_path, capsys):
+    given = ["--generated", "steep", "--scale", "0.05", "--home", str(tmp_path / "home"), "--set", "training.epochs=1"]
+    code = defaults.main([*given, "--json", str(tmp_path / "figures.json")])
+    assert code == 1
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["lines"] == [] and "exit code" in report["failed"]["steep"]
+    assert "training.epochs" in report["failed"]["steep"] and "failed       steep" in capsys.readouterr().out
+
+
+def test_the_picture_is_a_png_with_a_panel_for_each_metric(tmp_path):
+    figures = [Figure("view", RECALL, 500, 0.5, {"als": 0.4}, oracle=0.6), Figure("follows", MRR, 500, 0.2, {})]
+    sizes = []
+    for shown in (figures, figures[:1]):
+        defaults.picture(defaults.lines_of("a", [run(*shown), run(*shown, seed=1)]), tmp_path / "bars.png")
+        content = (tmp_path / "bars.png").read_bytes()
+        assert content.startswith(b"\x89PNG")
+        sizes.append(int.from_bytes(content[20:24], "big"))
+    assert sizes[0] > sizes[1]
+
+
+def test_the_oracle_of_a_store_is_that_of_a_plain_loop_over_its_ids(tmp_path):
+    graph = defaults.GENERATED["flat"].make(tmp_path, 0.1)
+    path = tmp_path / "twhin.yaml"
+    path.write_text(yaml.safe_dump(defaults.configuration(graph, tmp_path, 0)))
+    given = ["launch.device=cpu", "launch.duckdb_threads=1"]
+    store, snapshot = defaults.Store(str(tmp_path / "store")), "2025-02-01"
+    chain = pipeline.Run(load_config(str(path), given), str(path), given, store, snapshot)
+    for stage in ("ingest", "vocabulary", "sample"):
+        pipeline.run_stage(chain, pipeline.STAGES[stage], lambda line: None)
+    relations = [name for name, _, _ in graph.relations]
+    truth = defaults.load_truth(str(tmp_path / "truth.npz"))
+    found = defaults.oracle_recall(truth, store, snapshot, relations)
+    names = {
+        entity: {r["row"]: r["id"] for r in store.read(f"vocabulary/{entity}", snapshot).to_pylist()}
+        for entity in ("user", "product")
+    }
+    users, products = (
+        [ids.astype(str).tolist().index(names[entity][number]) for number in range(len(names[entity]))]
+        for entity, ids in (("user", truth.user_ids), ("product", truth.product_ids))
+    )
+    by_relation = []
+    for number, name in enumerate(relations):
+        known, test = (
+            {
+                (edge["lhs"], edge["rhs"])
+                for asset in assets
+                for edge in store.read(asset, snapshot).to_pylist()
+                if edge["rel"] == number
+            }
+            for assets in (("training_set/positives", "held_out/validation"), ("held_out/test",))
+        )
+        expected = []
+        for user in sorted({user for user, _ in test}):
+            scores = defaults.oracle_scores(truth, np.array([users[user]]), name)[:, products]
+            mine = [{(0, product) for head, product in edges if head == user} for edges in (known, test)]
+            expected += plain_recall(scores, *mine, 20)
+        assert found[name] == pytest.approx(np.mean(expected)) and 0.05 < found[name] < 0.95
+        by_relation += expected
+    assert found[ALL] == pytest.approx(np.mean(by_relation))

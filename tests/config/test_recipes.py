@@ -1,0 +1,217 @@
+"""Recipes: what the configuration leaves out follows from the graph, and what it says wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from twhin_pipeline.config import TwhinConfig, load_config, parse_config, recipes, relations
+from twhin_pipeline.config.recipes import Counts
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SHOP = Counts({"view": 60_000, "buy": 4_000, "follows": 17_000}, {"user": 3_000, "item": 2_000})
+SNAPSHOT = "2025-01-01"
+
+
+def shop(**sections: Any) -> TwhinConfig:
+    """Users view, buy and follow, with tables and relations alone; `sections` are merged over it."""
+    model = {
+        "embeddings": {"tables": [{"name": "user"}, {"name": "item"}]},
+        "relations": [
+            {"name": "view", "lhs": "user", "rhs": "item"},
+            {"name": "buy", "lhs": "user", "rhs": "item"},
+            {"name": "follows", "lhs": "user", "rhs": "user"},
+        ],
+        **sections.pop("model", {}),
+    }
+    return parse_config({"source": {"path": "edges.csv"}, "model": model, **sections})
+
+
+def test_users_and_items_get_the_recipe_of_interactions() -> None:
+    recipe = recipes.apply(shop(), SHOP)
+    assert recipe.name == "interactions"
+    assert recipe.config.model.comparator == "dot"
+    assert recipe.config.training.early_stopping_metric == "recall@20"
+    assert recipe.config.model.embeddings.tables[1].optimizer.name == "rmsprop"
+
+
+def test_relations_within_one_type_get_the_recipe_of_graphs() -> None:
+    recipe = recipes.apply(shop(), Counts({"view": 10, "buy": 0, "follows": 90}, SHOP.entities))
+    assert recipe.name == "graph"
+    assert {relation.operator for relation in recipe.config.model.relations} == {"complex_diagonal"}
+    assert recipe.config.model.reciprocal
+    assert recipe.config.training.early_stopping_metric == "filtered_mrr"
+
+
+def test_a_named_recipe_is_taken_whatever_the_counts() -> None:
+    assert recipes.apply(shop(recipe="graph"), SHOP).name == "graph"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        shop(recipe="none"),
+        parse_config(
+            {
+                "train_data": {"data_root": "x/*.parquet"},
+                "model": {
+                    "embeddings": {"tables": [{"name": "user"}, {"name": "item"}]},
+                    "relations": [{"name": "view", "lhs": "user", "rhs": "item"}],
+                },
+            }
+        ),
+    ],
+    ids=["none", "published"],
+)
+def test_without_a_recipe_nothing_changes(config: TwhinConfig) -> None:
+    recipe = recipes.apply(config, SHOP)
+    assert recipe.config is config
+    assert recipe.values == []
+
+
+def test_every_value_of_the_file_wins() -> None:
+    said = {
+        "model": {"comparator": "cosine", "temperature": 0.2, "embedding_dropout": 0.0},
+        "loss": {"name": "margin"},
+        "training": {"num_epochs": 7, "early_stopping_metric": "loss", "num_eval_steps": 5},
+        "train_data": {"per_replica_batch_size": 333},
+    }
+    chosen = recipes.apply(shop(**said), SHOP).config
+    assert (chosen.model.comparator, chosen.model.temperature, chosen.model.embedding_dropout) == ("cosine", 0.2, 0.0)
+    assert chosen.loss.name == "margin"
+    assert (chosen.training.num_epochs, chosen.training.num_eval_steps) == (7, 5)
+    assert chosen.train_data.per_replica_batch_size == 333
+    assert chosen.negatives.chunk_size == 333
+
+
+def test_values_that_depend_on_the_files_follow_them() -> None:
+    cosine = recipes.apply(shop(model={"comparator": "cosine"}), SHOP).config
+    assert cosine.model.temperature == pytest.approx(0.1)
+    assert cosine.model.regularization.entities == 0
+    # log_q is for losses that sum over all entities.
+    assert not recipes.apply(shop(loss={"name": "bce"}), SHOP).config.loss.log_q
+    # Who says where negatives come from says all of it.
+    sampled = recipes.apply(shop(train_data={"in_batch_negatives": 10}), SHOP).config
+    assert (sampled.train_data.global_negatives, sampled.train_data.in_batch_negatives) == (256, 10)
+
+
+@pytest.mark.parametrize("recipe", ["auto", "none"])
+def test_one_tables_dimension_is_that_of_all(recipe: str) -> None:
+    tables = {"tables": [{"name": "user", "embedding_dim": 16}, {"name": "item"}]}
+    chosen = recipes.apply(shop(recipe=recipe, model={"embeddings": tables}), SHOP).config
+    assert [table.embedding_dim for table in chosen.model.embeddings.tables] == [16, 16]
+
+
+def test_several_processes_get_an_optimizer_that_trains_in_them() -> None:
+    chosen = recipes.apply(shop(launch={"nproc_per_node": 2}), SHOP).config
+    assert {table.optimizer.name for table in chosen.model.embeddings.tables} == {"adagrad"}
+
+
+def test_large_tables_get_one_number_of_state_a_row() -> None:
+    large = Counts({"view": 10**8, "buy": 0, "follows": 0}, {"user": 10**7, "item": 10**6})
+    chosen = recipes.apply(shop(), large).config
+    assert {table.optimizer.name for table in chosen.model.embeddings.tables} == {"rowwise_adagrad"}
+
+
+@given(
+    view=st.integers(1, 10**9),
+    follows=st.integers(0, 10**9),
+    users=st.integers(1, 10**8),
+    items=st.integers(1, 10**8),
+)
+@settings(max_examples=200, deadline=None)
+def test_any_counts_give_a_valid_configuration_that_ends_by_epochs_and_is_looked_at(
+    view: int, follows: int, users: int, items: int
+) -> None:
+    counts = Counts({"view": view, "buy": 0, "follows": follows}, {"user": users, "item": items})
+    chosen = recipes.apply(shop(), counts).config
+    steps = -(-(view + follows) // chosen.train_data.per_replica_batch_size) * chosen.training.num_epochs
+    assert chosen.training.num_train_steps >= steps
+    # A graph of any size logs and evaluates several times.
+    assert chosen.training.train_log_every_n <= max(1, steps // 2)
+    assert chosen.training.eval_every_n_epochs is not None
+    assert chosen.training.eval_every_n_epochs <= max(1, chosen.training.num_epochs // 3)
+
+
+def test_applying_a_recipe_again_changes_nothing() -> None:
+    once = recipes.apply(shop(), SHOP).config
+    assert recipes.apply(once, SHOP).config == once
+    assert recipes.apply(once, SHOP).config.hash() == once.hash()
+
+
+def test_a_contradiction_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def contradicts(values: Any) -> None:
+        values.choose("train_data.global_negatives", "all", "for this test")  # in_batch_negatives is left at 64
+
+    monkeypatch.setattr(recipes, "_interactions", contradicts)
+    with pytest.raises(
+        UserError, match=r"recipe interactions: its values contradict the configuration's.*counted twice"
+    ):
+        recipes.apply(shop(), SHOP)
+
+
+@pytest.mark.parametrize(
+    ("file", "counts", "expected"),
+    [
+        (
+            "gowalla",
+            Counts({"visits": 1_027_370}, {"user": 29_858, "place": 40_981}),
+            {"loss": "bsl", "dim": 64, "epochs": 120, "batch": 1000, "mask": "known", "n3": 0.0, "chunk": 1000},
+        ),
+        (
+            "fb15k-237",
+            Counts({f"r{i}": 310_116 // 237 for i in range(237)}, {"entity": 14_541}),
+            {"loss": "softmax", "dim": 512, "epochs": 22, "batch": 500, "mask": "own", "n3": 0.05, "chunk": 50},
+        ),
+        (
+            "wn18rr",
+            Counts({f"r{i}": 93_003 // 11 for i in range(11)}, {"entity": 40_943}),
+            {"loss": "softmax", "dim": 1024, "epochs": 22, "batch": 250, "mask": "own", "n3": 0.12, "chunk": 125},
+        ),
+    ],
+)
+def test_bundled_configurations_train_as_when_they_reached_their_figures(
+    file: str, counts: Counts, expected: dict[str, Any]
+) -> None:
+    config = relations.with_found(load_config(str(CONFIGS / f"{file}.yaml")), counts.edges)
+    chosen = recipes.apply(config, counts).config
+    found = {
+        "loss": chosen.loss.name,
+        "dim": chosen.model.embedding_dim,
+        "epochs": chosen.training.num_epochs,
+        "batch": chosen.train_data.per_replica_batch_size,
+        "mask": chosen.negatives.mask,
+        "n3": chosen.model.regularization.entities,
+        "chunk": chosen.negatives.chunk_size,
+    }
+    assert found == expected
+
+
+def test_a_stage_resolves_the_recipe_once_edges_and_vocabularies_are_there(tmp_path: Path) -> None:
+    store, config = Store(str(tmp_path)), shop()
+    assert relations.recipe(config, store, SNAPSHOT).name == "none"
+    with store.replace("raw_edges", SNAPSHOT, config_hash="test") as draft:
+        draft.write(pa.table({"lhs": ["a"]}))
+        draft.details = {"edges_per_relation": dict(SHOP.edges)}
+    for name in ("user", "item"):
+        assert relations.recipe(config, store, SNAPSHOT).name == "none"
+        with store.replace(f"vocabulary/{name}", SNAPSHOT, config_hash="test") as draft:
+            draft.write(pa.table({"row": range(SHOP.entities[name])}))
+    assert relations.resolve(config, store, SNAPSHOT) == recipes.apply(config, SHOP).config
+
+
+def test_the_explanation_has_every_value_and_says_which_the_file_set() -> None:
+    recipe = recipes.apply(shop(training={"num_epochs": 3}), SHOP)
+    text = recipe.explanation()
+    assert all(value.path in text for value in recipe.values)
+    (line,) = (line for line in text.splitlines() if line.startswith("training.num_epochs=3"))
+    assert line.endswith("# set by the configuration")
+    assert "training.num_epochs" in "\n".join(recipe.lines())
+    assert recipe.as_details()["name"] == "interactions"

@@ -1,0 +1,120 @@
+"""Where edges come from: listing snapshots, files and formats, without anything slow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+
+import fsspec
+import pytest
+from edge_files import make_config, write
+
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.graph import source
+
+EDGE = [("a", "fav", "x")]
+
+
+def test_snapshots_are_found_by_listing(tmp_path):
+    for day in ("2024-02-01", "2023-12-31", "2024-13-01", "notes"):
+        write(tmp_path / f"{day}.parquet", EDGE)
+    assert source.find_snapshots(make_config(f"{tmp_path}/{{snapshot}}.parquet")) == ["2023-12-31", "2024-02-01"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{snapshot}/*.parquet",
+        "*/{snapshot}/part-?.parquet",
+        "**/{snapshot}/*.parquet",
+        "x/{snapshot}/{snapshot}*.parquet",
+    ],
+)
+def test_snapshots_are_found_in_folders_and_globs(tmp_path, pattern):
+    for day in ("2024-02-01", "2023-12-31"):
+        write(tmp_path / "x" / day / "part-0.parquet", EDGE)
+        write(tmp_path / "x" / day / f"{day}.parquet", EDGE)
+        write(tmp_path / day / "part-0.parquet", EDGE)
+    assert source.find_snapshots(make_config(f"{tmp_path}/{pattern}")) == ["2023-12-31", "2024-02-01"]
+
+
+def test_snapshots_are_found_at_a_url():
+    memory = fsspec.filesystem("memory")
+    folder = uuid.uuid4().hex
+    for day in ("2024-02-01", "2023-12-31"):
+        memory.pipe_file(f"/{folder}/{day}/e.csv", b"lhs,rel,rhs\n")
+    found = source.find_snapshots(make_config(f"memory://{folder}/{{snapshot}}/e.csv"))
+    assert found == ["2023-12-31", "2024-02-01"]
+
+
+def test_relative_paths_are_of_the_working_directory(tmp_path, monkeypatch):
+    write(tmp_path / "data" / "2024-02-01.parquet", EDGE)
+    monkeypatch.chdir(tmp_path)
+    for path in ("data/{snapshot}.parquet", "./data/{snapshot}.parquet"):
+        assert source.find_snapshots(make_config(path)) == ["2024-02-01"]
+
+
+def test_given_snapshots_are_taken_as_they_are(tmp_path):
+    config = make_config(tmp_path / "e.parquet", source={"snapshots": ["2024-02-01", "2023-01-01"]})
+    assert source.find_snapshots(config) == ["2023-01-01", "2024-02-01"]
+
+
+def test_without_dates_in_the_path_the_newest_files_day_is_the_snapshot(tmp_path):
+    for number, seconds in enumerate((86400 * 365, 86400 * 366)):
+        os.utime(write(tmp_path / f"e-{number}.parquet", EDGE), (seconds, seconds))
+    sizes = {"user": 1, "item": 1}
+    root = {"data_root": f"{tmp_path}/*.parquet"}
+    for config in (make_config(f"{tmp_path}/*.parquet"), make_config(None, sizes, train_data=root)):
+        assert source.find_snapshots(config) == ["1971-01-02"]
+    assert source.find_snapshots(make_config(f"{tmp_path}/none-*.parquet")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("e.json", r"the ending tells no format \(known: \.parquet"),
+        ("[ef].*", "has both Parquet and CSV files; narrow the pattern"),
+        (".", r"is a folder; name its files, such as"),
+        ("none.parquet", "no file for snapshot 2025-01-01"),
+        ("nowhere://x/e.parquet", "cannot be listed"),
+    ],
+)
+def test_a_path_that_is_wrong_is_one_clear_error(tmp_path, path, told):
+    write(tmp_path / "e.parquet", EDGE)
+    (tmp_path / "f.csv").write_text("lhs,rel,rhs\n")
+    (tmp_path / "e.json").write_text("{}")
+    if path == "[ef].*":
+        (tmp_path / "e.json").unlink()
+    config = make_config(path if "://" in path else f"{tmp_path}/{path}")
+    with pytest.raises(UserError, match=told):
+        source.inputs(config, "2025-01-01")
+
+
+@pytest.mark.parametrize("snapshot", ["2025-1-1", "2025-02-30", "latest"])
+def test_a_snapshot_that_is_no_date_is_one_clear_error(tmp_path, snapshot):
+    with pytest.raises(UserError, match="must be a date, YYYY-MM-DD"):
+        source.inputs(make_config(write(tmp_path / "e.parquet", EDGE)), snapshot)
+
+
+def test_listing_imports_nothing_slow():
+    code = (
+        "import sys; from twhin_pipeline.graph import source; "
+        "print([m for m in ('torch', 'duckdb', 'pyarrow', 'pandas', 'mlflow', 'dagster') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_tab_and_comma_separated_files_are_not_read_as_one(tmp_path):
+    (tmp_path / "e.csv").write_text("lhs,rel,rhs\na,follows,b\n")
+    (tmp_path / "e.tsv").write_text("lhs\trel\trhs\na\tfollows\tb\n")
+    with pytest.raises(UserError, match="both TSV and CSV files; narrow the pattern"):
+        source.inputs(make_config(tmp_path / "e.*"), "2025-01-01")
+
+
+def test_the_delimiter_goes_by_the_ending_not_by_the_name(tmp_path):
+    for name, delimiter in (("a.tsv-old.csv", ","), ("B.TSV", "\t")):
+        (tmp_path / name).write_text("lhs")
+        assert source.inputs(make_config(tmp_path / name), "2025-01-01")[0].delimiter == delimiter

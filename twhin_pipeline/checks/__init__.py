@@ -1,0 +1,1 @@
+"""What must hold between two steps, in DuckDB SQL, one file a check."""

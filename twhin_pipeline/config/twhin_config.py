@@ -1,0 +1,337 @@
+"""TwhinConfig: everything a run depends on, from one YAML file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import types
+import typing
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from twhin_pipeline.config.base import Section
+from twhin_pipeline.config.data import (
+    NegativesConfig,
+    SourceConfig,
+    SplitConfig,
+    TwhinDataConfig,
+    VocabularyConfig,
+)
+from twhin_pipeline.config.model import TwhinModelConfig
+from twhin_pipeline.config.training import (
+    EvaluationConfig,
+    ExportConfig,
+    LaunchConfig,
+    LossConfig,
+    RuntimeConfig,
+    TrainingConfig,
+)
+from twhin_pipeline.config.tune import TuneConfig
+from twhin_pipeline.errors import UserError, unknown
+
+
+class TwhinConfig(Section):
+    """The whole configuration. Sections and fields are named as published; what that lacks stands beside them."""
+
+    recipe: Literal["auto", "interactions", "graph", "none"] = "auto"
+    """Where fields that are left out get their values from. `auto`: from a recipe, chosen by the graph's schema and
+    counts once its edges are ingested. `interactions` (users and items: relations between different types) and `graph`
+    (relations among entities of one type) name the recipe. `none`: the defaults on this page. A value in the file or
+    given by `--set` always wins. Without a source, as in the published system, there is no recipe."""
+    model: TwhinModelConfig
+    """Tables, relations and the scorer."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Numerics of the device."""
+    training: TrainingConfig = TrainingConfig()
+    """The training loop."""
+    train_data: TwhinDataConfig = TwhinDataConfig()
+    """The training edges."""
+    validation_data: TwhinDataConfig = TwhinDataConfig()
+    """The validation edges."""
+    source: SourceConfig | None = None
+    """Where edges come from. Left out, as `sources` is: from `train_data.data_root` and `validation_data.data_root`, as
+    published."""
+    sources: list[SourceConfig] | None = Field(None, min_length=1)
+    """In place of `source`, several of them, each with its own path, format, columns and the like. Their edges are one
+    graph: equal ones are merged, and an id is the same entity in all."""
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    """Which entities get a row."""
+    split: SplitConfig = SplitConfig()
+    """Which edges are held out."""
+    negatives: NegativesConfig = NegativesConfig()
+    """How false edges are sampled."""
+    loss: LossConfig = LossConfig()
+    """What is minimized."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured, and what must be reached."""
+    export: ExportConfig = ExportConfig()
+    """How embedding tables are written."""
+    launch: LaunchConfig = LaunchConfig()
+    """Processes and memory."""
+    tune: TuneConfig = TuneConfig()
+    """What a search over hyperparameters tries."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> TwhinConfig:
+        if self.source is not None and self.sources is not None:
+            raise ValueError("source and sources are both given; move the one into the list")
+        if not self.all_sources and self.train_data.data_root is None:
+            raise ValueError("no edges: give source.path, or train_data.data_root as in the published system")
+        if len({source.ids for source in self.all_sources}) > 1:
+            raise ValueError("sources: ids are indexed in some and named in others; give all of them the same ids")
+        columns = [source.columns for source in self.all_sources]
+        if self.split.strategy == "given" and all(c.split is None for c in columns):
+            raise ValueError("split.strategy: given needs source.columns.split, the name of the split column")
+        timed = any(c.time is not None for c in columns)
+        if self.split.strategy == "temporal" and self.split.later_snapshot is None and not timed:
+            raise ValueError("split.strategy: temporal needs source.columns.time or split.later_snapshot")
+        if self.split.repeats and (self.train_data.limit is not None or self.train_data.offset is not None):
+            raise ValueError("split.repeats needs all training edges; leave train_data.limit and offset out")
+        self._candidates()
+        ranks = self.launch.nproc_per_node * self.launch.nnodes
+        for table in self.model.embeddings.tables:
+            if table.optimizer.rmsprop is not None and ranks > 1:
+                raise ValueError(
+                    f"model.embeddings.tables: rmsprop, of {table.name!r}, trains in one process, and launch asks for "
+                    f"{ranks}; take rowwise_adagrad or adagrad, or set launch.nproc_per_node and launch.nnodes to 1"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _relations(self) -> TwhinConfig:
+        if self.model.every_other is not None:
+            if not self.all_sources or self.all_sources[0].ids == "indexed":
+                raise ValueError(
+                    'model.relations: indexed edges have numbers, not names, of relations, so "*" finds none; list each'
+                )
+            return self  # split.relations may name one of the source: `relations.resolve` looks at it again
+        for name in self.split.relations or ():
+            if name not in self.model.relation_names:
+                raise ValueError(f"split.relations: {unknown('relation', name, self.model.relation_names)}")
+        return self
+
+    def _candidates(self) -> None:
+        sampled, in_batch = self.train_data.global_negatives, self.train_data.in_batch_negatives
+        if sampled == 0 and in_batch == 0:
+            raise ValueError(
+                "train_data.global_negatives and train_data.in_batch_negatives are both 0, so nothing would be "
+                "contrasted; set one of them"
+            )
+        if sampled == "all" and in_batch > 0:
+            raise ValueError(
+                f"train_data.in_batch_negatives: {in_batch} candidates would be counted twice beside "
+                "global_negatives: all; set it to 0"
+            )
+        if self.validation_data.global_negatives == "all":
+            raise ValueError(
+                "validation_data.global_negatives: all is for training only; give a number here, and to validate "
+                "against every entity set training.early_stopping_metric: filtered_mrr"
+            )
+
+    @property
+    def all_sources(self) -> list[SourceConfig]:
+        """The sources, whether `source` or `sources` gives them; empty where only a `data_root` does."""
+        return [self.source] if self.source is not None else self.sources or []
+
+    @property
+    def named_sources(self) -> list[tuple[str, SourceConfig]]:
+        """The sources, each after its path in the YAML: `source`, or `sources[0]` and so on."""
+        if self.source is not None:
+            return [("source", self.source)]
+        return [(f"sources[{number}]", source) for number, source in enumerate(self.sources or [])]
+
+    @property
+    def epochs_of_negatives(self) -> int:
+        """Epochs of negatives that the training set holds: one, and empty, where `all` entities are candidates."""
+        if self.train_data.global_negatives == "all":
+            return 1
+        return self.negatives.epochs or self.training.num_epochs
+
+    def hash(self) -> str:
+        """Return 12 hex digits that name this configuration.
+
+        Where and how fast it runs (`launch`) and what is searched (`tune`) are left out.
+        """
+        text = json.dumps(self.model_dump(mode="json", exclude={"launch", "tune"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration, every default spelled out."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, but a date is text (a snapshot's name), and a key that is there twice is an error: it would silently
+    replace the first.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: str, overrides: Iterable[str] = ()) -> TwhinConfig:
+    """Read a YAML file (path or URL) and apply overrides such as `training.num_epochs=3`.
+
+    A relative `source.path` is relative to the file's folder, or to the working directory where an override sets it;
+    `data_root` is relative to the working directory, as published. Both stay as they are written: the folder is kept
+    apart, so that neither `hash` nor `to_yaml` depends on it.
+
+    Raises:
+        UserError: The file is missing or no YAML mapping, or a field is wrong; it names the path in the YAML.
+    """
+    try:
+        with fsspec.open(path, "r") as file:
+            text = file.read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); give the path of a YAML file") from error
+    except (ValueError, ImportError) as error:  # no text, or a protocol that fsspec lacks
+        raise UserError(f"{path}: cannot be read ({error}); give the path or URL of a YAML file") from error
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold sections such as `model:` and `source:`, got {type(data).__name__}")
+    overrides = list(overrides)
+    for override in overrides:
+        apply_override(data, override)
+    config = parse_config(data, origin=str(path))
+    _set_folders(config, str(path), overrides)
+    return config
+
+
+def _set_folders(config: TwhinConfig, path: str, overrides: list[str]) -> None:
+    """Tell each source whose path is in the file at `path`, and in no override, the file's folder."""
+    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+    changed = {override.partition("=")[0].strip() for override in overrides}
+    for section, source in config.named_sources:
+        key = section.replace("[", ".").rstrip("]")
+        if not changed & {key.partition(".")[0], key, f"{key}.path", f"{key}.sql"}:
+            source.set_folder(folder)
+
+
+def parse_config(data: dict[str, Any], origin: str = "configuration") -> TwhinConfig:
+    """Validate `data`. Raises UserError that names each wrong field by its path in the YAML, `origin` in front."""
+    try:
+        config = TwhinConfig.model_validate(data)
+    except ValidationError as error:
+        told = [_tell(dict(e), data) for e in error.errors()]
+        raise UserError("\n".join(f"{origin}: {line}" for line in told)) from error
+    if config.runtime.wandb is not None:
+        warnings.warn("runtime.wandb is accepted and not used: runs are tracked with MLflow", stacklevel=2)
+    return config
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one field of nested `data` in place from `path.to.field=value` (YAML); list items go by index or name.
+
+    Raises:
+        UserError: It is not of that form, or the path leads through something that has no fields.
+    """
+    path, separator, value = override.partition("=")
+    if not separator or not path.strip():
+        raise UserError(f"override {override!r} must look like training.num_epochs=3")
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML") from error
+    *parents, last = path.strip().split(".")
+    node: Any = data
+    for key in parents:
+        node = _descend(node, key, override, create=True)
+    if isinstance(node, list):
+        node[_position(node, last, override)] = parsed
+    elif isinstance(node, dict):
+        node[last] = parsed
+    else:
+        raise UserError(f"override {override!r}: {'.'.join(parents)} has no fields")
+
+
+def _descend(node: Any, key: str, override: str, *, create: bool = False) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, key, override)]
+    if isinstance(node, dict):
+        if create and node.get(key) is None:
+            node[key] = {}
+        return node[key]
+    raise UserError(f"override {override!r}: there is nothing below {key!r}")
+
+
+def _position(items: list[Any], key: str, override: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    known = [str(n) for n in names if n is not None]
+    raise UserError(f"override {override!r}: {unknown('item', key, known or range(len(items)))}")
+
+
+def _tell(error: dict[str, Any], data: Any) -> str:
+    location = error["loc"]
+    where = _yaml_path(location)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        fields = _fields_at(TwhinConfig, location[:-1])
+        parent = _yaml_path(location[:-1])
+        return f"{where}: {unknown('key', location[-1], fields)}" + (f" (in {parent})" if parent else "")
+    if error["type"] == "missing":
+        return f"{where}: is missing; add it"
+    if error["type"] == "value_error":
+        inner = re.match(r"[a-z_]+(\[\d+\])?(\.[a-z_]+)*: ", message)
+        return where + ("." if inner else ": ") + message if where else message
+    return f"{where}: {message}, got {error['input']!r}"
+
+
+def _yaml_path(location: Iterable[int | str]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
+    """Known keys of the section at `location` in the tree of sections."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        found = _section_in(field.annotation) if field else None
+        if found is None:
+            return []
+        model = found
+    return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
+        for argument in typing.get_args(annotation):
+            found = _section_in(argument)
+            if found is not None:
+                return found
+    return None
+
+
+def default_config_path() -> str:
+    """Return `configs/debian.yaml` of this checkout: the bundled example."""
+    return str(Path(__file__).resolve().parents[2] / "configs" / "debian.yaml")

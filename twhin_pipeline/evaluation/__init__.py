@@ -1,0 +1,1 @@
+"""How good a model is: ranking, metrics, baselines, and what to try."""

@@ -1,0 +1,308 @@
+"""Evaluation: ranks the held-out edges and writes the table `evaluation` (docs/metrics.md defines every metric)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import torch
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config.training import EvaluationConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.evaluation import comparison, repeats
+from twhin_pipeline.evaluation.advice import advice
+from twhin_pipeline.evaluation.baselines import read_degrees
+from twhin_pipeline.evaluation.classification import auc, rce, sample_negatives, score_sampled
+from twhin_pipeline.evaluation.held_out import (
+    HeldOut,
+    Questions,
+    read_edges,
+    read_filters,
+    read_retrieval,
+    replaced_sides,
+    some_edges,
+    some_heads,
+)
+from twhin_pipeline.evaluation.measurements import Measured, Retrieved, Scored
+from twhin_pipeline.evaluation.rank_metrics import distinct, joined, rank_metrics, retrieval_metrics
+from twhin_pipeline.evaluation.ranking import CandidateSet, Counts
+from twhin_pipeline.evaluation.results import SCHEMA, comparisons
+from twhin_pipeline.model.relation_scores import RelationScores, to_tensor
+from twhin_pipeline.store import Manifest, Store, database
+from twhin_pipeline.vectors.model_files import ModelTables
+from twhin_pipeline.words import SIDES, Side
+
+ALL, BOTH = "all", "both"
+Metrics = dict[str, float | None]
+Columns = dict[str, Metrics]
+"""By column of the table (`value`, `baseline`, …): metrics of one group of queries."""
+DETAIL = {"value": "metrics"}
+"""What a column is called in the manifest's details, where it is another name."""
+
+
+def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
+    """Measure the model of a snapshot on its held-out edges and write the table `evaluation`.
+
+    Raises:
+        UserError: The model or its data is missing, or they do not belong together.
+    """
+    started = time.monotonic()
+    tables = ModelTables.open(store, snapshot)
+    versions = _parents(tables, config, snapshot) | repeats.parents(config, store, snapshot)
+    held_out = HeldOut.open(store, snapshot)
+    device = torch.device("cuda" if config.launch.device != "cpu" and torch.cuda.is_available() else "cpu")
+    scorer = tables.scorer().to(device)
+    vectors = {
+        name: to_tensor(_rows(tables.table(name), name, store.manifest(f"vocabulary/{name}", snapshot)), device)
+        for name in tables.names
+    }
+    scores = [
+        RelationScores(scorer, number, vectors[relation.lhs], vectors[relation.rhs])
+        for number, relation in enumerate(config.model.relations)
+    ]
+    with database.connect(config, store) as con:
+        by_number = _measure(con, config.model.relation_names, scores, held_out, config.evaluation)
+        ranked = time.monotonic()
+        sizes = {name: len(table) for name, table in vectors.items()}
+        compared = comparison.compare(con, config, by_number, held_out, sizes, device)
+    measured = list(by_number.values())
+    again = repeats.measure(config, store, snapshot, scores)
+    table = pa.concat_tables([_table(measured, config.evaluation), again])
+    overall = _overall(measured, config)
+    with store.replace("evaluation", snapshot, config_hash=config.hash(), parents=versions) as draft:
+        draft.write(table)
+        draft.details = {
+            "split": held_out.split,
+            "note": "; ".join([*_notes(config, held_out, measured), *compared.notes]),
+            "edges": sum(m.edges for m in measured),
+            "compared_edges": sum(m.compared.edges for m in measured if m.compared is not None),
+            "seconds": round(time.monotonic() - started, 3),
+            "baselines_seconds": round(time.monotonic() - ranked, 3),
+            "als_settings": compared.settings,
+            "device": device.type,
+            "chosen_step": tables.manifest.details.get("chosen_step"),
+            "chosen_epoch": tables.manifest.details.get("chosen_epoch"),
+            "sides": _sides(config),
+            **{DETAIL.get(column, column): figures for column, figures in overall.items()},
+        }
+        draft.details["warnings"] = advice(comparisons(table, draft.details), config, tables.manifest.details)
+    return store.manifest("evaluation", snapshot)
+
+
+def _parents(tables: ModelTables, config: TwhinConfig, snapshot: str) -> dict[str, str]:
+    """Return the versions that are read. Raises UserError where the model was trained on other ones."""
+    model = tables.manifest
+    if tables.config.relation_names != config.model.relation_names:
+        raise UserError(
+            f"twhin_model of {snapshot} was trained with the relations {', '.join(tables.config.relation_names)}, not "
+            f"with model.relations; train again with `twhin train --snapshot {snapshot}`"
+        )
+    vocabularies = [f"vocabulary/{name}" for name in tables.names]
+    data = ["training_set/positives", "held_out/validation", "held_out/test", *vocabularies]
+    return {"twhin_model": model.version, **tables.trained_on(data)}
+
+
+def _rows(table: np.ndarray, name: str, vocabulary: Manifest) -> np.ndarray:
+    if len(table) < vocabulary.rows:
+        raise UserError(
+            f"twhin_model's table {name} has {len(table)} rows and vocabulary/{name} {vocabulary.rows} ids; "
+            f"train again with `twhin train --snapshot {vocabulary.snapshot}`"
+        )
+    return table[: vocabulary.rows]
+
+
+def _measure(
+    con: duckdb.DuckDBPyConnection,
+    names: list[str],
+    scores: list[RelationScores],
+    held_out: HeldOut,
+    options: EvaluationConfig,
+) -> dict[int, Measured]:
+    """Measure the relations that have a test edge, by number and in their order."""
+    measured = {}
+    for number, edges in enumerate(read_edges(con, held_out.test, len(names))):
+        if len(edges["lhs"]):
+            rng = np.random.default_rng([options.seed, number])
+            chosen = some_edges(edges, options.max_edges, rng)
+            measured[number] = Measured(names[number], scores[number], edges, chosen, rng)
+    for side in SIDES:
+        _measure_side(con, side, measured, held_out, options)
+    if options.recall_at:
+        _measure_retrieval(con, {n: m for n, m in measured.items() if m.retrieved is None}, held_out, options)
+    return measured
+
+
+def _measure_side(
+    con: duckdb.DuckDBPyConnection,
+    side: Side,
+    measured: Mapping[int, Measured],
+    held_out: HeldOut,
+    options: EvaluationConfig,
+) -> None:
+    """Rank one side of the relations' edges, and tell them from sampled ones.
+
+    Where these are all tails of their heads, and all candidates, it is retrieval too: the same scores, another filter.
+    """
+    sizes = {n: m.scores.num_entities(side) for n, m in measured.items()}
+    chosen = {n: m.chosen for n, m in measured.items()}
+    same = {
+        n: m.chosen
+        for n, m in measured.items()
+        if side == "rhs"
+        and options.recall_at
+        and m.edges == len(m.held_out["lhs"])
+        and (options.candidates is None or options.candidates >= sizes[n])
+    }
+    known = read_filters(con, held_out.known, side, chosen)
+    seen = read_filters(con, held_out.seen, side, same)
+    counted = read_degrees(con, held_out.train, side, measured)
+    for n, m in measured.items():
+        m.candidates[side] = candidates = CandidateSet.sample(sizes[n], options.candidates, m.rng)
+        asked = Questions.of(side, m.chosen, candidates, [known[n], seen[n]] if n in same else [known[n]])
+        degrees = counted[n].of_all(sizes[n])
+        drawn, valid = sample_negatives(sizes[n], asked.queries, known[n], options.auc_negatives, m.rng)
+        true, false = score_sampled(m.scores, side, asked.queries, asked.targets, drawn, options.block_size)
+        ours, theirs = asked.rank(m.scores, options.block_size), asked.popular(degrees)
+        m.model[side] = Scored(ours[0].ranks, ours[1].ranks, true, false[valid])
+        m.baseline[side] = Scored(theirs[0].ranks, theirs[1].ranks, degrees[asked.targets], degrees[drawn[valid]])
+        if n in same:
+            m.retrieved = Retrieved(m.chosen, ours[2], theirs[2])
+
+
+def _measure_retrieval(
+    con: duckdb.DuckDBPyConnection, measured: Mapping[int, Measured], held_out: HeldOut, options: EvaluationConfig
+) -> None:
+    """Rank the tails of some of the relations' heads in the whole catalogue."""
+    heads = {n: some_heads(m.held_out, options.max_edges, m.rng) for n, m in measured.items()}
+    sizes = {n: m.scores.num_entities("rhs") for n, m in measured.items()}
+    questions = read_retrieval(con, heads, sizes, held_out)
+    counted = read_degrees(con, held_out.train, "rhs", measured)
+    for n, m in measured.items():
+        asked = questions[n]
+        ours, theirs = asked.rank(m.scores, options.block_size), asked.popular(counted[n].of_all(sizes[n]))
+        m.retrieved = Retrieved(heads[n], ours[1], theirs[1])
+
+
+def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:
+    """One row per relation (then all together), side and metric."""
+    rows: list[dict] = []
+    for name, group in [*((m.name, [m]) for m in measured), *([(ALL, measured)] if measured else [])]:
+        edges = sum(m.edges for m in group)
+        for side, sides in (("lhs", SIDES[:1]), ("rhs", SIDES[1:]), (BOTH, SIDES)):
+            queries = [(m, s) for m in group for s in sides]
+            rows += _table_rows(name, side, edges, _edges_compared(group), _ranked(queries, options))
+        retrieved = [len(m.retrieved.edges["lhs"]) for m in group if m.retrieved is not None]
+        heads = [len(m.compared.heads) for m in group if m.compared is not None]
+        rows += _table_rows(name, "rhs", sum(retrieved), sum(heads), _retrieval(group, options))
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _table_rows(relation: str, side: str, edges: int, compared_edges: int, columns: Columns) -> list[dict]:
+    """Return a row for each metric that the model has; what another column lacks is null there."""
+    rows = []
+    for metric, value in columns["value"].items() if columns else ():
+        if value is not None:
+            row = {"relation": relation, "side": side, "metric": metric, "edges": edges}
+            row |= {column: found.get(metric) for column, found in columns.items()}
+            if row.get(comparison.MODEL) is not None:
+                row["compared_edges"] = compared_edges
+            rows.append(row)
+    return rows
+
+
+def _edges_compared(group: Sequence[Measured]) -> int:
+    return sum(m.compared.edges for m in group if m.compared is not None)
+
+
+def _compared_by(group: Sequence[Measured]) -> list[str]:
+    """Return the columns of what ranked edges of every relation of the group: the model, item-kNN, ALS."""
+    each = [set() if m.compared is None else set(m.compared.ranks) for m in group]
+    common: set[str] = set.intersection(*each)
+    return sorted(common) if common - {comparison.MODEL} else []
+
+
+def _ranked(queries: Sequence[tuple[Measured, Side]], options: EvaluationConfig) -> Columns:
+    """Return what there is to say of ranks and sampled edges, by column."""
+    columns = {
+        "value": _scored_metrics([m.model[s] for m, s in queries], options),
+        # A degree is no probability, so it has no log loss.
+        "baseline": _scored_metrics([m.baseline[s] for m, s in queries], options) | {"rce": None},
+    }
+    for name in _compared_by([m for m, _ in queries]):
+        ranks = np.concatenate([m.compared.ranks[name].filtered[s] for m, s in queries if m.compared is not None])
+        found = rank_metrics("filtered", ranks, options.hits_at)
+        columns[name] = {k: v for k, v in found.items() if k != "filtered_mean_rank"}
+    return columns
+
+
+def _retrieval(group: Sequence[Measured], options: EvaluationConfig) -> Columns:
+    """Return the retrieval metrics by column; none where it is left out."""
+    retrieved = [m.retrieved for m in group if m.retrieved is not None]
+    if not retrieved:
+        return {}
+    query = distinct(r.edges["lhs"] for r in retrieved)
+
+    def metrics(heads: np.ndarray, counts: Sequence[Counts]) -> Metrics:
+        return {**retrieval_metrics(heads, joined(list(counts)), options.recall_at)}
+
+    columns = {
+        "value": metrics(query, [r.model for r in retrieved]),
+        "baseline": metrics(query, [r.baseline for r in retrieved]),
+    }
+    compared = [m.compared for m in group if m.compared is not None]
+    for name in _compared_by(group):
+        counts = [c.ranks[name].retrieved for c in compared]
+        columns[name] = metrics(distinct(c.heads for c in compared), [c for c in counts if c is not None])
+    return columns
+
+
+def _scored_metrics(scored: list[Scored], options: EvaluationConfig) -> dict[str, float | None]:
+    filtered = np.concatenate([s.filtered for s in scored])
+    raw = np.concatenate([s.raw for s in scored])
+    true, false = np.concatenate([s.true for s in scored]), np.concatenate([s.false for s in scored])
+    found: dict[str, float | None] = {}
+    found |= rank_metrics("filtered", filtered, options.hits_at)
+    found |= rank_metrics("raw", raw, options.hits_at)
+    return found | {"auc": auc(true, false), "rce": rce(true, false)}
+
+
+def _overall(measured: list[Measured], config: TwhinConfig) -> dict[str, dict[str, float]]:
+    """Return the metrics of all relations by column: retrieval of tails, and of the others the mean over the queries of
+    the sides that each relation replaces in training.
+    """
+    replaced = dict(zip(config.model.relation_names, replaced_sides(config), strict=True))
+    queries = [(m, side) for m in measured for side in replaced[m.name]]
+    if not queries:
+        return {"value": {}, "baseline": {}}
+    ranked, retrieved = _ranked(queries, config.evaluation), _retrieval(measured, config.evaluation)
+    return {
+        column: {k: v for k, v in (found | retrieved.get(column, {})).items() if v is not None}
+        for column, found in ranked.items()
+    }
+
+
+def _sides(config: TwhinConfig) -> str | dict[str, str]:
+    """Tell which sides' queries the overall metrics average: one word where it is the same for all relations."""
+    told = {
+        name: BOTH if sides == SIDES else sides[0]
+        for name, sides in zip(config.model.relation_names, replaced_sides(config), strict=True)
+    }
+    return told if len(set(told.values())) > 1 else next(iter(told.values()))
+
+
+def _notes(config: TwhinConfig, held_out: HeldOut, measured: list[Measured]) -> list[str]:
+    if held_out.split == "none":
+        return ["no edge is held out (split.validation and split.test are 0), so nothing was measured"]
+    names = {m.name for m in measured}
+    without = [name for name in config.model.relation_names if name not in names]
+    told = [f"no held-out edge of {', '.join(without)}"] if without else []
+    if held_out.split == "validation":
+        told.append("held_out/test is empty, so the validation edges were ranked")
+    compared = [m.compared.edges for m in measured if m.compared is not None]
+    if sum(compared) < sum(m.edges for m in measured) and compared:
+        told.append(f"item_knn and als rank {sum(compared):,} of the test edges (evaluation.baseline_edges)")
+    return told

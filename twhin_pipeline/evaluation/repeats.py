@@ -1,0 +1,67 @@
+"""Edges that happen again: how well the model finds the pairs of training that occur once more in the test's time.
+
+They are measured apart from the test, whose edges are new: what a user did before is the easiest guess of what comes
+next, and mixing the two would hide how good the model is at either. Known pairs are candidates here, and none is left
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.evaluation.baselines import read_degrees
+from twhin_pipeline.evaluation.held_out import Questions, read_edges, some_heads
+from twhin_pipeline.evaluation.rank_metrics import distinct, joined, retrieval_metrics
+from twhin_pipeline.evaluation.ranking import CandidateSet, Counts
+from twhin_pipeline.evaluation.results import SCHEMA
+from twhin_pipeline.model.relation_scores import RelationScores
+from twhin_pipeline.store import Store, database
+from twhin_pipeline.words import REPEATS
+
+
+def parents(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, str]:
+    """Return the version of the table that `measure` reads. Raises UserError where it is asked for and not there."""
+    return store.versions(snapshot, [REPEATS]) if config.split.repeats else {}
+
+
+def measure(config: TwhinConfig, store: Store, snapshot: str, scores: Sequence[RelationScores]) -> pa.Table:
+    """Return rows of the table `evaluation`: `repeat_recall@k` and `repeat_ndcg@k`, by relation and of all together.
+
+    A head's tails that happen again are ranked among all entities of their type. The baseline ranks by degree.
+
+    Args:
+        config: Its `split.repeats` asks for them; `evaluation` says how many, and k.
+        store: Has `held_out/repeats` and `training_set/positives`.
+        snapshot: Of these.
+        scores: Of each relation, in the model's order.
+    """
+    options = config.evaluation
+    if not config.split.repeats or not options.recall_at:
+        return SCHEMA.empty_table()
+    found: list[tuple[str, np.ndarray, Counts, Counts]] = []
+    with database.connect(config, store) as con:
+        every = read_edges(con, store.files(REPEATS, snapshot), len(scores))
+        asked = {number: edges for number, edges in enumerate(every) if len(edges["lhs"])}
+        degrees = read_degrees(con, store.files("training_set/positives", snapshot), "rhs", asked) if asked else {}
+    for number, edges in asked.items():
+        size = scores[number].num_entities("rhs")
+        rng = np.random.default_rng([options.seed, number])
+        questions = Questions.of("rhs", some_heads(edges, options.max_edges, rng), CandidateSet(size), [])
+        (ours,) = questions.rank(scores[number], options.block_size)
+        (theirs,) = questions.popular(degrees[number].of_all(size))
+        found.append((config.model.relation_names[number], questions.queries, ours, theirs))
+    rows = []
+    for name, group in [*((one[0], [one]) for one in found), *([("all", found)] if found else [])]:
+        query = distinct(queries for _, queries, _, _ in group)
+        ours, theirs = joined([one[2] for one in group]), joined([one[3] for one in group])
+        value, baseline = (retrieval_metrics(query, counts, options.recall_at) for counts in (ours, theirs))
+        rows += [
+            {"relation": name, "side": "rhs", "metric": f"repeat_{metric}", "value": value[metric],
+             "baseline": baseline[metric], "edges": len(query)}
+            for metric in value
+        ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -1,0 +1,1 @@
+"""A snapshot's edges and entities: sources are read, typed, merged and numbered."""

@@ -1,0 +1,513 @@
+"""Raw edges: read from the source, typed, cleaned, merged and sorted; rows that cannot be edges are kept apart.
+
+It is SQL over Parquet, which DuckDB streams once. Ids are numbered as they come (`interning`), edges are sorted by
+their numbers out of memory (`edge_sort`) and written as they come (`edge_file`), so the graph may be larger than
+memory; its ids must fit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from twhin_pipeline.config import relations
+from twhin_pipeline.config.model import Relation, names_relation
+from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.graph import edge_file, id_order, numbered_edges, source
+from twhin_pipeline.graph.edge_sort import EdgeSorter
+from twhin_pipeline.graph.interning import Interner, LookedUp
+from twhin_pipeline.graph.scan import FIELDS, OUTSIDE_WINDOW, SIDES, Reason, Rows, Scan, open_input, parquet, window
+from twhin_pipeline.prefetch import Prefetcher, in_order
+from twhin_pipeline.store import database
+from twhin_pipeline.store.database import explained, literal, name
+from twhin_pipeline.words import PARTS
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.graph.source import Input
+    from twhin_pipeline.store import Manifest, Store
+
+Array = np.ndarray[Any, Any]
+
+MALFORMED = "malformed line"
+MOST_RELATIONS = 100_000
+"""With `"*"` in model.relations, more names than this are taken for a mistake: an id's column for the relations'."""
+ROWS_AT_ONCE, BATCHES_AHEAD = 1 << 17, 4
+REJECTED = pa.schema(
+    [(column, pa.string()) for column in ("lhs", "rel", "rhs", "reason", "column", "value", "file")]
+    + [("row", pa.int64()), ("source", pa.string())]
+)
+
+
+def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
+    """Write `raw_edges` and `raw_edges_rejected` of a snapshot, and return the manifest of `raw_edges`.
+
+    Its details: rows `read`, edges `kept`, `rejected`, `rejected_share`, `rejected_by_reason`, `duplicates_merged`,
+    `outside_window`, `undated`, `self_loops`, `edges_per_relation`, `relations` (names, in the order that numbers
+    them), the `files`, `sources` (see `Counted.details`), and `notes` for the user. A row whose time is not before the
+    end of the snapshot's day (UTC), or before the window, is left out and counted; it is no rejected row. Duplicates
+    (equal lhs, rel and rhs) become one edge: its weight by `repeat_weight`, the earliest split, the latest time, and
+    the earliest as `first_time` (null where one of them has none). Where `model.relations` has a `"*"`, each relation
+    that has an edge is one of the model's.
+
+    Raises:
+        UserError: Files or columns are missing or of a wrong type, a field names a relation that is not found, or the
+            memory limit is too low; names the remedy.
+    """
+    with (
+        database.connect(config, store) as con,
+        tempfile.TemporaryDirectory(prefix="twhin-ingest-") as folder,
+    ):
+        given = source.inputs(config, snapshot)
+        known = set(config.model.relation_names) if config.model.every_other is None else None
+        scans = [
+            scan
+            for number, one in enumerate(given)
+            for scan in open_input(con, one, number, f"{folder}/{number}", known)
+        ]
+        possible = relations.with_found(config, _names(con, config, scans))
+        _check_names(given, possible.model.relation_names)
+        _create_relations(con, possible, possible.model.relations)
+        rows = Rows(scans, config, len(given), all(scan.integers for scan in scans))
+        what = ", ".join(one.field for one in given)
+        with explained(what), EdgeSorter(folder, _columns(given)) as sorter:
+            interner = Interner(texts=not all(scan.integers for scan in scans))
+            number = len(possible.model.relations)
+            counted = _meet(con, rows, sorter, interner, number, database.threads(config))
+            counted.malformed = _create_malformed(con, scans)
+            edges_of = counted.edges.sum(0)
+            good = int(edges_of.sum())
+            if good:
+                config = _settle(con, config, possible, np.flatnonzero(edges_of).tolist())
+            _write_rejected(con, config, store, snapshot, rows, scans, counted)
+            if good == 0:
+                raise UserError(_nothing(what, given, store, snapshot, counted))
+            weigh = _repeat_weights(given, counted.edges, possible.model.relation_names)
+            met = interner.ids()
+            del interner
+            ids, ranks = _ranked(met)
+            del met
+            kept = _write_kept(config, store, snapshot, sorter, possible, ids, ranks, weigh)
+        rejected = counted.rejected()
+        read = good + counted.outside + sum(rejected.values())
+        kept.details.update(
+            read=read,
+            rejected=sum(rejected.values()),
+            rejected_share=sum(rejected.values()) / max(read, 1),
+            rejected_by_reason=rejected,
+            duplicates_merged=good - kept.details["kept"],
+            outside_window=counted.outside,
+            undated=int(counted.undated.sum()) if "time" in sorter.columns else 0,
+            files=[file for one in given for file in one.files],
+            sources=[counted.details(n, one, possible.model.relation_names) for n, one in enumerate(given)],
+            notes=_notes(scans, given, counted),
+        )
+        kept.commit(config_hash=config.hash(), parents={})
+    return store.manifest("raw_edges", snapshot)
+
+
+class Counted:
+    """What is counted while rows are read, by source."""
+
+    def __init__(self, reasons: list[Reason], sources: int, relations: int) -> None:
+        """Begin with none."""
+        self.reasons = reasons
+        self.fates = np.zeros(sources + len(reasons), np.int64)
+        """Rows by fate, as `scan.Rows` numbers them."""
+        self.edges = np.zeros((sources, relations), np.int64)
+        """Rows that are edges."""
+        self.undated = np.zeros(sources, np.int64)
+        """Those of them without a time."""
+        self.times = np.full((sources, 2), [2**63 - 1, numbered_edges.NO_TIME], np.int64)
+        """The others' earliest and latest time, microseconds."""
+        self.malformed: list[int] = [0] * sources
+
+    def add(self, which: Array, rel: Array, time: Array | None) -> None:
+        """Count edges `[n]`: their sources, relations and times."""
+        sources, relations = self.edges.shape
+        self.edges += np.bincount(which * relations + rel, minlength=self.edges.size).reshape(self.edges.shape)
+        if time is None:
+            return
+        for number in np.unique(which).tolist() if sources > 1 else [0]:
+            mine = time[which == number] if sources > 1 else time
+            dated = mine[mine != numbered_edges.NO_TIME]
+            self.undated[number] += len(mine) - len(dated)
+            if len(dated):
+                first, last = self.times[number]
+                self.times[number] = min(first, dated.min()), max(last, dated.max())
+
+    @property
+    def outside(self) -> int:
+        """Rows that do not count for the snapshot."""
+        return sum(rows for reason, rows in self._by_reason() if reason.text == OUTSIDE_WINDOW)
+
+    def rejected(self, source: int | None = None) -> dict[str, int]:
+        """Return the rejected rows by reason, of one source or of all."""
+        found: Counter[str] = Counter()
+        for reason, rows in self._by_reason():
+            if reason.text != OUTSIDE_WINDOW and source in (None, reason.source):
+                found[reason.text] += rows
+        malformed = sum(self.malformed) if source is None else self.malformed[source]
+        return dict(sorted(found.items())) | ({MALFORMED: malformed} if malformed else {})
+
+    def by_column(self, source: int | None = None) -> list[tuple[str, str | None, int]]:
+        """Return reason, column and rows of what is rejected, the most frequent first."""
+        found: Counter[tuple[str, str | None]] = Counter()
+        for reason, rows in self._by_reason():
+            if reason.text != OUTSIDE_WINDOW and source in (None, reason.source):
+                found[reason.text, reason.column] += rows
+        malformed = sum(self.malformed) if source is None else self.malformed[source]
+        if malformed:
+            found[MALFORMED, None] = malformed
+        return [(text, column, rows) for (text, column), rows in found.most_common()]
+
+    def details(self, source: int, given: Input, relations: Sequence[str]) -> dict[str, Any]:
+        """Return what the manifest tells of a source.
+
+        Its `source` (path in the configuration), `files`, rows `read`, rows that are `edges`, `edges_per_relation`,
+        `rejected` and `rejected_by` (reason, column, rows), `outside_window`, `undated` edges, and the `time_range` of
+        the others, the earliest and latest (ISO, UTC; null where there is none).
+        """
+        edges = {name: int(n) for name, n in zip(relations, self.edges[source], strict=True) if n}
+        rejected = self.by_column(source)
+        outside = sum(n for reason, n in self._by_reason() if reason.text == OUTSIDE_WINDOW and reason.source == source)
+        total = sum(rows for *_, rows in rejected)
+        first, last = self.times[source].tolist()
+        return {
+            "source": given.section,
+            "files": given.files,
+            "read": sum(edges.values()) + outside + total,
+            "edges": sum(edges.values()),
+            "edges_per_relation": edges,
+            "rejected": total,
+            "rejected_by": [{"reason": text, "column": column, "rows": rows} for text, column, rows in rejected],
+            "outside_window": outside,
+            "undated": int(self.undated[source]) if given.columns.time is not None else sum(edges.values()),
+            "time_range": [_iso(first), _iso(last)] if first <= last else None,
+        }
+
+    def _by_reason(self) -> Iterator[tuple[Reason, int]]:
+        rows = self.fates[len(self.edges) :]
+        return ((self.reasons[n], int(rows[n])) for n in np.flatnonzero(rows).tolist())
+
+
+def _iso(microseconds: int) -> str:
+    return str(np.datetime64(microseconds, "us").astype("datetime64[s]"))
+
+
+def _nothing(what: str, given: list[Input], store: Store, snapshot: str, counted: Counted) -> str:
+    """Say why no row is an edge."""
+    rejected, outside = counted.by_column(), counted.outside
+    if not rejected and not outside:
+        return f"{what}: no edge for snapshot {snapshot}: the files have no rows; correct the path"
+    told = [f"{reason}{_in(column)} {count:,}" for reason, column, count in rejected]
+    remedies = []
+    if outside:
+        dated = next(one for one in given if one.columns.time is not None)
+        start, end = window(dated)
+        since = "" if start is None else f"from {start:%Y-%m-%d %H:%M} "
+        told.append(f"{OUTSIDE_WINDOW} ({since}before {end:%Y-%m-%d}) {outside:,}")
+        remedies.append(f"choose another snapshot or a longer {dated.section}.window")
+    if rejected:
+        rows = store.read("raw_edges_rejected", snapshot)
+        first = rows.filter(pc.equal(rows["reason"], rejected[0][0])).slice(0, 1).to_pylist()[0]
+        told.append(f"the first is row {first['row']} of {first['file']}, {first['reason']}")
+        sections = " or ".join(f"{one.section}.columns" for one in given if one.split is None)
+        remedies.append(f"correct {sections or 'the columns'}, model.relations or the file")
+    return f"{what}: no edge for snapshot {snapshot}: {', '.join(told)}; {', or '.join(remedies)}"
+
+
+def _in(column: str | None) -> str:
+    return "" if column is None else f" in column {column!r}"
+
+
+def _notes(scans: list[Scan], given: list[Input], counted: Counted) -> list[str]:
+    """Return what a user should know although nothing is wrong."""
+    notes = []
+    for scan in scans:
+        if scan.named_by_file:
+            files = ", ".join(part.origin for part in scan.staged[:3]) + (", …" if len(scan.staged) > 3 else "")
+            notes.append(f"{files}: no relation column, so all rows are of relation {scan.relation!r}, the file's name")
+    for number, one in enumerate(given):
+        if not counted.edges[number].any():
+            notes.append(f"{one.section}: none of its rows is an edge")
+    return notes
+
+
+def _check_names(given: list[Input], names: Sequence[str]) -> None:
+    """Raise UserError where a source names a relation that is neither in the model nor, with `"*"`, in a source."""
+    for one in given:
+        if one.source.relation is not None and one.source.relation not in names:
+            raise UserError(f"{one.section}.relation: {unknown('relation', one.source.relation, names)}")
+        for name_ in one.source.weights or ():
+            if name_ not in names:
+                raise UserError(
+                    f"{one.section}.weights: {unknown('relation', name_, names)} (a relation that a snapshot may lack "
+                    "has to be listed in model.relations)"
+                )
+
+
+def _repeat_weights(given: list[Input], edges: Array, names: Sequence[str]) -> Array:
+    """Return how many times the largest an edge's rows weigh at most, by relation: 1, inf for their sum; float64 `[R]`.
+
+    Args:
+        given: The inputs.
+        edges: Rows that are edges, by source and relation, `[S, R]`.
+        names: The relations' names.
+
+    Raises:
+        UserError: Two sources of one relation differ.
+    """
+    named = {"largest": 1.0, "sum": np.inf}
+    most = [named[w] if isinstance(w := one.source.repeat_weight, str) else w for one in given]
+    found = np.ones(len(names))
+    for rel in np.flatnonzero(edges.any(0)).tolist():
+        sources = np.flatnonzero(edges[:, rel])
+        found[rel] = most[sources[0]]
+        for other in sources[1:]:
+            if most[other] != found[rel]:
+                first, second = given[sources[0]].section, given[other].section
+                raise UserError(
+                    f"{first}.repeat_weight and {second}.repeat_weight differ, and both have edges of relation "
+                    f"{names[rel]!r}, which are merged; give them the same"
+                )
+    return found
+
+
+def _names(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scans: list[Scan]) -> list[str]:
+    """Return the source's names of relations, those that can be one, where `model.relations` has a `"*"`."""
+    if config.model.every_other is None:
+        return []
+    found: set[str] = set()
+    for scan in scans:
+        if scan.rel is None:
+            found.add(scan.relation or "")
+            continue
+        with explained(scan.input.field):
+            rows = con.execute(
+                f"SELECT DISTINCT CAST({name(scan.rel)} AS VARCHAR) FROM {parquet(scan.files)} "
+                f"WHERE {name(scan.rel)} IS NOT NULL LIMIT {MOST_RELATIONS + 1}"
+            ).fetchall()
+        if len(rows) > MOST_RELATIONS:
+            raise UserError(
+                f"{scan.input.field}: column {scan.rel!r} has more than {MOST_RELATIONS:,} different values, too many "
+                f"to be names of relations; set {scan.input.section}.columns.rel to the relations' column, or list "
+                "relations without '*'"
+            )
+        found |= {str(row[0]) for row in rows}
+    return [text for text in found if names_relation(text)]
+
+
+def _create_relations(con: duckdb.DuckDBPyConnection, config: TwhinConfig, ordered: list[Relation]) -> None:
+    """Create the table `relations`: index, name, and the number of rows of each side's table where it is given."""
+    table_of = {table.name: table for table in config.model.embeddings.tables}
+    rows_of = [[table_of[getattr(r, side)].num_embeddings for r in ordered] for side in SIDES]
+    relations_found = pa.table(  # noqa: F841 (DuckDB reads it by its name)
+        {
+            "index": pa.array(range(len(ordered)), pa.int64()),
+            "name": pa.array([r.name for r in ordered], pa.string()),
+            "lhs_rows": pa.array(rows_of[0], pa.int64()),
+            "rhs_rows": pa.array(rows_of[1], pa.int64()),
+        }
+    )
+    con.execute("CREATE OR REPLACE TABLE relations AS SELECT * FROM relations_found")
+
+
+def _settle(con: duckdb.DuckDBPyConnection, config: TwhinConfig, possible: TwhinConfig, used: list[int]) -> TwhinConfig:
+    """Return the configuration with the relations that have an edge (numbers in `possible`), and number them anew.
+
+    Names that occur in rejected rows or outside the window alone come last in the table, so that their rows keep the
+    reason that they were given.
+    """
+    names = possible.model.relation_names
+    settled = relations.with_found(config, [names[rel] for rel in used])
+    kept = set(settled.model.relation_names)
+    rest = [relation for relation in possible.model.relations if relation.name not in kept]
+    _create_relations(con, settled, [*settled.model.relations, *rest])
+    return settled
+
+
+def _create_malformed(con: duckdb.DuckDBPyConnection, scans: list[Scan]) -> list[int]:
+    """Create the tables `malformed` (lines that are no rows) and `origins` (the files that staged ones stand for).
+
+    Returns:
+        How many lines are malformed, by source.
+    """
+    con.execute("CREATE TABLE malformed (scan INTEGER, source INTEGER, origin VARCHAR, line BIGINT, text VARCHAR, "
+                "shift BIGINT)")  # fmt: skip
+    con.execute("CREATE TABLE origins (scan INTEGER, path VARCHAR, origin VARCHAR, delimited BOOL)")
+    counts = [0] * (max(scan.source for scan in scans) + 1)
+    for number, scan in enumerate(scans):
+        for part in scan.staged:
+            origin = [number, part.path, part.origin, scan.input.format == "csv"]
+            con.execute("INSERT INTO origins VALUES (?, ?, ?, ?)", origin)
+            if part.malformed:
+                lines = [line for line, _, _ in part.malformed]
+                lines_found = pa.table(  # noqa: F841 (DuckDB reads it by its name)
+                    {
+                        "scan": [number] * len(lines),
+                        "source": [scan.source] * len(lines),
+                        "origin": [part.origin] * len(lines),
+                        "line": lines,
+                        "text": [text for _, text, _ in part.malformed],
+                        "shift": [line - before for before, line in enumerate(lines)],
+                    }
+                )
+                con.execute("INSERT INTO malformed SELECT * FROM lines_found")
+                counts[scan.source] += len(lines)
+    return counts
+
+
+def _write_rejected(
+    con: duckdb.DuckDBPyConnection,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    rows: Rows,
+    scans: list[Scan],
+    counted: Counted,
+) -> None:
+    """Write what was rejected, by file and row: Parquet rows from 1, delimited ones by their line in the file."""
+    sections = {scan.source: scan.input.section for scan in scans}
+    reasons_found = pa.table(  # noqa: F841 (DuckDB reads it by its name)
+        {
+            "fate": pa.array(range(rows.sources, rows.sources + len(rows.reasons)), pa.int64()),
+            "reason": [reason.text for reason in rows.reasons],
+            "field": [reason.field for reason in rows.reasons],
+            "column": pa.array([reason.column for reason in rows.reasons], pa.string()),
+        }
+    )
+    sections_found = pa.table({"source": list(sections), "section": list(sections.values())})  # noqa: F841
+    parts = [
+        f"SELECT NULL AS lhs, NULL AS rel, text AS rhs, {literal(MALFORMED)} AS reason, NULL AS column_, "
+        "NULL AS value_, origin AS file, line AS row, section AS source "
+        "FROM malformed JOIN sections_found USING (source)"
+    ]
+    value = " ".join(f"WHEN {literal(field)} THEN raw_{field}" for field in FIELDS)
+    # Lines before a row are the header, the rows, and the malformed lines among them.
+    before = "(SELECT count(*) FROM malformed m WHERE m.scan = o.scan AND m.origin = o.origin AND m.shift <= x.row + 2)"
+    for number, (scan, part) in enumerate(zip(scans, rows.parts, strict=True)):
+        own = [n for n, r in enumerate(rows.reasons) if r.source == scan.source and r.text != OUTSIDE_WINDOW]
+        if counted.fates[[rows.sources + n for n in own]].any():
+            parts.append(
+                f"SELECT raw_lhs, raw_rel, raw_rhs, r.reason, r.column, CASE r.field {value} END, o.origin, "
+                f"CASE WHEN o.delimited THEN x.row + 2 + {before} ELSE x.row + 1 END, "
+                f"{literal(scan.input.section)} FROM ({part}) x JOIN reasons_found r ON r.fate = x.fate "
+                f"JOIN origins o ON o.path = x.file AND o.scan = {number} "
+                f"WHERE r.reason <> {literal(OUTSIDE_WINDOW)}"
+            )
+    order = {name: number for number, name in enumerate(dict.fromkeys(sections.values()))}
+    place = " ".join(f"WHEN {literal(name)} THEN {number}" for name, number in order.items())
+    names = {field.name: f"{field.name}_" if field.name in ("column", "value") else field.name for field in REJECTED}
+    columns = ", ".join(
+        f"CAST({names[f.name]} AS {'BIGINT' if f.name == 'row' else 'VARCHAR'}) AS {name(f.name)}" for f in REJECTED
+    )
+    with (
+        store.replace("raw_edges_rejected", snapshot, config_hash=config.hash()) as draft,
+        draft.local_file("part-00000.parquet") as path,
+    ):
+        con.execute(
+            f"COPY (SELECT {columns} FROM ({' UNION ALL '.join(parts)}) "
+            f"ORDER BY CASE source {place} END, file, row) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
+        )
+
+
+def _columns(given: list[Input]) -> list[str]:
+    """Return what edges have besides their relation and ends."""
+    taken = []
+    if any(one.columns.time is not None for one in given):
+        taken.append("time")
+    if any(one.columns.weight is not None or one.source.weights or one.source.half_life is not None for one in given):
+        taken.append("weight")
+    if any(one.columns.split is not None or one.split is not None for one in given):
+        taken.append("split")
+    return taken
+
+
+def _meet(
+    con: duckdb.DuckDBPyConnection, rows: Rows, sorter: EdgeSorter, interner: Interner, relations: int, threads: int
+) -> Counted:
+    """Read all rows once, number the ids of those that are edges, give these to `sorter`, and count."""
+    counted = Counted(rows.reasons, rows.sources, relations)
+    names = ["rel", "lhs", "rhs", "fate", *sorter.columns]
+    reader = con.sql(rows.all(names)).to_arrow_reader(ROWS_AT_ONCE)
+
+    def batches() -> Iterator[tuple[pa.RecordBatch]]:
+        for batch in reader:
+            fate = batch.column("fate").to_numpy()
+            counted.fates[:] += np.bincount(fate, minlength=len(counted.fates))
+            edge = fate < rows.sources
+            if not edge.all():
+                batch = batch.filter(pa.array(edge))
+            if len(batch):
+                yield (batch,)
+
+    def looked_up(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, LookedUp, LookedUp]:
+        return batch, interner.look_up(batch.column("lhs")), interner.look_up(batch.column("rhs"))
+
+    # While rows are read, threads look their ids up; what they have not found is numbered by one.
+    with Prefetcher(batches(), BATCHES_AHEAD) as ahead, ThreadPoolExecutor(threads) as pool:
+        for batch, lhs, rhs in in_order(pool, looked_up, ahead, threads + 1):
+            found = {"rel": batch.column("rel").to_numpy(), "lhs": interner.numbers(lhs), "rhs": interner.numbers(rhs)}
+            if "time" in sorter.columns:
+                time = batch.column("time").cast(pa.timestamp("us")).cast(pa.int64())
+                found["time"] = pc.fill_null(time, numbered_edges.NO_TIME).to_numpy()
+            if "weight" in sorter.columns:
+                found["weight"] = batch.column("weight").to_numpy()
+            if "split" in sorter.columns:
+                found["split"] = pc.fill_null(batch.column("split"), 1).to_numpy()
+            counted.add(batch.column("fate").to_numpy(), found["rel"], found.get("time"))
+            sorter.add(found)
+    return counted
+
+
+def _ranked(met: pa.Array) -> tuple[edge_file.Ids, Array]:
+    """Return the ids in order, and the place there of each as it was met, uint32."""
+    order = id_order.order(met)
+    ranks = np.empty(len(met), np.uint32)
+    ranks[order] = np.arange(len(met), dtype=np.uint32)
+    return edge_file.Ids(met.take(pa.array(order))), ranks
+
+
+def _write_kept(
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    sorter: EdgeSorter,
+    possible: TwhinConfig,
+    ids: edge_file.Ids,
+    ranks: Array,
+    weigh: Array,
+) -> Any:
+    """Write the edges to a draft of `raw_edges`, and return it with what can be counted there in its details."""
+    names = config.model.relation_names
+    number = {name: rel for rel, name in enumerate(names)}
+    relations_now = np.array([number.get(name, -1) for name in possible.model.relation_names], np.int32)
+    most = np.ones(len(names))
+    most[relations_now[relations_now >= 0]] = weigh[relations_now >= 0]
+    draft = store.begin("raw_edges", snapshot)
+    try:
+        pieces = sorter.pieces(relations_now, ranks, most, database.threads(config))
+        with draft.local_file("part-00000.parquet") as path, draft.local_file(numbered_edges.ENDS) as ends:
+            counts = edge_file.write(path, ends, pieces, names, ids, PARTS, database.threads(config))
+        with draft.local_file(numbered_edges.IDS) as path:
+            ids.write(path)
+    except BaseException:
+        draft.discard()
+        raise
+    same_type = [relation.lhs == relation.rhs for relation in config.model.relations]
+    draft.details = {
+        "kept": int(counts.edges.sum()),
+        "edges_per_relation": dict(zip(names, counts.edges.tolist(), strict=True)),
+        "relations": names,
+        "self_loops": int(counts.loops[same_type].sum()),
+    }
+    return draft

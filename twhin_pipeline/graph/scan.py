@@ -1,0 +1,378 @@
+"""The source's files as Parquet, and the SQL that makes typed rows of them and says which are no edges, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from typing import TYPE_CHECKING
+
+from twhin_pipeline.config.data import duration
+from twhin_pipeline.config.model import names_relation
+from twhin_pipeline.errors import UserError, nearest
+from twhin_pipeline.graph import delimited, lake, query
+from twhin_pipeline.graph.source import TABLES, check_snapshot, stem
+from twhin_pipeline.store import database
+from twhin_pipeline.store.database import explained, literal, name
+from twhin_pipeline.words import PARTS, SIDES
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.graph.source import Input
+
+FIELDS = ("lhs", "rel", "rhs", "time", "weight", "split")
+# Reasons why a row is no edge; the first is why it does not count for this snapshot.
+OUTSIDE_WINDOW = "outside window"
+OUT_OF_RANGE = "index out of range"
+INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
+# What the scan calls a row's file and its number in it; the second is DuckDB's own name.
+FILE_COLUMN, ROW_COLUMN = "twhin_file", "file_row_number"
+DEFAULT_REL = "rel"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Files of an input as Parquet, with the files that staged ones were made from, and the columns' SQL types.
+
+    `source` is the input's number. `rel` is the relation column; where it is None, all rows are of `relation`.
+    """
+
+    input: Input
+    source: int
+    files: list[str]
+    staged: list[delimited.Staged]
+    types: dict[str, str]
+    rel: str | None
+    relation: str | None
+
+    @property
+    def named_by_file(self) -> bool:
+        """Whether the relation is the files' name."""
+        return self.rel is None and self.input.source.relation is None
+
+    @property
+    def integers(self) -> bool:
+        """Whether ids are integers: indexed ones always are."""
+        columns = self.input.columns
+        return self.input.indexed or (self.types[columns.lhs] in INTEGERS and self.types[columns.rhs] in INTEGERS)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why rows are no edges: what is wrong, in which field and in which column of the source (None: it has none)."""
+
+    source: int
+    text: str
+    field: str
+    column: str | None
+
+
+def open_input(
+    con: duckdb.DuckDBPyConnection, given: Input, source: int, prefix: str, known: Collection[str] | None
+) -> list[Scan]:
+    """Make an input readable, and check that its files have the columns that the configuration names.
+
+    Args:
+        con: The connection.
+        given: The input.
+        source: Its number.
+        prefix: How the paths of temporary files begin.
+        known: Names of relations, where the model lists all of them.
+
+    Returns:
+        One scan, or, where files of the input have no relation column and different names, one for each name.
+
+    Raises:
+        UserError: A file cannot be read, lacks a column, or has one of a wrong type.
+    """
+    parts: dict[tuple[str | None, str | None], list[delimited.Staged]] = {}
+    for number, origin in enumerate(given.files):
+        path = f"{prefix}-{number}.parquet"
+        file = _reachable(con, origin, f"{prefix}-{number}") if given.format in ("parquet", "csv") else origin
+        names = _names(con, given, origin, file, path)
+        _check_columns(origin, given, names)
+        rel, relation = _relation(given, origin, names, known)
+        wanted = [column for _, column in _named(given, rel)]
+        parts.setdefault((rel, relation), []).append(_stage(con, given, origin, file, path, wanted))
+    return [_scan(con, given, source, staged, rel, relation) for (rel, relation), staged in parts.items()]
+
+
+def _names(con: duckdb.DuckDBPyConnection, given: Input, origin: str, file: str, path: str) -> list[str]:
+    """Return the names of a file's columns. What a query gives is at `path` then."""
+    if given.format == "csv":
+        return delimited.header(file, given.delimiter)
+    if given.format in TABLES:
+        return lake.names(origin, given.format)
+    if given.format == "sql":
+        assert given.sql is not None
+        query.stage(con, given.sql, given.source.folder, path, origin)
+        file = path
+    return list(_described(con, origin, file))
+
+
+def _stage(
+    con: duckdb.DuckDBPyConnection, given: Input, origin: str, file: str, path: str, wanted: list[str]
+) -> delimited.Staged:
+    """Make a Parquet file at `path` of what is none."""
+    if given.format == "csv":
+        return delimited.stage(con, file, origin, given.delimiter, path, wanted)
+    if given.format in TABLES:
+        lake.stage(origin, given.format, path, wanted)
+    return delimited.Staged(origin, file if given.format == "parquet" else path)
+
+
+def _described(con: duckdb.DuckDBPyConnection, origin: str, file: str) -> dict[str, str]:
+    """Return the columns of a Parquet file and their SQL types."""
+    with explained(origin):
+        described = con.execute(f"DESCRIBE SELECT * FROM {parquet([file], numbered=False)}").fetchall()
+    return {str(row[0]): str(row[1]) for row in described}
+
+
+def _relation(
+    given: Input, origin: str, names: list[str], known: Collection[str] | None
+) -> tuple[str | None, str | None]:
+    """Return the relation column of a file, or the relation of all of its rows."""
+    source = given.source
+    if source.relation is not None:
+        return None, source.relation
+    if source.columns.rel is not None or DEFAULT_REL in names:
+        return source.columns.rel or DEFAULT_REL, None
+    remedy = f"set {given.section}.relation, or {given.section}.columns.rel to the column that has it"
+    missing = f"{origin}: has no column {DEFAULT_REL!r} (columns there: {', '.join(names) or 'none'})"
+    if given.format == "sql":
+        raise UserError(f"{missing}; {remedy}")
+    relation = stem(origin, source, given.snapshot)
+    if not names_relation(relation) or (known is not None and relation not in known):
+        raise UserError(
+            f"{missing}{_hint(DEFAULT_REL, names)}, and its name, {relation!r}, is none of model.relations; {remedy}"
+        )
+    return None, relation
+
+
+def _scan(
+    con: duckdb.DuckDBPyConnection,
+    given: Input,
+    source: int,
+    staged: list[delimited.Staged],
+    rel: str | None,
+    relation: str | None,
+) -> Scan:
+    files = [part.path for part in staged]
+    types: dict[str, str] = {}
+    for part in staged:
+        found = _described(con, part.origin, part.path)
+        if taken := [column for column in found if column.lower() in (FILE_COLUMN, ROW_COLUMN)]:
+            raise UserError(f"{part.origin}: a column is named {taken[0]!r}, as that of row numbers is; rename it")
+        _check_types(part.origin, given, found, rel)
+        for column, kind in found.items():
+            # Files of one table may differ in width (INTEGER, BIGINT); the widest sort of value rules.
+            both = {types.get(column, kind), kind}
+            types[column] = kind if len(both) == 1 else "BIGINT" if both <= INTEGERS else "VARCHAR"
+    if given.format == "csv" and not given.indexed:
+        # Text files have no types: ids are integers where every one of them is written as one.
+        for column in (given.columns.lhs, given.columns.rhs):
+            text = name(column)
+            whole = f"regexp_full_match({text}, '0|-?[1-9][0-9]*') AND TRY_CAST({text} AS BIGINT) IS NOT NULL"
+            test = con.execute(
+                f"SELECT coalesce(bool_and({whole}) FILTER ({name(column)} IS NOT NULL), false) FROM {parquet(files)}"
+            ).fetchall()
+            types[column] = "BIGINT" if test[0][0] else "VARCHAR"
+    return Scan(given, source, files, staged, types, rel, relation)
+
+
+class Rows:
+    """The SQL of all inputs' typed rows, and what its numbers mean."""
+
+    def __init__(self, scans: list[Scan], config: TwhinConfig, sources: int, integers: bool) -> None:
+        """Write it. `sources` is how many inputs there are; ids are integers or texts."""
+        self.sources = sources
+        self.reasons: list[Reason] = []
+        """Why rows are no edges: `fate` is a source's number for its edges, else `sources` and a place here."""
+        self.parts = [self._part(scan, config, integers) for scan in scans]
+        """The SQL of each scan: lhs, rel, rhs, time, weight, split, fate, and for a row that is no edge its text
+        (`raw_lhs` and so on), `file` and `row`."""
+
+    def all(self, columns: Sequence[str]) -> str:
+        """Return the SQL of some columns of all rows."""
+        return " UNION ALL ".join(f"SELECT {', '.join(columns)} FROM ({part})" for part in self.parts)
+
+    def _part(self, scan: Scan, config: TwhinConfig, integers: bool) -> str:
+        given, columns = scan.input, scan.input.columns
+        fields = dict(_named(given, scan.rel))
+        taken = [f"{ROW_COLUMN} AS row", f"{FILE_COLUMN} AS file"]
+        taken += [f"{name(column)} AS raw_{field}" for field, column in fields.items()]
+        if scan.rel is None:
+            taken.append(f"{literal(scan.relation or '')} AS raw_rel")
+        rows = f"SELECT {', '.join(taken)} FROM {parquet(scan.files)}"
+        if given.limit is not None or given.offset is not None:
+            rows += f" LIMIT {given.limit if given.limit is not None else 2**62} OFFSET {given.offset or 0}"
+        identity = "BIGINT" if integers else "VARCHAR"
+        by_index = given.indexed and scan.rel is not None
+        key = "r.index = TRY_CAST(raw_rel AS BIGINT)" if by_index else "r.name = CAST(raw_rel AS VARCHAR)"
+        time_sql = _time(scan.types[columns.time]) if columns.time is not None else "NULL::TIMESTAMP"
+        split_sql = (
+            "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(given.split or "")
+        )
+        typed = (
+            f"SELECT TRY_CAST(raw_lhs AS {identity}) AS lhs, r.index AS rel, TRY_CAST(raw_rhs AS {identity}) AS rhs, "
+            f"{time_sql} AS time, {split_sql} AS split, p.*, r.lhs_rows, r.rhs_rows, r.name "
+            f"FROM ({rows}) p LEFT JOIN relations r ON {key}"
+        )
+        weighted = f"SELECT *, {_weight(given)} AS weight FROM ({typed})"
+        order = f"list_position([{', '.join(literal(s) for s in PARTS)}], split)"
+        texts = [
+            f"CAST({f'raw_{field}' if field in fields or field == 'rel' else 'NULL'} AS VARCHAR) AS raw_{field}"
+            for field in FIELDS
+        ]
+        return (
+            f"SELECT lhs, rel, rhs, time, weight, {order} AS split, {', '.join(texts)}, file, row, "
+            f"{self._fate(scan, config, fields, identity)} AS fate FROM ({weighted})"
+        )
+
+    def _fate(self, scan: Scan, config: TwhinConfig, fields: dict[str, str], identity: str) -> str:
+        """Return the SQL of `fate`: the first test that is true says why a row is no edge."""
+        given = scan.input
+        both = {side: f"CAST(raw_{side} AS VARCHAR)" for side in SIDES}
+        # A row without a time is an edge of no date.
+        cases = [(f"raw_{field} IS NULL", "null", field) for field in fields if field != "time"]
+        if identity == "VARCHAR":
+            cases += [(_blank(both[side]), "empty id", side) for side in SIDES]
+        unknown = "unknown relation" if config.model.every_other is None else "bad relation name"
+        cases.append(("rel IS NULL", unknown, "rel"))
+        if given.indexed:
+            index = {side: f"TRY_CAST(raw_{side} AS HUGEINT)" for side in SIDES}
+            # A cast alone would round 1.5 to an integer.
+            cases += [(f"NOT regexp_full_match({both[s]}, '-?[0-9]+')", "not an index", s) for s in SIDES]
+            cases += [(f"{index[side]} < 0", "negative index", side) for side in SIDES]
+            cases += [(f"{index[s]} >= coalesce({s}_rows, {2**62})", OUT_OF_RANGE, s) for s in SIDES]
+        elif identity == "BIGINT":
+            cases += [(f"{side} IS NULL", "id beyond 64 bits", side) for side in SIDES]
+        if "weight" in fields:
+            raw = "TRY_CAST(raw_weight AS DOUBLE)"
+            wrong = f"{raw} IS NULL OR NOT isfinite({raw}) OR {raw} < 0 OR NOT isfinite(weight) OR weight > 3e38"
+            cases.append((wrong, "bad weight", "weight"))
+        if "split" in fields:
+            cases.append((f"split NOT IN ({', '.join(literal(s) for s in PARTS)})", "bad split", "split"))
+        if "time" in fields:
+            text = scan.types[fields["time"]] == "VARCHAR"
+            undated = f"raw_time IS NULL{' OR ' + _blank('raw_time') if text else ''}"
+            cases.append((f"time IS NULL AND NOT ({undated})", "bad time", "time"))
+            start, end = window(given)
+            bounds = [f"time >= TIMESTAMP '{end}'"] + ([f"time < TIMESTAMP '{start}'"] if start is not None else [])
+            cases.append((" OR ".join(bounds), OUTSIDE_WINDOW, "time"))
+        tests = []
+        for test, reason, field in cases:
+            tests.append(f"WHEN {test} THEN {self.sources + len(self.reasons)}")
+            self.reasons.append(Reason(scan.source, reason, field, fields.get(field)))
+        return f"CAST(CASE {' '.join(tests)} ELSE {scan.source} END AS INTEGER)"
+
+
+def _weight(given: Input) -> str:
+    """Return the SQL of a row's weight: that of its column, times its relation's, less with age."""
+    factors = ["TRY_CAST(raw_weight AS DOUBLE)" if given.columns.weight is not None else "1.0::DOUBLE"]
+    if given.source.weights:
+        tests = " ".join(f"WHEN {literal(n)} THEN {w!r}::DOUBLE" for n, w in given.source.weights.items())
+        factors.append(f"CASE name {tests} ELSE 1.0::DOUBLE END")
+    if given.source.half_life is not None:
+        half_life = duration(given.source.half_life) // timedelta(microseconds=1)
+        _, end = window(given)
+        age = f"(epoch_us(TIMESTAMP '{end}') - epoch_us(time))"
+        factors.append(f"coalesce(pow(0.5::DOUBLE, {age} / {half_life}::DOUBLE), 1.0::DOUBLE)")
+    return " * ".join(factors)
+
+
+def _blank(text: str) -> str:
+    """Return the SQL test of whether a text has nothing but spaces; only those that begin like one are trimmed."""
+    return f"(({text} < '!' OR {text} >= chr(128)) AND trim({text}) = '')"
+
+
+def window(given: Input) -> tuple[datetime | None, datetime]:
+    """Return the first instant that counts (None: no bound) and the first that does not: the end of the day (UTC)."""
+    end = datetime.combine(check_snapshot(given.snapshot), time()) + timedelta(days=1)
+    length = given.source.window
+    return (None if length is None else end - duration(length)), end
+
+
+def _time(kind: str) -> str:
+    """Return the SQL that reads `raw_time` as a timestamp; null where it is none (or is beyond year 9999)."""
+    text = "CAST(raw_time AS VARCHAR)"
+    seconds = f"TRY_CAST({text} AS DOUBLE)"
+    moment = f"CASE WHEN abs({seconds}) < 253402300800 THEN make_timestamp(CAST({seconds} * 1000000 AS BIGINT)) END"
+    if kind in INTEGERS or kind in ("FLOAT", "DOUBLE", "HUGEINT") or kind.startswith("DECIMAL"):
+        return moment
+    if kind == "VARCHAR":
+        # A text with an offset (+02:00, Z) is an instant; one without is taken as UTC, which is the session's zone.
+        return f"coalesce(CAST(TRY_CAST({text} AS TIMESTAMPTZ) AS TIMESTAMP), {moment})"
+    return "TRY_CAST(raw_time AS TIMESTAMP)"
+
+
+def _reachable(con: duckdb.DuckDBPyConnection, file: str, path: str) -> str:
+    """Let DuckDB read a URL; what comes by HTTP is fetched once, since it is read more than once."""
+    if "://" not in file:
+        return file
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(file)
+    if file.startswith(("http://", "https://")):
+        ending = file.partition("?")[0].rpartition("/")[2]
+        local = f"{path}-{ending}"
+        try:
+            fs.get_file(inner, local)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be fetched ({error}); mend the URL") from error
+        return local
+    database.register(con, file)
+    return file
+
+
+def _named(given: Input, rel: str | None) -> list[tuple[str, str]]:
+    """Return the fields of `columns` that are read, and the columns' names; `rel` is the relation column's."""
+    names = {field: getattr(given.columns, field) for field in FIELDS} | {"rel": rel}
+    return [(field, names[field]) for field in FIELDS if names[field] is not None]
+
+
+def _hint(column: str, names: list[str]) -> str:
+    close = nearest(column, names)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _check_columns(origin: str, given: Input, names: list[str]) -> None:
+    for field, column in _named(given, given.columns.rel):
+        if column in names:
+            continue
+        remedy = (
+            f"name its columns like this in {given.field}"
+            if given.split is not None
+            else f"set {given.section}.columns.{field}"
+        )
+        if len(names) == 1 and given.format == "csv":
+            remedy = (
+                f"if another mark than {given.delimiter!r} parts its columns, set {given.section}.delimiter; else "
+                f"{remedy}"
+            )
+        raise UserError(
+            f"{origin}: has no column {column!r} (columns there: {', '.join(names) or 'none'}){_hint(column, names)}; "
+            f"{remedy}"
+        )
+
+
+def _check_types(origin: str, given: Input, types: dict[str, str], rel: str | None) -> None:
+    for field, column in _named(given, rel):
+        if field not in ("lhs", "rhs", "rel"):
+            continue
+        kind = types[column]
+        plain = (
+            kind in INTEGERS or kind in ("VARCHAR", "UUID", "HUGEINT", "UHUGEINT", "DATE") or kind.startswith("ENUM")
+        )
+        if not plain:
+            raise UserError(
+                f"{origin}: column {column!r} is of type {kind}; ids and relations must be text or integers, so cast it"
+            )
+
+
+def parquet(files: list[str], numbered: bool = True) -> str:
+    options = f"filename = '{FILE_COLUMN}', file_row_number = true, " if numbered else ""
+    # Old writers leave text as plain bytes.
+    return database.parquet(files, f"{options}union_by_name = true, binary_as_string = true")

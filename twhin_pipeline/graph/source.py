@@ -1,0 +1,314 @@
+"""Where edges come from: which files, of which format, for which snapshot. Imports nothing slow."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+from twhin_pipeline.config.data import Columns, SourceConfig, TwhinDataConfig
+from twhin_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+
+DATE = r"\d{4}-\d{2}-\d{2}"
+ENDINGS = (".parquet", ".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst", ".sql")
+TABLES = ("delta", "iceberg")
+"""Formats whose path is that of a table, not of files."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """Files that are read alike: their format, and how the configuration describes them.
+
+    `section` is the source's path in the configuration (`source`, `sources[1]`, `train_data`), `field` that of the
+    field that names the files, `sql` the query of a source of SQL, `split` the part of the data that published
+    `data_root`s are; `offset` and `limit` count rows over the files in order.
+    """
+
+    section: str
+    field: str
+    source: SourceConfig
+    snapshot: str
+    files: list[str]
+    format: str
+    delimiter: str = ","
+    sql: str | None = None
+    split: str | None = None
+    offset: int | None = None
+    limit: int | None = None
+
+    @property
+    def columns(self) -> Columns:
+        """Names of the columns."""
+        return self.source.columns
+
+    @property
+    def indexed(self) -> bool:
+        """Whether ids are rows."""
+        return self.source.ids == "indexed"
+
+
+def inputs(config: TwhinConfig, snapshot: str) -> list[Input]:
+    """Return what has to be read for `snapshot`, one for each source, the files in order of their names.
+
+    Raises:
+        UserError: There is no such file, a name's ending does not tell its format, or the snapshot is no date.
+    """
+    check_snapshot(snapshot)
+    if not config.all_sources:
+        parts = (("train", config.train_data), ("validation", config.validation_data))
+        return [_published(part, data, snapshot) for part, data in parts if data.data_root is not None]
+    return [_input(config, section, source, snapshot) for section, source in config.named_sources]
+
+
+def _input(config: TwhinConfig, section: str, source: SourceConfig, snapshot: str) -> Input:
+    if source.sql is not None:
+        field = f"{section}.sql"
+        query = source.sql.replace("{snapshot}", snapshot)
+        return Input(section, field, source, snapshot, [field], "sql", sql=query)
+    assert source.path is not None
+    field, path = f"{section}.path", source.resolve(source.path).replace("{snapshot}", snapshot)
+    files = list_files(path, tables=source.format in TABLES)
+    if not files:
+        there = ", ".join(find_snapshots(config)) or "none"
+        raise UserError(
+            f"{field}: {source.path}: no file for snapshot {snapshot}: there is no {path} (snapshots there: "
+            f"{there}); correct the path or choose another snapshot"
+        )
+    kind: str = source.format
+    if kind == "auto":
+        kinds = {_format(file, field) for file in files}
+        if len(kinds) > 1:
+            named = {"parquet": "Parquet", "csv": "CSV", "sql": "SQL"}
+            told = " and ".join(named[one] for one in sorted(kinds, key=list(named).index))
+            raise UserError(f"{field}: {source.path}: has both {told} files; narrow the pattern")
+        kind = kinds.pop()
+    if kind == "sql":
+        if len(files) > 1:
+            raise UserError(f"{field}: {source.path}: has {len(files)} files of SQL; name one")
+        query = _read_text(files[0], field).replace("{snapshot}", snapshot)
+        return Input(section, field, source, snapshot, files, "sql", sql=query)
+    delimiters = {source.delimiter or ("\t" if _is_tsv(file) else ",") for file in files}
+    if kind == "csv" and len(delimiters) > 1:
+        raise UserError(f"{field}: {source.path}: has both TSV and CSV files; narrow the pattern")
+    return Input(section, field, source, snapshot, files, kind, delimiters.pop())
+
+
+def _published(part: str, data: TwhinDataConfig, snapshot: str) -> Input:
+    section = "train_data" if part == "train" else "validation_data"
+    field = f"{section}.data_root"
+    assert data.data_root is not None
+    files = list_files(data.data_root)
+    if not files:
+        raise UserError(
+            f"{field}: {data.data_root}: no such file (working directory {os.getcwd()}); correct the path, or make "
+            "files of this kind with `twhin generate --like`"
+        )
+    kinds = {_format(file, field) for file in files}
+    if kinds != {"parquet"}:
+        raise UserError(f"{field}: {data.data_root}: must be Parquet; for CSV use the section `source`")
+    source = SourceConfig(path=data.data_root, ids="indexed", columns=Columns(rel="rel"))
+    return Input(section, field, source, snapshot, files, "parquet", split=part, offset=data.offset, limit=data.limit)
+
+
+def find_snapshots(config: TwhinConfig) -> list[str]:
+    """List the snapshots there are edges for, oldest first: those that every dated source has.
+
+    A source is dated by its `snapshots`, or by `{snapshot}` in its path. Where none is, there is one snapshot, the day
+    of the newest file or table (UTC); a query tells no day.
+
+    Raises:
+        UserError: The listing fails, with what to mend.
+    """
+    sources = config.all_sources
+    if not sources:
+        roots = [r for r in (config.train_data.data_root, config.validation_data.data_root) if r is not None]
+        return _newest(_modified(file) for root in roots for file in list_files(root))
+    dated = [dates for source in sources if (dates := _dates(source)) is not None]
+    if dated:
+        return sorted(set.intersection(*dated))
+    return _newest(time for source in sources for time in _times(source))
+
+
+def newest_snapshot(config: TwhinConfig) -> str:
+    """Return the newest snapshot there are edges for.
+
+    Raises:
+        UserError: There is none, with where it was looked for.
+    """
+    if found := find_snapshots(config):
+        return found[-1]
+    named = config.named_sources
+    if named and all(_is_query(source) for _, source in named):
+        raise UserError(
+            f"{named[0][0]}: SQL does not tell which snapshots there are; set {named[0][0]}.snapshots, or pass "
+            "--snapshot YYYY-MM-DD"
+        )
+    paths = [source.resolve(source.path) for _, source in named if source.path is not None]
+    where = ", ".join(paths) or config.train_data.data_root
+    raise UserError(f"no snapshot was found at {where}; correct the path, or pass --snapshot YYYY-MM-DD")
+
+
+def _dates(source: SourceConfig) -> set[str] | None:
+    """Return the snapshots that a source has; None where it is not dated."""
+    if source.snapshots is not None:
+        return set(source.snapshots)
+    if source.path is None or "{snapshot}" not in source.path:
+        return None
+    path = source.resolve(source.path)
+    # A date's own shape keeps `{snapshot}` from matching a folder or file that is none.
+    pattern = re.compile(_as_regex(_plain(path)) + "$")
+    listed = list_files(path.replace("{snapshot}", "????-??-??"), tables=source.format in TABLES)
+    found = (pattern.search(_plain(file)) for file in listed)
+    return {match["snapshot"] for match in found if match and _is_date(match["snapshot"])}
+
+
+def _times(source: SourceConfig) -> Iterator[datetime]:
+    """Yield when each file or table of an undated source was changed."""
+    if source.path is None or _is_query(source):
+        return
+    for file in list_files(source.resolve(source.path), tables=source.format in TABLES):
+        if source.format in TABLES:
+            from twhin_pipeline.graph import lake
+
+            yield lake.modified(file, source.format)
+        else:
+            yield _modified(file)
+
+
+def _is_query(source: SourceConfig) -> bool:
+    if source.path is None or source.format == "sql":
+        return True
+    return source.format == "auto" and _name(source.path).endswith(".sql")
+
+
+def list_files(path: str, tables: bool = False) -> list[str]:
+    """Return the files that a path, glob or URL names, in order of name; URLs keep their protocol.
+
+    With `tables`, it names tables: folders, or files that describe them.
+
+    Raises:
+        UserError: It is a folder, or the URL cannot be listed.
+    """
+    if "://" not in path:
+        if not tables and os.path.isdir(path):
+            raise UserError(f"{path}: is a folder; name its files, such as {path.rstrip('/')}/*.parquet")
+        return sorted(file for file in glob.glob(path, recursive=True) if tables or os.path.isfile(file))
+    if tables and not any(sign in path for sign in "*?["):
+        return [path]  # the table's own library reads it, and knows protocols that fsspec may lack
+    import fsspec  # only here: listing a local path should cost nothing
+
+    try:
+        fs, inner = fsspec.core.url_to_fs(path)
+        if any(sign in inner for sign in "*?["):
+            return sorted(str(fs.unstrip_protocol(file)) for file in fs.glob(inner))
+        return [path] if fs.exists(inner) else []
+    except (ImportError, ValueError, OSError) as error:
+        raise UserError(
+            f"{path}: cannot be listed: {' '.join(str(error).split())}; correct the URL or install what it needs"
+        ) from error
+
+
+def stem(file: str, source: SourceConfig, snapshot: str) -> str:
+    """Return the name of a file or table without its ending, and without the snapshot if the path has `{snapshot}`."""
+    path = file.partition("?")[0] if "://" in file else file
+    name = path.rstrip("/").rpartition("/")[2]
+    ending = next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(ending)), "")
+    name = name[: len(name) - len(ending)]
+    if source.path is not None and "{snapshot}" in source.path:
+        name = "-".join(part for each in name.split(snapshot) if (part := each.strip("-_. ")))
+    return name
+
+
+def check_snapshot(snapshot: str) -> date:
+    """Return the snapshot's day. Raises UserError where it is not a date, YYYY-MM-DD."""
+    if not _is_date(snapshot):
+        raise UserError(f"snapshot {snapshot!r} must be a date, YYYY-MM-DD")
+    return date.fromisoformat(snapshot)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(re.fullmatch(DATE, text)) and bool(date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+def _is_tsv(file: str) -> bool:
+    return _name(file).endswith((".tsv", ".tsv.gz", ".tsv.zst"))
+
+
+def _name(file: str) -> str:
+    return file.lower().partition("?")[0] if "://" in file else file.lower()
+
+
+def _format(file: str, field: str) -> str:
+    lowered = _name(file)
+    if not lowered.endswith(ENDINGS):
+        known = ", ".join(ENDINGS)
+        raise UserError(
+            f"{field}: {file}: the ending tells no format (known: {known}); rename it or set "
+            f"{field.rpartition('.')[0]}.format"
+        )
+    if lowered.endswith(".sql"):
+        return "sql"
+    return "parquet" if lowered.endswith(".parquet") else "csv"
+
+
+def _read_text(file: str, field: str) -> str:
+    """Read a file of SQL."""
+    import fsspec
+
+    try:
+        with fsspec.open(file, "r", encoding="utf-8") as opened:
+            return str(opened.read())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: {file}: cannot be read ({error}); it must be SQL, as UTF-8 text") from error
+
+
+def _newest(times: Iterable[datetime]) -> list[str]:
+    """Return the day of the newest time (UTC), or nothing where there is none."""
+    newest = max(times, default=None)
+    return [f"{newest:%Y-%m-%d}"] if newest is not None else []
+
+
+def _modified(file: str) -> datetime:
+    """Return when a file was changed (UTC)."""
+    if "://" not in file:
+        return datetime.fromtimestamp(os.path.getmtime(file), UTC)
+    import fsspec
+
+    fs, inner = fsspec.core.url_to_fs(file)
+    try:
+        return _aware(fs.modified(inner)).astimezone(UTC)
+    except (NotImplementedError, OSError):
+        return datetime.now(UTC)  # a server that tells no date: as of today
+
+
+def _aware(value: Any) -> datetime:
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _plain(path: str) -> str:
+    return path.partition("://")[2].lstrip("/") if "://" in path else os.path.normpath(path)
+
+
+def _as_regex(path: str) -> str:
+    signs = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\{snapshot\}|\*\*/|\*\*|\*|\?|\[[^]]*\])", path)
+    regex, seen = "", False
+    for part in parts:
+        if part == "{snapshot}":
+            regex += "(?P=snapshot)" if seen else f"(?P<snapshot>{DATE})"
+            seen = True
+        elif part.startswith("[") and part.endswith("]"):
+            regex += part
+        else:
+            regex += signs.get(part) or re.escape(part)
+    return regex

@@ -1,0 +1,202 @@
+"""Vocabularies: which row of its table an entity has. A known id keeps its row for ever."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.graph.numbered_edges import Array, NumberedEdges
+from twhin_pipeline.kernels import sampling_kernels
+from twhin_pipeline.store import database
+from twhin_pipeline.store.database import explained, literal
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.store import Manifest, Store
+
+# Indexed ids may leave rows unused, but hardly more than this many for each one used.
+SPARSEST = 100
+
+
+def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
+    """Write `vocabulary/<entity>` of every entity type, and return the manifests by entity type.
+
+    A vocabulary begins with the newest earlier snapshot's (else with the table's `vocab` file), rows unchanged; new ids
+    follow by degree, the largest first, then by id. An id below `vocabulary.min_count` edges gets no row, unless it has
+    one already. Indexed ids are rows themselves: every index up to the largest (or `num_embeddings`) has its row.
+
+    Raises:
+        UserError: A vocabulary is empty or outgrows `num_embeddings`, or a `vocab` file is not one.
+    """
+    parents = store.versions(snapshot, ["raw_edges"])
+    edges = NumberedEdges(store, snapshot)
+    manifests = {}
+    with database.connect(config, store) as con, explained("vocabulary"):
+        for entity in config.model.table_names:
+            manifests[entity] = _build_one(con, config, store, snapshot, entity, edges, parents)
+    return manifests
+
+
+def _build_one(
+    con: duckdb.DuckDBPyConnection,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    entity: str,
+    edges: NumberedEdges,
+    parents: dict[str, str],
+) -> Manifest:
+    asset = f"vocabulary/{entity}"
+    earlier, parents = _earlier(con, config, store, snapshot, entity), dict(parents)
+    before = store.latest_before(asset, snapshot)
+    if before is not None:
+        parents[f"{asset}@{before}"] = store.manifest(asset, before).version
+    # Either all of raw_edges' ids are integers or none.
+    kind = "VARCHAR" if edges.texts or _type(con, earlier, "id") == "VARCHAR" else "BIGINT"
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE known AS SELECT CAST(id AS {kind}) AS id, row, first_snapshot FROM {earlier}"
+    )
+    degree = _degrees(config, edges, entity)
+    used = np.flatnonzero(degree)
+    counted = pa.table({"number": used, "degree": degree[used]})  # noqa: F841 (DuckDB reads it by its name)
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE degrees AS SELECT CAST(id AS {kind}) AS id, number, degree FROM {edges.ids} "
+        "JOIN counted ON number = file_row_number"
+    )
+    if indexed(config):
+        new = _every_index(con, config, entity)
+    else:
+        # Ids are numbered in their own order.
+        new = (
+            "SELECT id, degree, row_number() OVER (ORDER BY degree DESC, number) - 1 AS position FROM degrees "
+            f"ANTI JOIN known USING (id) WHERE degree >= {config.vocabulary.min_count}"
+        )
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE rows AS "
+        "SELECT id, row, coalesce(degree, 0) AS degree, first_snapshot FROM known LEFT JOIN degrees USING (id) "
+        "UNION ALL SELECT id, (SELECT count(*) FROM known) + position, degree, "
+        f"{literal(snapshot)} FROM ({new})"
+    )
+    rows, known, counted_rows = con.execute(
+        "SELECT count(*), (SELECT count(*) FROM known), count(*) FILTER (degree > 0) FROM rows"
+    ).fetchall()[0]
+    below = len(used) - counted_rows
+    _check_size(config, entity, rows, below)
+    with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
+        with draft.local_file("part-00000.parquet") as path:
+            con.execute(
+                "COPY (SELECT id, CAST(row AS BIGINT) AS row, CAST(degree AS BIGINT) AS degree, "
+                "CAST(first_snapshot AS VARCHAR) AS first_snapshot FROM rows ORDER BY row) "
+                f"TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
+            )
+        draft.details = {
+            "known": known,
+            "new": rows - known,
+            "below_min_count": below,
+            "largest_degree": int(degree.max(initial=0)),
+            "earlier_snapshot": before,
+        }
+    return store.manifest(asset, snapshot)
+
+
+def _degrees(config: TwhinConfig, edges: NumberedEdges, entity: str) -> Array:
+    """Count each id's edges as an entity of the type: int64 `[ids]`."""
+    degree = np.zeros(edges.size, np.int64)
+    relations = {relation.name: relation for relation in config.model.relations}
+    for piece in edges.pieces():
+        relation = relations.get(piece.relation)
+        for side, ends in (("lhs", piece.lhs), ("rhs", piece.rhs)):
+            if relation is not None and getattr(relation, side) == entity:
+                sampling_kernels.count_rows(ends, degree)
+    return degree
+
+
+def indexed(config: TwhinConfig) -> bool:
+    """Tell whether ids are rows themselves."""
+    return all(source.ids == "indexed" for source in config.all_sources)
+
+
+def _earlier(con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str, entity: str) -> str:
+    """Return the SQL of the rows that are given: the newest earlier snapshot's, or those of the `vocab` file."""
+    before = store.latest_before(f"vocabulary/{entity}", snapshot)
+    if before is not None:
+        return f"(SELECT id, row, first_snapshot FROM {database.scan(store, f'vocabulary/{entity}', before)})"
+    path = config.model.table(entity).vocab
+    if path is None:
+        return "(SELECT NULL::BIGINT AS id, NULL::BIGINT AS row, NULL::VARCHAR AS first_snapshot WHERE false)"
+    number = config.model.table_names.index(entity)
+    field = f"model.embeddings.tables[{number}].vocab"
+    if "://" in path:
+        database.register(con, path)
+    try:
+        described = con.execute(f"DESCRIBE SELECT * FROM {database.parquet([path])}").fetchall()
+        kinds = {str(row[0]): str(row[1]) for row in described}
+        if not {"id", "row"} <= set(kinds):
+            raise UserError(
+                f"{field}: {path}: needs the columns id and row (columns there: {', '.join(kinds)}); add them"
+            )
+        total, ids, least, most, distinct = con.execute(
+            "SELECT count(*), count(DISTINCT id), min(row), max(row), count(DISTINCT row) "
+            f"FROM {database.parquet([path])}"
+        ).fetchall()[0]
+    except duckdb.Error as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{field}: {path}: cannot be read as Parquet ({first}); mend the path") from error
+    if not total == ids == distinct or (total and (least, most) != (0, total - 1)):
+        raise UserError(
+            f"{field}: {path}: must give each id one row and use the rows 0 to {total - 1} once each (found {ids} ids, "
+            f"{distinct} rows from {least} to {most}); number them anew"
+        )
+    whole = kinds["id"] != "VARCHAR"
+    return (
+        f"(SELECT CAST(id AS {'BIGINT' if whole else 'VARCHAR'}) AS id, row, {literal(snapshot)} AS first_snapshot "
+        f"FROM {database.parquet([path])})"
+    )
+
+
+def _every_index(con: duckdb.DuckDBPyConnection, config: TwhinConfig, entity: str) -> str:
+    odd = con.execute("SELECT count(*) FROM known WHERE TRY_CAST(id AS BIGINT) IS DISTINCT FROM row").fetchall()[0][0]
+    if odd:
+        raise UserError(
+            f"vocabulary/{entity}: an earlier vocabulary has ids that are not their rows, so its ids were not indexed; "
+            "use another TWHIN_HOME for indexed edges"
+        )
+    known, used, most = con.execute(
+        "SELECT (SELECT count(*) FROM known), count(*), coalesce(max(id), -1) FROM degrees"
+    ).fetchall()[0]
+    size = config.model.table(entity).num_embeddings or int(most) + 1
+    if config.model.table(entity).num_embeddings is None and size > SPARSEST * int(used) + 1_000_000:
+        raise UserError(
+            f"vocabulary/{entity}: {int(used):,} entities with edges would need {size:,} rows, so their ids are hardly "
+            "rows; set source.ids to named, or give num_embeddings"
+        )
+    return (
+        f"SELECT range AS id, coalesce(degree, 0) AS degree, range - {int(known)} AS position "
+        f"FROM range({int(known)}, {max(size, int(known))}) LEFT JOIN degrees ON id = range"
+    )
+
+
+def _check_size(config: TwhinConfig, entity: str, rows: int, below: int) -> None:
+    number = config.model.table_names.index(entity)
+    limit = config.model.table(entity).num_embeddings
+    if rows == 0:
+        cause = (
+            f"all {below:,} have fewer edges than vocabulary.min_count ({config.vocabulary.min_count}); lower it"
+            if below
+            else "no edge of its relations was kept; see raw_edges_rejected for the reasons and mend source.columns or "
+            "model.relations"
+        )
+        raise UserError(f"vocabulary/{entity}: no entity of this type: {cause}")
+    if limit is not None and rows > limit:
+        raise UserError(
+            f"model.embeddings.tables[{number}].num_embeddings: {entity} has {rows:,} entities, more than {limit:,}; "
+            "raise it, leave it out, or raise vocabulary.min_count"
+        )
+
+
+def _type(con: duckdb.DuckDBPyConnection, scanned: str, column: str) -> str:
+    return str(con.execute(f"DESCRIBE SELECT {column} FROM {scanned}").fetchall()[0][1])

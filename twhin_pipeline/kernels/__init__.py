@@ -1,0 +1,1 @@
+"""Loops compiled for the CPU. Nothing here knows what an edge means."""

@@ -1,0 +1,131 @@
+"""How loops are compiled for the CPU, and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import caching, cgutils
+from numba.extending import intrinsic
+
+F = TypeVar("F", bound=Callable[..., Any])
+FOLDER = Path(__file__).resolve().parent.parent
+
+
+@cache
+def _sources() -> bytes:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*/*.py")))).digest()
+
+
+class _OfAllSources:
+    """Where a loop of this package is kept: as numba has it, but made anew when any of the sources has changed.
+
+    numba goes by a loop's own file, so that one would run on with what it calls as it was.
+    """
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> Any:
+        ours = FOLDER in Path(file).resolve().parents
+        return super().from_function(function, file) if ours else None  # type: ignore[misc]
+
+    def get_source_stamp(self) -> bytes:
+        return _sources()
+
+
+_locators: list[Any] = vars(caching.CompileResultCacheImpl.__mro__[1])["_locator_classes"]
+_locators[:0] = [
+    type(kind.__name__, (_OfAllSources, kind), {})
+    for kind in (caching.UserProvidedCacheLocator, caching.InTreeCacheLocator, caching.UserWideCacheLocator)
+    if kind in _locators
+]
+
+
+def compiled(**options: Any) -> Callable[[F], F]:
+    """Compile a loop by numba at its first call, to run without Python's lock; keep it on disk where there is a place.
+
+    `options` are numba's. A division by 0 gives inf or NaN, as arrays have it: to look for it would leave a loop with
+    one element at a time.
+    """
+
+    def compile_it(loop: F) -> F:
+        chosen = {"nogil": True, "error_model": "numpy", **options}
+        try:
+            found: F = numba.njit(cache=True, **chosen)(loop)
+        except RuntimeError:  # neither the package's folder nor the user's can be written to
+            found = numba.njit(**chosen)(loop)
+        return found
+
+    return compile_it
+
+
+def callback(signature: Any, loop: Callable[..., Any]) -> Any:
+    """Compile a loop for C to call: as `compiled`, but at once, with its types as numba's `signature` has them.
+
+    Returns:
+        numba's CFunc, which has an `address`; it must be kept while it is called.
+    """
+    try:
+        return numba.cfunc(signature, cache=True, error_model="numpy")(loop)
+    except RuntimeError:
+        return numba.cfunc(signature, error_model="numpy")(loop)
+
+
+def _to_pointer(typing: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+pointer: Any = intrinsic(_to_pointer)
+"""In a compiled loop: the pointer to an address, an int64."""
+
+
+def _reader(bits: int) -> Any:
+    def to_read(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            place = builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer())
+            return builder.load(place, align=1)
+
+        return getattr(types, f"uint{bits}")(types.int64), generate
+
+    return intrinsic(to_read)
+
+
+read_byte: Any = _reader(8)
+"""In a compiled loop: the byte at an address, an int64; uint8."""
+read_word: Any = _reader(64)
+"""In a compiled loop: the eight bytes at an address, an int64, wherever it lies; uint64."""
+
+
+def _to_call(typing: Any, address: Any, first: Any, last: Any, given: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [number] * 3).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], kind), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+call: Any = intrinsic(_to_call)
+"""In a compiled loop: call a C function `void (int64_t, int64_t, int64_t)` by its address, with three numbers."""
+
+
+def _to_take_next(typing: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(64)
+        counter = builder.inttoptr(arguments[0], number.as_pointer())
+        return builder.atomic_rmw("add", counter, number(1), "seq_cst")
+
+    return types.int64(types.int64), generate
+
+
+take_next: Any = intrinsic(_to_take_next)
+"""In a compiled loop: add 1 to the int64 at an address, which other threads do too, and return what it was."""

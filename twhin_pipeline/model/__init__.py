@@ -1,0 +1,1 @@
+"""How an edge is scored, and what a mistake costs."""

@@ -1,1 +1,0 @@
-"""The sections of a TwhinConfig, one noun a file."""

@@ -1,0 +1,161 @@
+"""Sharded tables on the CPU: fbgemm's memory and state, with compiled loops of our own for lookups and updates.
+
+fbgemm's CPU update takes several times as long as the row's memory does, so on the CPU its kernels are left for ours,
+which are held to them in the tests. All else stays as torchrec has it: plans, shards, checkpoints, schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch import nn
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbedding
+
+from twhin_pipeline.kernels import parallel
+from twhin_pipeline.kernels.parallel import TeamLoop
+from twhin_pipeline.sharding.row_optimizers import RowGradients
+
+_UPDATES: dict[EmbOptimType, TeamLoop] = {
+    EmbOptimType.EXACT_ROWWISE_ADAGRAD: parallel.rowwise_adagrad,
+    EmbOptimType.EXACT_ADAGRAD: parallel.adagrad,
+}
+
+
+def use_compiled_loops(model: nn.Module) -> int:
+    """Let the fbgemm tables of a sharded model, where they are on the CPU, look up and update rows by our loops.
+
+    Returns:
+        How many groups of tables do so: those of float32 with Adagrad or row-wise Adagrad; fbgemm keeps the others.
+    """
+    found = 0
+    for module in _modules(model):
+        if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen) and _fits(module):
+            module.forward = partial(_lookup, module)
+            found += 1
+    return found
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This rank's rows of a table, updated by compiled loops."""
+
+    table: str
+    first: int
+    """Which row of the table is the shard's first."""
+    group: SplitTableBatchedEmbeddingBagsCodegen
+    """The tables that torchrec keeps together."""
+    number: int
+    """The table's among them."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Its vectors, `float32 [n, D]`, in the group's memory."""
+        return self.group.split_embedding_weights()[self.number]
+
+    def update(self, gradients: RowGradients, scale: float) -> None:
+        """Update rows of the shard by their gradients times `scale`."""
+        _update(self.group, self.number, gradients, scale)
+
+
+def known_shards(model: nn.Module) -> list[Shard] | None:
+    """Return this rank's shards of a sharded model's tables, but for those without rows; or None where fbgemm's kernels
+    keep one of them."""
+    found = []
+    for kernel in _modules(model):
+        if isinstance(kernel, BaseBatchedEmbedding):
+            group = kernel.emb_module
+            if not (isinstance(group, SplitTableBatchedEmbeddingBagsCodegen) and _fits(group)):
+                return None
+            for number, table in enumerate(kernel._config.embedding_tables):
+                assert table.local_metadata is not None
+                if table.local_rows:
+                    found.append(Shard(table.name, table.local_metadata.shard_offsets[0], group, number))
+    return found
+
+
+def count_step(shards: Sequence[Shard]) -> None:
+    """Count a step of the shards' groups: those that a resumed run goes on from."""
+    for group in {id(shard.group): shard.group for shard in shards}.values():
+        group.iter.add_(1)
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    # torchrec keeps its lookups in plain lists, where `modules` does not come.
+    lookups = [lookup for module in model.modules() for lookup in getattr(module, "_lookups", [])]
+    return nn.ModuleList([model, *lookups]).modules()
+
+
+def _fits(tables: SplitTableBatchedEmbeddingBagsCodegen) -> bool:
+    return (
+        tables.optimizer in _UPDATES
+        and tables.weights_precision == SparseType.FP32
+        and tables.pooling_mode == PoolingMode.NONE
+        and tables.weights_host.device.type == "cpu"
+        and tables.optimizer_args.weight_decay == 0
+    )
+
+
+def _lookup(
+    tables: SplitTableBatchedEmbeddingBagsCodegen, indices: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """Return the rows `[L, D]`, as fbgemm does.
+
+    Args:
+        tables: T features, each of one table; `D` is the same in all.
+        indices: `int64 [L]`, feature after feature.
+        offsets: `[T * B + 1]` where the indices of each feature's B samples begin.
+    """
+    if torch.is_grad_enabled():
+        tables.iter.add_(1)  # the steps that a resumed run goes on from
+    features = len(tables.feature_table_map)
+    cuts = offsets[:: max((len(offsets) - 1) // features, 1)].tolist()
+    found: torch.Tensor = _Rows.apply(tables.placeholder_autograd_tensor, tables, indices, cuts)
+    return found
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        placeholder: torch.Tensor,
+        tables: SplitTableBatchedEmbeddingBagsCodegen,
+        indices: torch.Tensor,
+        cuts: list[int],
+    ) -> torch.Tensor:
+        ctx.tables, ctx.indices, ctx.cuts = tables, indices, cuts
+        weights = tables.split_embedding_weights()
+        found = torch.empty(len(indices), weights[0].shape[1])
+        for feature, table in enumerate(tables.feature_table_map):
+            part = slice(cuts[feature], cuts[feature + 1])
+            torch.index_select(weights[table], 0, indices[part], out=found[part])
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        tables: SplitTableBatchedEmbeddingBagsCodegen = ctx.tables
+        for table in range(len(tables.embedding_specs)):
+            parts = [
+                slice(ctx.cuts[feature], ctx.cuts[feature + 1])
+                for feature, of in enumerate(tables.feature_table_map)
+                if of == table
+            ]
+            # All of a table's gradients make one step of a row, also where several ranks ask for it.
+            index = torch.cat([ctx.indices[part] for part in parts])
+            _update(tables, table, RowGradients.of(index, *(gradient[part] for part in parts)), 1)
+        return None, None, None, None
+
+
+def _update(tables: SplitTableBatchedEmbeddingBagsCodegen, table: int, gradients: RowGradients, scale: float) -> None:
+    """Update a table's rows by their gradients times `scale`."""
+    weight, momentum = tables.split_embedding_weights()[table], tables.split_optimizer_states()[table][0]
+    momentum = momentum.view(-1 if tables.optimizer == EmbOptimType.EXACT_ROWWISE_ADAGRAD else weight.shape)
+    rule = tables.get_learning_rate(), tables.optimizer_args.eps
+    gradients.update(_UPDATES[tables.optimizer], weight, momentum, scale, *rule)

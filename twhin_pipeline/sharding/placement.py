@@ -1,0 +1,343 @@
+"""Sharding: how tables are laid on ranks, their first vectors, and a look at what each shard holds."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import warnings
+from datetime import timedelta
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import KernelConfig, PlannerError, TopologyFactory, TrainerConfig
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv, ShardingPlan
+
+from twhin_pipeline.config.training import LaunchConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.model.twhin_model import TwhinModel
+from twhin_pipeline.sharding.cpu_tables import use_compiled_loops
+from twhin_pipeline.sharding.distributed import Ranks
+from twhin_pipeline.sharding.shared_tables import SharedTables, share_tables
+
+logger = logging.getLogger(__name__)
+
+# Rows whose first vectors come from one random stream: whatever the sharding, a row's vector is the same.
+INIT_BLOCK = 4096
+# Rows of a table that are handled at a time.
+BLOCK_ROWS = 65_536
+
+LocalShards = list[tuple[int, torch.Tensor]]
+
+
+def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: LaunchConfig) -> nn.Module:
+    """Lay the model's tables on the ranks of the process group, by an explicit plan; without a group, keep it whole.
+
+    The operators' parameters are on every rank, kept equal by DistributedDataParallel. The plan is printed by rank 0
+    and kept as `sharding_plan_text` of what is returned. The tables' vectors are undefined until `init_tables`.
+
+    Args:
+        model: After `apply_optimizers`.
+        device: This rank's device.
+        launch: `sharding` and `hbm_gib`.
+
+    Returns:
+        A DistributedModelParallel of the model, or the model itself on `device`.
+
+    Raises:
+        UserError: The tables do not fit, or no kernel of the device can do an optimizer.
+    """
+    device = torch.device(device)
+    if not (dist.is_available() and dist.is_initialized()):
+        model = model.to(device)
+        text = "one process without a process group: every table whole, " + ", ".join(
+            f"{table} {weight.shape[0]:,} x {weight.shape[1]}" for table, weight in _weights(model).items()
+        )
+        _keep_plan(model, text)
+        logger.info(text)
+        return model
+
+    _refuse_unsupported(model, device)
+    sharder = EmbeddingCollectionSharder()
+    plan = _agreed_plan(model, sharder, device, launch)
+    text = plan_text(model, plan)
+    with warnings.catch_warnings():
+        # torchrec passes DistributedDataParallel an argument that torch is about to rename.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+        sharded = DistributedModelParallel(
+            model,
+            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            device=device,
+            plan=plan,
+            sharders=[sharder],
+        )
+    if device.type == "cpu":
+        logger.info("%d groups of tables are updated by compiled loops", use_compiled_loops(sharded))
+        shared = share_tables(sharded, model.tables, _timeout())
+        if isinstance(shared, SharedTables):
+            model.shared = shared
+            text += "\n  ranks look rows up in each other's memory"
+        else:
+            text += f"\n  ranks exchange vectors: {shared}"
+    _keep_plan(sharded, text)
+    if dist.get_rank() == 0:
+        print(text, flush=True)
+    return sharded
+
+
+def plan_text(model: TwhinModel, plan: ShardingPlan) -> str:
+    """Describe a plan, a line a table: its size, how it is sharded, and the rows that each rank holds.
+
+    Args:
+        model: Whose tables the plan lays out.
+        plan: As the planner made it.
+    """
+    tables = plan.get_plan_for_module("embeddings")
+    assert isinstance(tables, EmbeddingModuleShardingPlan)
+    lines = [f"sharding plan for {dist.get_world_size()} ranks"]
+    held: dict[int, int] = {}
+    for table, weight in _weights(model).items():
+        sharding = tables[table]
+        specification = sharding.sharding_spec
+        assert specification is not None
+        parts = []
+        for shard in specification.shards:
+            rank, rows = shard.placement.rank(), shard.shard_sizes[0]
+            held[rank] = held.get(rank, 0) + rows * shard.shard_sizes[1] * weight.element_size()
+            parts.append(f"rank {rank}: {rows:,}")
+        size = weight.numel() * weight.element_size() / 2**20
+        lines.append(
+            f"  {table}: {weight.shape[0]:,} x {weight.shape[1]} {str(weight.dtype).removeprefix('torch.')} "
+            f"({size:,.1f} MiB), {sharding.sharding_type}, {sharding.compute_kernel}; rows on {', '.join(parts)}"
+        )
+    totals = ", ".join(f"rank {rank}: {held.get(rank, 0) / 2**20:,.1f}" for rank in range(dist.get_world_size()))
+    lines.append(f"  MiB of vectors, without optimizer state, on {totals}")
+    return "\n".join(lines)
+
+
+def unwrapped(model: nn.Module) -> TwhinModel:
+    """Return the TwhinModel inside a sharded model, or the model itself."""
+    inner = model.module if isinstance(model, DistributedModelParallel) else model
+    assert isinstance(inner, TwhinModel)
+    return inner
+
+
+def table_weights(model: nn.Module) -> dict[str, torch.Tensor | ShardedTensor]:
+    """Return each table's weight: a ShardedTensor under a process group, else `[N, D]`; both in the model's memory."""
+    state = unwrapped(model).embeddings.state_dict()
+    return {table: state[f"embeddings.{table}.weight"] for table in unwrapped(model).tables}
+
+
+def local_shards(weight: torch.Tensor | ShardedTensor) -> LocalShards:
+    """Return what this rank holds of a table, by its first row: `(row, [n, D])` pairs, none where it holds nothing."""
+    if isinstance(weight, ShardedTensor):
+        shards = weight.local_shards()
+        return sorted(((s.metadata.shard_offsets[0], s.tensor) for s in shards), key=lambda shard: shard[0])
+    return [(0, weight.detach())]
+
+
+@torch.no_grad()
+def gather_table(weight: torch.Tensor | ShardedTensor, ranks: Ranks, num_rows: int) -> torch.Tensor | None:
+    """Gather the first rows of a table to rank 0, in blocks, so that no other rank holds more than its shards.
+
+    All ranks call it together.
+
+    Args:
+        weight: As `table_weights` gives it.
+        ranks: This process among the others.
+        num_rows: How many rows; the others are left behind.
+
+    Returns:
+        On rank 0 `[num_rows, D]`, of the weight's type and on this rank's device (the table's own memory where it is
+        not sharded); None on other ranks.
+    """
+    if not isinstance(weight, ShardedTensor):
+        return weight.detach()[:num_rows]
+    mine = dict(local_shards(weight))
+    metadata = weight.metadata()
+    size = metadata.size[1]
+    whole = None
+    if ranks.rank == 0:
+        whole = torch.empty(num_rows, size, dtype=metadata.tensor_properties.dtype, device=ranks.device)
+    for shard in metadata.shards_metadata:
+        assert shard.placement is not None
+        first, rows, owner = shard.shard_offsets[0], shard.shard_sizes[0], shard.placement.rank()
+        for start in range(first, min(first + rows, num_rows), BLOCK_ROWS):
+            end = min(start + BLOCK_ROWS, first + rows, num_rows)
+            if owner == ranks.rank:
+                block = mine[first][start - first : end - first].detach()
+                if whole is None:
+                    dist.send(block.cpu().contiguous(), 0, group=ranks.control)
+                else:
+                    whole[start:end] = block
+            elif whole is not None:
+                received = torch.empty(end - start, size, dtype=whole.dtype)
+                dist.recv(received, owner, group=ranks.control)
+                whole[start:end] = received
+    return whole
+
+
+@torch.no_grad()
+def limit_norm(vectors: torch.Tensor, max_norm: float | None) -> torch.Tensor:
+    """Return `vectors [N, D]` with the longer ones scaled down to the length `max_norm`, as a lookup returns them."""
+    if max_norm is None:
+        return vectors
+    lengths = vectors.float().norm(dim=1, keepdim=True)
+    return (vectors.float() * (max_norm / lengths.clamp(min=max_norm))).to(vectors.dtype)
+
+
+@torch.no_grad()
+def limit_norms(model: nn.Module, max_norm: float | None) -> None:
+    """Scale down this rank's longer vectors in place, so that the tables hold what lookups return."""
+    if max_norm is None:
+        return
+    for weight in table_weights(model).values():
+        for _, shard in local_shards(weight):
+            for start in range(0, len(shard), BLOCK_ROWS):
+                shard[start : start + BLOCK_ROWS] = limit_norm(shard[start : start + BLOCK_ROWS], max_norm)
+
+
+@torch.no_grad()
+def init_tables(model: nn.Module, seed: int) -> None:
+    """Fill the tables with normal numbers of standard deviation `init_scale / sqrt(D)`.
+
+    A row's vector depends on the seed, the table's name and the row alone, whatever the world size, sharding or device.
+    """
+    inner = unwrapped(model)
+    scale = inner.init_scale / inner.dim**0.5
+    for table, weight in table_weights(model).items():
+        for first, shard in local_shards(weight):
+            last = first + shard.shape[0]
+            for block in range(first // INIT_BLOCK, -(-last // INIT_BLOCK)):
+                digest = hashlib.sha256(f"{seed}/{table}/{block}".encode()).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+                values = torch.randn(INIT_BLOCK, inner.dim, generator=generator) * scale
+                low, high = max(first, block * INIT_BLOCK), min(last, (block + 1) * INIT_BLOCK)
+                shard[low - first : high - first] = values[low - block * INIT_BLOCK : high - block * INIT_BLOCK].to(
+                    shard
+                )
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()  # others may read these rows
+
+
+@torch.no_grad()
+def log_sharded_tensor_content(
+    weight_name: str, table_name: str, weight_tensor: torch.Tensor | ShardedTensor, num_rows: int = 1024
+) -> dict[str, float]:
+    """Sample the lengths of a table's vectors, shard by shard, on any device and at any world size.
+
+    Under a process group every rank must call it; all get the same answer, and rank 0 logs it.
+
+    Args:
+        weight_name: The weight's name in the model, for the log.
+        table_name: The table; the figures' names begin with it.
+        weight_tensor: As `table_weights` gives it.
+        num_rows: Evenly spaced rows to sample of each shard.
+
+    Returns:
+        For each shard, by its first row, `<table>/rows_from_<row>/norm_{min,mean,max}`.
+    """
+    found: dict[str, float] = {}
+    for first, shard in local_shards(weight_tensor):
+        count = min(num_rows, shard.shape[0])
+        if count == 0:
+            continue
+        rows = torch.linspace(0, shard.shape[0] - 1, count, dtype=torch.float64, device=shard.device).round().long()
+        norms = shard[rows].float().norm(dim=1)
+        key = f"{table_name}/rows_from_{first}/norm"
+        found |= {
+            f"{key}_min": float(norms.min()),
+            f"{key}_mean": float(norms.mean()),
+            f"{key}_max": float(norms.max()),
+        }
+    if isinstance(weight_tensor, ShardedTensor):
+        gathered: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, found)
+        found = {key: value for part in gathered for key, value in part.items()}
+    if not isinstance(weight_tensor, ShardedTensor) or dist.get_rank() == 0:
+        logger.info("%s of %s: %s", weight_name, table_name, found)
+    return found
+
+
+def _weights(model: TwhinModel) -> dict[str, nn.Parameter]:
+    parameters = dict(model.embeddings.named_parameters())
+    return {table: parameters[f"embeddings.{table}.weight"] for table in model.tables}
+
+
+def _keep_plan(model: nn.Module, text: str) -> None:
+    model.sharding_plan_text = text  # type: ignore[assignment]
+
+
+def _refuse_unsupported(model: TwhinModel, device: torch.device) -> None:
+    for table, weight in _weights(model).items():
+        classes = [cls.__name__ for cls in getattr(weight, "_optimizer_classes", [])]
+        if device.type == "cpu" and "Adam" in classes:
+            raise UserError(
+                f"model.embeddings.tables: the optimizer of {table!r} is adam, for which fbgemm has no CPU kernel; "
+                "take rowwise_adagrad or adagrad, train on CUDA, or train in one process without torchrun"
+            )
+
+
+def _agreed_plan(
+    model: TwhinModel, sharder: EmbeddingCollectionSharder, device: torch.device, launch: LaunchConfig
+) -> ShardingPlan:
+    """Plan on rank 0, for all ranks; where that fails, all of them raise the same UserError."""
+    world_size = dist.get_world_size()
+    local_world_size = min(int(os.environ.get("LOCAL_WORLD_SIZE", launch.nproc_per_node)), world_size)
+    answer: list[ShardingPlan | str | None] = [None]
+    if dist.get_rank() == 0:
+        capacity = _capacity(device, launch, local_world_size)
+        memory = {"hbm_cap_bytes" if device.type == "cuda" else "ddr_cap_bytes": capacity}
+        topology = TopologyFactory.create_topology(
+            TrainerConfig(world_size=world_size, local_world_size=local_world_size, **memory),
+            kernel_config=KernelConfig(compute_device=device.type),
+        )
+        constraint = ParameterConstraints(
+            sharding_types=[launch.sharding], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
+        )
+        planner = EmbeddingShardingPlanner(
+            topology=topology,
+            batch_size=1,
+            storage_reservation=FixedPercentageStorageReservation(0.0),
+            constraints=dict.fromkeys(model.tables, constraint),
+            debug=False,
+        )
+        try:
+            answer[0] = planner.plan(model, [sharder])
+        except PlannerError as error:
+            reason = str(error).splitlines()[0].strip(" .")
+            size = sum(weight.numel() * weight.element_size() for weight in _weights(model).values()) / 2**30
+            answer[0] = (
+                f"tables of {size:.3g} GiB and their optimizer state do not fit, {launch.sharding}, on {world_size} "
+                f"ranks of {capacity / 2**30:.3g} GiB; use more ranks, raise launch.hbm_gib, or take data_type fp16, "
+                f"rowwise_adagrad or a smaller embedding_dim ({reason})"
+            )
+    dist.broadcast_object_list(answer, src=0, device=device)
+    plan = answer[0]
+    if not isinstance(plan, ShardingPlan):
+        raise UserError(str(plan))
+    return plan
+
+
+def _timeout() -> timedelta:
+    """Return how long ranks wait for each other."""
+    assert dist.group.WORLD is not None
+    found: timedelta = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+    return found
+
+
+def _capacity(device: torch.device, launch: LaunchConfig, local_world_size: int) -> int:
+    """Return the bytes that a rank's tables may take."""
+    if launch.hbm_gib is not None:
+        return int(launch.hbm_gib * 2**30)
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total // local_world_size

@@ -1,0 +1,85 @@
+"""MLflow's model registry: a registered version is a pointer into the store, not a copy of the vectors."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store
+from twhin_pipeline.tracking.runs import EXPERIMENT, Run, connect, run_exists, uri
+
+MODEL_FOLDER, POINTER = "model", "twhin.json"
+
+
+def register_model(
+    store: Store, snapshot: str, metrics: Mapping[str, float] | None = None, name: str = EXPERIMENT
+) -> str:
+    """Register a snapshot's trained model with its metrics, and return the version's URI (`models:/<name>/<version>`).
+
+    The version holds a pointer into the store, not the vectors. Metrics become its tags (and its run's metrics), and
+    the aliases `newest` and `snapshot-<date>` point to it.
+    """
+    manifest = store.manifest("twhin_model", snapshot)
+    run_id = manifest.details.get("mlflow_run_id")
+    if not run_id or not run_exists(store, run_id):
+        raise UserError(
+            f"the model for {snapshot} has no run at {uri(store)}; set MLFLOW_TRACKING_URI as it was in training"
+        )
+    client = connect(store)
+    with tempfile.TemporaryDirectory(prefix="twhin-") as folder:
+        registered = {
+            "store": store.root,
+            "snapshot": snapshot,
+            "version": manifest.version,
+            "view": store.view,
+            "model": manifest.details["model"],
+        }
+        (Path(folder) / POINTER).write_text(json.dumps(registered, indent=1))
+        source = store.path("twhin_model", snapshot, manifest.version, "relations.parquet")
+        store.fs.get_file(store.fs._strip_protocol(source), f"{folder}/relations.parquet")
+        client.log_artifacts(run_id, folder, MODEL_FOLDER)
+    found = client.search_registered_models(filter_string=f"name = '{name}'")
+    if not found:
+        client.create_registered_model(name, description="TwHIN embeddings; open with twhin_pipeline load_model")
+    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
+    tags = {"snapshot": snapshot, "store": store.root, "store_version": manifest.version}
+    tags |= {key: f"{value:.6g}" for key, value in (metrics or {}).items()}
+    version = str(client.create_model_version(name, source, run_id, tags=tags).version)
+    for alias in ("newest", f"snapshot-{snapshot}"):
+        client.set_registered_model_alias(name, alias, version)
+    Run(store, run_id, owned=False).log_metrics(metrics or {}, int(manifest.details.get("steps", 0)))
+    return f"models:/{name}/{version}"
+
+
+def pointer(model_uri: str) -> dict[str, Any]:
+    """Return `store`, `snapshot`, `version` and `model` behind `models:/twhin/1`, `models:/twhin@newest` or `runs:/…`.
+
+    The tracking store is MLFLOW_TRACKING_URI, else that of the default store.
+
+    Raises:
+        UserError: There is no such model, or it is not one of ours.
+    """
+    store = Store()
+    client = connect(store)
+    import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if model_uri.startswith("models:/"):
+            reference = model_uri.removeprefix("models:/")
+            if "@" in reference:
+                version = client.get_model_version_by_alias(*reference.split("@", 1))
+            else:
+                version = client.get_model_version(*reference.split("/", 1))
+            source = version.source
+        else:
+            run_id, _, rest = model_uri.removeprefix("runs:/").partition("/")
+            source = f"{client.get_run(run_id).info.artifact_uri}/{rest or MODEL_FOLDER}"
+        text = mlflow.artifacts.load_text(f"{source}/{POINTER}")
+    except (MlflowException, OSError, TypeError) as error:
+        raise UserError(f"{model_uri}: no such model at {uri(store)}; set MLFLOW_TRACKING_URI or TWHIN_HOME") from error
+    return json.loads(text)

@@ -1,0 +1,1 @@
+"""The loop: launch, data, steps, validation, checkpoints, tracking."""

@@ -1,0 +1,340 @@
+"""EdgesDataset: the training set as EdgeBatches, in a seeded order, each edge once an epoch at any world size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.kernels import radix
+from twhin_pipeline.model.batch import EdgeBatch
+from twhin_pipeline.prefetch import Prefetcher
+from twhin_pipeline.store import Store
+from twhin_pipeline.training.training_tables import Negatives, Positives, TrueEdges, ranges
+from twhin_pipeline.training_set.step_sample import StepSample, StepSampler
+from twhin_pipeline.words import SIDES
+
+Array = np.ndarray[Any, Any]
+
+
+def table_sizes(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, int]:
+    """Return the rows of each embedding table: `num_embeddings` where it is given, else the vocabulary's.
+
+    Raises:
+        UserError: A vocabulary is missing, empty, or has outgrown its table.
+    """
+    sizes = {}
+    for i, table in enumerate(config.model.embeddings.tables):
+        rows = store.manifest(f"vocabulary/{table.name}", snapshot).rows
+        if table.num_embeddings is not None and rows > table.num_embeddings:
+            raise UserError(
+                f"model.embeddings.tables[{i}].num_embeddings is {table.num_embeddings}, but the vocabulary of "
+                f"{table.name!r} for {snapshot} has {rows} rows; raise it, or leave it out"
+            )
+        sizes[table.name] = table.num_embeddings or rows
+        if not sizes[table.name]:
+            raise UserError(f"the vocabulary of {table.name!r} for {snapshot} is empty; no edge of the source uses it")
+    return sizes
+
+
+class EdgesDataset:
+    """Batches of one rank, from the present position to the end of the last epoch, assembled in the background.
+
+    Each epoch has its own seeded permutation of all chunks. A step takes the next `world_size * m` of them
+    (m = per_replica_batch_size // chunk size, at least 1) and divides them evenly, in order, among the ranks; the last
+    step of an epoch takes what is left, and a rank may then get an empty batch. So each edge is read once an epoch at
+    any world size, and a position saved at one world size continues at another.
+
+    Memory: positives whole (see Positives), plus this rank's share of the negatives of up to two epochs; with
+    `global_negatives: all` no negatives, but the true edges by either end (see TrueEdges), unless `negatives.mask` is
+    `own`. With `sampled_per_step` a step's sample depends on `negatives.seed` and the step's position alone: all ranks
+    draw the same.
+    """
+
+    def __init__(
+        self,
+        config: TwhinConfig,
+        store: Store,
+        snapshot: str,
+        split: Literal["train", "validation"] = "train",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Open the split. Raises UserError where it is missing, or does not fit the configuration or vocabularies."""
+        self.store, self.rank, self.world_size = store, rank, world_size
+        training = split == "train"
+        assets = (
+            ("training_set/positives", "training_set/negatives")
+            if training
+            else ("held_out/validation", "held_out/validation_negatives")
+        )
+        data = config.train_data if training else config.validation_data
+        manifest = store.manifest(assets[0], snapshot)
+        self.version = manifest.version
+        self.seed = config.training.seed
+        self.num_epochs = config.training.num_epochs if training else 1
+        self.everything = data.global_negatives == "all"
+        self.in_batch = data.in_batch_negatives
+        self.pool = 0 if data.global_negatives == "all" else data.global_negatives
+        self.log_q = config.loss.log_q
+        relations = config.model.relations
+        replaced = [relation.sides or config.negatives.sides for relation in relations]
+        self.replaces = tuple(np.array([sides in ("both", side) for sides in replaced]) for side in SIDES)
+        self.prefetch = config.launch.prefetch_batches
+        sizes = table_sizes(config, store, snapshot)
+        if self.everything:
+            # A table may have rows to spare; entities are those of the vocabulary.
+            sizes = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in sizes}
+        self.positives = Positives(config, store, manifest, sizes)
+        self.files = store.files(assets[1], snapshot)
+        if not self.files:
+            raise UserError(f"{assets[1]} for {snapshot} is empty; make it anew (`twhin sample`)")
+
+        # One number line for the rows of all tables: a single unique() then finds every table's ids.
+        self.model_config = config.model
+        self.tables = config.model.table_names
+        self.base = np.concatenate([[0], np.cumsum([sizes[name] for name in self.tables])]).astype(np.int64)
+        place = {name: self.base[i] for i, name in enumerate(self.tables)}
+        self.side_base = tuple(
+            np.array([place[getattr(relation, side)] for relation in relations], np.int64) for side in SIDES
+        )
+        self.true_edges = None
+        if self.everything:
+            rows = [np.array([sizes[getattr(relation, side)] for relation in relations], np.int64) for side in SIDES]
+            self.side_size = rows[0], rows[1]
+            if not (training and config.negatives.mask == "own"):
+                self.true_edges = TrueEdges(self.positives, self.side_size)
+        chunk_size = int(manifest.details.get("chunk_size", self.positives.lengths.max()))
+        self.sampler = self._sampler(config, data.sampled_per_step)
+        self.chunks_per_rank = max(1, data.per_replica_batch_size // chunk_size)
+        self.num_chunks = len(self.positives.relation)
+        self.num_edges = int(self.positives.offsets[-1])
+        self.epoch, self.chunks_done = 0, 0
+
+    @property
+    def chunks_per_step(self) -> int:
+        """Chunks that all ranks together take in a step."""
+        return self.chunks_per_rank * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch that is read from its start."""
+        return -(-self.num_chunks // self.chunks_per_step)
+
+    @property
+    def steps_left(self) -> int:
+        """Steps from the present position to the end of the last epoch."""
+        if self.epoch >= self.num_epochs:
+            return 0
+        here = -(-(self.num_chunks - self.chunks_done) // self.chunks_per_step)
+        return here + (self.num_epochs - self.epoch - 1) * self.steps_per_epoch
+
+    @property
+    def epoch_of_last_batch(self) -> int:
+        """The epoch of the last batch that the loop received, from 0."""
+        return self.epoch if self.chunks_done else max(self.epoch - 1, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: the batches that the loop has received, not those read ahead."""
+        return {"epoch": self.epoch, "chunks_done": self.chunks_done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a saved position, at this or another world size."""
+        self.epoch, self.chunks_done = int(state["epoch"]), int(state["chunks_done"])
+
+    def __iter__(self) -> Iterator[EdgeBatch]:
+        """Yield the batches that are left; an error of the background thread is raised here."""
+        with Prefetcher(self._produce(self.epoch, self.chunks_done), self.prefetch) as produced:
+            for batch, epoch, chunks_done in produced:
+                self.epoch, self.chunks_done = epoch, chunks_done
+                yield batch
+
+    def _produce(self, epoch: int, done: int) -> Iterator[tuple[EdgeBatch, int, int]]:
+        lengths = self.positives.lengths
+        for e in range(epoch, self.num_epochs):
+            order = np.random.default_rng([self.seed, e]).permutation(self.num_chunks)
+            steps = [order[i : i + self.chunks_per_step] for i in range(done, self.num_chunks, self.chunks_per_step)]
+            mine = [np.array_split(step, self.world_size)[self.rank] for step in steps]
+            file_epoch = e % len(self.files)
+            negatives = None
+            if not self.everything:
+                here = np.zeros(self.num_chunks, bool)
+                here[np.concatenate([*mine, np.zeros(0, np.int64)])] = True
+                lhs, rhs = (here & replaces[self.positives.relation] for replaces in self.replaces)
+                negatives = Negatives(self.store, self.files[file_epoch], (lhs, rhs), self.pool, self.log_q)
+            for step, chunks in zip(steps, mine, strict=True):
+                sample = None if self.sampler is None else self.sampler.draw(e, done)
+                done += len(step)
+                after = (e + 1, 0) if done == self.num_chunks else (e, done)
+                yield self._batch(chunks, negatives, sample, file_epoch, int(lengths[step].sum())), *after
+            done = 0
+
+    def _sampler(self, config: TwhinConfig, size: int | None) -> StepSampler | None:
+        if size is None:
+            return None
+        degree = np.zeros(int(self.base[-1]), np.int64)
+        for base, rows in zip(self.side_base, (self.positives.lhs, self.positives.rhs), strict=True):
+            starts = np.repeat(base[self.positives.relation], self.positives.lengths)
+            degree += np.bincount(starts + rows, minlength=len(degree))
+        tables = np.split(degree, self.base[1:-1])
+        return StepSampler(size, config.negatives.degree_share, config.negatives.alpha, config.negatives.seed, tables)
+
+    def _batch(
+        self, chunks: Array, negatives: Negatives | None, drawn: StepSample | None, epoch: int, global_edges: int
+    ) -> EdgeBatch:
+        """Put the chunks ([G]) together by whole arrays: unique rows of each table, indices into them, padding."""
+        if not len(chunks):
+            return EdgeBatch.empty(self.model_config, global_edges)
+        positives = self.positives
+        groups = len(chunks)
+        starts = positives.offsets[chunks]
+        lengths = positives.offsets[chunks + 1] - starts
+        width = int(lengths.max())
+        flat = ranges(starts, lengths)
+        group = np.repeat(np.arange(groups), lengths)
+        position = ranges(np.zeros_like(starts), lengths)
+        relation = positives.relation[chunks]
+        bases = [base[relation] for base in self.side_base]
+        on = [replaces[relation] for replaces in self.replaces]
+        sides = [side for side in (0, 1) if on[side].any()]
+        spans: dict[int, int] = {}
+
+        ends = [side[flat] + base[group] for side, base in zip((positives.lhs, positives.rhs), bases, strict=True)]
+        keys = [*ends]
+        for side in sides:
+            if negatives is None:
+                pairs = zip(bases[side][on[side]].tolist(), relation[on[side]], strict=True)
+                here = {base: base + int(self.side_size[side][r]) for base, r in pairs}
+                for span in here.items():
+                    keys.append(np.arange(*span) if drawn is None else drawn.rows[drawn.span(*span)])
+                spans |= here
+            else:
+                pool = negatives.pool[side][negatives.place[side][chunks[on[side]]]]
+                keys.append((pool + bases[side][on[side], None]).ravel())
+        unique, _, inverse = radix.unique(np.concatenate(keys))
+        cuts = np.searchsorted(unique, self.base)
+        ids = {
+            name: torch.from_numpy(unique[cuts[i] : cuts[i + 1]] - self.base[i]) for i, name in enumerate(self.tables)
+        }
+
+        sample: dict[str, torch.Tensor] = {}
+        sample_log_q: dict[str, torch.Tensor] = {}
+        for i, name in enumerate(self.tables):
+            start, end = self.base[i : i + 2].tolist()
+            if drawn is not None and start in spans:
+                rows = drawn.span(start, end)
+                sample[name] = torch.from_numpy(np.searchsorted(unique, drawn.rows[rows]) - cuts[i])
+                if self.log_q:
+                    sample_log_q[name] = torch.from_numpy(drawn.log_q[rows])
+
+        def grid(values: Array) -> Array:
+            result = np.zeros((groups, width), values.dtype)
+            result[group, position] = values
+            return result
+
+        edges = len(flat)
+        index = [inverse[:edges], inverse[edges : 2 * edges]]
+        num_in_batch = np.minimum(lengths, self.in_batch)
+        window = int(num_in_batch.max())
+        in_batch = (epoch * self.in_batch + np.arange(window)[None, :]) % lengths[:, None]
+
+        taken = 2 * edges
+        fields: dict[str, Array] = {}
+        for side, name in enumerate(SIDES):
+            queries = Queries(group, index[1 - side])
+            query = grid(queries.of_edge)
+            pool = np.zeros((groups, self.pool if side in sides else 0), np.int64)
+            log_q = np.zeros((groups, window + pool.shape[1]), np.float32)
+            mask = np.zeros((0, 3), np.int64)
+            used = np.flatnonzero(on[side])
+            if self.everything:
+                asked = np.flatnonzero(on[side][queries.group])
+                if self.true_edges is not None:
+                    edge = flat[queries.first[asked]]
+                    kept = (positives.rhs if side == 0 else positives.lhs)[edge]
+                    others, counts = self.true_edges.of(side, relation[queries.group[asked]], kept)
+                    where = np.repeat(asked, counts)
+                else:
+                    own = (positives.lhs if side == 0 else positives.rhs)[flat]
+                    where, others = queries.answers(group, own)
+                    kept = np.isin(where, asked)
+                    where, others = where[kept], others[kept]
+                if drawn is not None:
+                    start = bases[side][queries.group[where]]
+                    place = np.searchsorted(drawn.rows, others + start)
+                    hit = drawn.rows[np.minimum(place, len(drawn.rows) - 1)] == others + start
+                    where, others = where[hit], (place - np.searchsorted(drawn.rows, start))[hit]
+                mask = np.stack([queries.group[where], queries.number[where], others], axis=1).astype(np.int64)
+            elif negatives is not None and len(used):
+                pool[used] = inverse[taken : taken + len(used) * self.pool].reshape(len(used), self.pool)
+                taken += len(used) * self.pool
+                place = negatives.place[side][chunks[used]]
+                positions, counts = negatives.mask[side][0].take(place)
+                candidates, _ = negatives.mask[side][1].take(place)
+                owner = np.repeat(used, counts)
+                column = _column(candidates, num_in_batch[owner], window)
+                mask = np.stack([owner, query[owner, positions], column], axis=1).astype(np.int64)
+                if self.log_q:
+                    values, counts = negatives.log_q[side].take(place)
+                    owner = np.repeat(used, counts)
+                    candidate = ranges(np.zeros_like(counts), counts)
+                    log_q[owner, _column(candidate, num_in_batch[owner], window)] = values
+            fields |= {
+                f"{name}_index": grid(index[side]),
+                f"{name}_query_index": queries.grid(),
+                f"{name}_query": query,
+                f"{name}_on": on[side],
+                f"{name}_pool_index": pool,
+                f"{name}_mask": mask,
+                f"{name}_log_q": log_q,
+            }
+        return EdgeBatch(
+            ids=ids,
+            relation=torch.from_numpy(relation),
+            weight=torch.from_numpy(grid(positives.weight[flat])),
+            in_batch=torch.from_numpy(in_batch.astype(np.int64)),
+            num_in_batch=torch.from_numpy(num_in_batch),
+            num_edges=edges,
+            global_edges=global_edges,
+            sides=tuple(SIDES[side] for side in sides),
+            everything=self.everything,
+            sample=sample,
+            sample_log_q=sample_log_q,
+            **{name: torch.from_numpy(values) for name, values in fields.items()},
+        )
+
+
+class Queries:
+    """The distinct kept entities of each chunk, all chunks' end to end."""
+
+    def __init__(self, group: Array, kept: Array) -> None:
+        """Find them from each edge's chunk (ascending from 0, none left out) and kept entity's index (int64 [E])."""
+        span = int(kept.max()) + 1
+        unique, self.first, inverse = radix.unique(group * span + kept)
+        self.group, self.index = np.divmod(unique, span)
+        start = np.searchsorted(self.group, np.arange(int(group[-1]) + 1))
+        self.number = np.arange(len(unique)) - start[self.group]
+        """A query's number in its chunk; `first` is an edge that asks it, `group` its chunk, `index` its entity's."""
+        self.of_edge = inverse - start[group]
+
+    def answers(self, group: Array, other: Array) -> tuple[Array, Array]:
+        """Return the distinct (query, other) of the edges, from each one's chunk and other entity (int64 `[E]`)."""
+        start = np.searchsorted(self.group, group)
+        span = int(other.max()) + 1
+        found = np.unique((start + self.of_edge) * span + other)
+        return found // span, found % span
+
+    def grid(self) -> Array:
+        """Return the indices as int64 `[G, Q]`, 0 behind."""
+        result = np.zeros((int(self.group[-1]) + 1, int(self.number.max()) + 1), np.int64)
+        result[self.group, self.number] = self.index
+        return result
+
+
+def _column(candidate: Array, num_in_batch: Array, window: int) -> Array:
+    """Return the place of a chunk's candidate in the padded list `[window | pool]`."""
+    return np.where(candidate >= num_in_batch, candidate + (window - num_in_batch), candidate)

@@ -1,0 +1,265 @@
+"""Starting training under torchrun, ending it with its parent, and finding out why it failed.
+
+`python -m twhin_pipeline.training.launch COMMAND…` runs COMMAND in its own place such that the kernel ends it when its
+parent dies, however that dies. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.sharding.machine import threads_per_process
+from twhin_pipeline.store import Store
+from twhin_pipeline.training.reporting import PROGRESS_ENV, PROGRESS_MARK, ProgressBar
+
+PR_SET_PDEATHSIG = 1
+CANCELLED_EXIT = 75
+"""A rank's exit code after it was told to stop and has written a checkpoint (EX_TEMPFAIL: try again later)."""
+_RANK_LINE = re.compile(r"^\[[a-z]+(\d+)\]:(.*)$", re.DOTALL)
+
+
+class TrainingFailed(Exception):  # noqa: N818 (it is what happened, not what to mend)
+    """Training ended with an error that is not the user's; the message is the failing rank's own traceback."""
+
+
+class TrainingCancelled(Exception):  # noqa: N818
+    """Training was told to stop and did, after a checkpoint; the same command goes on from there."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the first rank to fail wrote."""
+
+    rank: int
+    kind: str
+    """The exception's name."""
+    message: str
+    traceback: str
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends (Linux; elsewhere nothing happens)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died in between
+        os._exit(1)
+
+
+def torchrun_command(
+    config: TwhinConfig,
+    config_path: str,
+    store: Store,
+    snapshot: str,
+    log_dir: str,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """Return the command that trains `snapshot`: torchrun in a wrapper that ends it with its parent.
+
+    `log_dir` gets each rank's output and, where a rank fails, its error (see `failure`). Run it with `environment`.
+    """
+    launch = config.launch
+    if launch.nnodes == 1:
+        meeting = ["--standalone"]
+    else:
+        meeting = [
+            f"--nnodes={launch.nnodes}",
+            f"--node-rank={launch.node_rank}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-id=twhin-{snapshot}-{config.hash()}",
+            f"--rdzv-endpoint={launch.rdzv_endpoint}",
+            f"--rdzv-conf=is_host={int(launch.node_rank == 0)}",
+        ]
+    torchrun = [
+        *meeting,
+        f"--nproc-per-node={launch.nproc_per_node}",
+        "--max-restarts=0",
+        "--tee=3",
+        f"--log-dir={log_dir}",
+    ]
+    train = ["--config", config_path, "--snapshot", snapshot, "--home", store.root]
+    train += ["--view", store.view] if store.view else []
+    for override in overrides:
+        train += ["--set", override]
+    wrapper = [sys.executable, "-m", "twhin_pipeline.training.launch"]
+    return [
+        *wrapper,
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *torchrun,
+        "-m",
+        "twhin_pipeline.training.train",
+        *train,
+    ]
+
+
+def environment(config: TwhinConfig) -> dict[str, str]:
+    """Return the environment variables to add for the training processes."""
+    return {
+        "OMP_NUM_THREADS": str(threads_per_process(config)),
+        "PYTHONUNBUFFERED": "1",
+        # Huge pages: a step's tensors then cause no page faults, and random rows of a table fewer misses.
+        "THP_MEM_ALLOC_ENABLE": "1",
+        # What a step frees, the next one takes. Given back to the system, it is found and set to 0 anew each time.
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        "MALLOC_TOP_PAD_": str(2**27),
+        **config.launch.env,
+    }
+
+
+def run(
+    config: TwhinConfig,
+    config_path: str,
+    overrides: Sequence[str],
+    store: Store,
+    snapshot: str,
+    *,
+    log_dir: str | None = None,
+    output: Callable[[str], None] | None = None,
+) -> None:
+    """Train under torchrun and wait for it; SIGINT and SIGTERM are passed on, once each.
+
+    The ranks' lines go to `output` (default: printed, with a progress bar where standard output is a terminal).
+    torchrun's own lines go to `<log_dir>/torchrun.log`.
+
+    Raises:
+        UserError: A rank met a mistake of the user's.
+        TrainingCancelled: A signal came and a checkpoint was written.
+        TrainingFailed: Anything else, with the failing rank's traceback.
+    """
+    folder = Path(log_dir or default_log_dir(store, snapshot))
+    folder.mkdir(parents=True, exist_ok=True)
+    # Failures of earlier launches must not be taken for this one's.
+    before = set(_error_files(str(folder)))
+    command = torchrun_command(config, config_path, store, snapshot, str(folder), overrides)
+    env = {**os.environ, **environment(config)}
+    with _display(output) as (show, bar):
+        if bar:
+            env[PROGRESS_ENV] = "1"
+        # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
+        process = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        with _forwarded_signals(process), (folder / "torchrun.log").open("a") as log:
+            _relay(process.stdout, show, log, single=config.launch.nproc_per_node == 1)
+            code = process.wait()
+    if code == 0:
+        return
+    cause = first_failure(str(folder), ignoring=before)
+    if cause is None:
+        tail = "\n".join((folder / "torchrun.log").read_text(errors="replace").splitlines()[-30:])
+        raise TrainingFailed(f"torchrun ended with exit code {code} and no rank told why; its last lines:\n{tail}")
+    if cause.kind == "UserError":
+        raise UserError(cause.message)
+    if cause.kind == "TrainingCancelled":
+        raise TrainingCancelled(cause.message)
+    raise TrainingFailed(f"rank {cause.rank} failed:\n{cause.traceback}")
+
+
+def default_log_dir(store: Store, snapshot: str) -> str:
+    """Return where ranks' logs go: in a local store `logs/train/<snapshot>`, else under the working directory."""
+    return store.path("logs", "train", snapshot) if store.is_local else f"twhin-logs/train/{snapshot}"
+
+
+def failure(log_dir: str) -> str | None:
+    """Return the traceback of the rank that failed first, or None where no rank wrote an error."""
+    cause = first_failure(log_dir)
+    return f"rank {cause.rank}: {cause.traceback}" if cause else None
+
+
+def first_failure(log_dir: str, ignoring: Collection[str] = ()) -> Failure | None:
+    """Return the earliest error that ranks wrote under `log_dir`: the cause, where others are echoes of it."""
+    found: list[tuple[int, Failure]] = []
+    for path in _error_files(log_dir):
+        if path in ignoring:
+            continue
+        try:
+            message = json.loads(Path(path).read_text())["message"]
+        except (OSError, ValueError, KeyError):
+            continue
+        rank = Path(path).parent.name
+        text, extra = (message["message"], message["extraInfo"]) if isinstance(message, dict) else (str(message), {})
+        kind, _, rest = text.partition(": ")
+        told = Failure(int(rank) if rank.isdigit() else -1, kind, rest, str(extra.get("py_callstack") or text))
+        # torch's own timestamp has whole seconds, within which the others already feel the broken connection.
+        found.append((Path(path).stat().st_mtime_ns, told))
+    return min(found, key=lambda item: (item[0], item[1].rank))[1] if found else None
+
+
+def _error_files(log_dir: str) -> list[str]:
+    return [str(path) for path in Path(log_dir).rglob("error.json")]
+
+
+@contextmanager
+def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[None]:
+    sent: set[int] = set()
+
+    def forward(number: int, _frame: Any) -> None:
+        if number not in sent and process.poll() is None:
+            sent.add(number)
+            process.send_signal(number)
+
+    try:
+        previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are the caller's
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _relay(lines: IO[str], show: Callable[[str], None], log: IO[str], *, single: bool) -> None:
+    for line in lines:
+        match = _RANK_LINE.match(line.rstrip("\n"))
+        if match is None:
+            log.write(line)
+            log.flush()
+        elif PROGRESS_MARK in match[2]:
+            show(match[2][match[2].index(PROGRESS_MARK) :])
+        else:
+            show(match[2] if single or match[1] == "0" else f"[rank {match[1]}] {match[2]}")
+
+
+@contextmanager
+def _display(output: Callable[[str], None] | None) -> Iterator[tuple[Callable[[str], None], bool]]:
+    """Yield what to call with each line of a rank, and whether progress lines are wanted."""
+    if output is not None or not sys.stdout.isatty():
+        yield output or (lambda line: print(line, flush=True)), False
+        return
+    with ProgressBar() as bar:
+
+        def show(line: str) -> None:
+            if line.startswith(PROGRESS_MARK):
+                bar.update(**json.loads(line.removeprefix(PROGRESS_MARK)))
+            else:
+                bar.print(line)
+
+        yield show, True
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m twhin_pipeline.training.launch COMMAND [ARGUMENT]...")
+    die_with_parent()
+    os.execvp(sys.argv[1], sys.argv[1:])

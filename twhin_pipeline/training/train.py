@@ -1,0 +1,125 @@
+"""`python -m twhin_pipeline.training.train`: trains one snapshot, alone or as a rank under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from twhin_pipeline.training.launch import die_with_parent
+
+if __name__ == "__main__":  # before the seconds that imports take, in which a parent may die
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
+
+from twhin_pipeline.config import TwhinConfig, load_config, relations
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.sharding.distributed import process_group
+from twhin_pipeline.store import Store
+from twhin_pipeline.training.launch import CANCELLED_EXIT, TrainingCancelled
+from twhin_pipeline.training.reporting import make_reporter
+from twhin_pipeline.training.trainer import Trainer
+
+USER_ERROR_EXIT = 2
+
+
+def run(
+    config: TwhinConfig, store: Store, snapshot: str, save_dir: str | None = None, stop: threading.Event | None = None
+) -> dict[str, Any]:
+    """Train a snapshot in this process (a rank, where torchrun started it) and write the table `twhin_model`.
+
+    Args:
+        config: The configuration.
+        store: Where the training set is and the model goes.
+        snapshot: Which one.
+        save_dir: Where checkpoints go, over `training.save_dir`.
+        stop: Set it to stop at the next step.
+
+    Returns:
+        The details of the model's manifest.
+
+    Raises:
+        UserError: A mistake in configuration or data.
+        TrainingCancelled: `stop` was set (on any rank), and a checkpoint was written.
+    """
+    stop = stop or threading.Event()
+    recipe = relations.recipe(config, store, snapshot)
+    with process_group(recipe.config) as ranks:
+        try:
+            reporter = make_reporter(ranks.rank)
+            return Trainer(recipe.config, store, snapshot, ranks, reporter, save_dir, recipe).run(stop)
+        except Exception as error:
+            # Now, before this rank leaves: when it has left, the others fail of that, and the first error counts.
+            get_error_handler().record_exception(error)
+            raise
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT and SIGTERM set. The second signal acts as usual."""
+    stop = threading.Event()
+    previous: dict[int, Any] = {}
+
+    def handle(number: int, _frame: Any) -> None:
+        stop.set()
+        signal.signal(number, previous[number])
+
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+        previous[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@record
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and train. Exit code 2: a user's mistake; 75: stopped after a checkpoint."""
+    parser = argparse.ArgumentParser(prog="twhin_pipeline.training.train", description="Train one snapshot.")
+    parser.add_argument("--config", required=True, help="YAML file: path or URL")
+    parser.add_argument("--snapshot", required=True, help="YYYY-MM-DD")
+    parser.add_argument("--home", help="the store's root (default: TWHIN_HOME, else .twhin)")
+    parser.add_argument("--view", help="a view of the store, such as refit: its training set and model")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
+    options = parser.parse_args(arguments)
+    _quiet_libraries()
+    try:
+        with stop_on_signal() as stop:
+            config = load_config(options.config, options.set)
+            run(config, Store(options.home, options.view), options.snapshot, stop=stop)
+    except UserError as error:
+        _tell(error)
+        sys.exit(USER_ERROR_EXIT)
+    except TrainingCancelled as error:
+        _tell(error)
+        sys.exit(CANCELLED_EXIT)
+
+
+def _quiet_libraries() -> None:
+    """Leave out warnings of torch about its own insides, which a user can do nothing about."""
+    warnings.filterwarnings("ignore", message=".*ShardedTensor.*", category=FutureWarning)
+    # Checkpoints of one process alone; we tell torch so (`no_dist`).
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+
+
+def _tell(error: Exception) -> None:
+    """Write the error where torchrun's parent finds it, or, without torchrun, to the terminal."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    elif not os.path.exists(os.environ["TORCHELASTIC_ERROR_FILE"]):
+        get_error_handler().record_exception(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""First vectors: random ones, and over them those of an earlier model. Each rank fills only the rows that it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config.model import TableConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.model.scorer import Scorer
+from twhin_pipeline.sharding.distributed import Ranks
+from twhin_pipeline.sharding.placement import init_tables, local_shards, table_weights, unwrapped
+from twhin_pipeline.store import Store
+from twhin_pipeline.training.checkpoint import STEP, load_tensors
+from twhin_pipeline.vectors.model_files import ModelTables, locate, vectors_of
+
+BLOCK = 65_536
+Say = Callable[[str], None]
+Vectors = Iterator[tuple[pa.Array, np.ndarray[Any, Any]]]
+
+
+def initialize(model: nn.Module, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks, say: Say) -> None:
+    """Fill the tables: at random, then by `pretrained`, then from `training.initial_checkpoint_dir`.
+
+    Raises:
+        UserError: A source is missing, or its vectors do not fit.
+    """
+    init_tables(model, config.training.seed)
+    weights = table_weights(model)
+    for i, table in enumerate(config.model.embeddings.tables):
+        if table.pretrained is not None:
+            origin = f"model.embeddings.tables[{i}].pretrained"
+            vectors = _pretrained(table, origin)
+            _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
+    source = config.training.initial_checkpoint_dir
+    if source is None:
+        return
+    checkpoint = _checkpoint_in(source)
+    if checkpoint is not None:
+        _refuse_other_relations(checkpoint, config)
+        load_tensors(checkpoint, {"model": model.state_dict()}, ranks)
+        say(f"every vector starts from checkpoint {checkpoint}, by row")
+        return
+    origin = "training.initial_checkpoint_dir"
+    earlier, at = locate(source)
+    tables = ModelTables.open(earlier, at)
+    for table in config.model.embeddings.tables:
+        if table.name in tables.names:
+            vectors = _of_model(earlier, at, tables, table.name)
+            _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
+        else:
+            say(f"table {table.name} starts at random: the model of {at} has none")
+    _load_operators(unwrapped(model).scorer, config, tables, say)
+
+
+def _fill(
+    weight: Any,
+    table: TableConfig,
+    store: Store,
+    snapshot: str,
+    ranks: Ranks,
+    vectors: Vectors,
+    origin: str,
+    say: Say,
+) -> None:
+    """Copy vectors into this rank's shards, matched by id; rows whose id is not among them stay as they are."""
+    ids = store.read(f"vocabulary/{table.name}", snapshot, ["id"]).column("id").combine_chunks()
+    shards = [(first, rows, ids.slice(first, len(rows))) for first, rows in local_shards(weight)]
+    filled = 0
+    for found, values in vectors:
+        # Integers among texts are the texts that they are written as, as in vocabularies; never the other way round.
+        if not (pa.types.is_integer(found.type) or (_is_text(found.type) and _is_text(ids.type))):
+            raise UserError(f"{origin}: ids are {found.type}, but those of {table.name!r} are {ids.type}; convert them")
+        if values.shape[1] != table.embedding_dim:
+            raise UserError(
+                f"{origin}: vectors have {values.shape[1]} elements, but embedding_dim of {table.name!r} is "
+                f"{table.embedding_dim}; make them equal"
+            )
+        for _, rows, known in shards:
+            place = pc.index_in(found.cast(ids.type), value_set=known)
+            matched = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
+            if len(matched):
+                where = torch.from_numpy(place.drop_null().to_numpy().astype(np.int64)).to(rows.device)
+                with torch.no_grad():
+                    rows[where] = torch.from_numpy(values[matched]).to(rows)
+                filled += len(matched)
+    total = int(ranks.sum([filled])[0])
+    if total == 0 and table.pretrained is not None and origin.endswith(".pretrained"):
+        raise UserError(f"{origin}: has none of the ids of {table.name!r}; mend the path, or leave it out")
+    say(f"{total:,} of {len(ids):,} vectors of {table.name} start from {origin}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _of_model(store: Store, snapshot: str, tables: ModelTables, name: str) -> Vectors:
+    ids = store.read(f"vocabulary/{name}", snapshot, ["id"]).column("id").combine_chunks()
+    for numbers, vectors in tables.blocks(name):
+        known = int(np.searchsorted(numbers, len(ids)))  # a table may have more rows than its vocabulary
+        if known:
+            yield ids.slice(int(numbers[0]), known), vectors[:known]
+
+
+def _pretrained(table: TableConfig, origin: str) -> Vectors:
+    assert table.pretrained is not None
+    uri, asset = table.pretrained.embedding_snapshot_uri, f"embeddings/{table.pretrained.emb_name}"
+    if uri.endswith(".parquet") or "*" in uri:
+        fs, path = fsspec.core.url_to_fs(uri)
+        files = sorted(str(file) for file in fs.glob(path))
+    else:
+        store, snapshot = locate(uri, asset)
+        fs, files = store.fs, store.files(asset, snapshot)
+    if not files:
+        raise UserError(f"{origin}.embedding_snapshot_uri: no file matches {uri!r}; give a Parquet file, glob or store")
+    for file in files:
+        with fs.open(file, "rb") as opened:
+            yield from _vectors_in(opened, f"{origin}: {file}")
+
+
+def _vectors_in(opened: Any, origin: str) -> Vectors:
+    try:
+        parquet = pq.ParquetFile(opened, pre_buffer=False)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{origin}: cannot be read as Parquet ({error}); mend the path") from error
+    missing = {"id", "embedding"} - set(parquet.schema_arrow.names)
+    if missing:
+        raise UserError(f"{origin}: has no column {' and '.join(sorted(missing))}; rename its columns")
+    for batch in parquet.iter_batches(BLOCK, columns=["id", "embedding"]):
+        if not len(batch):
+            continue
+        try:
+            vectors = vectors_of(batch.column("embedding"))
+        except UserError as error:
+            raise UserError(f"{origin}: column embedding: {error}") from error
+        wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(wrong):
+            raise UserError(
+                f"{origin}: the vector of {batch.column('id')[int(wrong[0])].as_py()!r} is not finite; leave it out"
+            )
+        yield batch.column("id"), vectors
+
+
+def _checkpoint_in(path: str) -> str | None:
+    """Return `path` if it is a checkpoint, the latest one in it if it is a run's folder of them, else None."""
+    if path.startswith(("models:/", "runs:/")):
+        return None
+    fs, plain = fsspec.core.url_to_fs(path)
+    if fs.exists(f"{plain}/.metadata"):
+        return path.rstrip("/")
+    steps = [str(found).split("/")[-2] for found in fs.glob(f"{plain}/step-*/.metadata")]
+    steps = sorted((step for step in steps if STEP.fullmatch(step)), key=lambda step: int(step.removeprefix("step-")))
+    return f"{path.rstrip('/')}/{steps[-1]}" if steps else None
+
+
+def _refuse_other_relations(checkpoint: str, config: TwhinConfig) -> None:
+    """Raise UserError where the rows of operators in a checkpoint are other relations' than the configuration's.
+
+    Entities keep their rows for ever, but relations found in the source are numbered anew in each snapshot.
+    """
+    fs, plain = fsspec.core.url_to_fs(f"{checkpoint}/state.json")
+    if not fs.exists(plain):
+        return  # tensors alone, as another program writes them
+    with fs.open(plain, "r") as file:
+        written = json.load(file)["config"]["model"]["relations"]
+    before = [(relation["name"], relation["operator"]) for relation in written]
+    if before != [(relation.name, relation.operator) for relation in config.model.relations]:
+        raise UserError(
+            f"training.initial_checkpoint_dir: {checkpoint}: was trained with other relations, operators or another "
+            "order of them, and a checkpoint is taken over row by row; give the store of the trained model, from which "
+            "operators are taken by name"
+        )
+
+
+def _load_operators(scorer: Scorer, config: TwhinConfig, tables: ModelTables, say: Say) -> None:
+    """Take over the operators of relations that had the same one before."""
+    rows, before = scorer.state_rows(), tables.relation_rows()
+    operators = {relation.name: relation.operator for relation in tables.config.relations}
+    kept = [
+        relation.name
+        for relation in config.model.relations
+        if operators.get(relation.name) == relation.operator
+        and before[relation.name].shape == rows[relation.name].shape
+    ]
+    scorer.load_rows({**rows, **{name: before[name] for name in kept}})
+    say(f"{len(kept)} of {len(rows)} relations start from training.initial_checkpoint_dir")

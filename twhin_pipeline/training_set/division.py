@@ -1,0 +1,258 @@
+"""The edges of a snapshot divided into training, validation and test, out of memory: read once, kept in buckets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from twhin_pipeline.graph.buckets import Buckets, Edges, Order
+from twhin_pipeline.graph.numbered_edges import NO_TIME
+from twhin_pipeline.prefetch import Prefetcher
+from twhin_pipeline.training_set import split, truth
+from twhin_pipeline.training_set.encoding import Encoded, Encoder
+from twhin_pipeline.training_set.leakage import Leakage
+from twhin_pipeline.words import PARTS, TEST, TRAIN, VALIDATION
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.store import Store
+
+Array = np.ndarray[Any, Any]
+PIECES_AHEAD = 4
+
+
+class Division:
+    """The edges by part, in temporary files: 16 bytes an edge, 24 where a type has 2^31 rows or more."""
+
+    def __init__(self, config: TwhinConfig, store: Store, snapshot: str, folder: str) -> None:
+        """Read, encode and divide the edges of a snapshot; temporary files are in `folder`."""
+        self.config, self.folder = config, folder
+        self.files = ExitStack()
+        encoder = Encoder(config, store, snapshot, snapshot, folder)
+        self.by_time = config.split.strategy == "temporal" and config.split.later_snapshot is None
+        self.rows, self.order = encoder.rows, Order.of(config.negatives.seed, "chunks")
+        self.ends = split.Ends.of(config, encoder.sizes)
+        relations = len(config.model.relations)
+        self.without_row = np.zeros((len(PARTS), relations), np.int64)
+        """Raw edges with an entity in no vocabulary, by part (as far as the source says it) and relation."""
+        self.later: Later | None = None
+        if config.split.later_snapshot is not None:
+            self.later = Later(config, Encoder(config, store, snapshot, config.split.later_snapshot, folder), folder)
+        train = self._buckets("train", encoder.counts)
+        self.repeated = np.zeros(relations, np.int64)
+        """Training edges that happen again in the test's time, by relation."""
+        self.repeats = self._buckets("repeats", encoder.counts) if config.split.repeats else None
+        """These edges themselves, where they are asked for."""
+        self.held = self._hold_out(encoder, train)
+        """Edges that are held out, records `split.HELD`."""
+        self.parts = [train]
+        """The edges of each part."""
+        for part in (VALIDATION, TEST):
+            mine = self.held[self.held["part"] == part]
+            self.parts.append(self._buckets(PARTS[part], np.bincount(mine["rel"], minlength=relations)))
+            _add(self.parts[part], mine)
+        self.left_out = self._limit()
+        """Edges that `limit` and `offset` leave out."""
+        self.trained = self.ends.flags()
+        self.leakage = Leakage(self.held, self.ends)
+
+    def __enter__(self) -> Division:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.files.close()
+
+    def in_order(self, part: int) -> Iterator[Edges]:
+        """Yield a part's edges by relation and then in their random order."""
+        for edges in self.parts[part].in_order():
+            if part == TRAIN:
+                self._mark(self.trained, edges)
+                self.leakage.meet(edges.rel, edges.lhs, edges.rhs)
+            yield edges
+
+    def details(self, part: int) -> dict[str, Any]:
+        """Return what a part's manifest tells of more than its edges; all of training's have been yielded before."""
+        names = self.config.model.relation_names
+        if part == TRAIN:
+            unseen = split.untrained(self.held, self.trained, self.ends)
+            return {
+                "without_row": dict(zip(names, self.without_row.sum(0).tolist(), strict=True)),
+                "entities_without_training_edge": dict(zip(self.config.model.table_names, unseen, strict=True)),
+                "left_out": self.left_out,
+            }
+        dropped = int(self.without_row[part].sum())
+        if part == TEST and self.later is not None:
+            dropped += self.later.without_row
+        found: dict[str, Any] = {"leakage": self.leakage.counts(part, names), "dropped": dropped}
+        if part == TEST and self.by_time:
+            found["repeated_edges"] = dict(zip(names, self.repeated.tolist(), strict=True))
+        return found
+
+    def _buckets(self, name: str, most: Array) -> Buckets:
+        return self.files.enter_context(Buckets(f"{self.folder}/{name}", most, self.rows, self.order))
+
+    def _mark(self, flags: list[Array], edges: Edges | Encoded) -> None:
+        for types, rows in zip(self.ends.types, (edges.lhs, edges.rhs), strict=True):
+            flags[int(types[edges.rel])][rows] = True
+
+    def _hold_out(self, encoder: Encoder, train: Buckets) -> Array:
+        """Give `train` the training edges; return the others."""
+        strategy = _strategy(self.config, encoder, self.folder)
+        trained = self.ends.flags()
+        path = f"{self.folder}/held"
+        pieces = encoder.pieces(strategy.columns, strategy.before)
+        with open(path, "wb") as file, Prefetcher(pieces, PIECES_AHEAD) as ahead:
+            for piece in ahead:
+                found = self._with_rows(piece)
+                if self.later is not None:
+                    self.later.meet(found)
+                part = strategy.parts(found.rel, found.h, found.columns)
+                out = np.flatnonzero(part)
+                if len(out):
+                    file.write(_records(found.where(out), part[out]).tobytes())
+                    found = found.where(part == TRAIN)
+                self._mark(trained, found)
+                train.add(found.edges())
+                if isinstance(strategy, split.Temporal):
+                    times = (found.columns[name] for name in ("time", "first_time"))
+                    self._repeat(found.where(strategy.repeated(found.rel, *times)).edges())
+            size = file.tell()
+        held: Array = np.memmap(path, split.HELD, "r+") if size else np.zeros(0, split.HELD)
+        held["part"] = strategy.settle(held, trained, self.ends)
+        back = held["part"] == TRAIN
+        _add(train, held[back])
+        if isinstance(strategy, split.Temporal):
+            again = strategy.repeated(held["rel"], held["time"], held["first_time"])
+            for edges in _edges(held[back & again], self.rows):
+                self._repeat(edges)
+        held = held[~back]
+        return held if self.later is None else np.concatenate([held, self.later.new()])
+
+    def _repeat(self, edges: Edges) -> None:
+        """Count training edges that happen again in the test's time, and keep them where they are asked for."""
+        self.repeated[edges.rel] += len(edges)
+        if self.repeats is not None:
+            self.repeats.add(edges)
+
+    def _with_rows(self, piece: Encoded) -> Encoded:
+        """Leave out edges with an entity in no vocabulary, and count them."""
+        if not piece.lost:
+            return piece
+        lost = (piece.lhs < 0) | (piece.rhs < 0)
+        part = piece.columns["split"][lost] if "split" in piece.columns else np.zeros(piece.lost, np.int8)
+        self.without_row[:, piece.rel] += np.bincount(part, minlength=len(PARTS))
+        return piece.where(~lost)
+
+    def _limit(self) -> int:
+        """Keep `limit` edges after `offset`, in a random order, of training and of validation; return how many went.
+
+        Where there is no `source`, both have counted rows of the files already.
+        """
+        before = sum(int(part.counts.sum()) for part in self.parts)
+        for part, data in ((TRAIN, self.config.train_data), (VALIDATION, self.config.validation_data)):
+            if not self.config.all_sources or (data.limit is None and data.offset is None):
+                continue
+            first = data.offset or 0
+            last = first + data.limit if data.limit is not None else 1 << 62
+            by = Order.of(self.config.split.seed, "limit")
+            chosen = self.parts[part].part(f"{self.folder}/{PARTS[part]}-limited", first, last, by)
+            self.parts[part] = self.files.enter_context(chosen)
+            if part == VALIDATION:
+                kept = [_records(edges, np.int8(part)) for edges in chosen.as_added()]
+                self.held = np.concatenate([self.held[self.held["part"] != part], *kept])
+        return before - sum(int(part.counts.sum()) for part in self.parts)
+
+
+class Later:
+    """The edges of a later snapshot between entities that are known; those that are new are the test."""
+
+    def __init__(self, config: TwhinConfig, encoder: Encoder, folder: str) -> None:
+        """Read the edges of relations that may be held out."""
+        splittable = split.splittable(config)
+        self.without_row = 0
+        """Edges with an entity that is not known."""
+        found = [np.zeros(0, split.HELD)]
+        for piece in encoder.pieces():
+            if splittable[piece.rel]:
+                known = piece.where((piece.lhs >= 0) & (piece.rhs >= 0))
+                self.without_row += piece.lost
+                found.append(_records(known, np.int8(TEST)))
+        records = np.concatenate(found)
+        # An edge's number is the same in every snapshot.
+        self.records = records[np.argsort(records["h"], kind="stable")]
+        self.h = np.ascontiguousarray(self.records["h"])
+        self.met = np.zeros(len(records), bool)
+
+    def meet(self, edges: Encoded) -> None:
+        """Meet edges that are no new ones."""
+        place = np.searchsorted(self.h, edges.h)
+        which = np.arange(len(place))
+        # Nearly always an edge's number is its own; where it is not, the next ones are looked at too.
+        while len(which := which[place[which] < len(self.h)]):
+            which = which[self.h[place[which]] == edges.h[which]]
+            there = self.records[place[which]]
+            same = (there["rel"] == edges.rel) & (there["lhs"] == edges.lhs[which]) & (there["rhs"] == edges.rhs[which])
+            self.met[place[which[same]]] = True
+            which = which[~same]
+            place[which] += 1
+
+    def new(self) -> Array:
+        """Return the edges that have not been met, records `split.HELD`."""
+        return self.records[~self.met]
+
+
+def _strategy(config: TwhinConfig, encoder: Encoder, folder: str) -> split.Strategy:
+    """Return how edges are held out, as `split` says."""
+    chosen = config.split
+    if not config.all_sources or chosen.strategy == "given":
+        return split.Given(config)
+    if chosen.later_snapshot is not None:
+        return split.Random(config, validation=chosen.validation, test=0.0)
+    if chosen.strategy == "temporal":
+        return split.Temporal(config, _times(config, encoder, f"{folder}/times"))
+    return split.Random(config, validation=chosen.validation, test=chosen.test)
+
+
+def _times(config: TwhinConfig, encoder: Encoder, path: str) -> Array:
+    """Return the first times of all dated edges that may be held out, int64, in a new file."""
+    splittable = split.splittable(config)
+    times = truth.mapped(path, int(encoder.counts[splittable].sum()), np.int64)
+    size = 0
+    for piece in encoder.pieces(["first_time"]):
+        if splittable[piece.rel]:
+            found = piece.columns["first_time"]
+            found = found[(piece.lhs >= 0) & (piece.rhs >= 0) & (found != NO_TIME)]
+            times[size : size + len(found)] = found
+            size += len(found)
+    return times[:size]
+
+
+def _records(edges: Encoded | Edges, part: Any) -> Array:
+    """Return edges as records `split.HELD`."""
+    records = np.zeros(len(edges.lhs), split.HELD)
+    for name in ("rel", "lhs", "rhs", "h"):
+        records[name] = getattr(edges, name)
+    records["part"] = part
+    records["weight"] = edges.columns["weight"] if isinstance(edges, Encoded) else edges.weight
+    if isinstance(edges, Encoded):
+        for name in ("time", "first_time"):
+            if name in edges.columns:
+                records[name] = edges.columns[name]
+    return records
+
+
+def _add(buckets: Buckets, records: Array) -> None:
+    """Add records `split.HELD` to buckets."""
+    for edges in _edges(records, buckets.rows):
+        buckets.add(edges)
+
+
+def _edges(records: Array, rows: type) -> Iterator[Edges]:
+    """Yield records `split.HELD` as edges, relation by relation."""
+    for rel in np.unique(records["rel"]):
+        mine = records[records["rel"] == rel]
+        lhs, rhs = (mine[side].astype(rows) for side in ("lhs", "rhs"))
+        yield Edges(int(rel), lhs, rhs, mine["weight"].copy(), mine["h"].copy())

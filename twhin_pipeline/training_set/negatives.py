@@ -1,0 +1,331 @@
+"""Negatives: for each chunk, side and epoch a pool of entities of the side's type, and which candidates are true edges.
+
+A pool is part uniform over the vocabulary, part in proportion to degree^alpha (word2vec's smoothing; PyTorch-BigGraph's
+mixture), and all of a chunk's positives share it. Pools come from a counter-based generator keyed by seed, epoch, chunk
+and side, so they do not depend on threads or on the order of work.
+
+A chunk's edges with the same kept entity are one query, which has the same true edges: a mask names a query by the
+first position of its entity in the chunk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twhin_pipeline.kernels import sampling_kernels
+from twhin_pipeline.prefetch import in_order
+from twhin_pipeline.store import database
+from twhin_pipeline.store.database import explained
+from twhin_pipeline.training_set import truth
+from twhin_pipeline.training_set.truth import Adjacency, Positives
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.store import Draft, Manifest, Store
+
+LHS, RHS = 0, 1
+SIDES = {"both": (LHS, RHS), "lhs": (LHS,), "rhs": (RHS,)}
+SCHEMA = pa.schema(
+    [
+        ("epoch", pa.int32()),
+        ("chunk", pa.int32()),
+        ("side", pa.int8()),
+        ("row", pa.list_(pa.int64())),
+        ("mask_position", pa.list_(pa.int32())),
+        ("mask_candidate", pa.list_(pa.int32())),
+        ("log_q", pa.list_(pa.float32())),
+    ]
+)
+# Positions ascend, and rows are small beside their 64 bits: a third smaller than by default, and faster to read.
+ENCODING = {
+    "mask_position.list.element": "DELTA_BINARY_PACKED",
+    "row.list.element": "BYTE_STREAM_SPLIT",
+    "log_q.list.element": "BYTE_STREAM_SPLIT",
+}
+# Bounds a row group, and with it the memory of the writer and of every reader.
+MASKS_PER_ROW_GROUP, POOLS_PER_ROW_GROUP = 1_000_000, 512
+# Chunks that a thread samples at a time.
+CHUNKS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for: `pool` candidates a chunk and side, `popular` of them by degree, and an in-batch `window`.
+
+    `sides` has, for each relation, the sides that are replaced. `every`: all entities are candidates (1-vs-all), and
+    there is nothing to sample. `own`: only true edges of the chunk are masked.
+    """
+
+    pool: int
+    popular: int
+    window: int
+    epochs: int
+    seed: int
+    stream: int
+    sides: list[tuple[int, ...]]
+    log_q: bool
+    every: bool
+    own: bool
+
+
+@dataclass(frozen=True)
+class Population:
+    """The entities of a type: how many, and the running sum of degree^alpha over their rows ([N], mapped)."""
+
+    size: int
+    cumulative: np.ndarray
+
+    def expected(self, plan: Plan, rows: np.ndarray) -> np.ndarray:
+        """Return how often each of `rows` [N] is expected in a pool: float64 [N].
+
+        Where no entity of the type has a training edge, all are uniform.
+        """
+        total = float(self.cumulative[-1])
+        popular = plan.popular if total > 0 else 0
+        found = np.full(len(rows), (plan.pool - popular) / self.size)
+        if popular:
+            mass = self.cumulative[rows] - np.where(rows > 0, self.cumulative[rows - 1], 0.0)
+            found += popular * mass / total
+        return found
+
+
+def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
+    """Write `training_set/negatives` and `held_out/validation_negatives`; return their manifests by asset.
+
+    For training a true edge is a training edge; for validation, a training or held-out one. With
+    `train_data.global_negatives: all` the training's table is one file without rows: whoever scores every entity knows
+    what is masked from the positives. Details: `pool` (a number, or "all"), `popular`, `in_batch`, `epochs`, `sides`
+    (by relation), `candidates` (pairs of a query and a candidate) and `masked` ones in all, `alpha`, `degree_share`.
+
+    Raises:
+        UserError: A table that is needed is missing, or the memory limit is too low.
+    """
+    tables = config.model.table_names
+    vocabularies = [f"vocabulary/{name}" for name in tables]
+    sizes = [store.manifest(asset, snapshot).rows for asset in vocabularies]
+    manifests = {}
+    known = ["training_set/positives"]
+    jobs = (
+        ("training_set/negatives", "training_set/positives", config.train_data, config.epochs_of_negatives),
+        ("held_out/validation_negatives", "held_out/validation", config.validation_data, 1),
+    )
+    with database.connect(config, store) as con, tempfile.TemporaryDirectory(prefix="twhin-negatives-") as folder:
+        threads = database.threads(config)
+        with explained("training_set/negatives"):
+            read = [_positives(con, store, known[0], snapshot, f"{folder}/0")]
+            populations = _populations(config, read[0], sizes, folder)
+        for stream, (asset, source, data, epochs) in enumerate(jobs):
+            pool = 0 if data.global_negatives == "all" else data.global_negatives
+            plan = Plan(
+                pool=pool,
+                popular=round(pool * config.negatives.degree_share),
+                window=data.in_batch_negatives,
+                epochs=epochs,
+                seed=config.negatives.seed & (2**64 - 1),
+                stream=stream,
+                sides=sides_of(config),
+                log_q=config.loss.log_q,
+                every=data.global_negatives == "all",
+                # Validation ranks edges, and filters them.
+                own=config.negatives.mask == "own" and asset == "training_set/negatives",
+            )
+            if asset == "held_out/validation_negatives":
+                held_out = ("held_out/validation", "held_out/test")
+                known += held_out
+                with explained(asset):
+                    read += [_positives(con, store, table, snapshot, f"{folder}/{table[9:]}") for table in held_out]
+            parents = store.versions(snapshot, [*known, *vocabularies])
+            positives = read[known.index(source)]
+            true: dict[tuple[int, int], Adjacency] = {}
+            # Without a chunk, or with every entity as candidate, nothing is searched.
+            if len(positives.rel) and not plan.every:
+                true = truth.adjacencies(read, _ends(config, sizes), f"{folder}/{stream}", threads)
+            sampler = Sampler(config, plan, positives, populations, true)
+            with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
+                draft.details = sampler.write(draft, threads)
+            manifests[asset] = store.manifest(asset, snapshot)
+    return manifests
+
+
+def sides_of(config: TwhinConfig) -> list[tuple[int, ...]]:
+    """Return, by relation, the sides of its edges that are replaced."""
+    return [SIDES[relation.sides or config.negatives.sides] for relation in config.model.relations]
+
+
+class Sampler:
+    """Makes the pools, masks and expected numbers of one table."""
+
+    def __init__(
+        self,
+        config: TwhinConfig,
+        plan: Plan,
+        positives: Positives,
+        populations: list[Population],
+        true: dict[tuple[int, int], Adjacency],
+    ) -> None:
+        self.config, self.plan, self.positives, self.truth = config, plan, positives, true
+        index = {name: number for number, name in enumerate(config.model.table_names)}
+        self.population = [
+            (populations[index[relation.lhs]], populations[index[relation.rhs]]) for relation in config.model.relations
+        ]
+
+    def write(self, draft: Draft, threads: int) -> dict[str, Any]:
+        """Write one file an epoch, made by `threads` threads; return what was counted."""
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                counts = [self._write_epoch(draft, epoch, pool, threads + 1) for epoch in range(self.plan.epochs)]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return {
+            "pool": "all" if self.plan.every else self.plan.pool,
+            "popular": self.plan.popular,
+            "in_batch": self.plan.window,
+            "epochs": self.plan.epochs,
+            "sides": {
+                name: list(sides) for name, sides in zip(self.config.model.relation_names, self.plan.sides, strict=True)
+            },
+            "alpha": self.config.negatives.alpha,
+            "degree_share": self.config.negatives.degree_share,
+            "mask": "own" if self.plan.own else "known",
+            "candidates": sum(candidates for candidates, _ in counts),
+            "masked": sum(masked for _, masked in counts),
+        }
+
+    def _write_epoch(self, draft: Draft, epoch: int, pool: ThreadPoolExecutor, ahead: int) -> tuple[int, int]:
+        candidates = masked = pools = masks = 0
+        pending: list[pa.Table] = []
+        with (
+            draft.local_file(f"epoch-{epoch:05d}.parquet") as path,
+            pq.ParquetWriter(
+                path, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=ENCODING
+            ) as writer,
+        ):
+            for table, pairs, found in in_order(pool, self._samples, self._blocks(epoch), ahead):
+                candidates, masked = candidates + pairs, masked + found
+                pending.append(table)
+                pools, masks = pools + len(table), masks + found
+                if masks >= MASKS_PER_ROW_GROUP or pools >= POOLS_PER_ROW_GROUP:
+                    writer.write_table(pa.concat_tables(pending))
+                    pending, pools, masks = [], 0, 0
+            if pending:
+                writer.write_table(pa.concat_tables(pending))
+        return candidates, masked
+
+    def _blocks(self, epoch: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the epoch with relations and a few of their chunks, from the first to before the last."""
+        if self.plan.every:
+            return
+        for rel, first, last in self.positives.runs():
+            if self.plan.sides[rel]:
+                for begin in range(first, last, CHUNKS_AT_ONCE):
+                    yield epoch, rel, begin, min(begin + CHUNKS_AT_ONCE, last)
+
+    def _samples(self, epoch: int, rel: int, first: int, last: int) -> tuple[pa.Table, int, int]:
+        """Return a part of the table, how many pairs of a query and a candidate it has, and how many are masked."""
+        plan, sides = self.plan, self.plan.sides[rel]
+        chunks = last - first
+        rows, listed, windows, position, candidate, offsets, pairs = sampling_kernels.samples(
+            np.uint64(plan.seed),
+            np.array([2 * plan.stream, 2 * plan.stream + 1]),
+            epoch,
+            first,
+            self.positives.start[first : last + 1],
+            np.array(sides),
+            (self.positives.lhs, self.positives.rhs),
+            plan.window,
+            plan.pool,
+            plan.popular,
+            np.array([population.size for population in self.population[rel]]),
+            tuple(population.cumulative for population in self.population[rel]),
+            tuple((side.keys, side.entities, side.start) for side in (self.truth[rel, LHS], self.truth[rel, RHS])),
+            plan.own,
+            truth.PROBE_COST,
+        )
+        units = chunks * len(sides)
+        side = np.tile(np.array(sides, np.int8), chunks)
+        columns = [
+            np.full(units, epoch, np.int32),
+            np.repeat(np.arange(first, last, dtype=np.int32), len(sides)),
+            side,
+            _lists(np.arange(units + 1) * plan.pool, rows),
+            _lists(offsets, position),
+            _lists(offsets, candidate),
+            pa.nulls(units, SCHEMA.field("log_q").type),
+        ]
+        if plan.log_q:
+            lengths = windows + plan.pool
+            log_q = self._log_q(rel, np.repeat(side, lengths), listed, np.repeat(windows, lengths))
+            columns[-1] = _lists(np.concatenate([[0], np.cumsum(lengths)]), log_q.astype(np.float32))
+        return pa.table(columns, schema=SCHEMA), pairs, len(position)
+
+    def _log_q(self, rel: int, side: np.ndarray, listed: np.ndarray, window: np.ndarray) -> np.ndarray:
+        """Return the log of each candidate's expected number in its list, `[window | pool]`: float64 [L].
+
+        Candidates of the window are ends of edges, so they come in proportion to their edges of the relation.
+        """
+        expected = np.empty(len(listed))
+        for one in self.plan.sides[rel]:
+            here = side == one
+            edges = self.truth[rel, one]
+            share = window[here] * edges.degrees(listed[here]) / len(edges.keys)
+            expected[here] = self.population[rel][one].expected(self.plan, listed[here]) + share
+        return np.log(expected)
+
+
+def _ends(config: TwhinConfig, sizes: list[int]) -> list[tuple[int, int]]:
+    """Return, by relation, how many entities its left-hand and its right-hand type have."""
+    index = {name: number for number, name in enumerate(config.model.table_names)}
+    return [(sizes[index[r.lhs]], sizes[index[r.rhs]]) for r in config.model.relations]
+
+
+def _positives(con: duckdb.DuckDBPyConnection, store: Store, asset: str, snapshot: str, prefix: str) -> Positives:
+    """Map a table of positives into memory, in files that begin with `prefix`."""
+    scanned = database.scan(store, asset, snapshot)
+    rows = store.manifest(asset, snapshot).rows
+    lhs, rhs = (truth.mapped(f"{prefix}-{side}.positives", rows, np.int64) for side in ("lhs", "rhs"))
+    position = 0
+    # Files are in the order of chunks, and so are their rows.
+    for batch in con.sql(f"SELECT lhs, rhs FROM {scanned}").to_arrow_reader(1 << 18):
+        part = slice(position, position + len(batch))
+        lhs[part], rhs[part] = batch.column("lhs").to_numpy(), batch.column("rhs").to_numpy()
+        position += len(batch)
+    chunks = con.execute(
+        f"SELECT chunk, any_value(rel), count(*) FROM {scanned} GROUP BY chunk ORDER BY chunk"
+    ).fetchnumpy()
+    start = np.concatenate([[0], np.cumsum(chunks["count_star()"])]).astype(np.int64)
+    return Positives(lhs, rhs, start, np.asarray(chunks["any_value(rel)"], dtype=np.int64))
+
+
+def _populations(config: TwhinConfig, positives: Positives, sizes: list[int], folder: str) -> list[Population]:
+    """Count each type's degrees over the training positives, and sum degree^alpha along the rows."""
+    populations = []
+    for number, name in enumerate(config.model.table_names):
+        cumulative = truth.mapped(f"{folder}/{number}.cumulative", sizes[number], np.float64)
+        for rel, first, last in positives.runs():
+            part = slice(int(positives.start[first]), int(positives.start[last]))
+            relation = config.model.relations[rel]
+            for side, ends in ((relation.lhs, positives.lhs), (relation.rhs, positives.rhs)):
+                if side == name:
+                    sampling_kernels.count_rows(ends[part], cumulative)
+        for begin in range(0, sizes[number], 1 << 20):
+            degree = cumulative[begin : begin + (1 << 20)]
+            # Without an edge there is no mass, also where alpha is 0.
+            degree[:] = np.where(degree > 0, degree**config.negatives.alpha, 0)
+        np.cumsum(cumulative, out=cumulative)
+        populations.append(Population(sizes[number], cumulative))
+    return populations
+
+
+def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32, copy=False)), pa.array(values))

@@ -1,0 +1,230 @@
+"""Which edges are held out. Deterministic whatever the threads: each edge has a number of its own, made from its ids.
+
+The number `h` is a hash of seed, relation and ids, uniform over 64 bits, so an edge meets the same fate in every
+snapshot: what one snapshot holds out, a model warm-started from another has not trained on either.
+
+Edges are met once, a piece at a time. A `Strategy` says of each whether it is held out, as far as that can be said
+then; when all have been met it settles which of those held go back to training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from twhin_pipeline.words import TEST, TRAIN, VALIDATION
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+
+Array = np.ndarray[Any, Any]
+
+# Validation only if the source has none of its own.
+CARVED = 3
+
+HELD = np.dtype(
+    [
+        ("rel", np.int32),
+        ("lhs", np.int64),
+        ("rhs", np.int64),
+        ("h", np.uint64),
+        ("weight", np.float32),
+        ("part", np.int8),
+        ("time", np.int64),
+        ("first_time", np.int64),
+    ]
+)
+"""An edge that is held out."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The entity types (numbers) of each relation's ends, `[R]`, and the number of rows of each type, `[T]`."""
+
+    types: tuple[Array, Array]
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, config: TwhinConfig, sizes: list[int]) -> Ends:
+        """Return them as the model has them; `sizes` in the order of its tables."""
+        tables = config.model.table_names
+        left, right = (
+            np.array([tables.index(getattr(relation, side)) for relation in config.model.relations], np.int64)
+            for side in ("lhs", "rhs")
+        )
+        return cls((left, right), sizes)
+
+    def flags(self) -> list[Array]:
+        """Return a false for each entity, bool `[N]`, by type."""
+        return [np.zeros(size, bool) for size in self.sizes]
+
+    def each(self, held: Array) -> Iterable[tuple[int, Array, Array]]:
+        """Yield a type, which held-out edges have an end of it on a side (bool), and the rows on that side."""
+        for side, name in enumerate(("lhs", "rhs")):
+            kind = self.types[side][held["rel"]]
+            for number in range(len(self.sizes)):
+                yield number, kind == number, held[name]
+
+
+class Strategy(Protocol):
+    """How edges are held out."""
+
+    columns: tuple[str, ...]
+    """What it goes by, of `raw_edges`."""
+    before: int | None
+    """When the time that is held out begins (microseconds); None where it does not go by time."""
+
+    def parts(self, rel: int, h: Array, columns: dict[str, Array]) -> Array:
+        """Return the part of each edge `[n]` of a relation, int8; what is in training stays there."""
+        ...
+
+    def settle(self, held: Array, trained: list[Array], ends: Ends) -> Array:
+        """Return the part of each held-out edge (records `HELD`), int8, some of them given back to training.
+
+        `trained`: by type, whether an entity has an edge that was not held out, bool `[N]`.
+        """
+        ...
+
+
+class Random:
+    """Holds out the edges with the smallest numbers; an entity's largest stays in training, if none other does."""
+
+    columns: tuple[str, ...] = ()
+    before: int | None = None
+
+    def __init__(self, config: TwhinConfig, *, validation: float, test: float) -> None:
+        self.splittable = splittable(config)
+        self.connected = config.split.keep_connected
+        self.test_below, self.held_below = _bound(test), _bound(test + validation)
+
+    def parts(self, rel: int, h: Array, columns: dict[str, Array]) -> Array:
+        part = np.zeros(len(h), np.int8)
+        if self.splittable[rel]:
+            part[_below(h, self.held_below)] = VALIDATION
+            part[_below(h, self.test_below)] = TEST
+        return part
+
+    def settle(self, held: Array, trained: list[Array], ends: Ends) -> Array:
+        part = held["part"].copy()
+        if self.connected:
+            part[_needed(held, trained, ends)] = TRAIN
+        return part
+
+
+class Given:
+    """The source has decided: by a split column, or the published system's two `data_root`s.
+
+    A split column without `validation` gets `split.validation` of its training edges as such, those with the smallest
+    numbers, so that nothing is tuned on the test.
+    """
+
+    columns: tuple[str, ...] = ("split",)
+    before: int | None = None
+
+    def __init__(self, config: TwhinConfig) -> None:
+        self.splittable = splittable(config)
+        self.connected = config.split.keep_connected
+        self.below = _bound(config.split.validation if config.split.strategy == "given" else 0.0)
+
+    def parts(self, rel: int, h: Array, columns: dict[str, Array]) -> Array:
+        part = columns["split"].copy()
+        if self.splittable[rel]:
+            part[_below(h, self.below) & (part == TRAIN)] = CARVED
+        return part
+
+    def settle(self, held: Array, trained: list[Array], ends: Ends) -> Array:
+        part = held["part"].copy()
+        carved = part == CARVED
+        if (part == VALIDATION).any():
+            part[carved] = TRAIN
+            return part
+        part[carved] = VALIDATION
+        if self.connected:
+            taken = np.flatnonzero(carved)
+            part[taken[_needed(held[taken], trained, ends)]] = TRAIN
+        return part
+
+
+class Temporal:
+    """Holds out the edges that are new last as the test and those new just before them for validation.
+
+    It goes by the time when an edge first happened; equal times go by number. Edges without a time stay in training.
+    """
+
+    columns: tuple[str, ...] = ("time", "first_time")
+
+    def __init__(self, config: TwhinConfig, times: Array) -> None:
+        """Take the first times (int64) of all dated edges of relations that may be held out; they are moved about."""
+        self.splittable = splittable(config)
+        self.test = round(len(times) * config.split.test)
+        self.held = round(len(times) * (config.split.test + config.split.validation))
+        self.before = self._time_of(times, self.held)
+        self.test_from = self._time_of(times, self.test)
+
+    @staticmethod
+    def _time_of(times: Array, last: int) -> int | None:
+        """Return the first time of the `last` edges; None where these are none."""
+        if not last:
+            return None
+        times.partition(len(times) - last)
+        return int(times[len(times) - last])
+
+    def parts(self, rel: int, h: Array, columns: dict[str, Array]) -> Array:
+        if self.before is None or not self.splittable[rel]:
+            return np.zeros(len(h), np.int8)
+        return np.where(columns["first_time"] >= self.before, np.int8(TEST), np.int8(TRAIN))
+
+    def settle(self, held: Array, trained: list[Array], ends: Ends) -> Array:
+        part = np.zeros(len(held), np.int8)
+        latest = np.lexsort((held["rhs"], held["lhs"], held["h"], -held["first_time"]))
+        part[latest[: self.held]] = VALIDATION
+        part[latest[: self.test]] = TEST
+        return part
+
+    def repeated(self, rel: int | Array, time: Array, first_time: Array) -> Array:
+        """Return which edges `[n]` of training happen again in the test's time, bool; `rel` may be one for all."""
+        if self.test_from is None:
+            return np.zeros(len(time), bool)
+        return np.asarray((time >= self.test_from) & (time > first_time) & self.splittable[rel])
+
+
+def splittable(config: TwhinConfig) -> Array:
+    """Return, by relation, whether its edges may be held out; bool `[R]`."""
+    chosen = config.split.relations
+    return np.array([chosen is None or name in chosen for name in config.model.relation_names], bool)
+
+
+def untrained(held: Array, trained: list[Array], ends: Ends) -> list[int]:
+    """Count, by type, entities with a held-out edge (records `HELD`) but none in training (`trained`, bool `[N]`)."""
+    found = ends.flags()
+    for number, here, rows in ends.each(held):
+        found[number][rows[here]] = True
+    return [int((flags & ~seen).sum()) for flags, seen in zip(found, trained, strict=True)]
+
+
+def _needed(held: Array, trained: list[Array], ends: Ends) -> Array:
+    """Return which of the edges held out, bool, entities without a training edge get back: that with the largest `h`.
+
+    An entity is without a training edge just when all of its edges are held out. Giving back one for each such entity
+    is enough, and giving back more cannot undo it.
+    """
+    largest = [np.zeros(size, np.uint64) for size in ends.sizes]
+    back = np.zeros(len(held), bool)
+    for number, here, rows in ends.each(held):
+        np.maximum.at(largest[number], rows[here], held["h"][here])
+    for number, here, rows in ends.each(held):
+        chosen = rows[here]
+        back[here] |= ~trained[number][chosen] & (largest[number][chosen] == held["h"][here])
+    return back
+
+
+def _bound(share: float) -> int:
+    """Return the number below which a share of all edges' numbers is."""
+    return int(share * 2**64)
+
+
+def _below(h: Array, bound: int) -> Array:
+    return h < np.uint64(bound) if bound < 2**64 else np.ones(len(h), bool)

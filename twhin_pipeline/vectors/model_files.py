@@ -1,0 +1,269 @@
+"""The files of a trained model: written by ranks, shard by shard; read memory-mapped."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config.model import TwhinModelConfig
+from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.store import MAKERS, Draft, Manifest, Store
+from twhin_pipeline.store.array_cache import cached
+
+if TYPE_CHECKING:
+    import torch
+
+    from twhin_pipeline.model.scorer import Scorer
+
+ASSET = "twhin_model"
+BLOCK = 65_536
+Array = np.ndarray[Any, Any]
+
+
+def vectors_type(dim: int, element: pa.DataType | None = None) -> pa.DataType:
+    """Return the type of a column of vectors of `dim` numbers.
+
+    None of them is null: Parquet files are then written and read in two thirds of the time.
+    """
+    return pa.list_(pa.field("element", element or pa.float32(), nullable=False), dim)
+
+
+def vectors_array(vectors: Array) -> pa.FixedSizeListArray:
+    """Return `vectors` float32 [N, D] as an Arrow column of fixed-size lists."""
+    flat = np.ascontiguousarray(vectors, np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), type=vectors_type(vectors.shape[1]))
+
+
+def vectors_of(column: pa.Array | pa.ChunkedArray) -> Array:
+    """Return a column of equally long lists of numbers as float32 [N, D]. Raises UserError where they are not."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if not len(column):
+        return np.zeros((0, 0), np.float32)
+    if column.null_count:
+        raise UserError("a column of vectors has nulls; leave those rows out")
+    kind = column.type
+    lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise UserError(f"a column of vectors is of type {kind}; it must hold lists of numbers")
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    if len(flat) % len(column) or (
+        not pa.types.is_fixed_size_list(column.type) and len(np.unique(column.value_lengths())) != 1
+    ):
+        raise UserError("a column of vectors has lists of different lengths; write one length only")
+    return flat.astype(np.float32, copy=False).reshape(len(column), -1)
+
+
+def parameters_array(rows: Sequence[torch.Tensor]) -> pa.Array:
+    """Return operators' parameters, `[P]` each, as an Arrow column of lists, of a fixed size where all P are equal."""
+    arrays = [row.float().numpy() for row in rows]
+    if len({len(row) for row in arrays}) == 1:
+        return vectors_array(np.stack(arrays))
+    return pa.array(arrays, pa.list_(pa.float32()))
+
+
+def parameters_of(relations: pa.Table) -> dict[str, torch.Tensor]:
+    """Return each relation's operator parameters `[P]`, of a table with columns `relation` and `embedding`."""
+    import torch
+
+    names, rows = relations.column("relation").to_pylist(), relations.column("embedding")
+    return {name: torch.tensor(row.values.to_numpy()) for name, row in zip(names, rows, strict=True)}
+
+
+class Writer:
+    """Writes a model into a draft: each rank its own rows, rank 0 the rest."""
+
+    def __init__(self, draft: Draft, rank: int) -> None:
+        self.draft, self.rank = draft, rank
+
+    def table(self, name: str, shards: Iterable[tuple[int, torch.Tensor]]) -> None:
+        """Write this rank's shards of a table.
+
+        Args:
+            name: The table.
+            shards: First row and vectors `[n, D]` of each shard, in the order of rows; none, and no file is written.
+        """
+        parts = [(first, rows) for first, rows in shards if len(rows)]
+        if not parts:
+            return
+        vectors = pa.field("embedding", vectors_type(parts[0][1].shape[1]), nullable=False)
+        schema = pa.schema([("row", pa.int64()), vectors])
+        with self.draft.writer(f"tables/{name}/part-{self.rank:05d}.parquet", schema) as writer:
+            for first, rows in parts:
+                for start in range(0, len(rows), BLOCK):
+                    block = rows[start : start + BLOCK].detach().float().cpu().numpy()
+                    numbers = np.arange(first + start, first + start + len(block), dtype=np.int64)
+                    columns = [pa.array(numbers), vectors_array(block)]
+                    writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+    def relations(self, model_config: TwhinModelConfig, rows: dict[str, torch.Tensor]) -> None:
+        """Write each relation's operator parameters `[P]`."""
+        table = {
+            "relation": pa.array([relation.name for relation in model_config.relations]),
+            "operator": pa.array([relation.operator for relation in model_config.relations]),
+            "embedding": parameters_array([rows[name] for name in model_config.relation_names]),
+        }
+        self.draft.write(pa.table(table), "relations.parquet")
+
+    def records(self, name: str, records: list[dict[str, Any]], schema: pa.Schema) -> None:
+        """Write rows of numbers, such as `losses` or `metrics`; keys that the schema lacks become float columns."""
+        extra = dict.fromkeys(key for record in records for key in record if key not in schema.names)
+        for key in extra:
+            schema = schema.append(pa.field(key, pa.float64()))
+        self.draft.write(pa.Table.from_pylist(records, schema=schema), f"{name}.parquet")
+
+
+class ModelTables:
+    """A trained model in the store, read without loading it: tables are memory-mapped."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store, self.manifest = store, manifest
+        self.folder = store.path(manifest.asset, manifest.snapshot, manifest.version)
+        self._tables: dict[str, Array] = {}
+
+    @classmethod
+    def open(cls, store: Store, snapshot: str) -> ModelTables:
+        """Open a snapshot's model. Raises UserError where there is none."""
+        return cls(store, store.manifest(ASSET, snapshot))
+
+    @property
+    def config(self) -> TwhinModelConfig:
+        """The model section of the configuration that it was trained with."""
+        return TwhinModelConfig.model_validate(self.manifest.details["model"])
+
+    @property
+    def names(self) -> list[str]:
+        """The tables there are, in the configuration's order."""
+        return self.config.table_names
+
+    def trained_on(self, assets: Iterable[str]) -> dict[str, str]:
+        """Return the present version of each table (those that the model did not read pass).
+
+        Raises:
+            UserError: One is missing, or was made anew since the model was trained on it.
+        """
+        snapshot = self.manifest.snapshot
+        versions = self.store.versions(snapshot, assets)
+        moved = [name for name, held in versions.items() if self.manifest.parents.get(name, held) != held]
+        if moved:
+            raise UserError(
+                f"{ASSET} of {snapshot} was trained before {', '.join(moved)} was made anew, so its rows mean other "
+                f"entities; train again with `twhin train --snapshot {snapshot}`"
+            )
+        return versions
+
+    def parts(self, name: str) -> list[str]:
+        """Return a table's Parquet files in the order of rows. Raises UserError where there is no such table."""
+        prefix = f"{self.folder}/tables/{name}/"
+        found = [path for path in self.store.files_of(self.manifest) if path.startswith(prefix)]
+        if not found:
+            raise UserError(f"{self.folder}: {unknown('table', name, self.names)}")
+        # Shards are laid on ranks in the order of rows, and a part's name is its rank.
+        return found
+
+    def blocks(self, name: str) -> Iterator[tuple[Array, Array]]:
+        """Stream a table: rows int64 [n] and vectors float32 [n, D], in the order of rows."""
+        for path in self.parts(name):
+            with self.store.parquet(path) as file:
+                for batch in file.iter_batches(BLOCK):
+                    yield batch.column("row").to_numpy(), vectors_of(batch.column("embedding"))
+
+    def rows(self, name: str) -> int:
+        """Return the rows of a table (its vocabulary may have fewer)."""
+        paths = {os.path.relpath(path, self.folder) for path in self.parts(name)}
+        return sum(file["rows"] for file in self.manifest.files if file["path"] in paths)
+
+    def table(self, name: str) -> Array:
+        """Return a table, read-only float32 [N, D], mapped from a file that is written at the first call."""
+        if name not in self._tables:
+            self.parts(name)
+            self._tables[name] = np.load(
+                cached(self.store, self.manifest, self._write_mapped) / f"{name}.npy", mmap_mode="r"
+            )
+        return self._tables[name]
+
+    def scorer(self) -> Scorer:
+        """Return the scorer with its trained operator parameters, on the CPU."""
+        from twhin_pipeline.model.scorer import Scorer
+
+        return Scorer.from_rows(self.config, self.relation_rows())
+
+    def relation_rows(self) -> dict[str, torch.Tensor]:
+        """Return each relation's operator parameters `[P]`."""
+        return parameters_of(self.read("relations"))
+
+    def read(self, name: str) -> pa.Table:
+        """Read `relations`, `losses` or `metrics` whole."""
+        with self.store.parquet(f"{self.folder}/{name}.parquet") as file:
+            return file.read()
+
+    def _write_mapped(self, folder: Path) -> None:
+        for name in self.names:
+            shape = (self.rows(name), self.config.embedding_dim)
+            mapped = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+            for numbers, vectors in self.blocks(name):
+                mapped[numbers] = vectors
+            mapped.flush()
+
+
+def locate(path: str, asset: str = ASSET, snapshot: str | None = None) -> tuple[Store, str]:
+    """Find the model, or a table made of it such as `embeddings/relations`, that `path` names.
+
+    Args:
+        path: A store (path or URL); one of its snapshots (`<store>@YYYY-MM-DD`, or the folder
+            `<store>/twhin_model/YYYY-MM-DD`); or an MLflow model URI (`models:/name/3`, `models:/name@alias`,
+            `runs:/<id>/model`).
+        asset: The table to find there.
+        snapshot: The snapshot, where `path` does not name one. Left out: the newest that has the table.
+
+    Raises:
+        UserError: There is none, two snapshots are named, or the store has replaced the registered model by a later
+            one.
+    """
+    version: str | None = None
+    view: str | None = None
+    if path.startswith(("models:/", "runs:/")):
+        from twhin_pipeline import tracking  # loads mlflow
+
+        registered = tracking.pointer(path)
+        root, at, version = registered["store"], registered["snapshot"], registered["version"]
+        view = registered.get("view")
+    else:
+        named = re.fullmatch(rf"(.+?)(?:@|/{ASSET}/)(\d{{4}}-\d{{2}}-\d{{2}})/?", path)
+        root, at = (named[1], named[2]) if named else (path, snapshot)
+    if at is not None and snapshot not in (None, at):
+        raise UserError(f"{path} and snapshot={snapshot!r} name two snapshots; give one of them")
+    store = Store(root, view)
+    made = store.snapshots(asset)
+    if not made or (at is not None and at not in made):
+        there = f"it has {', '.join(made)}" if made else "it has none of any snapshot"
+        remedy = "give a store, or a snapshot of one, that has it, or make it with"
+        command = f"twhin {MAKERS[asset.split('/')[0]]}" + (f" --snapshot {at}" if at else "")
+        raise UserError(f"{path}: no {asset} there ({there}); {remedy} `{command}`")
+    at = at or made[-1]
+    if version is not None:
+        manifest = store.manifest(asset, at)
+        held = manifest.version if asset == ASSET else model_version(manifest)
+        if held != version:
+            raise UserError(
+                f"{path} is version {version} of snapshot {at}, and the store now holds {held}, trained later; load a "
+                "newer version of the registered model"
+            )
+    return store, at
+
+
+def model_version(manifest: Manifest) -> str:
+    """Return the version of the model that a table of vectors was exported from."""
+    return next(version for table, version in manifest.parents.items() if table.endswith(ASSET))
+
+
+def manifest_details(config: TwhinConfig) -> dict[str, Any]:
+    """Return what every model's manifest says of its configuration: enough to open it."""
+    return {"model": config.model.model_dump(mode="json")}
