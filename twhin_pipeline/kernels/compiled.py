@@ -20,11 +20,14 @@ FOLDER = Path(__file__).resolve().parent.parent
 
 @cache
 def _sources() -> bytes:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*/*.py")))).digest()
+    """Return a hash of every module that has compiled loops: those that import this one."""
+    texts = [Path(__file__).read_bytes(), *(path.read_bytes() for path in sorted(FOLDER.glob("*/*.py")))]
+    loops = texts[:1] + [text for text in texts[1:] if b"from twhin_pipeline.kernels.compiled import" in text]
+    return hashlib.sha256(b"".join(loops)).digest()
 
 
 class _OfAllSources:
-    """Where a loop of this package is kept: as numba has it, but made anew when any of the sources has changed.
+    """Where a loop of this package is kept: as numba has it, but made anew when a module with loops has changed.
 
     numba goes by a loop's own file, so that one would run on with what it calls as it was.
     """
