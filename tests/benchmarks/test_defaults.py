@@ -208,7 +208,7 @@ def test_the_oracle_of_a_store_is_that_of_a_plain_loop_over_its_ids(tmp_path):
     graph = defaults.GENERATED["flat"].make(tmp_path, 0.1)
     path = tmp_path / "twhin.yaml"
     path.write_text(yaml.safe_dump(defaults.configuration(graph, tmp_path, 0)))
-    given = ["launch.device=cpu", "launch.duckdb_threads=1"]
+    given = ["launch.device=cpu", "launch.data_threads=1"]
     store, snapshot = defaults.Store(str(tmp_path / "store")), "2025-02-01"
     chain = pipeline.Run(load_config(str(path), given), str(path), given, store, snapshot)
     for stage in ("ingest", "vocabulary", "sample"):

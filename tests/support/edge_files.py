@@ -27,7 +27,7 @@ def make_config(path: Path | str | None, sizes: dict[str, int] | None = None, **
             table["num_embeddings"] = sizes[str(table["name"])]
     data: dict[str, Any] = {
         "model": {"embeddings": {"tables": tables}, "relations": RELATIONS},
-        "launch": {"duckdb_threads": 2, "duckdb_memory_limit": "1GB"},
+        "launch": {"data_threads": 2, "duckdb_memory_limit": "1GB"},
     }
     if path is not None:
         data["source"] = {"path": str(path)}

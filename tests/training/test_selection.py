@@ -29,7 +29,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 def setting(tmp_path: Path, metric: str, **training: Any) -> tuple[TwhinConfig, Store, TwhinModel]:
     """A store, and a model of random vectors."""
-    config = planted_config(training={"early_stopping_metric": metric, **training})
+    config = planted_config(training={"selection_metric": metric, **training})
     store = Store(str(tmp_path))
     write_planted(store, config)
     model = TwhinModel(config.model, table_sizes(config, store, SNAPSHOT))
@@ -130,5 +130,5 @@ def test_rank_0_gathers_every_row_that_is_an_entity_from_the_ranks_shards() -> N
 
 @pytest.mark.parametrize("metric", ["filtered_mr", "recall", "recall@0", "hits@10", "raw_mrr"])
 def test_an_unknown_metric_is_told_with_those_there_are(metric: str) -> None:
-    with pytest.raises(UserError, match=r"training.early_stopping_metric: unknown metric .*another k from 1"):
-        planted_config(training={"early_stopping_metric": metric})
+    with pytest.raises(UserError, match=r"training.selection_metric: unknown metric .*another k from 1"):
+        planted_config(training={"selection_metric": metric})

@@ -82,7 +82,7 @@ def test_a_tie_counts_half_and_masked_candidates_not_at_all() -> None:
 
 
 def test_the_sampled_candidates_can_be_left_out_where_every_entity_is_ranked(tmp_path: Path) -> None:
-    config = planted_config(training={"num_eval_steps": 0, "early_stopping_metric": "filtered_mrr"})
+    config = planted_config(training={"num_eval_steps": 0, "selection_metric": "filtered_mrr"})
     store = Store(str(tmp_path))
     write_planted(store, config)
     store.fs.rm(f"{store.root}/held_out/validation_negatives", recursive=True)
@@ -91,7 +91,7 @@ def test_the_sampled_candidates_can_be_left_out_where_every_entity_is_ranked(tmp
 
 
 def test_a_ranking_out_of_time_is_not_complete(tmp_path: Path) -> None:
-    training = {"num_eval_steps": 0, "early_stopping_metric": "recall@5", "eval_timeout_in_s": 1e-9}
+    training = {"num_eval_steps": 0, "selection_metric": "recall@5", "eval_timeout_in_s": 1e-9}
     config = planted_config(training=training)
     store = Store(str(tmp_path))
     write_planted(store, config)

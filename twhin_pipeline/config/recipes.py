@@ -88,7 +88,7 @@ class Recipe:
         lines = [
             f"recipe     {self.name}: {self.reason}",
             f"           {scores}, {table.name} at {table.algorithm.lr}, dropout {model.embedding_dropout}, "
-            f"up to {training.num_epochs} epochs, best {training.early_stopping_metric} of validation edges",
+            f"up to {training.num_epochs} epochs, best {training.selection_metric} of validation edges",
         ]
         kept = [value.path for value in self.values if not value.chosen]
         if kept:
@@ -382,7 +382,7 @@ def _loop(v: _Values, *, metric: str, most_epochs: int, batch: int) -> None:
     v.choose("negatives.epochs", max(1, min(epochs, 5)), "pools of so many epochs are made and used again")
     steps = max(1, math.ceil(total / batch))
     v.choose("training.num_train_steps", 2 * (steps + len(v.counts.edges)) * epochs, "num_epochs ends training")
-    v.choose("training.early_stopping_metric", metric, "what the vectors are for")
+    v.choose("training.selection_metric", metric, "what the vectors are for")
     v.choose("training.num_eval_steps", 0, "sampled candidates would only repeat it")
     v.choose("training.eval_every_n_epochs", max(1, epochs // 10), "ten evaluations, or one an epoch")
     v.choose("training.eval_max_edges", 10_000, "validation edges that are ranked")

@@ -42,7 +42,7 @@ class FullRanking:
     def __init__(self, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks) -> None:
         """Draw the edges (at most `training.eval_max_edges`, by `evaluation.seed`) and read what is known of them."""
         self.config, self.ranks = config, ranks
-        self.metric = config.training.early_stopping_metric
+        self.metric = config.training.selection_metric
         self.retrieval = self.metric.startswith(("recall", "ndcg"))
         self.max_norm = config.model.max_norm
         # A table may have more rows than its vocabulary has entities.

@@ -213,7 +213,7 @@ class Trainer:
         training, progress = self.config.training, self.progress
         patience = training.early_stopping_patience
         if patience is not None and progress.evaluations_without_gain >= patience:
-            metric = training.early_stopping_metric
+            metric = training.selection_metric
             return f"early stopping: {patience} evaluation(s) did not better {metric} (best at {progress.best_step:,})"
         if self.dataset.epoch >= self.dataset.num_epochs:
             return f"num_epochs ({training.num_epochs}) is reached"
@@ -246,7 +246,7 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Evaluate on the validation set, unless that was just done; return whether it is the best so far."""
-        progress, metric = self.progress, self.config.training.early_stopping_metric
+        progress, metric = self.progress, self.config.training.selection_metric
         if self.validator is None or progress.evaluated_step == progress.step:
             return False
         found = self.validator.evaluate(self.model)
