@@ -29,8 +29,9 @@ ORDER = (
     "stages",
     "operations",
     "entry",
+    "cli",
 )
-"""Folders in the order in which data flows; `words` and `entry` are modules beside them."""
+"""Folders in the order in which data flows; `words` and `entry` are modules beside them, `cli` is the way in."""
 WORDS = ("errors", "prefetch", "registry", "words")
 """Modules that everyone may import."""
 
