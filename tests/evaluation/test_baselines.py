@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import small_store
 import torch
 from plain_evaluation import als_by_the_library, plain_similarity
-from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
+from sklearn.metrics import ndcg_score
 
 from twhin_pipeline.evaluation import baselines
 from twhin_pipeline.evaluation.baselines import (
@@ -24,7 +24,6 @@ from twhin_pipeline.evaluation.baselines import (
     read_degrees,
     read_interactions,
 )
-from twhin_pipeline.evaluation.classification import auc, rce, sample_negatives
 from twhin_pipeline.evaluation.rank_metrics import rank_metrics, retrieval_metrics
 from twhin_pipeline.evaluation.ranking import CandidateSet, Counts, rank_edges
 from twhin_pipeline.training_set.known_edges import KnownEdges, read_known
@@ -100,34 +99,6 @@ def test_ndcg_equals_scikit_learn_and_recall_a_plain_loop_with_and_without_ties(
             top = np.argsort(-(scores + 1e-3 * rng.random(scores.shape)), axis=1)[:, :k]
             drawn.append((np.take_along_axis(relevant, top, 1).sum(1) / relevant.sum(1)).mean())
         assert found[f"recall@{k}"] == pytest.approx(np.mean(drawn), abs=0.01 if levels == 4 else 1e-12)
-
-
-@pytest.mark.parametrize("levels", [5, 10_000])
-def test_auc_equals_scikit_learn(levels):
-    rng = np.random.default_rng(0)
-    true, false = rng.integers(0, levels, 50) + 1.0, rng.integers(0, levels, 200) + 0.0
-    expected = roc_auc_score([1] * 50 + [0] * 200, np.concatenate([true, false]))
-    assert auc(true, false) == pytest.approx(expected)
-    assert auc(true, np.array([])) is None
-
-
-def test_rce_is_the_gain_over_the_base_rate_by_scikit_learns_log_loss():
-    rng = np.random.default_rng(0)
-    true, false = rng.normal(1, 1, 50), rng.normal(-3, 1, 200)
-    labels = [1] * 50 + [0] * 200
-    probability = 1 / (1 + np.exp(-np.concatenate([true, false])))
-    expected = 100 * (1 - log_loss(labels, probability) / log_loss(labels, [0.2] * 250))
-    assert rce(true, false) == pytest.approx(expected)
-    assert rce(np.full(10, np.log(0.25)), np.full(40, np.log(0.25))) == pytest.approx(0, abs=1e-9)
-    assert rce(np.array([]), false) is None
-
-
-def test_sampled_negatives_are_never_true_edges_and_reach_all_others():
-    known = KnownEdges.from_pairs(np.array([0, 0, 1, 1, 1, 1]), np.array([1, 2, 0, 1, 2, 3]))
-    drawn, valid = sample_negatives(4, np.array([0, 1, 2]), known, 500, np.random.default_rng(0))
-    assert set(drawn[0].tolist()) == {0, 3} and valid[0].all()
-    assert not valid[1].any()  # it is connected to all there are
-    assert set(drawn[2].tolist()) == {0, 1, 2, 3} and valid[2].all()
 
 
 def interactions(heads: int = 40, tails: int = 25, seed: int = 0) -> np.ndarray:
