@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 import small_store
 import torch
-from plain_evaluation import als_by_the_library, plain_similarity
+from plain_evaluation import als_by_the_library, pairs_of, plain_similarity
 from sklearn.metrics import ndcg_score
 
 from twhin_pipeline.evaluation import baselines
@@ -54,7 +54,7 @@ def test_known_edges_are_read_only_for_the_entities_asked_for(files):
     for relation, asked in ((2, (3, 5)), (0, (1,)), (7, ())):
         expected = sorted((int(rhs), int(lhs)) for lhs, rel, rhs in rows if rel == relation and rhs in asked)
         assert bool(expected) == bool(asked)
-        assert list(zip(known[relation].query.tolist(), known[relation].answer.tolist(), strict=True)) == expected
+        assert pairs_of(known[relation]) == expected
 
 
 @pytest.mark.parametrize("sample", [None, 12])
@@ -63,7 +63,7 @@ def test_popular_ranks_equal_a_plain_loop(sample):
     degrees = rng.integers(0, 5, 40)
     queries, targets = rng.integers(0, 20, 60), rng.integers(0, 40, 60)
     known = KnownEdges.from_pairs(rng.integers(0, 20, 200), rng.integers(0, 40, 200))
-    true = set(zip(known.query.tolist(), known.answer.tolist(), strict=True))
+    true = set(pairs_of(known))
     chosen = CandidateSet.sample(40, sample, rng)
     rows = range(40) if chosen.rows is None else chosen.rows.tolist()
     raw, filtered = popular_ranks(degrees, queries, targets, chosen, [known])
@@ -163,7 +163,7 @@ def test_neighbors_and_factors_rank_as_a_plain_loop_over_dense_scores(side, samp
     other = "rhs" if side == "lhs" else "lhs"
     queries, targets = rng.integers(0, sizes[other], 70), rng.integers(0, sizes[side], 70)
     known = KnownEdges.from_pairs(rng.integers(0, sizes[other], 90), rng.integers(0, sizes[side], 90))
-    true = set(zip(known.query.tolist(), known.answer.tolist(), strict=True))
+    true = set(pairs_of(known))
     chosen = CandidateSet.sample(sizes[side], sample, rng)
     rows = range(sizes[side]) if chosen.rows is None else chosen.rows.tolist()
     expected = plain_counts(dense, side, queries, targets, rows, true)

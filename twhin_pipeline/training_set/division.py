@@ -11,9 +11,10 @@ import numpy as np
 from twhin_pipeline.graph.buckets import Buckets, Edges, Order
 from twhin_pipeline.graph.numbered_edges import NO_TIME
 from twhin_pipeline.prefetch import Prefetcher
-from twhin_pipeline.training_set import split, truth
+from twhin_pipeline.training_set import split
 from twhin_pipeline.training_set.encoding import Encoded, Encoder
 from twhin_pipeline.training_set.leakage import Leakage
+from twhin_pipeline.training_set.mapped_array import mapped_zeros
 from twhin_pipeline.words import PARTS, TEST, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def _strategy(config: TwhinConfig, encoder: Encoder, folder: str) -> split.Strat
 def _times(config: TwhinConfig, encoder: Encoder, path: str) -> Array:
     """Return the first times of all dated edges that may be held out, int64, in a new file."""
     splittable = split.splittable(config)
-    times = truth.mapped(path, int(encoder.counts[splittable].sum()), np.int64)
+    times = mapped_zeros(path, int(encoder.counts[splittable].sum()), np.int64)
     size = 0
     for piece in encoder.pieces(["first_time"]):
         if splittable[piece.rel]:

@@ -12,7 +12,7 @@ from twhin_pipeline.graph.buckets import Edges
 from twhin_pipeline.graph.numbered_edges import NumberedEdges
 from twhin_pipeline.kernels import edge_kernels
 from twhin_pipeline.store import database
-from twhin_pipeline.training_set import truth
+from twhin_pipeline.training_set.mapped_array import mapped_zeros
 
 if TYPE_CHECKING:
     import duckdb
@@ -69,7 +69,7 @@ class Encoder:
         self.rows = np.int32 if max(self.sizes) < 2**31 else np.int64
         with database.connect(config, store) as con:
             hashed = self._hash("CAST(id AS VARCHAR)")
-            self.hashes = truth.mapped(f"{folder}/{of}.hashes", self.numbered.size, np.uint64)
+            self.hashes = mapped_zeros(f"{folder}/{of}.hashes", self.numbered.size, np.uint64)
             reader = con.sql(f"SELECT {hashed} FROM {self.numbered.ids}").to_arrow_reader()
             done = 0
             for batch in reader:
@@ -92,7 +92,7 @@ class Encoder:
 
     def _rows(self, con: duckdb.DuckDBPyConnection, vocabulary: str, path: str) -> Array:
         """Return each id's row, or -1; `[ids]`."""
-        found = truth.mapped(path, self.numbered.size, self.rows)
+        found = mapped_zeros(path, self.numbered.size, self.rows)
         found[:] = -1
         described = con.execute(f"DESCRIBE SELECT id FROM {vocabulary}").fetchall()
         # A vocabulary that once met a text id is of text; integers are then compared as they are written.
