@@ -15,7 +15,7 @@ RANKS = Path(__file__).resolve().parents[1] / "support" / "ranks.py"
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:
-    paths = [str(RANKS.parent), str(RANKS.parent.parent)]
+    paths = [str(RANKS.parent), str(RANKS.parents[2])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

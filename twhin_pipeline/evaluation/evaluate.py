@@ -16,7 +16,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation import comparison, repeats
 from twhin_pipeline.evaluation.advice import advice
 from twhin_pipeline.evaluation.baselines import read_degrees
-from twhin_pipeline.evaluation.classification import auc, rce, sample_negatives, score_sampled
+from twhin_pipeline.evaluation.classification import classification_metrics, sample_negatives, score_sampled
 from twhin_pipeline.evaluation.held_out import (
     HeldOut,
     Questions,
@@ -165,9 +165,9 @@ def _measure_side(
         asked = Questions.of(side, m.chosen, candidates, [known[n], seen[n]] if n in same else [known[n]])
         degrees = counted[n].of_all(sizes[n])
         drawn, valid = sample_negatives(sizes[n], asked.queries, known[n], options.auc_negatives, m.rng)
-        true, false = score_sampled(m.scores, side, asked.queries, asked.targets, drawn, options.block_size)
+        positive, negative = score_sampled(m.scores, side, asked.queries, asked.targets, drawn, options.block_size)
         ours, theirs = asked.rank(m.scores, options.block_size), asked.popular(degrees)
-        m.model[side] = Scored(ours[0].ranks, ours[1].ranks, true, false[valid])
+        m.model[side] = Scored(ours[0].ranks, ours[1].ranks, positive, negative[valid])
         m.baseline[side] = Scored(theirs[0].ranks, theirs[1].ranks, degrees[asked.targets], degrees[drawn[valid]])
         if n in same:
             m.retrieved = Retrieved(m.chosen, ours[2], theirs[2])
@@ -263,11 +263,12 @@ def _retrieval(group: Sequence[Measured], options: EvaluationConfig) -> Columns:
 def _scored_metrics(scored: list[Scored], options: EvaluationConfig) -> dict[str, float | None]:
     filtered = np.concatenate([s.filtered for s in scored])
     raw = np.concatenate([s.raw for s in scored])
-    true, false = np.concatenate([s.true for s in scored]), np.concatenate([s.false for s in scored])
+    positive = np.concatenate([s.positive for s in scored])
+    negative = np.concatenate([s.negative for s in scored])
     found: dict[str, float | None] = {}
     found |= rank_metrics("filtered", filtered, options.hits_at)
     found |= rank_metrics("raw", raw, options.hits_at)
-    return found | {"auc": auc(true, false), "rce": rce(true, false)}
+    return found | classification_metrics(positive, negative)
 
 
 def _overall(measured: list[Measured], config: TwhinConfig) -> dict[str, dict[str, float]]:

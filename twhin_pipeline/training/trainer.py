@@ -32,7 +32,7 @@ from twhin_pipeline.training.dataset import EdgesDataset, table_sizes
 from twhin_pipeline.training.launch import TrainingCancelled
 from twhin_pipeline.training.progress import LOSSES_SCHEMA, METRICS_SCHEMA, Interval, Progress
 from twhin_pipeline.training.reporting import Reporter
-from twhin_pipeline.training.validate import LOWER_IS_BETTER, Validator
+from twhin_pipeline.training.validation import LOWER_IS_BETTER, Validator
 from twhin_pipeline.vectors.model_files import ASSET, Writer
 
 PROGRESS_EVERY_S = 0.2
