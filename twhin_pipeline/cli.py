@@ -186,7 +186,8 @@ def run_command(
 ) -> None:
     """Run the whole chain, with its checks.
 
-    The stages are ingest, vocabulary, sample, train, evaluate and export. A failed blocking check ends the run.
+    The stages are ingest, vocabulary, sample, train, evaluate, refit, export and publish. A failed blocking check ends
+    the run.
     """
     from twhin_pipeline import pipeline
     from twhin_pipeline.views import summary
@@ -226,9 +227,43 @@ STAGE_HELP = {
     "evaluate": "Measure the model on held-out edges.",
     "refit": "Train once more, on all edges.",
     "export": "Write embedding tables by id.",
+    "publish": "Register the model and refresh the catalog.",
 }
 for _name, _text in STAGE_HELP.items():
     _stage_command(_name, _text)
+
+
+@app.command("check")
+def check_command(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Tables, such as raw_edges or 'embeddings/*'; default: all there are.")
+    ] = None,
+    config: ConfigPath = None,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the checks of a snapshot's tables by hand.
+
+    A check that blocks and fails makes the exit code 1.
+    """
+    from dataclasses import asdict
+
+    from twhin_pipeline.checks import by_hand
+    from twhin_pipeline.config import relations
+    from twhin_pipeline.views import console
+
+    store = _store(home)
+    loaded, _ = _config(config, overrides, store)
+    snapshot = snapshot or _newest_table(store, "raw_edges")
+    found = by_hand.outcomes(relations.resolve(loaded, store, snapshot), store, snapshot, tables or ())
+    if as_json:
+        console.print_json([asdict(outcome) for outcome in found])
+    else:
+        console.print_checks(found, f"Checks of snapshot {snapshot}, store {store.root}")
+    if any(outcome.status == "failed" for outcome in found):
+        raise typer.Exit(1)
 
 
 @app.command()
