@@ -113,5 +113,5 @@ def test_every_folder_is_in_the_order_and_says_what_it_is_for() -> None:
 
 def test_tests_mirror_the_folders() -> None:
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py"))}
-    assert set(ORDER) - folders <= {"words", "entry", "stages"}
+    assert set(ORDER) - folders <= {"words", "entry"}
     assert folders - set(ORDER) <= {"assets", "benchmarks", "e2e", "scripts"}

@@ -291,16 +291,18 @@ class _Views:
         if self.table != "twhin_model":
             return
         manifest = self.store.manifest("twhin_model", self.snapshot)
+        files, parts = self.store.files_of(manifest), self.store.part_files(manifest)
+
+        def part(name: str, empty: str) -> str:
+            return self._scan([parts[name]] if name in parts else [], empty)
+
+        self._view("losses", f"SELECT * FROM {part('losses', '0 AS step, 0 AS epoch, 0.0 AS loss')}")
+        self._view("model_relation", f"SELECT relation FROM {part('relations', chr(39) * 2 + ' AS relation')}")
         base = self.store.path("twhin_model", self.snapshot, manifest.version)
-        files = [f["path"] for f in manifest.files if f["path"].endswith(".parquet")]
-        losses = [f"{base}/{path}" for path in files if path == "losses.parquet"]
-        self._view("losses", f"SELECT * FROM {self._scan(losses, '0 AS step, 0 AS epoch, 0.0 AS loss')}")
-        relations = [f"{base}/{path}" for path in files if path == "relations.parquet"]
-        self._view("model_relation", f"SELECT relation FROM {self._scan(relations, chr(39) * 2 + ' AS relation')}")
         rows = []
         for entity in self.config.model.table_names:
-            parts = [f"{base}/{path}" for path in files if path.startswith(f"tables/{entity}/")]
-            rows.append(f"SELECT {_text(entity)} AS entity, row FROM {self._scan(parts, '0 AS row')}")
+            own = [path for path in files if path.startswith(f"{base}/tables/{entity}/")]
+            rows.append(f"SELECT {_text(entity)} AS entity, row FROM {self._scan(own, '0 AS row')}")
         self._view("model_row", " UNION ALL ".join(rows))
 
     def _results(self) -> None:

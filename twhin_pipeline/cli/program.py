@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from twhin_pipeline.cli.arguments import say
+from twhin_pipeline.cli.checks import commands as check_commands
 from twhin_pipeline.cli.look import commands as look_commands
 from twhin_pipeline.cli.operate import commands as operate_commands
 from twhin_pipeline.cli.run import commands as run_commands
@@ -43,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _commands in (start_commands, run_commands, look_commands, use_commands, operate_commands):
+for _commands in (start_commands, run_commands, check_commands, look_commands, use_commands, operate_commands):
     app.add_typer(_commands)
 
 
