@@ -20,6 +20,7 @@ from twhin_pipeline.evaluation.held_out import shares, some_heads
 from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.sharding.placement import init_tables, table_weights
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.dataset import table_sizes
 from twhin_pipeline.training.selection import FullRanking
@@ -32,7 +33,7 @@ def setting(tmp_path: Path, metric: str, **training: Any) -> tuple[TwhinConfig, 
     config = planted_config(training={"early_stopping_metric": metric, **training})
     store = Store(str(tmp_path))
     write_planted(store, config)
-    model = TwhinModel(config.model, table_sizes(config, store, SNAPSHOT))
+    model = TwhinModel(config.model, UnshardedTables(config.model, table_sizes(config, store, SNAPSHOT)))
     init_tables(model, seed=0)
     return config, store, model
 
@@ -120,7 +121,7 @@ def test_rank_0_gathers_every_row_that_is_an_entity_from_the_ranks_shards() -> N
     script = Path(__file__).resolve().parents[1] / "support" / "gather_ranks.py"
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(script.parent), str(script.parent.parent)]),
+        "PYTHONPATH": os.pathsep.join([str(script.parent), str(script.parents[2])]),
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
