@@ -40,7 +40,7 @@ class Validation:
 
 
 def edge_scores(outputs: Outputs, batch: EdgeBatch, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scores of a batch's E real edges whose relation replaces `side`, and those of their candidates.
+    """Return the scores of a batch's E real edges whose relation corrupts `side`, and those of their candidates.
 
     Args:
         outputs: The model's, of this batch: `{side}_positive [G, C]`, and `{side}_logits [G, Q, N]` by query, -inf
