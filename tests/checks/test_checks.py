@@ -289,7 +289,7 @@ def test_a_gate_names_the_relation_the_baseline_and_both_figures(broken, must_be
     assert all(row["metric"] == "recall@20" for row in offending)
 
 
-def test_the_gate_without_recall_goes_by_mrr_of_the_replaced_sides(broken):
+def test_the_gate_without_recall_goes_by_mrr_of_the_corrupted_sides(broken):
     config, store = broken
     rows = [(*row[:1], side, *row[2:]) for row in GATE[:1] for side in ("lhs", "both")]
     rows[0] = (*rows[0][:2], 0.1, *rows[0][3:])

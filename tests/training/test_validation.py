@@ -28,6 +28,7 @@ from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.sharding.placement import init_tables, table_weights
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.dataset import EdgesDataset, table_sizes
 from twhin_pipeline.training.validation import FullRanking, Validator, edge_scores, sampled_reciprocal_ranks
@@ -81,7 +82,7 @@ def test_loss_auc_and_mrr_equal_a_plain_loop(tmp_path: Path, sides: str) -> None
 
 
 def untrained(config: TwhinConfig, store: Store) -> TwhinModelAndLoss:
-    model = TwhinModel(config.model, table_sizes(config, store, SNAPSHOT))
+    model = TwhinModel(config.model, UnshardedTables(config.model, table_sizes(config, store, SNAPSHOT)))
     init_tables(model, seed=0)
     return TwhinModelAndLoss(model, LOSSES["softmax"](config.loss), config.model)
 
@@ -143,7 +144,7 @@ def setting(tmp_path: Path, metric: str, **training: Any) -> tuple[TwhinConfig, 
     config = planted_config(training={"selection_metric": metric, **training})
     store = Store(str(tmp_path))
     write_planted(store, config)
-    model = TwhinModel(config.model, table_sizes(config, store, SNAPSHOT))
+    model = TwhinModel(config.model, UnshardedTables(config.model, table_sizes(config, store, SNAPSHOT)))
     init_tables(model, seed=0)
     return config, store, model
 

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from twhin_pipeline.cli.arguments import AsJson, ConfigPath, Home, Overrides, Snapshot, newest_table, open_store, read_config
+from twhin_pipeline.cli.arguments import (
+    AsJson,
+    ConfigPath,
+    Home,
+    Overrides,
+    Snapshot,
+    newest_table,
+    open_store,
+    read_config,
+)
 
 commands = typer.Typer()
 

@@ -29,8 +29,8 @@ def run_command(
 ) -> None:
     """Run the whole chain, with its checks.
 
-    The stages are ingest, vocabulary, sample, train, evaluate, refit, export and publish. A failed blocking check ends the
-    run.
+    The stages are ingest, vocabulary, sample, train, evaluate, refit, export and publish. A failed blocking check
+    ends the run.
     """
     from twhin_pipeline import pipeline
     from twhin_pipeline.views import console, summary

@@ -20,7 +20,6 @@ from twhin_pipeline.evaluation.held_out import (
     read_edges,
     read_filters,
     read_retrieval,
-    replaced_sides,
     shares,
     some_edges,
     some_heads,
@@ -280,7 +279,7 @@ class FullRanking:
             if self.retrieval:
                 sizes = {number: self.sizes[relations[number].rhs] for number in chosen}
                 return list(read_retrieval(con, chosen, sizes, held_out).items())
-            sides = replaced_sides(self.config)
+            sides = list(self.config.corrupted_sides.values())
             known = {
                 side: read_filters(con, held_out.known, side, {n: one for n, one in chosen.items() if side in sides[n]})
                 for side in SIDES
