@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from twhin_pipeline import extras
 from twhin_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -664,6 +665,7 @@ def mlflow(
 
     from twhin_pipeline import tracking
 
+    extras.need("mlflow", "this command")
     store = _store(home)
     uri = tracking.uri(store)
     if uri.startswith(("http://", "https://", "databricks")):
@@ -702,6 +704,9 @@ def run_arguments(arguments: list[str] | None = None) -> int:
 
 def _judge(error: Exception) -> int:
     """Tell errors that are known by name, so that their modules need not be imported at the start; raise the others."""
+    if isinstance(error, ModuleNotFoundError) and (lacking := extras.missing(error.name)) is not None:
+        _tell(str(lacking))
+        return 2
     names = {kind.__name__ for kind in type(error).__mro__}
     if "ClickException" in names:
         usage = getattr(error, "ctx", None)
