@@ -74,7 +74,7 @@ def test_a_missing_package_is_told_with_the_extra_that_brings_it():
     brought = {name: COMES_WITH.get(name, name) for name in imported()}
     wanted = {name: listed[package] for name, package in brought.items() if package not in BASE}
     # Only Dagster starts what speaks to its pipes.
-    assert extras.EXTRA_OF == {name: extra for name, extra in wanted.items() if name != "dagster_pipes"}
+    assert {name: extra for name, extra in wanted.items() if name != "dagster_pipes"} == extras.EXTRA_OF
 
 
 def test_the_pins_are_releases_that_fit_one_another():

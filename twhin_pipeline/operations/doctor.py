@@ -26,7 +26,9 @@ from twhin_pipeline.store import Store
 FITS = {
     "2.13": {"torchrec": "1.8", "fbgemm": "1.8"},
 }
-if (Path(__file__).resolve().parents[2] / "Makefile").is_file():  # a checkout
+CHECKOUT = (Path(__file__).resolve().parents[2] / "Makefile").is_file()
+"""Whether this is a checkout, in which `make` works, and not what a wheel installed."""
+if CHECKOUT:
     REINSTALL = "run `make clean-venv setup` (with VARIANT=gpu for CUDA)"
     USE_GPU = "run `make setup VARIANT=gpu`"
 else:
@@ -64,7 +66,8 @@ def examine(store: Store) -> list[Finding]:
         findings.append(Finding("training", "note", told, f"`{extras.install('train')}` adds it"))
     else:
         findings += training(distributions)
-    return [*findings, disk(store), writable(store), chromium()]
+    findings += [disk(store), writable(store)]
+    return [*findings, chromium()] if CHECKOUT else findings
 
 
 def reads_only(versions: Mapping[str, str]) -> bool:
