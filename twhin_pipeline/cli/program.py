@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from twhin_pipeline import extras
 from twhin_pipeline.cli.arguments import say
 from twhin_pipeline.cli.checks import commands as check_commands
 from twhin_pipeline.cli.look import commands as look_commands
@@ -97,6 +98,9 @@ def _exit_code(error: Exception) -> int:
 
     Names, because importing the errors' modules would slow the start.
     """
+    if isinstance(error, ModuleNotFoundError) and (lacking := extras.missing(error.name)) is not None:
+        say(str(lacking))
+        return 2
     names = {kind.__name__ for kind in type(error).__mro__}
     if "ClickException" in names:
         usage = getattr(error, "ctx", None)

@@ -11,7 +11,6 @@ import types
 import typing
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
@@ -19,6 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from twhin_pipeline.config.base import Section
+from twhin_pipeline.config.bundled import EXAMPLE
 from twhin_pipeline.config.data import (
     NegativesConfig,
     SourceConfig,
@@ -404,5 +404,5 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def default_config_path() -> str:
-    """Return `configs/debian.yaml` of this checkout: the bundled example."""
-    return str(Path(__file__).resolve().parents[2] / "configs" / "debian.yaml")
+    """Return the path of `configs/debian.yaml`, the bundled example."""
+    return str(EXAMPLE)

@@ -12,8 +12,6 @@ from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.comparators import COMPARATORS, Dot
 from twhin_pipeline.model.operators import OPERATORS, Operator, penalty
-from twhin_pipeline.model.products import products
-from twhin_pipeline.model.rows import pick
 from twhin_pipeline.words import Side
 
 
@@ -129,6 +127,10 @@ class Scorer(nn.Module):
         Returns:
             Logits `float32 [G, C]`, and as many `[G, P, n + K]` and `[G, Q, n + K]` as there are pools.
         """
+        # Compiled loops, which only training needs: who scores alone does without numba.
+        from twhin_pipeline.model.products import products
+        from twhin_pipeline.model.rows import pick
+
         if self.multiplies(a, b, *pools):
             return products(a, b, of_a, of_b, self.scale, inside, pools)
         own, *of_other = pick(a, of_a, *inside[1:])

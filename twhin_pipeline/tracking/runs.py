@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from twhin_pipeline import extras
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
@@ -51,6 +52,7 @@ def artifact_root(store: Store) -> str | None:
 
 def connect(store: Store) -> Any:
     """Return a client of the store's tracking server and registry; MLflow's own telemetry and notices are off."""
+    extras.need("mlflow", "reading or writing runs and registered models")
     # MLflow's own telemetry is not ours to send.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
