@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.recipes import Recipe
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
@@ -94,7 +96,9 @@ class Trainer:
             TrainingCancelled: `stop` was set, and a checkpoint was written.
             UserError: A loss is not finite, or vectors to start from do not fit.
         """
+        locked = ExitStack()
         try:
+            self._lock(locked)
             self._start()
             reason = self._loop(stop)
             details = self._write_model(reason)
@@ -105,8 +109,21 @@ class Trainer:
             raise
         finally:
             self.checkpoints.release()
+            locked.close()
         self.reporter.finished(details)
         return details
+
+    def _lock(self, locked: ExitStack) -> None:
+        """Exclude other writers of this snapshot's model, from the first step to the last. All ranks fail together."""
+        problem = None
+        if self.ranks.rank == 0:
+            try:
+                locked.enter_context(self.store.writing(self.snapshot, [ASSET]))
+            except UserError as error:
+                problem = str(error)
+        problem = self.ranks.broadcast(problem)
+        if problem:
+            raise UserError(problem)
 
     def step(self, batch: EdgeBatch) -> torch.Tensor:
         """Take one step: forward, backward with the tables' updates in it, the operators' update, the schedules.
