@@ -2,12 +2,13 @@
 # make test     every test
 # make ui       Dagster on http://127.0.0.1:3000
 # make mlflow   MLflow on http://127.0.0.1:5000
+# make docs     the documentation as a site, in site/
 # `make help` lists the rest. Variables: VARIANT=gpu, PYTHON=…, TORCH_INDEX_URL=…, TWHIN_HOME=…, TWHIN_CONFIG=…
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long bench ui mlflow lint constraints reference chromium clean clean-venv
+.PHONY: help setup demo test test-long bench ui mlflow lint docs constraints reference chromium clean clean-venv
 
 VARIANT ?= cpu
 TWHIN_HOME ?= .twhin
@@ -64,14 +65,19 @@ lint: $(READY) ## Style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-reference: $(READY) ## Write docs/configuration.md from the configuration's own descriptions
-	@$(BIN)/twhin config --reference > docs/configuration.md
+docs: $(READY) ## The documentation as a site in site/, without a network; every broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html"
+
+reference: $(READY) ## Write docs/reference/configuration.md and command-line.md from the code's own descriptions
+	@$(BIN)/twhin config --reference > docs/reference/configuration.md
+	@$(BIN)/python scripts/command_line_page.py > docs/reference/command-line.md
 
 constraints: $(READY) ## Pin what .venv holds
 	@packaging/constraints.sh
 
 clean: ## Remove caches (tables in $TWHIN_HOME stay)
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache build dist
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache build dist site
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 clean-venv: ## Remove .venv

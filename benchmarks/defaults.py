@@ -168,7 +168,7 @@ def _is_known(value: float | None) -> bool:
 
 
 def expected_recall(scores: Array, known: Array, relevant: Array, k: int) -> Array:
-    """Return each query's Recall@k by the protocol of docs/metrics.md, ties by expectation over their orders.
+    """Return each query's Recall@k by the protocol of docs/reference/metrics.md, ties by expectation over their orders.
 
     Args:
         scores: float `[Q, N]`.

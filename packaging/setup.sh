@@ -86,9 +86,9 @@ step "$torch ($VARIANT)" pip install "${index[@]}" "$torch"
 # The build backend comes pinned too, hence no build isolation below.
 step "build backend" pip install -c "$CONSTRAINTS" hatchling editables
 if [ "$VARIANT" = gpu ]; then
-  step "everything else, pinned by $CONSTRAINTS" pip install --no-build-isolation -c "$CONSTRAINTS" -e '.[dev]'
+  step "everything else, pinned by $CONSTRAINTS" pip install --no-build-isolation -c "$CONSTRAINTS" -e '.[dev,docs]'
 else
   step "everything else, pinned by $CONSTRAINTS" \
-    pip install --no-build-isolation -c "$CONSTRAINTS" ./packaging/fbgemm-gpu -e '.[dev]'
+    pip install --no-build-isolation -c "$CONSTRAINTS" ./packaging/fbgemm-gpu -e '.[dev,docs]'
 fi
 step "check of what was installed" pip check

@@ -44,8 +44,8 @@ def reads() -> Counter[str]:
 
 
 def test_the_reference_is_current():
-    page = (ROOT / "docs" / "configuration.md").read_text()
-    assert page == reference.markdown(), "docs/configuration.md is not current; run `make reference`"
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text()
+    assert page == reference.markdown(), "docs/reference/configuration.md is not current; run `make reference`"
 
 
 @pytest.mark.parametrize("field", sorted({name for _, name in FIELDS} - REFUSED))

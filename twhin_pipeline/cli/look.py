@@ -119,7 +119,7 @@ def config_command(
     config: ConfigPath = None,
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="The JSON schema of such a file.")] = False,
-    as_reference: Annotated[bool, typer.Option("--reference", help="The page docs/configuration.md.")] = False,
+    as_reference: Annotated[bool, typer.Option("--reference", help="The page on the configuration.")] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="What the recipe chose for the newest snapshot in the store, and why.")
     ] = False,

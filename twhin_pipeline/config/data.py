@@ -91,7 +91,7 @@ class Columns(Section):
 
 class SourceConfig(Section):
     """Where edges come from. In place of `source`, `sources` is a list of such sections, whose edges are one graph; see
-    [sources.md](sources.md)."""
+    [Bring your data](../how-to/bring-data.md)."""
 
     path: str | None = None
     """Parquet, CSV or TSV: a file, glob or URL; a table of Delta Lake or Iceberg: its folder; or a file of SQL (see

@@ -5,7 +5,7 @@ at the types that relations join, and at how many edges and entities there are, 
 negatives, the loss and the training loop that the file does not. A value in the file, or given by `--set`, always wins,
 and the values that depend on it follow: a file that says `comparator: cosine` gets the temperature of a cosine.
 
-`docs/model.md` has the measurements behind the values.
+`docs/how-to/choose-a-model.md` says what each recipe chooses, `docs/quality.md` what it reaches.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The configuration reference, `docs/configuration.md`, made from the sections' types, defaults and descriptions."""
+"""The page `docs/reference/configuration.md`, made from the sections' types, defaults and descriptions."""
 
 from __future__ import annotations
 

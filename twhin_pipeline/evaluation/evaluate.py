@@ -1,4 +1,4 @@
-"""Evaluation: ranks the held-out edges and writes the table `evaluation` (docs/metrics.md defines every metric)."""
+"""Evaluation: ranks the held-out edges and writes the table `evaluation` (defined in docs/reference/metrics.md)."""
 
 from __future__ import annotations
 

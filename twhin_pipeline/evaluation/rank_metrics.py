@@ -1,4 +1,4 @@
-"""What ranks say: MRR, mean rank, Hits@k, and Recall@k and NDCG@k by query (docs/metrics.md)."""
+"""What ranks say: MRR, mean rank, Hits@k, and Recall@k and NDCG@k by query (docs/reference/metrics.md)."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def _text(data: dict[str, Any], tables: list[_Table]) -> str:
     """Return the YAML, a line an item, with comments."""
     lines = [
         "# Written by `twhin init`. All other fields have defaults: `twhin config -c` this file prints them, and",
-        "# docs/configuration.md explains them. Relative paths are relative to this file's folder.",
+        "# docs/reference/configuration.md explains them. Relative paths are relative to this file's folder.",
     ]
     if "source" in data:
         lines += ["source:", *(f"  {key}: {_flow(value)}" for key, value in data["source"].items())]

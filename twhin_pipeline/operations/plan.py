@@ -1,6 +1,6 @@
 """Will it fit? Memory, traffic and disk of a training run, estimated before it starts.
 
-Every figure is a formula over the configuration and the tables' sizes (docs/architecture.md names them); nothing is
+Every figure is a formula over the configuration and the sizes of tables (docs/explanation/architecture.md); nothing is
 loaded. Counts of a step are upper bounds: rows that repeat within a step are looked up once.
 """
 
