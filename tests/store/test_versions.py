@@ -205,6 +205,11 @@ def test_a_lease_is_renewed_while_its_writer_lives(monkeypatch):
     assert not store.fs.exists(place)
 
 
+def test_a_stage_that_leaves_the_lock_to_its_own_process_takes_none(store):
+    with store.writing(S, []):
+        pass
+
+
 def test_a_stage_that_holds_its_tables_may_begin_them(store):
     with store.writing(S, ["raw_edges", "raw_edges_rejected"]):
         write(store, [1])
