@@ -2,8 +2,8 @@
 
     <root>/<asset>/<snapshot>/<version>/*.parquet        the data of one version
     <root>/<asset>/<snapshot>/<version>/_*               what belongs to it besides; no rows of the table
-    <root>/<asset>/<snapshot>/<version>/manifest.json    written last
-    <root>/<asset>/<snapshot>/<version>/verdict.json     what its checks said
+    <root>/<asset>/<snapshot>/<version>/_manifest.json   written last
+    <root>/<asset>/<snapshot>/<version>/_verdict.json    what its checks said
 
 Readers get the newest version that no check has refused. A writer fills a new version's folder and then writes its
 manifest, so a crash leaves the older ones as they were and nothing that a reader would take for finished. No writer
@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store.locks import writing as locked
-from twhin_pipeline.store.manifest import MANIFEST, VERDICT, Manifest, Verdict, maker
+from twhin_pipeline.store.manifest import FORMER, MANIFEST, VERDICT, Manifest, Verdict, maker
 
 DEFAULT_HOME = ".twhin"
 _DEEPEST = 2
@@ -214,14 +214,14 @@ class Store:
         """Return the finished versions, oldest first."""
         names = self._children(asset, snapshot)
         found = [n for n in names if _is_version(n) and self.fs.exists(self.path(asset, snapshot, n, MANIFEST))]
-        if MANIFEST in names:  # of format 1: one for the snapshot
-            place = self.path(asset, snapshot, MANIFEST)
+        if FORMER in names:
+            place = self.path(asset, snapshot, FORMER)
             found.append(Manifest.from_json(self._text(place), place).version)
         return sorted(set(found))
 
     def _manifest_place(self, asset: str, snapshot: str, version: str) -> str:
         place = self.path(asset, snapshot, version, MANIFEST)
-        former = self.path(asset, snapshot, MANIFEST)
+        former = self.path(asset, snapshot, FORMER)
         return former if not self.fs.exists(place) and self.fs.exists(former) else place
 
     def _children(self, *parts: str) -> list[str]:
