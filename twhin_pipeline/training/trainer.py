@@ -144,14 +144,28 @@ class Trainer:
         self.schedule.step()
         return loss.detach()
 
+    def _newest_sound(self) -> int | None:
+        """Return the step of the newest checkpoint whose files are as they were written; say which are damaged.
+
+        Damaged ones are removed, so that the run writes them again. For rank 0; None on others.
+        """
+        if self.ranks.rank != 0:
+            return None
+        for step in reversed(self.checkpoints.steps()):
+            problem = self.checkpoints.problem(step)
+            if problem is None:
+                return step
+            self.reporter.milestone(f"{self.checkpoints.step_path(step)} is damaged: {problem}; it is not used")
+            self.checkpoints.remove(step)
+        return None
+
     def _start(self) -> None:
         """Resume where an unfinished run of the same configuration and training set left off, else begin."""
-        steps = [] if self.checkpoints.finished() else self.checkpoints.steps()
-        latest = self.ranks.broadcast(steps[-1] if steps else None)
+        latest = None if self.checkpoints.finished() else self.ranks.broadcast(self._newest_sound())
         state = self.ranks.broadcast(
             self.checkpoints.read_state(latest) if latest is not None and self.ranks.rank == 0 else None
         )
-        if state is not None and state["training_set"] == self.dataset.version:
+        if latest is not None and state is not None and state["training_set"] == self.dataset.version:
             self.checkpoints.load(latest, self._tensors())
             self._load_state(state)
             self.reporter.milestone(f"resumed from step {latest:,} ({self.checkpoints.step_path(latest)})")
