@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from twhin_pipeline.config import relations
 from twhin_pipeline.config.model import Relation, names_relation
+from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.graph import edge_file, id_order, source
 from twhin_pipeline.graph.edge_sort import EdgeSorter
@@ -111,7 +112,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             sources=[counted.details(n, one, possible.model.relation_names) for n, one in enumerate(given)],
             notes=_notes(scans, given, counted),
         )
-        kept.commit(config_hash=config.hash(), parents={})
+        kept.commit(config_hash=config.hash(), parents={}, settings=settings(config, "ingest"))
     return store.manifest("raw_edges", snapshot)
 
 

@@ -8,6 +8,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph.edge_file import Array, IndexedEdges
 from twhin_pipeline.kernels import sampling_kernels
@@ -87,7 +88,8 @@ def _build_one(
     below = len(used) - counted_rows
     _check_size(config, entity, rows, below)
     _refuse_conflict(con, store, asset, snapshot)
-    with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
+    read = settings(config, "vocabulary")
+    with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents, settings=read) as draft:
         with draft.local_file("part-00000.parquet") as path:
             con.execute(
                 "COPY (SELECT id, CAST(row AS BIGINT) AS row, CAST(degree AS BIGINT) AS degree, "

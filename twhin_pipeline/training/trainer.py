@@ -12,6 +12,7 @@ import torch
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.recipes import Recipe
+from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
@@ -387,7 +388,11 @@ class Trainer:
             writer.records("losses", progress.losses, LOSSES_SCHEMA)
             writer.records("metrics", progress.metric_rows(), METRICS_SCHEMA)
             draft.details = details
-            draft.commit(config_hash=self.config.hash(), parents=self.parents | self._ancestor())
+            draft.commit(
+                config_hash=self.config.hash(),
+                parents=self.parents | self._ancestor(),
+                settings=settings(self.config, "train"),
+            )
             keys = ("final_loss", "edges_per_second", "seconds", "best_validation", "chosen_step", "chosen_epoch")
             self.tracking.log_metrics({k: details[k] for k in keys if details[k] is not None}, progress.step)
         ranks.barrier()
