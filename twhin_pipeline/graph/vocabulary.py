@@ -151,9 +151,9 @@ def _earlier(con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, 
             f"{field}: {path}: must give each id one row and use the rows 0 to {total - 1} once each (found {ids} ids, "
             f"{distinct} rows from {least} to {most}); number them anew"
         )
-    whole = kinds["id"] != "VARCHAR"
+    integers = kinds["id"] != "VARCHAR"
     return (
-        f"(SELECT CAST(id AS {'BIGINT' if whole else 'VARCHAR'}) AS id, row, {literal(snapshot)} AS first_snapshot "
+        f"(SELECT CAST(id AS {'BIGINT' if integers else 'VARCHAR'}) AS id, row, {literal(snapshot)} AS first_snapshot "
         f"FROM {database.parquet([path])})"
     )
 
