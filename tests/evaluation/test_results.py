@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from twhin_pipeline.evaluation.results import SCHEMA, chief_metric, chief_rows, comparisons, told_sides
+from twhin_pipeline.evaluation.results import SCHEMA, chief_metric, chief_rows, comparisons, predicted_sides
 
 
 def table(rows: list[tuple]) -> pa.Table:
@@ -41,9 +41,9 @@ def test_all_relations_together_are_the_overall_metrics_not_the_rows_of_both_sid
 
 
 def test_the_heading_says_which_sides():
-    assert told_sides({"sides": "rhs"}) == "tails predicted"
-    assert told_sides({}) == "both sides"
-    assert told_sides({"sides": {"a": "lhs", "b": "both"}}) == "each relation's replaced sides"
+    assert predicted_sides({"sides": "rhs"}) == "tails predicted"
+    assert predicted_sides({}) == "both sides"
+    assert predicted_sides({"sides": {"a": "lhs", "b": "both"}}) == "each relation's replaced sides"
 
 
 def test_a_table_of_an_earlier_version_has_the_later_columns_empty():

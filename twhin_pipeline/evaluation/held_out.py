@@ -85,8 +85,8 @@ class Questions:
 def read_edges(con: duckdb.DuckDBPyConnection, files: list[str], num_relations: int) -> list[Edges]:
     """Read each relation's edges, in the order of (lhs, rhs)."""
     query = "SELECT rel, lhs, rhs FROM read_parquet(?) ORDER BY ALL"
-    found = read_by_relation(con, query, files, range(num_relations))
-    return [dict(zip(SIDES, columns, strict=True)) for columns in found.values()]
+    by_relation = read_by_relation(con, query, files, range(num_relations))
+    return [dict(zip(SIDES, columns, strict=True)) for columns in by_relation.values()]
 
 
 def read_filters(
@@ -156,5 +156,5 @@ def shares(counts: np.ndarray, limit: int) -> np.ndarray:
 
 def replaced_sides(config: TwhinConfig) -> list[tuple[Side, ...]]:
     """Return, for each relation, the sides that training replaces."""
-    found = [relation.sides or config.negatives.sides for relation in config.model.relations]
-    return [SIDES if sides == "both" else (sides,) for sides in found]
+    chosen = [relation.sides or config.negatives.sides for relation in config.model.relations]
+    return [SIDES if sides == "both" else (sides,) for sides in chosen]

@@ -62,17 +62,17 @@ def _build_one(
     )
     degree = _degrees(config, edges, entity)
     used = np.flatnonzero(degree)
-    counted = pa.table({"number": used, "degree": degree[used]})  # noqa: F841 (DuckDB reads it by its name)
+    counted = pa.table({"id_index": used, "degree": degree[used]})  # noqa: F841 (DuckDB reads it by its name)
     con.execute(
-        f"CREATE OR REPLACE TEMP TABLE degrees AS SELECT CAST(id AS {kind}) AS id, number, degree FROM {edges.ids} "
-        "JOIN counted ON number = file_row_number"
+        f"CREATE OR REPLACE TEMP TABLE degrees AS SELECT CAST(id AS {kind}) AS id, id_index, degree FROM {edges.ids} "
+        "JOIN counted ON id_index = file_row_number"
     )
     if indexed(config):
         new = _every_index(con, config, entity)
     else:
-        # Ids are numbered in their own order.
+        # An id's index is its position in their order.
         new = (
-            "SELECT id, degree, row_number() OVER (ORDER BY degree DESC, number) - 1 AS position FROM degrees "
+            "SELECT id, degree, row_number() OVER (ORDER BY degree DESC, id_index) - 1 AS position FROM degrees "
             f"ANTI JOIN known USING (id) WHERE degree >= {config.vocabulary.min_count}"
         )
     con.execute(

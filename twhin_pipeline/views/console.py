@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from twhin_pipeline.evaluation.results import ALL, BASELINES, TITLES, Comparison, comparisons, current, told_sides
+from twhin_pipeline.evaluation.results import ALL, BASELINES, TITLES, Comparison, comparisons, current, predicted_sides
 
 if TYPE_CHECKING:
     import duckdb
@@ -137,7 +137,7 @@ def comparison_table(evaluation: pa.Table, details: Mapping[str, Any], most: int
 def legend(details: Mapping[str, Any]) -> str:
     """Explain the columns of `comparison_table`."""
     text = (
-        f"Held-out edges ({told_sides(details)}; recall is of tails) among all entities of the type. "
+        f"Held-out edges ({predicted_sides(details)}; recall is of tails) among all entities of the type. "
         "popular = by degree alone; item-kNN, ALS = fitted to the same training edges; * = the best"
     )
     edges, compared = details.get("edges", 0), details.get("compared_edges", 0)
