@@ -34,6 +34,7 @@ from twhin_pipeline.sharding.placement import (
     unwrapped,
 )
 from twhin_pipeline.sharding.shared_tables import _Part
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.training.validation import SampledScores
 
 # Beyond one block of initial vectors, so that shards begin and end inside blocks.
@@ -110,7 +111,7 @@ def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
     """Train a few steps, only rank 0 having edges in the first and the last but one; return what can be seen."""
     grouped = dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
-    model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
+    model = apply_optimizers(TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)), config.model)
     sharded = maybe_shard_model(model, "cpu", LaunchConfig(nproc_per_node=world_size, sharding=sharding))
     init_tables(sharded, seed=3)
     first = {table: gathered(weight) for table, weight in table_weights(sharded).items()}
@@ -226,7 +227,7 @@ def refusals() -> dict[str, str]:
         ("rmsprop", configured({"rmsprop": {"lr": 0.1}}), LaunchConfig()),
     ):
         try:
-            model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
+            model = apply_optimizers(TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)), config.model)
             maybe_shard_model(model, "cpu", launch)
         except UserError as error:
             told[name] = str(error)

@@ -28,6 +28,7 @@ from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.sharding.placement import init_tables, table_weights
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.dataset import EdgesDataset, table_sizes
 from twhin_pipeline.training.validation import FullRanking, Validator, edge_scores, sampled_reciprocal_ranks
@@ -81,7 +82,7 @@ def test_loss_auc_and_mrr_equal_a_plain_loop(tmp_path: Path, sides: str) -> None
 
 
 def untrained(config: TwhinConfig, store: Store) -> TwhinModelAndLoss:
-    model = TwhinModel(config.model, table_sizes(config, store, SNAPSHOT))
+    model = TwhinModel(config.model, UnshardedTables(config.model, table_sizes(config, store, SNAPSHOT)))
     init_tables(model, seed=0)
     return TwhinModelAndLoss(model, LOSSES["softmax"](config.loss), config.model)
 
@@ -121,7 +122,7 @@ def test_a_tie_counts_half_and_masked_candidates_not_at_all() -> None:
 
 
 def test_the_sampled_candidates_can_be_left_out_where_every_entity_is_ranked(tmp_path: Path) -> None:
-    config = planted_config(training={"num_eval_steps": 0, "early_stopping_metric": "filtered_mrr"})
+    config = planted_config(training={"num_eval_steps": 0, "selection_metric": "filtered_mrr"})
     store = Store(str(tmp_path))
     write_planted(store, config)
     store.fs.rm(f"{store.root}/held_out/validation_negatives", recursive=True)
@@ -130,7 +131,7 @@ def test_the_sampled_candidates_can_be_left_out_where_every_entity_is_ranked(tmp
 
 
 def test_a_ranking_out_of_time_is_not_complete(tmp_path: Path) -> None:
-    training = {"num_eval_steps": 0, "early_stopping_metric": "recall@5", "eval_timeout_in_s": 1e-9}
+    training = {"num_eval_steps": 0, "selection_metric": "recall@5", "eval_timeout_in_s": 1e-9}
     config = planted_config(training=training)
     store = Store(str(tmp_path))
     write_planted(store, config)
@@ -140,10 +141,10 @@ def test_a_ranking_out_of_time_is_not_complete(tmp_path: Path) -> None:
 
 def setting(tmp_path: Path, metric: str, **training: Any) -> tuple[TwhinConfig, Store, TwhinModel]:
     """A store, and a model of random vectors."""
-    config = planted_config(training={"early_stopping_metric": metric, **training})
+    config = planted_config(training={"selection_metric": metric, **training})
     store = Store(str(tmp_path))
     write_planted(store, config)
-    model = TwhinModel(config.model, table_sizes(config, store, SNAPSHOT))
+    model = TwhinModel(config.model, UnshardedTables(config.model, table_sizes(config, store, SNAPSHOT)))
     init_tables(model, seed=0)
     return config, store, model
 
@@ -241,5 +242,5 @@ def test_rank_0_gathers_every_row_that_is_an_entity_from_the_ranks_shards() -> N
 
 @pytest.mark.parametrize("metric", ["filtered_mr", "recall", "recall@0", "hits@10", "raw_mrr"])
 def test_an_unknown_metric_is_told_with_those_there_are(metric: str) -> None:
-    with pytest.raises(UserError, match=r"training.early_stopping_metric: unknown metric .*another k from 1"):
-        planted_config(training={"early_stopping_metric": metric})
+    with pytest.raises(UserError, match=r"training.selection_metric: unknown metric .*another k from 1"):
+        planted_config(training={"selection_metric": metric})

@@ -191,7 +191,7 @@ def test_a_seed_gives_the_same_bits_at_any_number_of_threads(tmp_path):
     tables = []
     for number, (threads, seed) in enumerate(((1, 3), (2, 3), (2, 4))):
         config = make(
-            tmp_path, rows, negatives={"seed": seed, "epochs": 3, "chunk_size": 20}, launch={"duckdb_threads": threads}
+            tmp_path, rows, negatives={"seed": seed, "epochs": 3, "chunk_size": 20}, launch={"data_threads": threads}
         )
         store = store_at(tmp_path / str(number))
         build(config, store)

@@ -90,7 +90,7 @@ def test_the_split_depends_on_its_seed_and_not_on_threads_or_the_order_of_rows(t
     write(tmp_path / "b.parquet", rows[::-1])
     tables = []
     for number, (file, threads, seed) in enumerate((("a", 1, 0), ("b", 2, 0), ("a", 2, 1))):
-        config = make_config(tmp_path / f"{file}.parquet", split={"seed": seed}, launch={"duckdb_threads": threads})
+        config = make_config(tmp_path / f"{file}.parquet", split={"seed": seed}, launch={"data_threads": threads})
         store = store_at(tmp_path / str(number))
         build(config, store)
         tables.append([store.read(part, SNAPSHOT) for part in PARTS])

@@ -23,7 +23,6 @@ from twhin_pipeline.evaluation.held_out import (
     read_edges,
     read_filters,
     read_retrieval,
-    replaced_sides,
     some_edges,
     some_heads,
 )
@@ -34,9 +33,9 @@ from twhin_pipeline.evaluation.results import SCHEMA, comparisons
 from twhin_pipeline.model.relation_scores import RelationScores, to_tensor
 from twhin_pipeline.store import Manifest, Store, database
 from twhin_pipeline.vectors.model_files import ModelTables
-from twhin_pipeline.words import SIDES, Side
+from twhin_pipeline.words import BOTH, SIDES, Side, sides_word
 
-ALL, BOTH = "all", "both"
+ALL = "all"
 Metrics = dict[str, float | None]
 Columns = dict[str, Metrics]
 """By column of the table (`value`, `baseline`, …): metrics of one group of queries."""
@@ -277,10 +276,10 @@ def _scored_metrics(scored: list[Scored], options: EvaluationConfig) -> dict[str
 
 def _overall(measured: list[Measured], config: TwhinConfig) -> dict[str, dict[str, float]]:
     """Return the metrics of all relations by column: retrieval of tails, and of the others the mean over the queries of
-    the sides that each relation replaces in training.
+    the sides that each relation corrupts in training.
     """
-    replaced = dict(zip(config.model.relation_names, replaced_sides(config), strict=True))
-    queries = [(m, side) for m in measured for side in replaced[m.name]]
+    corrupted = config.corrupted_sides
+    queries = [(m, side) for m in measured for side in corrupted[m.name]]
     if not queries:
         return {"value": {}, "baseline": {}}
     ranked, retrieved = _ranked(queries, config.evaluation), _retrieval(measured, config.evaluation)
@@ -291,11 +290,8 @@ def _overall(measured: list[Measured], config: TwhinConfig) -> dict[str, dict[st
 
 
 def _sides(config: TwhinConfig) -> str | dict[str, str]:
-    """Tell which sides' queries the overall metrics average: one word where it is the same for all relations."""
-    words = {
-        name: BOTH if sides == SIDES else sides[0]
-        for name, sides in zip(config.model.relation_names, replaced_sides(config), strict=True)
-    }
+    """Return which sides' queries the overall metrics average: one word where it is the same for all relations."""
+    words = {name: sides_word(sides) for name, sides in config.corrupted_sides.items()}
     return words if len(set(words.values())) > 1 else next(iter(words.values()))
 
 

@@ -83,8 +83,8 @@ class EdgesDataset:
         self.pool = 0 if data.global_negatives == "all" else data.global_negatives
         self.log_q = config.loss.log_q
         relations = config.model.relations
-        replaced = [relation.sides or config.negatives.sides for relation in relations]
-        self.replaces = tuple(np.array([sides in ("both", side) for sides in replaced]) for side in SIDES)
+        corrupted = config.corrupted_sides.values()
+        self.corrupts = tuple(np.array([side in sides for sides in corrupted]) for side in SIDES)
         self.prefetch = config.launch.prefetch_batches
         sizes = table_sizes(config, store, snapshot)
         if self.everything:
@@ -166,7 +166,7 @@ class EdgesDataset:
             if not self.everything:
                 here = np.zeros(self.num_chunks, bool)
                 here[np.concatenate([*mine, np.zeros(0, np.int64)])] = True
-                lhs, rhs = (here & replaces[self.positives.relation] for replaces in self.replaces)
+                lhs, rhs = (here & corrupts[self.positives.relation] for corrupts in self.corrupts)
                 negatives = Negatives(self.store, self.files[file_epoch], (lhs, rhs), self.pool, self.log_q)
             for step, chunks in zip(steps, mine, strict=True):
                 sample = None if self.sampler is None else self.sampler.draw(e, done)
@@ -209,7 +209,7 @@ class EdgesDataset:
         position = ranges(np.zeros_like(starts), lengths)
         relation = positives.relation[chunks]
         bases = [base[relation] for base in self.side_base]
-        on = [replaces[relation] for replaces in self.replaces]
+        on = [corrupts[relation] for corrupts in self.corrupts]
         sides = [side for side in (0, 1) if on[side].any()]
         spans: dict[int, int] = {}
 

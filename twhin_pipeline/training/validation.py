@@ -20,7 +20,6 @@ from twhin_pipeline.evaluation.held_out import (
     read_edges,
     read_filters,
     read_retrieval,
-    replaced_sides,
     shares,
     some_edges,
     some_heads,
@@ -207,7 +206,7 @@ class FullRanking:
     def __init__(self, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks) -> None:
         """Draw the edges (at most `training.eval_max_edges`, by `evaluation.seed`) and read what is known of them."""
         self.config, self.ranks = config, ranks
-        self.metric = config.training.early_stopping_metric
+        self.metric = config.training.selection_metric
         self.retrieval = self.metric.startswith(("recall", "ndcg"))
         self.max_norm = config.model.max_norm
         # A table may have more rows than its vocabulary has entities.
@@ -280,7 +279,7 @@ class FullRanking:
             if self.retrieval:
                 sizes = {rel: self.sizes[relations[rel].rhs] for rel in chosen}
                 return list(read_retrieval(con, chosen, sizes, held_out).items())
-            sides = replaced_sides(self.config)
+            sides = list(self.config.corrupted_sides.values())
             known = {
                 side: read_filters(con, held_out.known, side, {n: one for n, one in chosen.items() if side in sides[n]})
                 for side in SIDES

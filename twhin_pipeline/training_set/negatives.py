@@ -26,6 +26,7 @@ from twhin_pipeline.store import database
 from twhin_pipeline.store.database import explained
 from twhin_pipeline.training_set.known_edges import ChunkedEdges, KnownEdges, index_edges
 from twhin_pipeline.training_set.mapped_array import mapped_zeros
+from twhin_pipeline.words import SIDES
 
 if TYPE_CHECKING:
     import duckdb
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from twhin_pipeline.store import Draft, Manifest, Store
 
 LHS, RHS = 0, 1
-SIDES = {"both": (LHS, RHS), "lhs": (LHS,), "rhs": (RHS,)}
 SCHEMA = pa.schema(
     [
         ("epoch", pa.int32()),
@@ -64,8 +64,9 @@ PROBE_COST = 16
 class Plan:
     """What is asked for: `pool` candidates a chunk and side, `popular` of them by degree, and an in-batch `window`.
 
-    `sides` has, for each relation, the sides that are replaced. `every`: all entities are candidates (1-vs-all), and
-    there is nothing to sample. `own`: only true edges of the chunk are masked.
+    `sides` has, for each relation, the numbers of the sides that are corrupted (`TwhinConfig.corrupted_sides`).
+    `every`: all entities are candidates (1-vs-all), and there is nothing to sample. `own`: only true edges of the chunk
+    are masked.
     """
 
     pool: int
@@ -135,7 +136,7 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
                 epochs=epochs,
                 seed=config.negatives.seed & (2**64 - 1),
                 stream=stream,
-                sides=sides_of(config),
+                sides=[tuple(SIDES.index(side) for side in sides) for sides in config.corrupted_sides.values()],
                 log_q=config.loss.log_q,
                 every=data.global_negatives == "all",
                 # Validation ranks edges, and filters them.
@@ -157,11 +158,6 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
                 draft.details = sampler.write(draft, threads)
             manifests[asset] = store.manifest(asset, snapshot)
     return manifests
-
-
-def sides_of(config: TwhinConfig) -> list[tuple[int, ...]]:
-    """Return, by relation, the sides of its edges that are replaced."""
-    return [SIDES[relation.sides or config.negatives.sides] for relation in config.model.relations]
 
 
 class Sampler:
