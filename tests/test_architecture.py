@@ -31,7 +31,7 @@ ORDER = (
     "entry",
 )
 """Folders in the order in which data flows; `words` and `entry` are modules beside them."""
-WORDS = ("errors", "extras", "prefetch", "registry", "words")
+WORDS = ("bundled", "errors", "extras", "prefetch", "registry", "words")
 """Modules that everyone may import."""
 
 
