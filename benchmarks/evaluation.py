@@ -96,7 +96,7 @@ def config_of(relations: int, operator: str, dim: int, threads: int) -> TwhinCon
     listed = [{"name": f"r{n}", "lhs": "a", "rhs": "b", "operator": operator} for n in range(relations)]
     tables = [{"name": name, "embedding_dim": dim} for name in ("a", "b")]
     model = {"embeddings": {"tables": tables}, "relations": listed, "comparator": "dot"}
-    return parse_config({"source": {"path": "edges.parquet"}, "model": model, "launch": {"duckdb_threads": threads}})
+    return parse_config({"source": {"path": "edges.parquet"}, "model": model, "launch": {"data_threads": threads}})
 
 
 def eighths(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -105,7 +105,7 @@ def config_of(path: Path, edges_path: Path, threads: int) -> Path:
         "train_data": {"per_replica_batch_size": 8000, "global_negatives": 50, "in_batch_negatives": 50},
         "validation_data": {"global_negatives": 16, "in_batch_negatives": 0},
         "negatives": {"chunk_size": 1000, "degree_share": 0.0},
-        "launch": {"duckdb_threads": threads},
+        "launch": {"data_threads": threads},
     }
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     return path

@@ -17,7 +17,6 @@ EXTRA_OF = {
     "torch": "train",  # also in `reader`, for scores alone
     "torchrec": "train",
     "fbgemm_gpu": "train",
-    "torchmetrics": "train",
     "numba": "train",
     "llvmlite": "train",
     "scipy": "train",

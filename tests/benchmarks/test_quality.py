@@ -32,7 +32,7 @@ QUICK = (
     "train_data.sampled_per_step=null",
     "negatives.chunk_size=64",
     "launch.device=cpu",
-    "launch.duckdb_threads=1",
+    "launch.data_threads=1",
 )
 
 
@@ -85,7 +85,7 @@ def test_every_benchmark_has_a_configuration_that_measures_its_figures(name):
     assert all(set(figures) <= set(benchmark.metrics) for figures in benchmark.published.values())
     assert config.source.snapshots == [benchmark.snapshot]
     # Chosen on validation edges as the test is measured, and trained to the end of the epochs.
-    assert config.training.early_stopping_metric in benchmark.metrics
+    assert config.training.selection_metric in benchmark.metrics
 
 
 def test_figures_are_those_of_the_evaluation(tmp_path):

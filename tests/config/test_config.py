@@ -13,6 +13,7 @@ import yaml
 
 from twhin_pipeline.config import TwhinConfig, apply_override, load_config, parse_config
 from twhin_pipeline.config.optimizer import LearningRate, OptimizerConfig
+from twhin_pipeline.config.twhin_config import RENAMED
 from twhin_pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +102,7 @@ def test_published_defaults_are_kept():
         ({"train_data__global_negatives": "every"}, "train_data.global_negatives", "0 or more, or all"),
         ({"train_data__global_negatives": -1}, "train_data.global_negatives", "0 or more, or all"),
         ({"train_data__sampled_per_step": 100}, "train_data", "is a sample of global_negatives: all"),
-        ({"validation_data__global_negatives": "all"}, "validation_data", "early_stopping_metric: filtered_mrr"),
+        ({"validation_data__global_negatives": "all"}, "validation_data", "selection_metric: filtered_mrr"),
         ({"launch__nnodes": 2}, "launch", "rdzv_endpoint"),
         ({"source": None}, "", "give source.path, or train_data.data_root"),
         (
@@ -297,3 +298,51 @@ def test_indexed_edges_have_no_names_to_find(source):
     data["model"]["relations"] = [STAR]
     with pytest.raises(UserError, match=r"model\.relations: indexed edges .*list each"):
         parse_config(data)
+
+
+FORMER = {
+    "launch.duckdb_threads": ("launch.data_threads", 3),
+    "training.early_stopping_metric": ("training.selection_metric", "mrr"),
+}
+
+
+@pytest.mark.parametrize("old", FORMER)
+def test_a_renamed_field_is_accepted_by_its_former_name_with_one_warning_that_names_both(tmp_path, old):
+    new, value = FORMER[old]
+    section, _, name = old.partition(".")
+    data = small() | {section: {name: value}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(data))
+    for overrides in ([], [f"{old}={value}"], [f"{section}={{{name}: {value}}}"]):
+        with pytest.warns(UserWarning, match=f"{old} is now named {new}") as seen:
+            config = load_config(str(tmp_path / "c.yaml"), overrides)
+        assert len({str(one.message) for one in seen}) == len({(one.filename, one.lineno) for one in seen}) == 1
+        assert getattr(getattr(config, section), new.partition(".")[2]) == value
+    with pytest.warns(UserWarning, match="is now named"):
+        assert parse_config(data).to_yaml() == config.to_yaml()
+    assert data == small() | {section: {name: value}}
+
+
+def test_every_former_name_is_tried():
+    assert set(FORMER) == set(RENAMED)
+
+
+def test_an_override_replaces_the_file_whichever_of_a_fields_names_each_uses(tmp_path):
+    path = tmp_path / "c.yaml"
+    for in_file, override in (("duckdb_threads", "data_threads"), ("data_threads", "duckdb_threads")):
+        path.write_text(yaml.safe_dump(small() | {"launch": {in_file: 3}}))
+        with pytest.warns(UserWarning, match="is now named"):
+            assert load_config(str(path), [f"launch.{override}=5"]).launch.data_threads == 5
+
+
+def test_both_names_of_a_field_are_refused(tmp_path):
+    both = {"duckdb_threads": 3, "data_threads": 4}
+    with pytest.raises(UserError, match=r"c.yaml: launch.duckdb_threads is the old name of .*; remove launch.duckdb"):
+        parse_config(small() | {"launch": both}, origin="c.yaml")
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(small()))
+    for overrides in (
+        [f"launch.{name}={value}" for name, value in both.items()],
+        [f"launch={yaml.safe_dump(both, default_flow_style=True)}"],
+    ):
+        with pytest.raises(UserError, match=r"launch.duckdb_threads.* is the old name of launch.data_threads"):
+            load_config(str(path), overrides)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from twhin_pipeline import cli
 from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
 from twhin_pipeline.cli import run_arguments
+from twhin_pipeline.cli.arguments import read_config
 from twhin_pipeline.config import configuration_file, default_config_path
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
@@ -191,7 +191,7 @@ def test_a_summary_takes_the_configuration_that_made_the_store(here, monkeypatch
 
 def test_two_ways_in_take_the_same_names(here, monkeypatch):
     monkeypatch.setenv("TWHIN_CONFIG", "gowalla")
-    assert ConfigurationResource().file == cli._config("gowalla", None)[1] == configuration_file.bundled()["gowalla"]
+    assert ConfigurationResource().file == read_config("gowalla", None)[1] == configuration_file.bundled()["gowalla"]
     assert ConfigurationResource(path="debian").file == default_config_path()
     monkeypatch.delenv("TWHIN_CONFIG")
     assert ConfigurationResource().file == default_config_path()  # Dagster has no working directory of the user's

@@ -38,7 +38,7 @@ def test_users_and_items_get_the_recipe_of_interactions() -> None:
     recipe = recipes.apply(shop(), SHOP)
     assert recipe.name == "interactions"
     assert recipe.config.model.comparator == "dot"
-    assert recipe.config.training.early_stopping_metric == "recall@20"
+    assert recipe.config.training.selection_metric == "recall@20"
     assert recipe.config.model.embeddings.tables[1].optimizer.name == "rmsprop"
 
 
@@ -47,7 +47,7 @@ def test_relations_within_one_type_get_the_recipe_of_graphs() -> None:
     assert recipe.name == "graph"
     assert {relation.operator for relation in recipe.config.model.relations} == {"complex_diagonal"}
     assert recipe.config.model.reciprocal
-    assert recipe.config.training.early_stopping_metric == "filtered_mrr"
+    assert recipe.config.training.selection_metric == "filtered_mrr"
 
 
 def test_a_named_recipe_is_taken_whatever_the_counts() -> None:
@@ -80,7 +80,7 @@ def test_every_value_of_the_file_wins() -> None:
     said = {
         "model": {"comparator": "cosine", "temperature": 0.2, "embedding_dropout": 0.0},
         "loss": {"name": "margin"},
-        "training": {"num_epochs": 7, "early_stopping_metric": "loss", "num_eval_steps": 5},
+        "training": {"num_epochs": 7, "selection_metric": "loss", "num_eval_steps": 5},
         "train_data": {"per_replica_batch_size": 333},
     }
     chosen = recipes.apply(shop(**said), SHOP).config
@@ -144,6 +144,24 @@ def test_applying_a_recipe_again_changes_nothing() -> None:
     once = recipes.apply(shop(), SHOP).config
     assert recipes.apply(once, SHOP).config == once
     assert recipes.apply(once, SHOP).config.hash() == once.hash()
+
+
+def test_relations_between_the_same_types_are_held_down_and_a_single_one_is_free() -> None:
+    several = recipes.apply(shop(), SHOP).config.model.regularization
+    assert several.operators == several.entities > 0
+    alone = shop(model={"relations": [{"name": "view", "lhs": "user", "rhs": "item"}]})
+    counts = Counts({"view": 60_000}, SHOP.entities)
+    assert recipes.apply(alone, counts).config.model.regularization.operators == 0
+
+
+def test_a_relation_within_a_type_counts_less_only_where_nothing_of_it_is_held_out() -> None:
+    def weights(**sections: Any) -> dict[str, float]:
+        return {
+            relation.name: relation.weight for relation in recipes.apply(shop(**sections), SHOP).config.model.relations
+        }
+
+    assert weights(split={"relations": ["view", "buy"]}) == {"view": 1, "buy": 1, "follows": 0.3}
+    assert weights(split={"relations": ["view", "follows"]}) == weights() == {"view": 1, "buy": 1, "follows": 1}
 
 
 def test_a_contradiction_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,27 @@ def test_the_summary_shows_chosen_examples(made):
     assert done.returncode == 2 and "package:vim,nginx" in done.stderr
 
 
+def test_the_summary_as_json_holds_the_figures_of_the_run(made):
+    home, config, _ = made
+    arguments = ["summary", "--config", config, *overrides(), "--examples", "item:item_0", "--json"]
+    figures = json.loads(twhin(*arguments, home=home).stdout)
+    store = Store(str(home))
+    assert figures["snapshot"] == SNAPSHOT and figures["configuration"] == config
+    assert not figures["configuration_changed"]
+    assert figures["edges"] == store.manifest("raw_edges", SNAPSHOT).rows
+    assert figures["entities"] == {
+        name: store.manifest(f"vocabulary/{name}", SNAPSHOT).rows for name in ("user", "item")
+    }
+    details = store.manifest("twhin_model", SNAPSHOT).details
+    assert figures["training"]["edges_per_second"] == details["edges_per_second"]
+    assert figures["training"]["final_loss"] < figures["training"]["first_loss"]
+    assert figures["metrics"] == json.loads(twhin("metrics", "--json", home=home).stdout)["metrics"]
+    [example] = figures["neighbors"]["examples"]
+    nearest = json.loads(twhin("neighbors", "item", "item_0", "-k", "5", "--json", home=home).stdout)
+    assert example == {"id": "item_0", "nearest": nearest}
+    assert pq.read_table(figures["embeddings"]["item"]).num_rows == figures["entities"]["item"]
+
+
 def test_the_plan_takes_sizes_and_edges_from_the_store(made):
     home, config, _ = made
     found = json.loads(twhin("plan", "--config", config, *overrides(), "--json", home=home).stdout)

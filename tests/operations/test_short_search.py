@@ -118,7 +118,7 @@ def test_a_graph_is_searched_by_penalty_dropout_rate_and_dimension():
         ({"model": {"comparator": "cosine"}}, {"model.comparator", "model.regularization", "loss.name"}),
         ({"loss": {"name": "softmax"}}, {"loss.name", "loss.positive_temperature", "loss.log_q"}),
         ({"negatives": {"sides": "rhs"}}, {"negatives.sides"}),
-        ({"training": {"early_stopping_metric": "filtered_mrr"}}, {"negatives.sides"}),
+        ({"training": {"selection_metric": "filtered_mrr"}}, {"negatives.sides"}),
     ],
 )
 def test_a_field_that_the_configuration_sets_is_not_searched(sections, fields):
@@ -192,7 +192,7 @@ def write_config(folder: Path, **sections: Any) -> str:
             "relations": generated["model"]["relations"],
         },
         "training": {"num_epochs": 4, "refit": False},
-        "launch": {"device": "cpu", "threads_per_process": 1, "duckdb_threads": 1},
+        "launch": {"device": "cpu", "threads_per_process": 1, "data_threads": 1},
         "tune": {"minutes": 1.0},
     }
     for name, fields in sections.items():
@@ -302,7 +302,7 @@ def test_a_plan_is_made_anew_by_what_the_first_trial_took(tmp_path, fake, monkey
     [
         ({"recipe": "none"}, r"tune\.search: is empty, and there is no recipe .*leave out recipe: none"),
         ({"split": {"validation": 0.0}}, r"no validation edge is held out.*set split\.validation"),
-        ({"training": {"early_stopping_metric": "mrr"}}, r"cannot be compared by mrr; .*recall@20"),
+        ({"training": {"selection_metric": "mrr"}}, r"cannot be compared by mrr; .*recall@20"),
     ],
 )
 def test_what_cannot_be_searched_is_one_clear_error(tmp_path, fake, sections, message):

@@ -45,11 +45,11 @@ def write_config(folder: Path, search: dict[str, Any], **fields: Any) -> str:
             "comparator": "cosine",
             "temperature": 0.1,
         },
-        "training": {"num_epochs": 3, "num_eval_steps": -1, "early_stopping_metric": "mrr"},
+        "training": {"num_epochs": 3, "num_eval_steps": -1, "selection_metric": "mrr"},
         "train_data": {"per_replica_batch_size": 512, "global_negatives": 32, "in_batch_negatives": 0},
         "validation_data": {"per_replica_batch_size": 512, "global_negatives": 32, "in_batch_negatives": 0},
         "negatives": {"chunk_size": 128},
-        "launch": {"device": "cpu", "threads_per_process": 1, "duckdb_threads": 1},
+        "launch": {"device": "cpu", "threads_per_process": 1, "data_threads": 1},
         "tune": {"search": search, "trials": 2, **fields},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(data))
@@ -202,8 +202,8 @@ def test_a_hopeless_trial_is_ended_early(tmp_path, monkeypatch):
         ({"model.embeddings.tables.usr.embedding_dim": {"choices": [8, 16]}}, [], "did you mean 'user'"),
         ({"split.seed": {"low": 1, "high": 2}}, [], "unknown section to search 'split'"),
         ({"training.eval_max_edges": {"low": 1, "high": 2}}, [], "must be the same for all trials"),
-        ({"negatives.degree_share": {"low": 0.0, "high": 1.0}}, [], "early_stopping_metric to filtered_mrr"),
-        ({"model.temperature": {"low": 0.1, "high": 1.0}}, ["training.early_stopping_metric=loss"], "the loss itself"),
+        ({"negatives.degree_share": {"low": 0.0, "high": 1.0}}, [], "selection_metric to filtered_mrr"),
+        ({"model.temperature": {"low": 0.1, "high": 1.0}}, ["training.selection_metric=loss"], "the loss itself"),
         ({"model.embedding_dropout": {"low": 0.0, "high": 2.0}}, [], "less than 1"),
     ],
 )

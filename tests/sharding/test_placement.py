@@ -15,7 +15,7 @@ RANKS = Path(__file__).resolve().parents[1] / "support" / "ranks.py"
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:
-    paths = [str(RANKS.parent), str(RANKS.parent.parent)]
+    paths = [str(RANKS.parent), str(RANKS.parents[2])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -159,7 +159,7 @@ def test_the_plan_tells_each_tables_rows_by_rank_and_is_printed_once(torchrun):
 
 def test_off_distributed_the_plan_says_so(alone):
     plan = alone["cases"]["rowwise_adagrad row_wise"]["plan"]
-    assert plan == "one process without a process group: every table whole, user 9,001 x 8, item 5,003 x 8"
+    assert plan == "one process without a process group: tables are not sharded, user 9,001 x 8, item 5,003 x 8"
 
 
 def test_norms_are_sampled_of_every_shard_and_known_to_every_rank(alone, ranks):

@@ -74,6 +74,17 @@ def test_the_environment_has_threads_and_the_configured_variables() -> None:
     assert found["OMP_NUM_THREADS"] == "3" and found["NCCL_DEBUG"] == "INFO"
 
 
+def test_ranks_do_not_repeat_what_the_configuration_warns_of(tmp_path: Path) -> None:
+    config = planted_config()
+    path = write_config(config, tmp_path)
+    code = f"from twhin_pipeline.config import load_config; load_config({path!r}, ['launch.duckdb_threads=2'])"
+    told = [
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stderr
+        for env in (os.environ, {**os.environ, **launch.environment(config)})
+    ]
+    assert "is now named launch.data_threads" in told[0] and told[1] == ""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the settings are those of the GNU C library")
 def test_what_a_step_frees_is_not_given_back_to_the_system() -> None:
     code = (

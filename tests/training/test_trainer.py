@@ -99,7 +99,7 @@ def selecting(**sections: dict[str, Any]) -> TwhinConfig:
     model = json.loads(planted_config().model.model_dump_json())
     decay = {"linear_decay": {"learning_rate": 0.1, "final_learning_rate": 0.01}}
     model["embeddings"]["tables"][0]["optimizer"]["learning_rate"] = decay
-    training = {"num_epochs": EPOCHS, "early_stopping_metric": "filtered_mrr", "eval_every_n_epochs": 2}
+    training = {"num_epochs": EPOCHS, "selection_metric": "filtered_mrr", "eval_every_n_epochs": 2}
     return planted_config(training=training, model=model, **sections)
 
 
@@ -225,7 +225,7 @@ def rates(store: Store) -> list[float]:
 def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
     steps: int, model: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = {"num_epochs": 2, "early_stopping_metric": "ndcg@5", "eval_every_n_epochs": 1}
+    training = {"num_epochs": 2, "selection_metric": "ndcg@5", "eval_every_n_epochs": 1}
     config = planted_config(training=training, model=model, launch={"nproc_per_node": 1})
     whole, stopped = make_store(tmp_path / "whole", config), make_store(tmp_path / "stopped", config)
     train_here(config, whole)
@@ -344,7 +344,7 @@ def test_the_model_is_the_best_by_full_ranking_and_evaluation_finds_the_same_fig
         table |= {"data_type": data_type, "optimizer": {"rowwise_adagrad": {"lr": 0.6}}}
     config = planted_config(
         model=section,
-        training={"num_epochs": 6, "eval_every_n_epochs": 1, "early_stopping_metric": metric},
+        training={"num_epochs": 6, "eval_every_n_epochs": 1, "selection_metric": metric},
         evaluation={"recall_at": [4, 5]},
     )
     store = make_store(tmp_path, config)
@@ -363,16 +363,14 @@ def test_the_model_is_the_best_by_full_ranking_and_evaluation_finds_the_same_fig
     logged = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_run(details["mlflow_run_id"]).data
     assert logged.metrics["chosen_epoch"] == details["chosen_epoch"]
     assert logged.metrics["best_validation"] == details["best_validation"]
-    assert logged.params["training.early_stopping_metric"] == metric
+    assert logged.params["training.selection_metric"] == metric
     if "max_norm" in model:
         lengths = np.linalg.norm(ModelTables.open(store, SNAPSHOT).table("user"), axis=1)
         assert lengths.max() == pytest.approx(1, abs=1e-3) and np.isclose(lengths, 1, atol=1e-3).sum() > 1
 
 
 def test_the_chosen_step_is_told_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = planted_config(
-        training={"num_epochs": 3, "eval_every_n_epochs": 2, "early_stopping_metric": "filtered_hits@5"}
-    )
+    config = planted_config(training={"num_epochs": 3, "eval_every_n_epochs": 2, "selection_metric": "filtered_hits@5"})
     details = train_here(config, make_store(tmp_path, config))
     told = f"the model is that of step {details['chosen_step']:,} (epoch {details['chosen_epoch']}): filtered_hits@5 "
     assert told + f"{details['best_validation']:.4f}, the best of 2 evaluation(s)" in capsys.readouterr().out
@@ -389,7 +387,7 @@ def test_training_stops_when_the_full_ranking_gets_no_better(tmp_path: Path) -> 
             "num_epochs": 40,
             "eval_every_n_epochs": 3,
             "early_stopping_patience": 2,
-            "early_stopping_metric": "filtered_mrr",
+            "selection_metric": "filtered_mrr",
             "num_eval_steps": 0,
         },
     )
@@ -435,7 +433,7 @@ def test_an_evaluation_out_of_time_is_told_and_decides_on_nothing(
 
 @pytest.mark.parametrize("metric", ["loss", "filtered_mrr"])
 def test_without_held_out_edges_the_last_step_is_the_model(tmp_path: Path, metric: str) -> None:
-    config = planted_config(training={"num_epochs": 2, "early_stopping_metric": metric})
+    config = planted_config(training={"num_epochs": 2, "selection_metric": metric})
     store = make_store(tmp_path, config)
     store.fs.rm(f"{store.root}/held_out", recursive=True)
     details = train_here(config, store)

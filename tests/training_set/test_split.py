@@ -90,7 +90,7 @@ def test_the_split_depends_on_its_seed_and_not_on_threads_or_the_order_of_rows(t
     write(tmp_path / "b.parquet", rows[::-1])
     tables = []
     for number, (file, threads, seed) in enumerate((("a", 1, 0), ("b", 2, 0), ("a", 2, 1))):
-        config = make_config(tmp_path / f"{file}.parquet", split={"seed": seed}, launch={"duckdb_threads": threads})
+        config = make_config(tmp_path / f"{file}.parquet", split={"seed": seed}, launch={"data_threads": threads})
         store = store_at(tmp_path / str(number))
         build(config, store)
         tables.append([store.read(part, SNAPSHOT) for part in PARTS])
@@ -102,7 +102,7 @@ def test_a_remote_store_and_small_buckets_give_the_same_tables(tmp_path, monkeyp
     config = make_config(write(tmp_path / "e.parquet", random_edges(1000)))
     store = store_at(tmp_path)
     build(config, store)
-    for module in ("buckets", "edge_sort"):
+    for module in ("training_set.shuffle", "graph.edge_sort"):
         monkeypatch.setattr(f"twhin_pipeline.{module}.EDGES_PER_BUCKET", 50)
     remote = Store(f"memory://{uuid.uuid4().hex}")
     build(config, remote)

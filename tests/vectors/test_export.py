@@ -47,7 +47,7 @@ def test_longer_vectors_are_written_in_row_groups_of_fewer_rows(tmp_path, monkey
 def test_files_hold_so_many_rows_and_stay_in_order_however_many_are_written_at_once(tmp_path, monkeypatch, threads):
     monkeypatch.setattr("twhin_pipeline.vectors.export.BATCH_ROWS", 5)
     small = small_store.make(
-        tmp_path, config=small_store.config(export={"rows_per_file": 12}, launch={"duckdb_threads": threads})
+        tmp_path, config=small_store.config(export={"rows_per_file": 12}, launch={"data_threads": threads})
     )
     written = export(small.config, small.store, SNAPSHOT)
     assert [f["rows"] for f in written["embeddings/user"].files] == [12, 12, 6]

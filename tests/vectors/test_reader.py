@@ -21,6 +21,7 @@ from twhin_pipeline.evaluation.evaluate import evaluate
 from twhin_pipeline.model.comparators import COMPARATORS
 from twhin_pipeline.model.operators import OPERATORS
 from twhin_pipeline.model.twhin_model import TwhinModel
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.vectors.export import export
 from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
 
@@ -38,10 +39,10 @@ def make(tmp_path, model=None, **options) -> tuple[Small, TwhinEmbeddings]:
 )
 def test_serving_scores_equal_those_of_the_training_forward_pass(tmp_path, model):
     small, served = make(tmp_path, model)
-    trained = TwhinModel(small.config.model, NUM)
+    trained = TwhinModel(small.config.model, UnshardedTables(small.config.model, NUM))
     with torch.no_grad():
         for name, vectors in small.vectors.items():
-            trained.embeddings.embeddings[name].weight.copy_(torch.from_numpy(vectors))
+            trained.tables.table(name).weight.copy_(torch.from_numpy(vectors))
     trained.scorer.load_rows(small.scorer.state_rows())
     none, masks = np.empty(0, np.int64), np.empty((0, 2), np.int64)
     for number, (name, (lhs, rhs)) in enumerate(small_store.RELATIONS.items()):
@@ -236,7 +237,7 @@ def test_tables_of_two_exports_are_not_mixed(tmp_path):
         load_model(small.store.root)
 
 
-def test_vectors_are_mapped_from_one_local_copy_that_goes_with_its_version(tmp_path):
+def test_vectors_are_mapped_from_one_local_copy_of_each_version(tmp_path):
     small, model = make(tmp_path)
     assert isinstance(model.tables["user"].vectors, np.memmap)
     copies = sorted((tmp_path / "home").rglob("vectors.npy"))
@@ -244,7 +245,7 @@ def test_vectors_are_mapped_from_one_local_copy_that_goes_with_its_version(tmp_p
     load_model(small.store.root)
     assert len(copies) == len(NUM) and [path.stat().st_mtime_ns for path in copies] == written
     export(small.config, small.store, SNAPSHOT)
-    assert not any(path.exists() for path in copies)
+    assert all(path.exists() for path in copies)
     assert model.get_user_embedding("u01").shape == (DIM,)  # who holds the old ones can go on
     assert load_model(small.store.root).get_user_embedding("u01").shape == (DIM,)
 

@@ -1,14 +1,13 @@
 """The views that the checks' SQL reads.
 
-`relation(rel, name, lhs, rhs, operator, sides, divided)` (sides: those that are replaced, 0 lhs, 1 rhs; divided: its
-edges may be held out), `entity(entity, size, asked)` (asked: the check is about this entity type),
-`floors(metric, least)`, `must_beat(baseline)`, `detail(key, value)` (numbers of the checked table's manifest), and from
-the store `raw_edges`, `dated_edges(lhs, rel, rhs, first_time)` (none, unless the split goes by time),
-`raw_edges_rejected`,
-`previous_edges(rel)`, `source(source, read, max_rejected_share)`, `kept_share(rel, share)`,
-`vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`, `held_out(split, …)`, `losses`,
-`model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding, trained_edges)`,
-`embedding_relation`.
+`relation(rel, name, lhs, rhs, operator, side, sides, divided)` (side: which is corrupted, `lhs`, `rhs` or `both`;
+sides: the same as numbers, 0 lhs, 1 rhs; divided: its edges may be held out), `entity(entity, size, asked)` (asked: the
+check is about this entity type), `floors(metric, least)`, `must_beat(baseline)`, `detail(key, value)` (numbers of the
+checked table's manifest), and from the store `raw_edges`, `dated_edges(lhs, rel, rhs, first_time)` (none, unless the
+split goes by time), `raw_edges_rejected`, `previous_edges(rel)`, `source(source, read, max_rejected_share)`,
+`kept_share(rel, share)`, `vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`,
+`held_out(split, …)`, `losses`, `model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding,
+trained_edges)`, `embedding_relation`.
 
 What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked
 edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `pools` (the checked negatives),
@@ -27,14 +26,14 @@ from twhin_pipeline.config.data import SourceConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.results import LEAST_EDGES
 from twhin_pipeline.store import database
-from twhin_pipeline.training_set.negatives import sides_of
 from twhin_pipeline.training_set.split import splittable
+from twhin_pipeline.words import SIDES, sides_word
 
 if TYPE_CHECKING:
     import duckdb
 
     from twhin_pipeline.config import TwhinConfig
-    from twhin_pipeline.store import Store
+    from twhin_pipeline.store import Manifest, Store
 
 AUDITED_POOLS, AUDITED_PAIRS = 500, 6_000_000
 """Pools, and masked pairs, that the costliest checks look at; of larger sets every n-th of a relation's pools."""
@@ -86,9 +85,11 @@ class _Views:
     def _variable(self, name: str, value: str) -> None:
         self.con.execute(f"SET VARIABLE {name} = {value}")
 
-    def _files(self, asset: str, snapshot: str | None = None) -> list[str]:
-        at = snapshot or self.snapshot
-        return self.store.files(asset, at) if self.store.exists(asset, at) else []
+    def _manifest(self, asset: str) -> Manifest | None:
+        return self.store.manifest(asset, self.snapshot) if self.store.exists(asset, self.snapshot) else None
+
+    def _files(self, asset: str) -> list[str]:
+        return self.store.files(asset, self.snapshot) if self.store.exists(asset, self.snapshot) else []
 
     def _scan(self, files: list[str], empty: str) -> str:
         """A FROM clause over Parquet files, or over no row with the columns of `empty`."""
@@ -99,12 +100,14 @@ class _Views:
     def _config_tables(self) -> None:
         model = self.config.model
         divided = splittable(self.config).tolist()
-        each = zip(model.relations, sides_of(self.config), divided, strict=True)
-        rows = [
-            f"({i}, {_text(r.name)}, {_text(r.lhs)}, {_text(r.rhs)}, {_text(r.operator)}, {list(s)}::TINYINT[], {d})"
-            for i, (r, s, d) in enumerate(each)
-        ]
-        names = "rel, name, lhs, rhs, operator, sides, divided"
+        corrupted = self.config.corrupted_sides
+        rows = []
+        for rel, (relation, is_divided) in enumerate(zip(model.relations, divided, strict=True)):
+            sides = corrupted[relation.name]
+            numbers = [SIDES.index(side) for side in sides]
+            texts = map(_text, (relation.name, relation.lhs, relation.rhs, relation.operator, sides_word(sides)))
+            rows.append(f"({rel}, {', '.join(texts)}, {numbers}::TINYINT[], {is_divided})")
+        names = "rel, name, lhs, rhs, operator, side, sides, divided"
         self._table("relation", f"SELECT * FROM (VALUES {', '.join(rows)}) t({names})")
         floors = [f"({_text(metric)}, {least!r}::DOUBLE)" for metric, least in self.config.evaluation.floors.items()]
         self._table("floors", f"SELECT * FROM (VALUES {', '.join([*floors, '(NULL, NULL)'])}) t(metric, least) "
@@ -116,9 +119,8 @@ class _Views:
         self._variable("must_beat_tolerance", f"{evaluation.must_beat_tolerance!r}::DOUBLE")
         self._variable("chief_metric", _text(evaluation.chief_metric))
         self._variable("least_edges", str(LEAST_EDGES))
-        replaced = set(sides_of(self.config))
-        overall_side = "lhs" if replaced == {(0,)} else "rhs" if replaced == {(1,)} else "both"
-        self._variable("overall_side", _text(overall_side))
+        of_any = {side for sides in corrupted.values() for side in sides}
+        self._variable("overall_side", _text(sides_word(of_any)))
         data = self.config.train_data if self.table.startswith("training_set") else self.config.validation_data
         pool = 0 if data.global_negatives == "all" else data.global_negatives
         by_degree = round(pool * self.config.negatives.degree_share)
@@ -150,10 +152,20 @@ class _Views:
         empty = edge + ", '' AS reason, '' AS \"column\", '' AS value, '' AS file, 0 AS row, '' AS source"
         rejected = self._scan(self._files("raw_edges_rejected"), empty)
         self._view("raw_edges_rejected", f"SELECT * FROM {rejected}")
-        before = self.store.latest_before("raw_edges", self.snapshot)
-        files = self._files("raw_edges", before) if before else []
-        self._view("previous_edges", f"SELECT rel FROM {self._scan(files, edge)}")
-        self._sources(before)
+        # A snapshot that is made again is compared with what it was, too.
+        now = self._manifest("raw_edges")
+        earlier = [
+            self.store.latest_before("raw_edges", self.snapshot),
+            self.store.last_accepted("raw_edges", self.snapshot, now.version if now else None),
+        ]
+        before = [one for one in earlier if one is not None]
+        scans = [
+            f"SELECT {_text(f'{one.snapshot} {one.version}')} AS compared, rel "
+            f"FROM {self._scan(self.store.files_of(one), edge)}"
+            for one in before
+        ]
+        self._view("previous_edges", " UNION ALL ".join(scans or ["SELECT '' AS compared, '' AS rel WHERE false"]))
+        self._sources([*([now] if now else []), *before])
 
     def _dated_edges(self) -> None:
         """Make `dated_edges`: raw edges with the time when they first happened, where the split goes by it."""
@@ -164,20 +176,18 @@ class _Views:
         empty = "'' AS lhs, '' AS rel, '' AS rhs, NULL::TIMESTAMP AS first_time"
         self._view("dated_edges", f"SELECT lhs, rel, rhs, first_time FROM {self._scan(files, empty)}")
 
-    def _sources(self, before: str | None) -> None:
+    def _sources(self, manifests: list[Manifest]) -> None:
         """Make `source` and `kept_share`: what each source may lose, and each relation of the sources that have it."""
         sources = dict(self.config.named_sources)
         published = SourceConfig(path="published") if not sources else None
         rows: list[str] = []
         shares: dict[str, float] = {}
-        for at in (self.snapshot, before):
-            if at is None or not self.store.exists("raw_edges", at):
-                continue
-            for one in self.store.manifest("raw_edges", at).details.get("sources", []):
+        for number, manifest in enumerate(manifests):
+            for one in manifest.details.get("sources", []):
                 source = sources.get(one["source"], published)
                 if source is None:
                     continue
-                if at == self.snapshot:
+                if number == 0 and manifest.snapshot == self.snapshot:
                     rows.append(f"({_text(one['source'])}, {one['read']}, {source.max_rejected_share!r}::DOUBLE)")
                 for rel in one["edges_per_relation"]:
                     shares[rel] = max(shares.get(rel, 0.0), source.min_kept_share)
@@ -206,19 +216,20 @@ class _Views:
             empty = "'' AS id, 0 AS row, 0 AS degree, '' AS first_snapshot"
             columns = f"{_text(entity)} AS entity, CAST(id AS VARCHAR) AS id, row"
             queries.append(f"SELECT {columns}, degree, first_snapshot FROM {self._scan(self._files(table), empty)}")
-            before_files = self._files(table, before) if (before := self._made_before(table)) else []
+            before_files = self._files_grown_from(table)
             before_queries.append(f"SELECT {columns} FROM {self._scan(before_files, empty)}")
         self._table("entity", f"SELECT * FROM (VALUES {', '.join(sizes)}) t(entity, size, asked)")
         self._view("vocabulary", " UNION ALL ".join(queries))
         self._view("previous_vocabulary", " UNION ALL ".join(before_queries))
 
-    def _made_before(self, table: str) -> str | None:
-        """The newest earlier snapshot that was there when this one was made: backfills go in any order."""
-        if not self.store.exists(table, self.snapshot):
-            return None
-        created = self.store.manifest(table, self.snapshot).created
-        older = [s for s in self.store.snapshots(table) if s < self.snapshot]
-        return next((s for s in reversed(older) if self.store.manifest(table, s).created <= created), None)
+    def _files_grown_from(self, table: str) -> list[str]:
+        """Return the files of the earlier vocabulary that this one says it was grown from."""
+        now = self._manifest(table)
+        for parent, version in now.parents.items() if now else ():
+            name, _, at = parent.partition("@")
+            if name == table and at:
+                return self.store.files_of(self.store.manifest(table, at, version))
+        return []
 
     def _chunks(self, asset: str) -> None:
         """Make `chunks` and `chunk_size`. A position counts from the chunk's first row in the file."""
@@ -291,16 +302,18 @@ class _Views:
         if self.table != "twhin_model":
             return
         manifest = self.store.manifest("twhin_model", self.snapshot)
+        files, parts = self.store.files_of(manifest), self.store.part_files(manifest)
+
+        def part(name: str, empty: str) -> str:
+            return self._scan([parts[name]] if name in parts else [], empty)
+
+        self._view("losses", f"SELECT * FROM {part('losses', '0 AS step, 0 AS epoch, 0.0 AS loss')}")
+        self._view("model_relation", f"SELECT relation FROM {part('relations', chr(39) * 2 + ' AS relation')}")
         base = self.store.path("twhin_model", self.snapshot, manifest.version)
-        files = [f["path"] for f in manifest.files if f["path"].endswith(".parquet")]
-        losses = [f"{base}/{path}" for path in files if path == "losses.parquet"]
-        self._view("losses", f"SELECT * FROM {self._scan(losses, '0 AS step, 0 AS epoch, 0.0 AS loss')}")
-        relations = [f"{base}/{path}" for path in files if path == "relations.parquet"]
-        self._view("model_relation", f"SELECT relation FROM {self._scan(relations, chr(39) * 2 + ' AS relation')}")
         rows = []
         for entity in self.config.model.table_names:
-            parts = [f"{base}/{path}" for path in files if path.startswith(f"tables/{entity}/")]
-            rows.append(f"SELECT {_text(entity)} AS entity, row FROM {self._scan(parts, '0 AS row')}")
+            own = [path for path in files if path.startswith(f"{base}/tables/{entity}/")]
+            rows.append(f"SELECT {_text(entity)} AS entity, row FROM {self._scan(own, '0 AS row')}")
         self._view("model_row", " UNION ALL ".join(rows))
 
     def _results(self) -> None:

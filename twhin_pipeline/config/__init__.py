@@ -3,9 +3,10 @@
 from twhin_pipeline.config.twhin_config import (
     TwhinConfig,
     apply_override,
+    current_path,
     default_config_path,
     load_config,
     parse_config,
 )
 
-__all__ = ["TwhinConfig", "apply_override", "default_config_path", "load_config", "parse_config"]
+__all__ = ["TwhinConfig", "apply_override", "current_path", "default_config_path", "load_config", "parse_config"]

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config.twhin_config import RENAMED
 
 HEAD = """# Configuration
 
@@ -37,7 +38,7 @@ def markdown() -> str:
         parts.append(f"\n{'##' if '.' not in path else '###'} `{path}`\n\n{_prose(section.__doc__)}\n")
         parts.append("\n| field | type | default | |\n|---|---|---|---|\n")
         for name, field in section.model_fields.items():
-            cells = (f"`{name}`", type_text(field), default_text(field), _prose(field.description))
+            cells = (f"`{name}`", type_text(field), default_text(field), _description(f"{path}.{name}", field))
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return "".join(parts)
 
@@ -138,6 +139,12 @@ def _flow(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value)
+
+
+def _description(path: str, field: FieldInfo) -> str:
+    """Say what a field is for, and which name it had before."""
+    former = [f"Formerly `{old}`, which is still accepted." for old, new in RENAMED.items() if new == path]
+    return " ".join([_prose(field.description), *former])
 
 
 def _prose(text: str | None) -> str:

@@ -53,14 +53,14 @@ class TrainingConfig(Section):
     gradient_accumulation: int | None = Field(None, ge=1)
     """Only 1 is taken: tables step inside the backward pass, so micro-batches would each be a step."""
     early_stopping_patience: int | None = Field(None, ge=1)
-    """Stop when so many evaluations in a row did not better `early_stopping_metric`. Left out: never."""
+    """Stop when so many evaluations in a row did not better `selection_metric`. Left out: never."""
     eval_every_n_epochs: int | None = Field(None, ge=1)
     """Evaluate on the validation set at the end of every so many epochs, in place of `eval_log_every_n`."""
-    early_stopping_metric: str = "loss"
-    """The validation metric that decides on the best checkpoint and on early stopping. Against the sampled candidates:
-    `loss`, `auc`, `rce`, `mrr`. As `evaluation` measures it overall, against every entity: `filtered_mrr`,
-    `filtered_hits@k` (of the sides that relations replace), `recall@k` or `ndcg@k` (of tails). Test edges play no
-    part. With several processes the first one ranks, and holds the tables meanwhile."""
+    selection_metric: str = "loss"
+    """The validation metric that chooses the best checkpoint, which becomes the model, and that early stopping watches.
+    Against the sampled candidates: `loss`, `auc`, `rce`, `mrr`. As `evaluation` measures it overall, against every
+    entity: `filtered_mrr`, `filtered_hits@k` (of the sides that relations replace), `recall@k` or `ndcg@k` (of tails).
+    Test edges play no part. With several processes the first one ranks, and holds the tables meanwhile."""
     eval_max_edges: int = Field(5_000, ge=1)
     """Validation edges that such a metric ranks at most, drawn by `evaluation.seed`: one of each relation and the rest
     in proportion (of retrieval, heads with all their edges)."""
@@ -79,7 +79,7 @@ class TrainingConfig(Section):
             )
         return self
 
-    @field_validator("early_stopping_metric")
+    @field_validator("selection_metric")
     @classmethod
     def _known_metric(cls, value: str) -> str:
         if value not in SAMPLED_METRICS and not RANKING_METRIC.fullmatch(value):
@@ -89,8 +89,8 @@ class TrainingConfig(Section):
 
     @property
     def ranks_everything(self) -> bool:
-        """Whether `early_stopping_metric` ranks the validation edges against every entity."""
-        return self.early_stopping_metric not in SAMPLED_METRICS
+        """Whether `selection_metric` ranks the validation edges against every entity."""
+        return self.selection_metric not in SAMPLED_METRICS
 
 
 class LossConfig(Section):
@@ -219,8 +219,8 @@ class LaunchConfig(Section):
     """Environment variables of the training processes."""
     duckdb_memory_limit: str = "4GB"
     """Memory DuckDB may take in data preparation and checks; beyond it, it spills to disk."""
-    duckdb_threads: int | None = Field(None, ge=1)
-    """Threads of DuckDB; left out, all cores."""
+    data_threads: int | None = Field(None, ge=1)
+    """Threads of data preparation and of the export: DuckDB's, and those of our own loops. Left out: all cores."""
 
     @model_validator(mode="after")
     def _nodes(self) -> LaunchConfig:

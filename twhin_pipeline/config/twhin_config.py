@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -36,6 +37,13 @@ from twhin_pipeline.config.training import (
 )
 from twhin_pipeline.config.tune import TuneConfig
 from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.words import BOTH, SIDES, Side
+
+RENAMED = {
+    "launch.duckdb_threads": "launch.data_threads",
+    "training.early_stopping_metric": "training.selection_metric",
+}
+"""Fields that had another name: former path to present path. Files and `--set` may use either."""
 
 
 class TwhinConfig(Section):
@@ -133,7 +141,7 @@ class TwhinConfig(Section):
         if self.validation_data.global_negatives == "all":
             raise ValueError(
                 "validation_data.global_negatives: all is for training only; give a number here, and to validate "
-                "against every entity set training.early_stopping_metric: filtered_mrr"
+                "against every entity set training.selection_metric: filtered_mrr"
             )
 
     @property
@@ -147,6 +155,16 @@ class TwhinConfig(Section):
         if self.source is not None:
             return [("source", self.source)]
         return [(f"sources[{number}]", source) for number, source in enumerate(self.sources or [])]
+
+    @property
+    def corrupted_sides(self) -> dict[str, tuple[Side, ...]]:
+        """By relation, in the model's order: the sides of its edges that are corrupted.
+
+        The sampler draws negatives for these sides, the loss is the mean over them, and evaluation and its checks
+        measure a relation on them.
+        """
+        chosen = {relation.name: relation.sides or self.negatives.sides for relation in self.model.relations}
+        return {name: tuple(side for side in SIDES if sides in (BOTH, side)) for name, sides in chosen.items()}
 
     @property
     def epochs_of_negatives(self) -> int:
@@ -210,7 +228,8 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> TwhinConfig:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold sections such as `model:` and `source:`, got {type(data).__name__}")
-    overrides = list(overrides)
+    data = rename_fields(data, str(path))
+    overrides = _current_overrides(overrides)
     for override in overrides:
         apply_override(data, override)
     config = parse_config(data, origin=str(path))
@@ -230,14 +249,66 @@ def _set_folders(config: TwhinConfig, path: str, overrides: list[str]) -> None:
 
 def parse_config(data: dict[str, Any], origin: str = "configuration") -> TwhinConfig:
     """Validate `data`. Raises UserError that names each wrong field by its path in the YAML, `origin` in front."""
+    data = rename_fields(data, origin)
     try:
         config = TwhinConfig.model_validate(data)
     except ValidationError as error:
         told = [_tell(dict(e), data) for e in error.errors()]
         raise UserError("\n".join(f"{origin}: {line}" for line in told)) from error
     if config.runtime.wandb is not None:
-        warnings.warn("runtime.wandb is accepted and not used: runs are tracked with MLflow", stacklevel=2)
+        warnings.warn("runtime.wandb is accepted and not used: runs are tracked with MLflow", stacklevel=1)
     return config
+
+
+def current_path(path: str) -> str:
+    """Return a field's present path; a former one (`RENAMED`) gives a warning that names both."""
+    if path not in RENAMED:
+        return path
+    # The same place each time: Python then shows the same warning once in a process.
+    warnings.warn(f"configuration: {path} is now named {RENAMED[path]}; the old name still works", stacklevel=1)
+    return RENAMED[path]
+
+
+def rename_fields(data: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Return `data` with renamed fields (`RENAMED`) under their present names; `data` itself stays as it is.
+
+    Raises:
+        UserError: A field is there under both names.
+    """
+    for old, new in RENAMED.items():
+        section, _, old_name = old.rpartition(".")
+        if old_name not in (_mapping_at(data, section) or {}):
+            continue
+        section_now, _, name = new.rpartition(".")
+        if name in (_mapping_at(data, section_now) or {}):
+            raise UserError(f"{origin}: {old} is the old name of {new}, and both are there; remove {old}")
+        current_path(old)  # for its warning
+        data = copy.deepcopy(data)
+        holder = _mapping_at(data, section)
+        assert holder is not None
+        value, node = holder.pop(old_name), data
+        for key in section_now.split("."):
+            node = _descend(node, key, new, create=True)
+        node[name] = value
+    return data
+
+
+def _mapping_at(data: Any, path: str) -> dict[str, Any] | None:
+    """Return the mapping at a path without list items; None where there is none."""
+    for key in path.split("."):
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else None
+
+
+def _current_overrides(overrides: Iterable[str]) -> list[str]:
+    """Return overrides with the present paths of renamed fields. Raises UserError where one is set by both names."""
+    overrides = list(overrides)
+    paths = {override.partition("=")[0].strip() for override in overrides}
+    for old, new in RENAMED.items():
+        if {old, new} <= paths:
+            raise UserError(f"--set {old}: is the old name of {new}, and both are set; leave {old} out")
+    split = (override.partition("=") for override in overrides)
+    return [f"{current_path(path.strip())}{separator}{value}" for path, separator, value in split]
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

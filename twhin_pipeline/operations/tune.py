@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from twhin_pipeline import tracking
-from twhin_pipeline.config import TwhinConfig, load_config, recipes, relations
+from twhin_pipeline.config import TwhinConfig, current_path, load_config, recipes, relations
 from twhin_pipeline.config.tune import Searched
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.operations import recipe_search
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("model", "training", "train_data", "negatives", "loss", "runtime")
 # These decide what trials are compared by, so they cannot differ between them.
-JUDGES = ("early_stopping_metric", "eval_max_edges", "num_eval_steps", "eval_timeout_in_s", "save_dir")
+JUDGES = ("selection_metric", "eval_max_edges", "num_eval_steps", "eval_timeout_in_s", "save_dir")
 # Optuna's own defaults, but for the evaluations that a trial has in any case.
 TRIALS_BEFORE_PRUNING, EVALUATIONS_BEFORE_PRUNING = 5, 2
 LINKED, SAMPLED = ("raw_edges", "vocabulary"), ("training_set", "held_out")
@@ -161,7 +161,7 @@ def check(config: TwhinConfig, config_path: str, overrides: Sequence[str]) -> No
     if not search and (config.recipe == recipes.NONE or not config.all_sources):
         recipe_search.refuse_no_recipe(recipes.NONE)
     for path in search:
-        section, _, field = path.partition(".")
+        section, _, field = current_path(path).partition(".")
         if section not in SECTIONS:
             raise UserError(f"tune.search: {path}: {unknown('section to search', section, SECTIONS)}")
         if section == "training" and field in JUDGES:
@@ -181,19 +181,19 @@ def check_metric(config: TwhinConfig) -> None:
     Raises:
         UserError: They cannot.
     """
-    metric = config.training.early_stopping_metric
+    metric = config.training.selection_metric
     if not config.tune.search and not config.training.ranks_everything:
         raise UserError(
             f"tune.search: is empty, and trials of different losses cannot be compared by {metric}; leave out "
-            "training.early_stopping_metric, or set it to recall@20 or filtered_mrr"
+            "training.selection_metric, or set it to recall@20 or filtered_mrr"
         )
     for path in config.tune.search:
         section, _, field = path.partition(".")
         if not config.training.ranks_everything and section == "negatives":
             why = "also decides on the validation set's candidates, so trials could not be compared"
-            raise UserError(f"tune.search: {path}: {why}; set training.early_stopping_metric to filtered_mrr")
+            raise UserError(f"tune.search: {path}: {why}; set training.selection_metric to filtered_mrr")
         if metric == "loss" and (section == "loss" or field in ("temperature", "comparator")):
-            why = "changes the loss itself, which training.early_stopping_metric compares"
+            why = "changes the loss itself, which training.selection_metric compares"
             raise UserError(f"tune.search: {path}: {why}; set it to filtered_mrr")
 
 
@@ -242,7 +242,7 @@ class Search:
         """Tell whether the metric is known before the recipe is."""
         config = self.config
         no_recipe = config.recipe == recipes.NONE or not config.all_sources
-        return no_recipe or "early_stopping_metric" in config.training.model_fields_set
+        return no_recipe or "selection_metric" in config.training.model_fields_set
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -262,7 +262,7 @@ class Search:
         self._make_tables()
         recipe = relations.recipe(self.config, self.store, self.snapshot)
         check_metric(recipe.config)
-        self.metric = recipe.config.training.early_stopping_metric
+        self.metric = recipe.config.training.selection_metric
         self.space = self._space(recipe.config)
         self.study = self._open_study()
         self.parent = self._open_parent()

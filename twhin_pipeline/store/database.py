@@ -44,16 +44,16 @@ def connect(config: TwhinConfig | None = None, store: Store | None = None) -> du
             con.execute(f"SET memory_limit = {literal(limit)}")
         except duckdb.Error as error:
             raise UserError(f"launch.duckdb_memory_limit: {limit!r} is not a size; write one such as 4GB") from error
-        if config.launch.duckdb_threads is not None:
-            con.execute(f"SET threads = {config.launch.duckdb_threads}")
+        if config.launch.data_threads is not None:
+            con.execute(f"SET threads = {config.launch.data_threads}")
     if store is not None and not store.is_local:
         con.register_filesystem(store.fs)
     return con
 
 
 def threads(config: TwhinConfig) -> int:
-    """Return how many threads work on the data: `launch.duckdb_threads`, else the machine's."""
-    return config.launch.duckdb_threads or os.cpu_count() or 1
+    """Return how many threads work on the data: `launch.data_threads`, else the machine's."""
+    return config.launch.data_threads or os.cpu_count() or 1
 
 
 def register(con: duckdb.DuckDBPyConnection, url: str) -> None:
@@ -83,7 +83,7 @@ def explained(what: str) -> Iterator[None]:
         if kind == "Out of Memory Error":
             raise UserError(
                 f"{what}: out of memory ({_first_line(error)}); raise launch.duckdb_memory_limit, lower "
-                "launch.duckdb_threads, or point TMPDIR at a larger disk"
+                "launch.data_threads, or point TMPDIR at a larger disk"
             ) from error
         if kind:
             raise UserError(

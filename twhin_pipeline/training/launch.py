@@ -110,7 +110,10 @@ def torchrun_command(
 
 def environment(config: TwhinConfig) -> dict[str, str]:
     """Return the environment variables to add for the training processes."""
+    # What loading the configuration warns of, the process that starts the ranks has shown already.
+    ignored = [os.environ.get("PYTHONWARNINGS"), "ignore::UserWarning:twhin_pipeline.config.twhin_config"]
     return {
+        "PYTHONWARNINGS": ",".join(filter(None, ignored)),
         "OMP_NUM_THREADS": str(threads_per_process(config)),
         "PYTHONUNBUFFERED": "1",
         # Huge pages: a step's tensors then cause no page faults, and random rows of a table fewer misses.

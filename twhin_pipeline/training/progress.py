@@ -179,7 +179,7 @@ class Progress:
             "chosen_step": self.step if self.best_step is None else self.best_step,
             "chosen_epoch": epoch if self.best_epoch is None else self.best_epoch,
             "best_validation": self.best_value,
-            "validation_metric": config.training.early_stopping_metric,
+            "validation_metric": config.training.selection_metric,
             "edges": self.edges,
             "seconds": round(self.seconds, 3),
             "edges_per_second": round(self.edges / max(self.seconds, 1e-9), 1),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.recipes import Recipe
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
@@ -24,6 +26,7 @@ from twhin_pipeline.sharding.placement import (
     table_weights,
     unwrapped,
 )
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.store import Draft, Store
 from twhin_pipeline.tracking import QuietRun, Run, open_run
 from twhin_pipeline.training import warm_start
@@ -32,7 +35,7 @@ from twhin_pipeline.training.dataset import EdgesDataset, table_sizes
 from twhin_pipeline.training.launch import TrainingCancelled
 from twhin_pipeline.training.progress import LOSSES_SCHEMA, METRICS_SCHEMA, Interval, Progress
 from twhin_pipeline.training.reporting import Reporter
-from twhin_pipeline.training.validate import LOWER_IS_BETTER, Validator
+from twhin_pipeline.training.validation import LOWER_IS_BETTER, Validator
 from twhin_pipeline.vectors.model_files import ASSET, Writer
 
 PROGRESS_EVERY_S = 0.2
@@ -72,7 +75,8 @@ class Trainer:
         )
         self.validator = Validator(config, store, snapshot, ranks) if has_validation else None
 
-        model = TwhinModel(config.model, table_sizes(config, store, snapshot), ranks.device)
+        tables = UnshardedTables(config.model, table_sizes(config, store, snapshot), ranks.device)
+        model = TwhinModel(config.model, tables, ranks.device)
         self.sharded = maybe_shard_model(apply_optimizers(model, config.model), ranks.device, config.launch)
         self.optimizer, self.schedule = build_optimizer(self.sharded, config.model, self._total_steps(done=0))
         loss = LOSSES[config.loss.name](config.loss)
@@ -92,7 +96,9 @@ class Trainer:
             TrainingCancelled: `stop` was set, and a checkpoint was written.
             UserError: A loss is not finite, or vectors to start from do not fit.
         """
+        locked = ExitStack()
         try:
+            self._lock(locked)
             self._start()
             reason = self._loop(stop)
             details = self._write_model(reason)
@@ -103,8 +109,21 @@ class Trainer:
             raise
         finally:
             self.checkpoints.release()
+            locked.close()
         self.reporter.finished(details)
         return details
+
+    def _lock(self, locked: ExitStack) -> None:
+        """Exclude other writers of this snapshot's model, from the first step to the last. All ranks fail together."""
+        problem = None
+        if self.ranks.rank == 0:
+            try:
+                locked.enter_context(self.store.writing(self.snapshot, [ASSET]))
+            except UserError as error:
+                problem = str(error)
+        problem = self.ranks.broadcast(problem)
+        if problem:
+            raise UserError(problem)
 
     def step(self, batch: EdgeBatch) -> torch.Tensor:
         """Take one step: forward, backward with the tables' updates in it, the operators' update, the schedules.
@@ -213,7 +232,7 @@ class Trainer:
         training, progress = self.config.training, self.progress
         patience = training.early_stopping_patience
         if patience is not None and progress.evaluations_without_gain >= patience:
-            metric = training.early_stopping_metric
+            metric = training.selection_metric
             return f"early stopping: {patience} evaluation(s) did not better {metric} (best at {progress.best_step:,})"
         if self.dataset.epoch >= self.dataset.num_epochs:
             return f"num_epochs ({training.num_epochs}) is reached"
@@ -246,7 +265,7 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Evaluate on the validation set, unless that was just done; return whether it is the best so far."""
-        progress, metric = self.progress, self.config.training.early_stopping_metric
+        progress, metric = self.progress, self.config.training.selection_metric
         if self.validator is None or progress.evaluated_step == progress.step:
             return False
         found = self.validator.evaluate(self.model)

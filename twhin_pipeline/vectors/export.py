@@ -26,7 +26,7 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
     """Write `embeddings/<entity>` for every entity type, then `embeddings/relations`, which completes the set.
 
     Vocabulary and model parts are both in row order, so they are read side by side in batches; memory grows with the
-    threads (`launch.duckdb_threads`, eight at most) and not with the tables.
+    threads (`launch.data_threads`, eight at most) and not with the tables.
 
     Returns:
         The manifests by table name.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MOST_RELATIONS = 20
 """Relations with a line of their own: those with the most held-out edges."""
 NUM_EXAMPLES = 5
+TRAINING_FIGURES = ("edges", "seconds", "edges_per_second", "world_size", "first_loss", "final_loss")
+OPTIONAL_FIGURES = ("steps", "chosen_epoch", "validation_metric", "best_validation", "stop_reason")
 NUM_NEIGHBORS = 5
 
 
@@ -70,6 +72,45 @@ def show(
         nearest = ", ".join(f"{name} {similarity:.2f}" for name, similarity in example.nearest)
         out.print(f"  {escape(example.id):<16} {escape(nearest)}")
     _where(out, config, store, snapshot)
+
+
+def as_dict(
+    config: TwhinConfig, store: Store, snapshot: str, examples: str | None = None, config_path: str | None = None
+) -> dict[str, Any]:
+    """Return the summary of a finished run as JSON values. Arguments and errors are those of `show`."""
+    from twhin_pipeline import tracking
+
+    config = relations.resolve(config, store, snapshot)
+    edges = store.manifest("raw_edges", snapshot)
+    model = store.manifest("twhin_model", snapshot).details
+    evaluation = store.manifest("evaluation", snapshot)
+    entity, ids = chosen(config, store, snapshot, examples)
+    tables = [*config.model.table_names, "relations"]
+    vectors = {name: store.manifest(f"embeddings/{name}", snapshot) for name in tables}
+    return {
+        "snapshot": snapshot,
+        "store": store.root,
+        "configuration": config_path,
+        "configuration_changed": evaluation.config_hash != config.hash(),
+        "files": edges.details.get("files") or [],
+        "edges": edges.rows,
+        "edges_rejected": store.manifest("raw_edges_rejected", snapshot).rows,
+        "duplicates_merged": edges.details.get("duplicates_merged", 0),
+        "relations": config.model.relation_names,
+        "entities": {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in config.model.table_names},
+        "training": {key: model[key] for key in (*TRAINING_FIGURES, *OPTIONAL_FIGURES) if key in model},
+        "metrics": store.read("evaluation", snapshot).to_pylist(),
+        "warnings": evaluation.details.get("warnings", []),
+        "neighbors": {
+            "entity": entity,
+            "examples": [
+                {"id": one.id, "nearest": [{"id": name, "similarity": value} for name, value in one.nearest]}
+                for one in neighbors(store, snapshot, entity, ids)
+            ],
+        },
+        "embeddings": {name: store.path(table.asset, snapshot, table.version) for name, table in vectors.items()},
+        "tracking": {"uri": tracking.uri(store), "run_id": model.get("mlflow_run_id")},
+    }
 
 
 def command() -> str:

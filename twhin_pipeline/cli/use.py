@@ -1,0 +1,84 @@
+"""Commands that ask a trained model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from twhin_pipeline.cli.arguments import AsJson, Home, Snapshot, newest_table, open_store, say
+from twhin_pipeline.errors import UserError
+
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel="Use")
+def neighbors(
+    entity: Annotated[str, typer.Argument(help="The entity type, such as package.")],
+    id: Annotated[str, typer.Argument(help="The entity's id; one that begins with - comes after --.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many to show.")] = 10,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Show entities without training edges too.")] = False,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the entities nearest to one entity."""
+    from twhin_pipeline.vectors import reader
+    from twhin_pipeline.views import console
+
+    store = open_store(home)
+    snapshot = snapshot or newest_table(store, "embeddings/relations")
+    model = reader.load_model(store.root, snapshot)
+    try:
+        nearest = model.neighbors(entity, id, k, untrained=untrained)
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from error
+    if as_json:
+        console.print_json([{"id": name, "similarity": score} for name, score in nearest])
+    else:
+        console.print_table(["id", "similarity"], [(name, f"{score:.4f}") for name, score in nearest])
+
+
+@commands.command(rich_help_panel="Use")
+def recommend(
+    id: Annotated[str, typer.Argument(help="The head's id, such as a user's; one that begins with - comes after --.")],
+    relation: Annotated[
+        str | None,
+        typer.Option("--relation", "-r", help="The relation; needed where several fit the id."),
+    ] = None,
+    entity: Annotated[str | None, typer.Option("--entity", "-e", help="The head's entity type.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many to show.")] = 10,
+    exclude: Annotated[
+        Literal["relation", "any", "none"],
+        typer.Option(help="Leave out tails that the head has by the relation, or by any between the two types."),
+    ] = "relation",
+    untrained: Annotated[bool, typer.Option("--untrained", help="Show tails without training edges too.")] = False,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend new tails to a head, such as products to a user.
+
+    Tails that the head already has in the snapshot's edges are left out.
+    """
+    from twhin_pipeline.vectors import reader, recommendation
+    from twhin_pipeline.views import console
+
+    store = open_store(home)
+    snapshot = snapshot or newest_table(store, "embeddings/relations")
+    model = reader.load_model(store.root, snapshot)
+    details = store.manifest("raw_edges", snapshot).details if store.exists("raw_edges", snapshot) else {}
+    edges = details.get("edges_per_relation", {})
+    which: dict[str, bool | Literal["any"]] = {"relation": True, "any": "any", "none": False}
+    try:
+        relation, note = recommendation.choose_relation(model, id, relation, entity, edges)
+        best = model.recommend(relation, id, k, which[exclude], untrained=untrained)
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from error
+    if note is not None:
+        say(f"note: {note}")
+    if as_json:
+        tails = [{"id": tail, "score": score} for tail, score in best]
+        console.print_json({"snapshot": snapshot, "id": id, "relation": relation, "tails": tails})
+    else:
+        console.print_table(["id", "score"], [(tail, f"{score:.4f}") for tail, score in best])
