@@ -30,10 +30,10 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from quality import ROOT, _row, git_commit
 
+from twhin_pipeline.config import as_override
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.operations.generate import KINDS, Kind, write
 from twhin_pipeline.operations.shop import Truth, generate_shop, load_truth, oracle_scores
-from twhin_pipeline.operations.tune import as_override
 from twhin_pipeline.store import Store
 
 Array = np.ndarray[Any, Any]

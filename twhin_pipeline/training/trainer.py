@@ -31,7 +31,7 @@ from twhin_pipeline.training.checkpoint import CheckpointFolder, folder_of
 from twhin_pipeline.training.dataset import EdgesDataset, table_sizes
 from twhin_pipeline.training.launch import TrainingCancelled
 from twhin_pipeline.training.progress import LOSSES_SCHEMA, METRICS_SCHEMA, Interval, Progress
-from twhin_pipeline.training.reporting import Reporter
+from twhin_pipeline.training.reporting import Reporter, ValidationRecord
 from twhin_pipeline.training.validate import LOWER_IS_BETTER, Validator
 from twhin_pipeline.vectors.model_files import ASSET, Writer
 
@@ -259,6 +259,7 @@ class Trainer:
             f"validation at step {progress.step:,}: {told}{'  (best)' if better else ''}, "
             f"{found.edges:,} edges in {found.seconds:.1f} s{note}"
         )
+        self.reporter.validation(ValidationRecord(progress.step, found.metrics, found.complete))
         self.interval.exclude(found.seconds)
         return better
 
