@@ -7,7 +7,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench ui mlflow lint constraints reference chromium clean clean-venv
+.PHONY: help setup demo test test-long bench ui mlflow lint constraints reference chromium clean clean-venv
 
 VARIANT ?= cpu
 TWHIN_HOME ?= .twhin
@@ -41,6 +41,9 @@ demo: $(READY) $(DAGSTER_HOME)/dagster.yaml ## The whole pipeline on the bundled
 
 test: $(READY) chromium ## Every test
 	@$(BIN)/python -m pytest -q --durations=10 $(PYTEST)
+
+test-long: $(READY) ## Install the wheel with each extra into fresh environments, and use it (needs pip's index)
+	@$(BIN)/python -m pytest -q -m long --durations=10 $(PYTEST)
 
 bench: $(READY) ## Training steps beside the published model's: fails where the ratio has fallen
 	@$(BIN)/python benchmarks/published.py --least 1.5

@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
-from assets import provenance
-from assets.stage import POOL, mistakes
-from resources.configuration import ConfigurationResource
-from resources.store import StoreResource
 from twhin_pipeline.checks import checks
 from twhin_pipeline.config import TwhinConfig, relations
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
+
+from ..resources.configuration import ConfigurationResource
+from ..resources.store import StoreResource
+from . import provenance
+from .stage import POOL, mistakes
 
 SEVERITY = {"ERROR": dg.AssetCheckSeverity.ERROR, "WARN": dg.AssetCheckSeverity.WARN}
 SHOWN = 20

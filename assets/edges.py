@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from assets import checks
-from assets.stage import POOL, counts, opened, spec, table_metadata
-from resources.configuration import ConfigurationResource
-from resources.store import StoreResource
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.model import EVERY_OTHER
+
+from ..resources.configuration import ConfigurationResource
+from ..resources.store import StoreResource
+from . import checks
+from .stage import POOL, counts, opened, spec, table_metadata
 
 TABLES = ["raw_edges", "raw_edges_rejected"]
 

@@ -5,14 +5,15 @@ from typing import Any
 
 import dagster as dg
 
-from assets import checks, refit
-from assets.provenance import key
-from assets.stage import POOL, counts, opened, picture, spec, table, table_metadata
-from resources.configuration import ConfigurationResource
-from resources.store import StoreResource
-from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.store import Manifest, Store
+
+from ..resources.configuration import ConfigurationResource
+from ..resources.store import StoreResource
+from ..resources.tracking import TrackingResource
+from . import checks, refit
+from .provenance import key
+from .stage import POOL, counts, opened, picture, spec, table, table_metadata
 
 MOST_FOR_NEIGHBOURS = 2_000_000
 """Above so many entities the page shows no nearest neighbours: they would need the whole table."""

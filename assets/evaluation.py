@@ -5,14 +5,15 @@ from typing import Any
 
 import dagster as dg
 
-from assets import checks, provenance
-from assets.stage import OWNERS, POOL, counts, opened, picture, table, table_metadata
-from resources.configuration import ConfigurationResource
-from resources.store import StoreResource
-from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.evaluation.results import BASELINES, chief_rows, comparisons
 from twhin_pipeline.store import Manifest, Store
+
+from ..resources.configuration import ConfigurationResource
+from ..resources.store import StoreResource
+from ..resources.tracking import TrackingResource
+from . import checks, provenance
+from .stage import OWNERS, POOL, counts, opened, picture, table, table_metadata
 
 OVERALL = "all"
 TITLES = {"baseline": "most popular", "item_knn": "item-kNN", "als": "ALS", "compared": "model, on the same sample"}

@@ -5,14 +5,15 @@ What belongs here: the step in Dagster. What does not: why and how (`twhin_pipel
 
 import dagster as dg
 
-from assets import provenance, twhin_model
-from assets.stage import OWNERS, POOL, opened
-from resources.configuration import ConfigurationResource
-from resources.launcher import LauncherResource
-from resources.store import StoreResource
-from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.stages.run import Run
+
+from ..resources.configuration import ConfigurationResource
+from ..resources.launcher import LauncherResource
+from ..resources.store import StoreResource
+from ..resources.tracking import TrackingResource
+from . import provenance, twhin_model
+from .stage import OWNERS, POOL, opened
 
 TABLE = "refit/twhin_model"
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import dagster as dg
 
-from assets import provenance
-from resources.configuration import ConfigurationResource
-from resources.store import StoreResource
 from twhin_pipeline.config import TwhinConfig, configuration_file, relations
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
+
+from ..resources.configuration import ConfigurationResource
+from ..resources.store import StoreResource
+from . import provenance
 
 OWNERS = ["team:twhin"]
 PREVIEW_ROWS = 8

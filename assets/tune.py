@@ -9,11 +9,11 @@ https://docs.dagster.io/guides/build/jobs/op-jobs
 import dagster as dg
 from pydantic import Field
 
-from assets.stage import POOL, mistakes, table
-from resources.configuration import ConfigurationResource
-from resources.launcher import LauncherResource
-from resources.store import StoreResource
-from resources.tracking import TrackingResource
+from ..resources.configuration import ConfigurationResource
+from ..resources.launcher import LauncherResource
+from ..resources.store import StoreResource
+from ..resources.tracking import TrackingResource
+from .stage import POOL, mistakes, table
 
 
 class SearchConfig(dg.Config):

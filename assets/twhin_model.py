@@ -6,15 +6,16 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets import checks, provenance
-from assets.stage import OWNERS, POOL, counts, opened, picture, table
-from resources.configuration import ConfigurationResource
-from resources.launcher import LauncherResource
-from resources.store import StoreResource
-from resources.tracking import TrackingResource
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Manifest, Store
+
+from ..resources.configuration import ConfigurationResource
+from ..resources.launcher import LauncherResource
+from ..resources.store import StoreResource
+from ..resources.tracking import TrackingResource
+from . import checks, provenance
+from .stage import OWNERS, POOL, counts, opened, picture, table
 
 SHOWN_ELSEWHERE = ("model", "mlflow_run_id")
 

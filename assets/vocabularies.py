@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from assets import checks
-from assets.provenance import key
-from assets.stage import POOL, counts, opened, picture, spec, table_metadata
-from resources.configuration import ConfigurationResource
-from resources.store import StoreResource
 from twhin_pipeline.config import TwhinConfig
+
+from ..resources.configuration import ConfigurationResource
+from ..resources.store import StoreResource
+from . import checks
+from .provenance import key
+from .stage import POOL, counts, opened, picture, spec, table_metadata
 
 
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:

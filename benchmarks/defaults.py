@@ -28,229 +28,24 @@ import numpy as np
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from default_graphs import ALL, BASELINES, GENERATED, GRAPHS, MRR, RECALL, Goal, Graph, configuration, read_truth
 from quality import ROOT, _row, git_commit
 
 from twhin_pipeline.config import as_override
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.operations.generate import KINDS, Kind, write
-from twhin_pipeline.operations.shop import Truth, generate_shop, load_truth, oracle_scores
+from twhin_pipeline.operations.shop import Truth, oracle_scores
 from twhin_pipeline.store import Store
 
 Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
 
-RECALL, MRR, ALL = "recall@20", "filtered_mrr", "all"
 K = 20
-BASELINES = {"popularity": "baseline", "item_knn": "item_knn", "als": "als"}
-"""The column of each baseline in the table `evaluation`."""
 TITLES = {"popularity": "popularity", "item_knn": "item-kNN", "als": "ALS"}
 LEAST_EDGES = 200
 """Test edges below which a relation has no line and no goal."""
 
-SHOP_ALL, GOWALLA, FLICKR, FB15K_237, WN18RR, DEBIAN = 0.63, 0.165, 0.0118, 0.33, 0.46, 0.258
-LEAST_TO_BEST, LEAST_TO_ORACLE = 0.98, 0.92
-"""Of generated graphs: the least ratio to the best baseline, and to the oracle."""
-
 CELLS = 4_000_000
 """Elements of the oracle's scores at a time."""
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A figure must be at least `floor`; with `of`, at least `floor` times the best of these (or the oracle)."""
-
-    relation: str | None
-    """Which one; None: each relation with enough test edges."""
-    floor: float
-    of: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A graph in files, as its owner would describe it."""
-
-    files: tuple[str, ...]
-    """What has to be in the data folder."""
-    sources: tuple[Mapping[str, Any], ...]
-    """The section `sources`; paths are below the data folder."""
-    tables: tuple[str, ...]
-    relations: tuple[tuple[str, str, str], ...]
-    """Name, type of the heads, type of the tails."""
-    split: Mapping[str, Any] | None = None
-    metric: str | None = None
-    """What is compared. None: Recall@20 where a relation joins two entity types, else filtered MRR."""
-    overall: bool = False
-    """Whether all relations together are compared as well."""
-    goals: tuple[Goal, ...] = ()
-    truth: str | None = None
-    """File with what a generated shop was drawn from."""
-
-
-def _events(*names: str) -> tuple[tuple[str, str, str], ...]:
-    return tuple((name, "user", "product") for name in names)
-
-
-FOLLOWS = ("follows", "user", "user")
-KNOWLEDGE = {"tables": ("entity",), "relations": (("*", "entity", "entity"),), "split": {"strategy": "given"}}
-GRAPHS: dict[str, Graph] = {
-    "shop": Graph(
-        files=("shop/2026-10-30.parquet",),
-        sources=({"path": "shop/2026-10-30.parquet", "columns": {"time": "time"}},),
-        tables=("user", "product"),
-        relations=(*_events("view", "cart", "buy"), FOLLOWS),
-        split={"strategy": "temporal", "validation": 0.05, "test": 0.1, "relations": ["view", "cart", "buy"]},
-        metric=RECALL,
-        overall=True,
-        goals=(Goal(ALL, SHOP_ALL), *(Goal(name, 1.0, ("item_knn", "als")) for name in ("view", "cart", "buy"))),
-    ),
-    "gowalla": Graph(
-        files=("gowalla/edges.parquet",),
-        sources=({"path": "gowalla/edges.parquet", "columns": {"split": "split"}},),
-        tables=("user", "place"),
-        relations=(("visits", "user", "place"),),
-        split={"strategy": "given", "validation": 0.05},
-        metric=RECALL,
-        goals=(Goal("visits", GOWALLA),),
-    ),
-    "flickr": Graph(
-        files=("flickr/edges.parquet",),
-        sources=({"path": "flickr/edges.parquet"},),
-        tables=("user", "photo"),
-        relations=(FOLLOWS, ("favorites", "user", "photo")),
-        split={"strategy": "random", "validation": 0.05, "test": 0.1, "relations": ["favorites"]},
-        metric=RECALL,
-        goals=(Goal("favorites", FLICKR), Goal("favorites", 1.0, ("als",))),
-    ),
-    "fb15k-237": Graph(
-        files=("fb15k-237/edges.parquet",),
-        sources=({"path": "fb15k-237/edges.parquet", "columns": {"split": "split"}},),
-        metric=MRR,
-        overall=True,
-        goals=(Goal(ALL, FB15K_237),),
-        **KNOWLEDGE,
-    ),
-    "wn18rr": Graph(
-        files=("wn18rr/edges.parquet",),
-        sources=({"path": "wn18rr/edges.parquet", "columns": {"split": "split"}},),
-        metric=MRR,
-        overall=True,
-        goals=(Goal(ALL, WN18RR),),
-        **KNOWLEDGE,
-    ),
-    "debian": Graph(
-        files=("debian/2025-08-09.parquet",),
-        sources=({"path": "debian/2025-08-09.parquet"},),
-        tables=("package", "maintainer", "tag", "section"),
-        relations=(
-            *((name, "package", "package") for name in ("depends", "recommends", "suggests", "enhances")),
-            ("maintained_by", "package", "maintainer"),
-            ("tagged", "package", "tag"),
-            ("in_section", "package", "section"),
-        ),
-        metric=MRR,
-        overall=True,
-        goals=(Goal(ALL, DEBIAN),),
-    ),
-}
-
-TO_BEST = Goal(None, LEAST_TO_BEST, tuple(BASELINES))
-TO_ORACLE = Goal(None, LEAST_TO_ORACLE, ("oracle",))
-
-
-@dataclass(frozen=True)
-class Log:
-    """Arguments of a generated shop; users and products grow with `--scale`."""
-
-    users: int
-    products: int
-    communities: int
-    events_per_user: float
-    events: tuple[str, ...] = ("view", "cart", "buy")
-    exponent: float = 1.0
-    background: float = 0.15
-    follows_per_user: float = 0.0
-    sigma: float = 0.8
-
-    def make(self, folder: Path, scale: float) -> Graph:
-        """Write the log and return how to read it."""
-        users, products = _scaled(self.users, scale), max(self.communities, _scaled(self.products, scale))
-        generate_shop(
-            str(folder), users=users, products=products, communities=self.communities,
-            events_per_user=self.events_per_user, events=dict.fromkeys(self.events), exponent=self.exponent,
-            background=self.background, follows_per_user=self.follows_per_user, sigma=self.sigma, format="parquet",
-        )  # fmt: skip
-        columns = {"lhs": "user_id", "rel": "event_type", "rhs": "product_id", "time": "event_time"}
-        sources: list[Mapping[str, Any]] = [{"path": "events.parquet", "columns": columns}]
-        relations = _events(*self.events)
-        if self.follows_per_user:
-            columns = {"lhs": "follower", "rhs": "followee"}
-            sources.append({"path": "follows.parquet", "relation": "follows", "columns": columns})
-            relations += (FOLLOWS,)
-        split = {"strategy": "temporal", "validation": 0.05, "test": 0.1, "relations": list(self.events)}
-        return Graph(
-            files=(), sources=tuple(sources), tables=("user", "product"), relations=relations, split=split,
-            metric=RECALL, overall=len(self.events) > 1, goals=(TO_BEST, TO_ORACLE), truth="truth.npz",
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Network:
-    """Arguments of a generated graph with communities; entities and edges grow with `--scale`."""
-
-    sizes: Mapping[str, int]
-    kinds: tuple[Kind, ...]
-    edges: int
-    communities: int
-    within: float = 0.8
-    exponent: float = 0.75
-
-    def make(self, folder: Path, scale: float) -> Graph:
-        """Write the edges and return how to read them."""
-        sizes = {name: _scaled(size, scale) for name, size in self.sizes.items()}
-        write(
-            str(folder / "edges.parquet"), sizes, self.kinds, _scaled(self.edges, scale), communities=self.communities,
-            within=self.within, exponent=self.exponent, ids="string", seed=0,
-        )  # fmt: skip
-        return Graph(
-            files=(), sources=({"path": "edges.parquet"},), tables=tuple(sizes),
-            relations=tuple((kind.name, kind.lhs, kind.rhs) for kind in self.kinds),
-            split={"strategy": "random", "validation": 0.05, "test": 0.1}, goals=(TO_BEST,),
-        )  # fmt: skip
-
-
-def _scaled(number: int, scale: float) -> int:
-    return max(2, round(number * scale))
-
-
-GENERATED: dict[str, Log | Network] = {
-    "few-tastes": Log(1_000, 500, 3, 60.0, ("view", "buy"), follows_per_user=6.0),
-    "many-tastes": Log(8_000, 6_000, 300, 20.0, ("view",), follows_per_user=6.0),
-    "flat": Log(3_000, 2_000, 20, 40.0, exponent=0.0),
-    "steep": Log(3_000, 2_000, 20, 40.0, exponent=1.6),
-    "dense": Log(1_000, 400, 10, 120.0, ("view",), exponent=0.7),
-    "sparse": Log(20_000, 5_000, 20, 6.0, follows_per_user=4.0),
-    "six-events": Log(5_000, 2_000, 30, 40.0, ("view", "cart", "buy", "wishlist", "share", "review")),
-    "many-users": Log(300_000, 3_000, 20, 1.5, ("view", "buy"), background=0.1),
-    "follows-only": Network({"user": 8_000}, (Kind(*FOLLOWS),), 150_000, 50),
-    "users-and-items": Network({"user": 8_000, "item": 4_000}, KINDS, 200_000, 40),
-}
-
-
-def configuration(graph: Graph, folder: Path, seed: int) -> dict[str, Any]:
-    """Return the minimal configuration of a graph whose files are in `folder`.
-
-    Beside what the graph is, it has the seeds, and no refit, as the figures are of the evaluated model.
-    """
-    data: dict[str, Any] = {
-        "sources": [{**source, "path": str(folder / source["path"])} for source in graph.sources],
-        "model": {
-            "embeddings": {"tables": [{"name": name} for name in graph.tables]},
-            "relations": [dict(zip(("name", "lhs", "rhs"), relation, strict=True)) for relation in graph.relations],
-        },
-        "training": {"refit": False, "seed": seed},
-        "negatives": {"seed": seed},
-    }
-    return data if graph.split is None else {**data, "split": dict(graph.split)}
 
 
 @dataclass(frozen=True)
@@ -463,7 +258,7 @@ def measure(name: str, graph: Graph, folder: Path, home: Path, seed: int, overri
     figures = figures_of(store.read("evaluation", snapshot).to_pylist(), evaluation, graph)
     if graph.truth is not None:
         relations = [relation for relation, _, _ in graph.relations]
-        oracle = oracle_recall(load_truth(str(folder / graph.truth)), store, snapshot, relations)
+        oracle = oracle_recall(read_truth(folder / graph.truth), store, snapshot, relations)
         figures = [Figure(**{**vars(figure), "oracle": oracle.get(figure.relation)}) for figure in figures]
     return Run(seed, seconds, model["seconds"], model.get("chosen_epoch"), figures, store.root)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv: a virtual environment with the pinned dependencies and this package, editable.
 #   VARIANT          cpu (default) or gpu
-#   PYTHON           the interpreter to use; left out, the newest of python3.13 … python3 that runs and is 3.11 or later
+#   PYTHON           the interpreter to use; left out, the newest of python3.13 … python3 that runs and is 3.11 to 3.13
 #   TORCH_INDEX_URL  the package index for torch alone; left out, pip's own
 # Called by `make setup`, which keeps it from running twice.
 set -euo pipefail
@@ -16,19 +16,19 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 [ -f "$CONSTRAINTS" ] || fail "VARIANT=$VARIANT is unknown; take one of: $(cd constraints && ls ./*.txt | sed 's|^\./||; s/\.txt$//' | tr '\n' ' ')"
 
-new_enough() { "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+fits() { "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1; }
 
 pick_python() {
   if [ -n "${PYTHON:-}" ]; then
-    new_enough "$PYTHON" || fail "PYTHON=$PYTHON does not run, is older than 3.11, or lacks the venv module"
+    fits "$PYTHON" || fail "PYTHON=$PYTHON does not run, is not 3.11 to 3.13, or lacks the venv module"
     printf '%s' "$PYTHON"
     return
   fi
   for candidate in python3.13 python3.12 python3.11 python3; do
     # A name may be there and not run (a version manager's shim), so each is tried.
-    if new_enough "$candidate"; then printf '%s' "$candidate"; return; fi
+    if fits "$candidate"; then printf '%s' "$candidate"; return; fi
   done
-  fail "no Python 3.11 or later with the venv module was found; install one (Debian: apt-get install python3-venv) or pass PYTHON=/path/to/python"
+  fail "no Python 3.11 to 3.13 with the venv module was found; install one (Debian: apt-get install python3-venv) or pass PYTHON=/path/to/python"
 }
 
 # step TEXT COMMAND…: one line while it runs and one when it is done; all output goes to the log.

@@ -18,7 +18,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
 from twhin_pipeline.training import launch
 
-REPORTER = "resources.pipes:PipesReporter"
+REPORTER = "twhin_pipeline._dagster.resources.pipes:PipesReporter"
 TERMINATION_TIMEOUT_S = 60.0
 """Above torchrun's own grace of 30 s, within which ranks write their checkpoint."""
 

@@ -12,11 +12,21 @@ from typing import Any
 
 import dagster as dg
 
-from assets import automation, edges, embeddings, evaluation, refit, training_set, tune, twhin_model, vocabularies
-from resources.configuration import ConfigurationResource
-from resources.launcher import LauncherResource
-from resources.store import StoreResource
-from resources.tracking import TrackingResource
+from twhin_pipeline._dagster.assets import (
+    automation,
+    edges,
+    embeddings,
+    evaluation,
+    refit,
+    training_set,
+    tune,
+    twhin_model,
+    vocabularies,
+)
+from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
+from twhin_pipeline._dagster.resources.launcher import LauncherResource
+from twhin_pipeline._dagster.resources.store import StoreResource
+from twhin_pipeline._dagster.resources.tracking import TrackingResource
 from twhin_pipeline.graph.source import find_snapshots
 
 STAGES = (edges, vocabularies, training_set, twhin_model, evaluation, refit, embeddings)

@@ -1,4 +1,4 @@
-"""The whole chain without Dagster: each stage, a search between two of them, the catalog, the registered model."""
+"""The whole chain without Dagster: every stage of `stages/chain.py`, and a search between two of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: 
         twhin_pipeline.training.launch.TrainingCancelled: It was told to stop.
     """
     from twhin_pipeline.operations import short_search
-    from twhin_pipeline.store import catalog
 
     whole = Run(config, config_path, overrides, store, snapshot)
     if config.tune.minutes is not None:
@@ -42,8 +41,6 @@ def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: 
             before, whole = whole, short_search.tuned(whole, say)
             if not _samples_alike(before, whole):
                 run_stage(whole, stage, say)
-    catalog.refresh(store)
-    register(whole, say)
     return whole
 
 
@@ -52,19 +49,3 @@ def _samples_alike(one: Run, other: Run) -> bool:
     from twhin_pipeline.operations.trial import data_key
 
     return len({data_key(relations.resolve(run.config, run.store, run.snapshot)) for run in (one, other)}) == 1
-
-
-def register(run: Run, say: Say) -> None:
-    """Register the model in MLflow with what evaluation measured; where its run is not to be found, say so."""
-    from twhin_pipeline import tracking
-    from twhin_pipeline.stages import refit as again
-
-    config = relations.resolve(run.config, run.store, run.snapshot)
-    published = again.published(config, run.store, run.snapshot)
-    run_id = published.manifest("twhin_model", run.snapshot).details.get("mlflow_run_id")
-    if not run_id or not tracking.run_exists(run.store, run_id):
-        say(f"  note: the model is not registered: no run of it at {tracking.uri(run.store)}")
-        return
-    measured = run.store.manifest("evaluation", run.snapshot).details["metrics"]
-    metrics = {tracking.allowed_name(name): float(value) for name, value in measured.items() if value is not None}
-    say(f"registered {tracking.register_model(published, run.snapshot, metrics)} at {tracking.uri(run.store)}")

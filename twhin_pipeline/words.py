@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 Side = Literal["lhs", "rhs"]
 SIDES: tuple[Side, Side] = ("lhs", "rhs")
+BOTH = "both"
+"""What configurations and tables call the two sides together."""
 
 TRAIN, VALIDATION, TEST = range(3)
 PARTS = ("train", "validation", "test")
@@ -17,3 +20,9 @@ REPEATS = "held_out/repeats"
 def other(side: Side) -> Side:
     """Return the side that is not `side`."""
     return "lhs" if side == "rhs" else "rhs"
+
+
+def sides_word(sides: Iterable[Side]) -> str:
+    """Return what tables call these sides: `lhs`, `rhs`, or `both` of them."""
+    distinct = set(sides)
+    return BOTH if len(distinct) > 1 else distinct.pop()

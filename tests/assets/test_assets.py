@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from assets import automation, checks, evaluation, provenance, stage
-from resources.configuration import ConfigurationResource
-from resources.launcher import LauncherResource
-from resources.pipes import as_metadata
-from resources.store import StoreResource
+from twhin_pipeline._dagster.assets import automation, checks, evaluation, provenance, stage
+from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
+from twhin_pipeline._dagster.resources.launcher import LauncherResource
+from twhin_pipeline._dagster.resources.pipes import as_metadata
+from twhin_pipeline._dagster.resources.store import StoreResource
 from twhin_pipeline.checks.checks import CheckResult
 from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.errors import UserError

@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from resources.configuration import ConfigurationResource
+from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
 from twhin_pipeline.checks import checks
 from twhin_pipeline.config import default_config_path, load_config
 from twhin_pipeline.definitions import build_defs, defs

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from edge_files import make_config, write
 
-from twhin_pipeline.checks import check_views, checks
+from twhin_pipeline.checks import by_hand, check_views, checks
 from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.results import SCHEMA
@@ -289,7 +289,7 @@ def test_a_gate_names_the_relation_the_baseline_and_both_figures(broken, must_be
     assert all(row["metric"] == "recall@20" for row in offending)
 
 
-def test_the_gate_without_recall_goes_by_mrr_of_the_replaced_sides(broken):
+def test_the_gate_without_recall_goes_by_mrr_of_the_corrupted_sides(broken):
     config, store = broken
     rows = [(*row[:1], side, *row[2:]) for row in GATE[:1] for side in ("lhs", "both")]
     rows[0] = (*rows[0][:2], 0.1, *rows[0][3:])
@@ -486,6 +486,50 @@ def test_a_blocking_check_stops_the_chain_with_the_rows_and_a_warning_does_not(b
     save(store, "raw_edges", rows_as(first(rel="likes")(loops), before))
     with pytest.raises(UserError, match=r"(?s)edges_known_relations of raw_edges .*\| likes \| 1 \|"):
         checks.run_blocking(config, store, NOW, ["raw_edges"])
+
+
+def test_a_tables_checks_share_one_preparation(made, monkeypatch):
+    """Each check once opened a database with every view of its own."""
+    config, home = made
+    prepared = []
+    prepare = check_views.prepare
+    monkeypatch.setattr(check_views, "prepare", lambda *given: prepared.append(given[-1]) or prepare(*given))
+    found = [check.name for check, _ in checks.results(config, Store(str(home)), NOW, "vocabulary/user")]
+    assert found == ["ids_unique", "rows_contiguous", "ids_cover_edges", "rows_kept"]
+    assert checks.run_blocking(config, Store(str(home)), NOW, ["vocabulary/user", "vocabulary/item"]) == []
+    assert prepared == ["vocabulary/user", "vocabulary/user", "vocabulary/item"]
+
+
+def test_a_table_has_passed_once_all_its_blocking_checks_have(broken):
+    config, store = broken
+
+    def passed() -> bool:
+        return store.has_passed(store.manifest("vocabulary/user", NOW))
+
+    before = store.read("vocabulary/user", NOW)
+    save(store, "vocabulary/user", before)
+    assert checks.run("ids_unique", config, store, NOW, "vocabulary/user").passed and not passed()
+    checks.run_blocking(config, store, NOW, ["vocabulary/user"])
+    assert passed()
+    save(store, "vocabulary/user", rows_as(before.to_pylist()[1:], before))
+    with pytest.raises(UserError, match="rows_contiguous of vocabulary/user"):
+        checks.require_passed(config, store, NOW, ["vocabulary/item", "vocabulary/user"])
+    assert not passed()
+
+
+def test_checks_by_hand_tell_what_blocks_from_what_does_not(broken):
+    config, store = broken
+    before = store.read("raw_edges", NOW)
+    loops = first(lhs="u1", rel="follows", rhs="u1")(before.to_pylist())
+    save(store, "raw_edges", rows_as([*loops, loops[5]], before))
+    found = {outcome.check: outcome for outcome in by_hand.outcomes(config, store, NOW, ["raw_*"])}
+    status = {name: outcome.status for name, outcome in found.items()}
+    assert status["edges_unique"] == "failed" and status["edges_self_loops"] == "warning"
+    assert status["edges_present"] == "passed" and found["edges_unique"].offending
+    tables = {outcome.table for outcome in by_hand.outcomes(config, store, NOW, ["vocabulary/*", "evaluation"])}
+    assert tables == {"vocabulary/user", "vocabulary/item", "evaluation"}
+    with pytest.raises(UserError, match="did you mean 'raw_edges'"):
+        by_hand.outcomes(config, store, NOW, ["raw_edge"])
 
 
 def test_every_query_is_a_check_and_tells_what_it_is_about():

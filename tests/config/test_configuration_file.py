@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resources.configuration import ConfigurationResource
+from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
 from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.cli.arguments import read_config
 from twhin_pipeline.config import configuration_file, default_config_path

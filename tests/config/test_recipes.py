@@ -146,6 +146,24 @@ def test_applying_a_recipe_again_changes_nothing() -> None:
     assert recipes.apply(once, SHOP).config.hash() == once.hash()
 
 
+def test_relations_between_the_same_types_are_held_down_and_a_single_one_is_free() -> None:
+    several = recipes.apply(shop(), SHOP).config.model.regularization
+    assert several.operators == several.entities > 0
+    alone = shop(model={"relations": [{"name": "view", "lhs": "user", "rhs": "item"}]})
+    counts = Counts({"view": 60_000}, SHOP.entities)
+    assert recipes.apply(alone, counts).config.model.regularization.operators == 0
+
+
+def test_a_relation_within_a_type_counts_less_only_where_nothing_of_it_is_held_out() -> None:
+    def weights(**sections: Any) -> dict[str, float]:
+        return {
+            relation.name: relation.weight for relation in recipes.apply(shop(**sections), SHOP).config.model.relations
+        }
+
+    assert weights(split={"relations": ["view", "buy"]}) == {"view": 1, "buy": 1, "follows": 0.3}
+    assert weights(split={"relations": ["view", "follows"]}) == weights() == {"view": 1, "buy": 1, "follows": 1}
+
+
 def test_a_contradiction_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def contradicts(values: Any) -> None:
         values.choose("train_data.global_negatives", "all", "for this test")  # in_batch_negatives is left at 64

@@ -182,15 +182,14 @@ def test_only_ingest_gets_the_star_and_every_later_stage_the_relations(tmp_path)
     run = pipeline.Run(kg_config(write_graph(tmp_path / "e.parquet", ["b", "a"])), "", [], store_at(tmp_path), SNAPSHOT)
 
     def look(name: str) -> Any:
-        def function(given: pipeline.Run) -> dict[str, Any]:
+        def function(given: pipeline.Run) -> None:
             seen[name] = given.config.model.relation_names
-            return {}
 
         return function
 
     pipeline.run_stage(run, pipeline.STAGES["ingest"], lambda _: None)
     for stage in pipeline.STAGES.values():
-        pipeline.run_stage(run, pipeline.Stage(stage.name, "", look(stage.name), stage.reads), lambda _: None)
+        pipeline.run_stage(run, pipeline.Stage(stage.name, "", look(stage.name), (), stage.reads), lambda _: None)
     assert seen.pop("ingest") == ["*"]
     assert list(seen.values()) == [["a", "b"]] * (len(pipeline.STAGES) - 1)
 

@@ -10,8 +10,8 @@ import pytest
 import scipy.sparse as sp
 import small_store
 import torch
-from plain_evaluation import als_by_the_library, plain_similarity
-from sklearn.metrics import log_loss, ndcg_score, roc_auc_score
+from plain_evaluation import als_by_the_library, pairs_of, plain_similarity
+from sklearn.metrics import ndcg_score
 
 from twhin_pipeline.evaluation import baselines
 from twhin_pipeline.evaluation.baselines import (
@@ -24,7 +24,6 @@ from twhin_pipeline.evaluation.baselines import (
     read_degrees,
     read_interactions,
 )
-from twhin_pipeline.evaluation.classification import auc, rce, sample_negatives
 from twhin_pipeline.evaluation.rank_metrics import rank_metrics, retrieval_metrics
 from twhin_pipeline.evaluation.ranking import CandidateSet, Counts, rank_edges
 from twhin_pipeline.training_set.known_edges import KnownEdges, read_known
@@ -55,7 +54,7 @@ def test_known_edges_are_read_only_for_the_entities_asked_for(files):
     for relation, asked in ((2, (3, 5)), (0, (1,)), (7, ())):
         expected = sorted((int(rhs), int(lhs)) for lhs, rel, rhs in rows if rel == relation and rhs in asked)
         assert bool(expected) == bool(asked)
-        assert list(zip(known[relation].query.tolist(), known[relation].answer.tolist(), strict=True)) == expected
+        assert pairs_of(known[relation]) == expected
 
 
 @pytest.mark.parametrize("sample", [None, 12])
@@ -64,7 +63,7 @@ def test_popular_ranks_equal_a_plain_loop(sample):
     degrees = rng.integers(0, 5, 40)
     queries, targets = rng.integers(0, 20, 60), rng.integers(0, 40, 60)
     known = KnownEdges.from_pairs(rng.integers(0, 20, 200), rng.integers(0, 40, 200))
-    true = set(zip(known.query.tolist(), known.answer.tolist(), strict=True))
+    true = set(pairs_of(known))
     chosen = CandidateSet.sample(40, sample, rng)
     rows = range(40) if chosen.rows is None else chosen.rows.tolist()
     raw, filtered = popular_ranks(degrees, queries, targets, chosen, [known])
@@ -100,34 +99,6 @@ def test_ndcg_equals_scikit_learn_and_recall_a_plain_loop_with_and_without_ties(
             top = np.argsort(-(scores + 1e-3 * rng.random(scores.shape)), axis=1)[:, :k]
             drawn.append((np.take_along_axis(relevant, top, 1).sum(1) / relevant.sum(1)).mean())
         assert found[f"recall@{k}"] == pytest.approx(np.mean(drawn), abs=0.01 if levels == 4 else 1e-12)
-
-
-@pytest.mark.parametrize("levels", [5, 10_000])
-def test_auc_equals_scikit_learn(levels):
-    rng = np.random.default_rng(0)
-    true, false = rng.integers(0, levels, 50) + 1.0, rng.integers(0, levels, 200) + 0.0
-    expected = roc_auc_score([1] * 50 + [0] * 200, np.concatenate([true, false]))
-    assert auc(true, false) == pytest.approx(expected)
-    assert auc(true, np.array([])) is None
-
-
-def test_rce_is_the_gain_over_the_base_rate_by_scikit_learns_log_loss():
-    rng = np.random.default_rng(0)
-    true, false = rng.normal(1, 1, 50), rng.normal(-3, 1, 200)
-    labels = [1] * 50 + [0] * 200
-    probability = 1 / (1 + np.exp(-np.concatenate([true, false])))
-    expected = 100 * (1 - log_loss(labels, probability) / log_loss(labels, [0.2] * 250))
-    assert rce(true, false) == pytest.approx(expected)
-    assert rce(np.full(10, np.log(0.25)), np.full(40, np.log(0.25))) == pytest.approx(0, abs=1e-9)
-    assert rce(np.array([]), false) is None
-
-
-def test_sampled_negatives_are_never_true_edges_and_reach_all_others():
-    known = KnownEdges.from_pairs(np.array([0, 0, 1, 1, 1, 1]), np.array([1, 2, 0, 1, 2, 3]))
-    drawn, valid = sample_negatives(4, np.array([0, 1, 2]), known, 500, np.random.default_rng(0))
-    assert set(drawn[0].tolist()) == {0, 3} and valid[0].all()
-    assert not valid[1].any()  # it is connected to all there are
-    assert set(drawn[2].tolist()) == {0, 1, 2, 3} and valid[2].all()
 
 
 def interactions(heads: int = 40, tails: int = 25, seed: int = 0) -> np.ndarray:
@@ -192,7 +163,7 @@ def test_neighbors_and_factors_rank_as_a_plain_loop_over_dense_scores(side, samp
     other = "rhs" if side == "lhs" else "lhs"
     queries, targets = rng.integers(0, sizes[other], 70), rng.integers(0, sizes[side], 70)
     known = KnownEdges.from_pairs(rng.integers(0, sizes[other], 90), rng.integers(0, sizes[side], 90))
-    true = set(zip(known.query.tolist(), known.answer.tolist(), strict=True))
+    true = set(pairs_of(known))
     chosen = CandidateSet.sample(sizes[side], sample, rng)
     rows = range(sizes[side]) if chosen.rows is None else chosen.rows.tolist()
     expected = plain_counts(dense, side, queries, targets, rows, true)

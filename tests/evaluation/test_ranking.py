@@ -164,12 +164,3 @@ def test_a_score_that_is_not_a_number_is_refused():
         rank_edges(
             relation_scores(vectors=vectors), "rhs", edges["lhs"], edges["rhs"], CandidateSet(NUM["rhs"]), [], 512
         )
-
-
-def test_known_edges_are_found_by_query_and_by_pair():
-    known = KnownEdges.from_pairs(np.array([4, 2, 4, 4]), np.array([7, 1, 3, 7]))
-    assert len(known) == 3
-    start, end = known.spans(np.array([4, 9, 2, 4]))
-    found = [known.answer[a:b].tolist() for a, b in zip(start, end, strict=True)]
-    assert found == [[3, 7], [], [1], [3, 7]]
-    assert known.contains(np.array([4, 4, 2, 9]), np.array([7, 1, 1, 9])).tolist() == [True, False, True, False]

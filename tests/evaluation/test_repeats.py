@@ -104,7 +104,7 @@ def test_repeats_that_were_not_sampled_are_asked_for_by_name(tmp_path):
 def test_dagster_has_the_table_and_its_checks_only_where_it_is_asked_for(asked):
     import dagster as dg
 
-    from assets import training_set
+    from twhin_pipeline._dagster.assets import training_set
 
     config = config_of(ASKED if asked else {"strategy": "temporal"})
     made = training_set.make(config, dg.StaticPartitionsDefinition([SNAPSHOT]))

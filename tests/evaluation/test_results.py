@@ -1,8 +1,8 @@
-"""What a person reads of an evaluation is what each relation is for: its replaced sides."""
+"""What a person reads of an evaluation is what each relation is for: its corrupted sides."""
 
 import pyarrow as pa
 
-from twhin_pipeline.evaluation.results import SCHEMA, chief_metric, chief_rows, comparisons, told_sides
+from twhin_pipeline.evaluation.results import SCHEMA, chief_metric, chief_rows, comparisons, sides_title
 
 
 def table(rows: list[tuple]) -> pa.Table:
@@ -29,7 +29,7 @@ def test_a_relation_shows_the_side_that_it_replaces_and_retrieval_its_tails():
         ("follows", "filtered_mrr"): ("both", 0.1 + 0.05),
         ("visits", "filtered_mrr"): ("rhs", 0.4 + 0.1),
         ("visits", "recall@20"): ("rhs", 0.7),
-        ("all", "filtered_mrr"): ("replaced", 0.33),
+        ("all", "filtered_mrr"): ("corrupted", 0.33),
         ("all", "recall@20"): ("rhs", 0.7),
     }
 
@@ -41,9 +41,9 @@ def test_all_relations_together_are_the_overall_metrics_not_the_rows_of_both_sid
 
 
 def test_the_heading_says_which_sides():
-    assert told_sides({"sides": "rhs"}) == "tails predicted"
-    assert told_sides({}) == "both sides"
-    assert told_sides({"sides": {"a": "lhs", "b": "both"}}) == "each relation's replaced sides"
+    assert sides_title({"sides": "rhs"}) == "tails predicted"
+    assert sides_title({}) == "both sides"
+    assert sides_title({"sides": {"a": "lhs", "b": "both"}}) == "each relation's corrupted sides"
 
 
 def test_a_table_of_an_earlier_version_has_the_later_columns_empty():

@@ -1,4 +1,4 @@
-"""Sorted edges become files: with the ids that their numbers stand for, in order, and counted."""
+"""Sorted edges become files: with the ids at their indices, in order, and counted."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def sorted_pieces(size, seed, optional=("time", "split")):
 
 
 @pytest.mark.parametrize("ids", [["", "a", "a b", "b" * 5000, "ü", "日本"], [-(2**63), 7, 2**63 - 1]])
-def test_ids_are_those_of_their_numbers(tmp_path, monkeypatch, ids):
+def test_ids_are_those_at_their_indices(tmp_path, monkeypatch, ids):
     monkeypatch.setattr(edge_file, "IDS_AT_ONCE", 2)
     found = Ids(pa.array(ids, pa.large_string() if isinstance(ids[0], str) else pa.int64()))
-    numbers = np.random.default_rng(0).integers(len(ids), size=1000).astype(np.uint32)
-    expected = [ids[number] for number in numbers]
-    assert found.each(numbers).to_pylist() == expected
-    assert found.once(numbers).to_pylist() == expected
-    assert len(found.once(numbers).dictionary) == len(np.unique(numbers))
+    indices = np.random.default_rng(0).integers(len(ids), size=1000).astype(np.uint32)
+    expected = [ids[index] for index in indices]
+    assert found.each(indices).to_pylist() == expected
+    assert found.once(indices).to_pylist() == expected
+    assert len(found.once(indices).dictionary) == len(np.unique(indices))
     found.write(str(tmp_path / "ids.parquet"))
     assert pq.read_table(tmp_path / "ids.parquet").to_pydict() == {"id": ids}
 
 
 @pytest.mark.parametrize("named", ["few", "many", False])
-def test_the_file_holds_plain_ids_in_order_with_their_numbers_beside_and_all_is_counted(tmp_path, monkeypatch, named):
+def test_the_file_holds_plain_ids_in_order_with_their_indices_beside_and_all_is_counted(tmp_path, monkeypatch, named):
     monkeypatch.setattr(edge_file, "MOST_IN_DICTIONARY", 5 if named == "few" else 4)
     columns, pieces = sorted_pieces(300, seed=1)
     columns["time"][3] = np.iinfo(np.int64).min
@@ -71,9 +71,9 @@ def test_the_file_holds_plain_ids_in_order_with_their_numbers_beside_and_all_is_
     loops = columns["rel"][columns["lhs"] == columns["rhs"]]
     assert counts.edges.tolist() == np.bincount(columns["rel"], minlength=2).tolist()
     assert counts.loops.tolist() == np.bincount(loops, minlength=2).tolist()
-    numbers = pq.read_table(ends)
-    assert [str(field.type) for field in numbers.schema] == ["uint32", "uint32"]
-    assert all(np.array_equal(numbers[side].to_numpy(), columns[side]) for side in ("lhs", "rhs"))
+    indices = pq.read_table(ends)
+    assert [str(field.type) for field in indices.schema] == ["uint32", "uint32"]
+    assert all(np.array_equal(indices[side].to_numpy(), columns[side]) for side in ("lhs", "rhs"))
     groups = [
         [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         for file in (pq.ParquetFile(path), pq.ParquetFile(ends))

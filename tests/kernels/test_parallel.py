@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from twhin_pipeline.kernels import parallel, vector_kernels
-from twhin_pipeline.kernels.parallel import TeamLoop, floats, integers, number
+from twhin_pipeline.kernels.parallel import ParallelLoop, floats, integers, number
 
 
 @pytest.fixture(params=["team", "one thread", "no OpenMP"])
@@ -25,7 +25,7 @@ def threads(request, monkeypatch):
     torch.set_num_threads(before)
 
 
-@TeamLoop
+@ParallelLoop
 def mark(first: int, last: int, frame: int) -> None:
     visits, given = floats(frame, 0), integers(frame, 1)
     for i in range(first, last):

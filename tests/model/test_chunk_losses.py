@@ -155,9 +155,9 @@ def test_a_step_has_the_loss_and_gradients_of_one_whose_scores_are_kept(
     kept, expected = step(model, config, batch, loss)
     monkeypatch.setattr(chunk_losses, "suits", lambda chunks: True)
     outputs, found = step(model, config, batch, loss)
-    assert "counted" not in kept
+    assert "fused_loss" not in kept
     # Second operators with tails alone leave heads without candidates: there is nothing to count.
-    assert ("counted" in outputs) == (not (reciprocal and sides == "lhs"))
+    assert ("fused_loss" in outputs) == (not (reciprocal and sides == "lhs"))
     assert {f"{side}_logits" for side in batch.sides} <= kept.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
@@ -167,7 +167,7 @@ def test_validation_keeps_its_scores(monkeypatch):
     monkeypatch.setattr(chunk_losses, "suits", lambda chunks: True)
     config = tiny.config()
     outputs, _ = step(tiny.random_model(config), config, tiny.batch(0, config.model), "softmax", training=False)
-    assert "counted" not in outputs and {"lhs_logits", "rhs_logits"} <= outputs.keys()
+    assert "fused_loss" not in outputs and {"lhs_logits", "rhs_logits"} <= outputs.keys()
 
 
 @pytest.mark.parametrize("fields", [{"comparator": "l2"}, {}])
@@ -177,7 +177,7 @@ def test_what_is_no_product_or_no_sum_of_exponentials_is_scored_as_before(monkey
     config = tiny.config(**fields)
     wrapped = TwhinModelAndLoss(tiny.random_model(config), LOSSES[loss](LossConfig(name=loss)), config.model)
     _, outputs = wrapped(tiny.batch(0, config.model))
-    assert ("counted" in outputs) == (not fields and loss == "softmax")
+    assert ("fused_loss" in outputs) == (not fields and loss == "softmax")
 
 
 def test_blas_has_no_threads_of_its_own_while_torchs_call_it(monkeypatch, threads):

@@ -192,7 +192,7 @@ def test_rows_without_one_of_the_relations_are_refused():
 
 def test_rows_of_another_operator_are_refused():
     rows = scorer(reciprocal=True).state_rows()
-    with pytest.raises(UserError, match=f"likes has {DIM} operator parameters, and those given are {2 * DIM}"):
+    with pytest.raises(UserError, match=f"likes has {DIM} operator parameters, but the model to load has {2 * DIM}"):
         Scorer.from_rows(config().model, rows)
 
 

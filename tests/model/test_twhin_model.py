@@ -13,9 +13,11 @@ from twhin_pipeline.model import all_candidates, chunk_losses
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.operators import OPERATORS
+from twhin_pipeline.model.rows import Rows
 from twhin_pipeline.model.twhin_model import ModelAndLoss, TwhinModel, TwhinModelAndLoss
 from twhin_pipeline.sharding.optimizer import apply_optimizers, build_optimizer
 from twhin_pipeline.sharding.placement import init_tables, table_weights
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def config():
 
 @pytest.fixture
 def model(config):
-    made = TwhinModel(config.model, tiny.ROWS)
+    made = TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS))
     init_tables(made, seed=1)
     torch.manual_seed(0)
     for parameter in made.scorer.parameters():
@@ -258,8 +260,8 @@ def test_whole_tables_give_the_loss_and_gradients_of_rows_that_are_looked_up(mon
     loss, _ = wrapped(batch)
     want = gradients(model, loss)
     for table in config.model.table_names:
-        model.embeddings.embeddings[table].sparse = True
-    monkeypatch.setattr(TwhinModel, "lookup", lambda *_: pytest.fail("whole tables need no lookup"))
+        model.tables.table(table).sparse = True
+    monkeypatch.setattr(TwhinModel, "lookup", lambda *_: pytest.fail("rows should be read from the tables"))
     whole, _ = wrapped(batch)
     got = gradients(model, whole)
     assert torch.equal(whole, loss)
@@ -419,7 +421,7 @@ def test_the_penalty_pulls_on_entities_and_operators():
 
 def test_vectors_longer_than_max_norm_are_scaled_down_and_their_gradient_is_that_of_the_scaled():
     config = tiny.config(max_norm=1.0)
-    model = TwhinModel(config.model, tiny.ROWS)
+    model = TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS))
     init_tables(model, seed=0)
     ids = {"user": torch.tensor([0, 1, 2]), "item": torch.tensor([5])}
     table = table_weights(model)["user"]
@@ -504,7 +506,7 @@ def test_parameters_of_a_rank_whose_chunks_replace_one_side_all_have_a_gradient(
 @pytest.mark.parametrize("comparator", ["dot", "cosine"])
 def test_one_step_changes_looked_up_rows_and_relation_vectors_and_nothing_else(name, comparator):
     config = tiny.config(comparator=comparator)
-    model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
+    model = apply_optimizers(TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)), config.model)
     init_tables(model, seed=0)
     optimizer, schedule = build_optimizer(model, config.model)
     batch = tiny.batch(0, config.model)
@@ -554,3 +556,25 @@ def test_model_and_loss_joins_any_model_and_loss():
     assert loss.item() == pytest.approx(layer(x).mean().item() - 1)
     assert outputs["loss"] == loss
     assert not outputs["loss"].requires_grad
+
+
+class PlainTables:
+    """The least that a model needs of its tables: a module of the vectors, and their rows."""
+
+    def __init__(self, model: TwhinModel) -> None:
+        self.module = model.embeddings
+
+    def rows(self, ids: dict[str, torch.Tensor]) -> list[Rows]:
+        parameters = dict(self.module.named_parameters())
+        return [Rows(parameters[f"embeddings.{table}.weight"][rows]) for table, rows in ids.items()]
+
+
+def test_a_model_trains_the_same_with_any_object_that_looks_rows_up(config, model):
+    batch = tiny.batch(0, config.model)
+    expected, _ = trainable(model, config, "softmax")(batch)
+    want = gradients(model, expected)
+    model.use_tables(PlainTables(model))
+    loss, _ = trainable(model, config, "softmax")(batch)
+    got = gradients(model, loss)
+    assert torch.equal(loss, expected)
+    assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)

@@ -10,12 +10,12 @@ import optuna
 import pytest
 import yaml
 
-from assets import tune as tune_job
-from resources.configuration import ConfigurationResource
-from resources.launcher import LauncherResource
-from resources.store import StoreResource
-from resources.tracking import TrackingResource
 from twhin_pipeline import pipeline, tracking
+from twhin_pipeline._dagster.assets import tune as tune_job
+from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
+from twhin_pipeline._dagster.resources.launcher import LauncherResource
+from twhin_pipeline._dagster.resources.store import StoreResource
+from twhin_pipeline._dagster.resources.tracking import TrackingResource
 from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.config import as_override, load_config
 from twhin_pipeline.errors import UserError

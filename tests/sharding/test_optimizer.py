@@ -18,6 +18,7 @@ from twhin_pipeline.sharding.row_optimizers import (
     RowSgd,
     RowwiseAdagrad,
 )
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 
 ALGORITHMS = {
     "sgd": {"sgd": {"lr": 0.1}},
@@ -43,7 +44,7 @@ class Trained:
 
     def __init__(self, config):
         self.config = config
-        self.model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
+        self.model = apply_optimizers(TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)), config.model)
         init_tables(self.model, seed=0)
         self.optimizer, self.schedule = build_optimizer(self.model, config.model)
         self.trainable = TwhinModelAndLoss(self.model, LOSSES["softmax"](LossConfig()), config.model)
@@ -199,14 +200,14 @@ def test_each_group_follows_its_own_schedule_in_effect():
 
 def test_a_tables_step_is_its_rate_times_its_gradient():
     config = configured({"sgd": {"lr": 0.5}}, {"sgd": {"lr": 2.0}})
-    plain = TwhinModel(config.model, tiny.ROWS)
+    plain = TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS))
     init_tables(plain, seed=0)
     loss, _ = TwhinModelAndLoss(plain, LOSSES["softmax"](LossConfig()), config.model)(tiny.batch(0, config.model))
     loss.backward()
     trained = Trained(config)
     trained.step(0)
     for table, rate in (("user", 0.5), ("item", 2.0)):
-        weight = plain.embeddings.embeddings[table].weight
+        weight = plain.tables.table(table).weight
         torch.testing.assert_close(trained.tables()[table], (weight - rate * weight.grad).detach())
 
 
@@ -277,12 +278,14 @@ class TestGroups:
 
     def test_every_parameter_belongs_to_one_group(self):
         config = tiny.config()
-        names = [name for name, _ in TwhinModel(config.model, tiny.ROWS).named_parameters()]
+        names = [
+            name for name, _ in TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)).named_parameters()
+        ]
         assert sorted(assign_groups(names, config.model).values()) == ["item", "translation", "user"]
 
     def test_an_unmatched_parameter_is_an_error(self):
         config = tiny.config()
-        model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
+        model = apply_optimizers(TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)), config.model)
         model.extra = torch.nn.Linear(2, 2)
         with pytest.raises(ValueError, match=r"'extra\.weight' belongs to no group; .* user, item, translation"):
             build_optimizer(model, config.model)
@@ -299,7 +302,7 @@ class TestGroups:
     def test_tables_without_an_optimizer_are_an_error(self):
         config = tiny.config()
         with pytest.raises(ValueError, match=r"no optimizer on .*user.*; call apply_optimizers before"):
-            build_optimizer(TwhinModel(config.model, tiny.ROWS), config.model)
+            build_optimizer(TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)), config.model)
 
     def test_a_table_named_like_the_operators_group_is_refused(self):
         from twhin_pipeline.errors import UserError

@@ -171,7 +171,7 @@ def test_the_layout_that_a_plan_shows_beforehand_is_that_of_the_ranks(ranks, cas
 
 def test_off_distributed_the_plan_says_so(alone):
     plan = alone["cases"]["rowwise_adagrad row_wise"]["plan"]
-    assert plan == "one process without a process group: every table whole, user 9,001 x 8, item 5,003 x 8"
+    assert plan == "one process without a process group: tables are not sharded, user 9,001 x 8, item 5,003 x 8"
 
 
 def test_norms_are_sampled_of_every_shard_and_known_to_every_rank(alone, ranks):

@@ -7,61 +7,63 @@ import pytest
 import torch
 
 from twhin_pipeline.sharding import shared_tables
-from twhin_pipeline.sharding.shared_memory import Desk, File, laid_out
-from twhin_pipeline.sharding.shared_tables import _between, _Lying, _Offer, _reason_against
+from twhin_pipeline.sharding.shared_memory import GradientBuffer, SharedFile, buffer_views
+from twhin_pipeline.sharding.shared_tables import _between, _Offer, _reason_against, _RowAddresses
 
 GIB = 2**30
 
 
-def test_rows_are_found_in_the_shard_that_has_them():
+def test_rows_have_the_addresses_of_the_shard_that_has_them():
     shards = [torch.randn(4, 3), torch.randn(2, 3), torch.randn(5, 3)]
-    lying = _Lying([0, 4, 6], shards)
+    addresses = _RowAddresses([0, 4, 6], shards)
     rows = torch.arange(11)
     expected = [shard.data_ptr() + 12 * i for shard in shards for i in range(len(shard))]
-    assert lying.addresses(rows).tolist() == expected
-    assert lying.addresses(rows[[1, 5, 10]]).tolist() == [expected[i] for i in (1, 5, 10)]
-    assert lying.addresses(rows[:0]).tolist() == []
+    assert addresses.of(rows).tolist() == expected
+    assert addresses.of(rows[[1, 5, 10]]).tolist() == [expected[i] for i in (1, 5, 10)]
+    assert addresses.of(rows[:0]).tolist() == []
 
 
 @pytest.mark.parametrize("rows", [[-1, 3], [3, 6]])
 def test_a_row_that_no_shard_has_is_refused(rows):
     with pytest.raises(IndexError, match=f"rows {rows[0]} to {rows[1]} of a table that has 6"):
-        _Lying([0, 4], [torch.zeros(4, 3), torch.zeros(2, 3)]).addresses(torch.tensor(rows))
+        _RowAddresses([0, 4], [torch.zeros(4, 3), torch.zeros(2, 3)]).of(torch.tensor(rows))
 
 
-def laid(desk: Desk, counts: list[int], seed: int) -> tuple[File, list[torch.Tensor], list[torch.Tensor]]:
+def written(
+    buffer: GradientBuffer, counts: list[int], seed: int
+) -> tuple[SharedFile, list[torch.Tensor], list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     ids = [torch.arange(count) * 3 for count in counts]
     gradients = [torch.randn(count, 5, generator=generator) for count in counts]
-    return desk.lay(ids, gradients), ids, gradients
+    return buffer.write(ids, gradients), ids, gradients
 
 
-def test_another_process_reads_from_a_desk_what_was_laid_there_though_it_grows():
-    desk, files = Desk(), []
+def test_a_buffer_returns_what_was_written_and_grows_where_it_is_too_small():
+    buffer, files = GradientBuffer(), []
     for seed, counts in enumerate([[0, 0, 0], [3, 0, 2], [4000, 50, 1]]):
-        file, ids, gradients = laid(desk, counts, seed)
-        found_ids, found = laid_out(file.open(), sum(counts), 5)
-        assert torch.equal(found_ids, torch.cat(ids))
-        assert torch.equal(found, torch.cat(gradients))
+        file, ids, gradients = written(buffer, counts, seed)
+        got_ids, got = buffer_views(file.open(), sum(counts), 5)
+        assert torch.equal(got_ids, torch.cat(ids))
+        assert torch.equal(got, torch.cat(gradients))
         files.append(file)
-    assert files[0] == files[1] != files[2], "a desk is made anew where it is too small, and only there"
+    assert files[0] == files[1] != files[2], "a buffer is allocated again only where it is too small"
 
 
-def test_gradients_written_to_their_room_are_laid_without_a_copy():
-    desk = Desk()
-    room = desk.room(5, 4)
-    room.copy_(torch.arange(20.0).view(5, 4))
-    file = desk.lay([torch.tensor([1, 7]), torch.tensor([0, 2, 3])], list(room.split([2, 3])))
-    ids, vectors = laid_out(file.open(), 5, 4)
+def test_gradients_that_are_in_the_buffer_already_are_not_copied():
+    buffer = GradientBuffer()
+    memory = buffer.gradients(5, 4)
+    memory.copy_(torch.arange(20.0).view(5, 4))
+    file = buffer.write([torch.tensor([1, 7]), torch.tensor([0, 2, 3])], list(memory.split([2, 3])))
+    ids, vectors = buffer_views(file.open(), 5, 4)
     assert ids.tolist() == [1, 7, 0, 2, 3]
-    assert torch.equal(vectors, room)
-    assert desk.room(5, 4).data_ptr() == room.data_ptr()
+    assert torch.equal(vectors, memory)
+    assert buffer.gradients(5, 4).data_ptr() == memory.data_ptr()
 
 
 def test_a_descriptor_that_is_another_file_now_is_not_read(tmp_path):
     wanted = os.memfd_create("wanted")
     os.ftruncate(wanted, 64)
-    file = File.of(wanted, 64)
+    file = SharedFile.of(wanted, 64)
     os.close(wanted)
     other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
     try:

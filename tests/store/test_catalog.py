@@ -42,7 +42,7 @@ def test_views_show_one_snapshot_or_all(tmp_path, remote):
     listed = con.execute("SELECT asset, snapshot, rows FROM tables ORDER BY asset").fetchall()
     assert listed == [
         ("raw_edges", "2024-02-01", 2),
-        ("twhin_model", "2024-02-01", 4),
+        ("twhin_model", "2024-02-01", 3),
         ("vocabulary/user", "2024-02-01", 1),
     ]
 

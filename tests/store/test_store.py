@@ -58,12 +58,12 @@ def test_a_writer_that_is_killed_leaves_nothing_a_reader_would_take_for_finished
 
 
 def test_a_rerun_replaces_a_table_whole_and_leaves_other_folders(store):
-    write(store, [1, 2, 3], asset="twhin_model")
-    keep = store.path("twhin_model", S, "checkpoints", "abc", "x")
-    store.fs.makedirs(store.path("twhin_model", S, "checkpoints", "abc"), exist_ok=True)
+    write(store, [1, 2, 3])
+    keep = store.path("raw_edges", S, "checkpoints", "abc", "x")
+    store.fs.makedirs(store.path("raw_edges", S, "checkpoints", "abc"), exist_ok=True)
     store.fs.pipe_file(keep, b"1")
-    write(store, [4], asset="twhin_model")
-    assert store.read("twhin_model", S)["a"].to_pylist() == [4]
+    write(store, [4])
+    assert store.read("raw_edges", S)["a"].to_pylist() == [4]
     assert len(everything(store)) == 3 and store.fs.exists(keep)
 
 
@@ -74,6 +74,33 @@ def test_processes_can_fill_one_version_together(store):
     draft.write(pa.table({"a": [1, 2]}), "part-00000.parquet")
     draft.commit(config_hash="c", parents={})
     assert store.read("embeddings/user", S)["a"].to_pylist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("view", [None, "refit"])
+def test_a_models_manifest_describes_its_vectors_and_lists_its_other_parts_apart(store, view):
+    """Rows once were those of losses and vectors together, and the columns those of the losses."""
+    store = store.seen_as(view)
+    with store.replace("twhin_model", S, config_hash="c") as draft:
+        draft.write(pa.table({"step": [1, 2, 3], "loss": [0.3, 0.2, 0.1]}), "losses.parquet")
+        draft.write(pa.table({"row": [0, 1], "embedding": [[1.0], [2.0]]}), "tables/user/part-00000.parquet")
+        draft.write(pa.table({"row": [0], "embedding": [[3.0]]}), "tables/item/part-00000.parquet")
+    manifest = store.manifest("twhin_model", S)
+    assert manifest.rows == 3 and list(manifest.schema) == ["row", "embedding"]
+    assert manifest.parts == {"losses": {"rows": 3, "schema": {"step": "int64", "loss": "double"}}}
+    assert store.read("twhin_model", S)["embedding"].to_pylist() == [[3.0], [1.0], [2.0]]
+    assert [path.rpartition("/")[2] for path in store.part_files(manifest).values()] == ["losses.parquet"]
+
+
+def test_a_version_has_passed_once_its_checks_ran_and_none_failed_and_a_new_version_has_not(store):
+    write(store, [1])
+    manifest = store.manifest("raw_edges", S)
+    assert not store.has_passed(manifest)
+    store.note_checks(manifest, ["edges_unique"])
+    assert not store.has_passed(manifest)
+    store.note_checks(manifest, [])
+    assert store.has_passed(manifest) and store.read("raw_edges", S)["a"].to_pylist() == [1]
+    write(store, [2])
+    assert not store.has_passed(store.manifest("raw_edges", S))
 
 
 def test_a_missing_table_names_the_command_that_makes_it(store):

@@ -14,6 +14,7 @@ from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding import placement
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.sharding.optimizer import apply_optimizers
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 
 # A shard is several blocks, and some rows have no entity.
 ROWS, ENTITIES = {"user": 901, "item": 503}, {"user": 890, "item": 200}
@@ -22,7 +23,7 @@ ROWS, ENTITIES = {"user": 901, "item": 503}, {"user": 890, "item": 200}
 def main() -> None:
     """Gather by both layouts and in both types; fail where a row is not that of an unsharded table."""
     config = tiny.config().model
-    whole = TwhinModel(config, ROWS)
+    whole = TwhinModel(config, UnshardedTables(config, ROWS))
     placement.init_tables(whole, seed=3)
     expected = placement.table_weights(whole)
     dist.init_process_group("gloo")
@@ -30,7 +31,7 @@ def main() -> None:
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), control)
     placement.BLOCK_ROWS = 100
     for layout in ("row_wise", "table_wise"):
-        model = apply_optimizers(TwhinModel(config, ROWS), config)
+        model = apply_optimizers(TwhinModel(config, UnshardedTables(config, ROWS)), config)
         sharded = placement.maybe_shard_model(model, "cpu", LaunchConfig(nproc_per_node=2, sharding=layout))
         placement.init_tables(sharded, seed=3)
         for table, weight in placement.table_weights(sharded).items():

@@ -10,6 +10,7 @@ import small_store
 from small_store import NUM, RELATIONS, SNAPSHOT, Small
 
 from twhin_pipeline.evaluation import baselines
+from twhin_pipeline.training_set.known_edges import KnownEdges
 
 OPTIONS = {"hits_at": [1, 5], "recall_at": [3, 10], "auc_negatives": 4}
 
@@ -40,6 +41,12 @@ def loop(small: Small, score: Callable[[int, int, int], float]) -> dict[tuple[st
                 ranks.append(1 + sum(s > true for s in rivals) + sum(s == true for s in rivals) / 2)
             found.setdefault((name, side), []).append(tuple(ranks))
     return found
+
+
+def pairs_of(known: KnownEdges) -> list[tuple[int, int]]:
+    """Return (entity, neighbor) of each known edge, in order."""
+    entities = np.repeat(known.entities, np.diff(known.start))
+    return list(zip(entities.tolist(), known.neighbors.tolist(), strict=True))
 
 
 def plain_similarity(weights: np.ndarray) -> np.ndarray:

@@ -21,9 +21,9 @@ from plain_batches import assemble, of_sample
 from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.config.training import LaunchConfig, LossConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.evaluation.metrics import create_metrics
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
+from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.sharding.optimizer import _leaves, apply_optimizers, build_optimizer
 from twhin_pipeline.sharding.placement import (
     init_tables,
@@ -34,6 +34,8 @@ from twhin_pipeline.sharding.placement import (
     unwrapped,
 )
 from twhin_pipeline.sharding.shared_tables import _Part
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
+from twhin_pipeline.training.validation import SampledScores
 
 # Beyond one block of initial vectors, so that shards begin and end inside blocks.
 ROWS = {"user": 9001, "item": 5003}
@@ -109,7 +111,7 @@ def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
     """Train a few steps, only rank 0 having edges in the first and the last but one; return what can be seen."""
     grouped = dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
-    model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
+    model = apply_optimizers(TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)), config.model)
     sharded = maybe_shard_model(model, "cpu", LaunchConfig(nproc_per_node=world_size, sharding=sharding))
     init_tables(sharded, seed=3)
     first = {table: gathered(weight) for table, weight in table_weights(sharded).items()}
@@ -206,15 +208,14 @@ def gathered(weight: Any) -> list[list[float]]:
 
 
 def metrics() -> dict[str, float]:
-    """Each rank has its own share of 1,000 examples."""
+    """AUC and RCE of 300 positives and 700 negatives, of which each rank has its own part: rank 1 has no positive."""
     grouped = dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
     generator = torch.Generator().manual_seed(0)
-    p, w = torch.rand(1000, generator=generator), torch.rand(1000, generator=generator)
-    y = (torch.rand(1000, generator=generator) < p).float()
-    made = create_metrics("cpu")
-    made.update(p[rank::world_size], y[rank::world_size], w[rank::world_size])
-    return {name: value.item() for name, value in made.compute().items()}
+    positive, negative = torch.randn(300, generator=generator) + 1, torch.randn(700, generator=generator)
+    scores = SampledScores(Ranks(rank, world_size, torch.device("cpu"), dist.group.WORLD if grouped else None))
+    scores.add(positive if rank == 0 else positive[:0], negative[rank::world_size])
+    return scores.metrics()
 
 
 def refusals() -> dict[str, str]:
@@ -226,7 +227,7 @@ def refusals() -> dict[str, str]:
         ("rmsprop", configured({"rmsprop": {"lr": 0.1}}), LaunchConfig()),
     ):
         try:
-            model = apply_optimizers(TwhinModel(config.model, tiny.ROWS), config.model)
+            model = apply_optimizers(TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)), config.model)
             maybe_shard_model(model, "cpu", launch)
         except UserError as error:
             told[name] = str(error)

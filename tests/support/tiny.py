@@ -13,6 +13,7 @@ from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding.placement import init_tables
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 
 ROWS = {"user": 24, "item": 33}
 DIM = 8
@@ -32,7 +33,7 @@ def config(**model: Any) -> TwhinConfig:
 
 def random_model(config: TwhinConfig) -> TwhinModel:
     """A model whose vectors and operators are drawn, so that none is where it begins."""
-    made = TwhinModel(config.model, ROWS)
+    made = TwhinModel(config.model, UnshardedTables(config.model, ROWS))
     init_tables(made, seed=1)
     torch.manual_seed(0)
     for parameter in made.scorer.parameters():

@@ -1,4 +1,4 @@
-"""Edges are encoded as by a plain loop, and their numbers are those that releases before gave them."""
+"""Edges are encoded as by a plain loop, and their hashes are those that releases before gave them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from random_edges import RELATION_SIDES, random_edges
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph import raw_edges, vocabulary
-from twhin_pipeline.graph.numbered_edges import NumberedEdges
+from twhin_pipeline.graph.edge_file import IndexedEdges
 from twhin_pipeline.store import Store
 from twhin_pipeline.training_set.encoding import Encoder
 from twhin_pipeline.training_set.leakage import Leakage
@@ -24,7 +24,7 @@ def text_hash(text):
     return int.from_bytes(hashlib.md5(text.encode()).digest()[8:], "little")
 
 
-def number_of(lhs, rel, rhs, seed=0):
+def hash_of(lhs, rel, rhs, seed=0):
     turned = text_hash(rhs)
     turned = (turned >> 29) | ((turned & (2**29 - 1)) << 35)
     joined = text_hash(lhs) ^ text_hash(f"{seed}/{rel}") ^ turned
@@ -54,7 +54,7 @@ def test_edges_are_encoded_as_by_a_loop(tmp_path, monkeypatch, seed):
     for raw in rows_of(store, "raw_edges"):
         rel = config.model.relation_names.index(raw["rel"])
         ends = [rows[kind].get(raw[side], -1) for kind, side in zip(RELATION_SIDES[rel], ("lhs", "rhs"), strict=True)]
-        expected.append((rel, *ends, number_of(raw["lhs"], raw["rel"], raw["rhs"], seed)))
+        expected.append((rel, *ends, hash_of(raw["lhs"], raw["rel"], raw["rhs"], seed)))
     assert found == expected
     assert lost == sum(-1 in edge[1:3] for edge in expected) > 0
     assert encoder.counts.tolist() == [sum(edge[0] == rel for edge in expected) for rel in range(3)]
@@ -79,7 +79,7 @@ def test_leakage_is_counted_as_by_a_loop(tmp_path, sizes):
     held["part"] = 1 + np.arange(len(others)) % 2
     leakage = Leakage(held, ends)
     for rel, lhs, rhs in training:
-        leakage.meet(rel, np.array([lhs]), np.array([rhs]))
+        leakage.add(rel, np.array([lhs]), np.array([rhs]))
     kinds = [tuple(int(types[rel]) for types in ends.types) for rel in range(3)]
     pairs = {(kinds[rel], lhs, rhs) for rel, lhs, rhs in training}
     names = config.model.relation_names
@@ -95,12 +95,12 @@ def test_leakage_is_counted_as_by_a_loop(tmp_path, sizes):
     assert some > 0 or sizes[0] > 6
 
 
-def test_raw_edges_without_numbers_are_to_be_made_again(tmp_path):
+def test_raw_edges_without_indices_are_to_be_made_again(tmp_path):
     store = Store(str(tmp_path))
     config = make_config(write(tmp_path / "e.parquet", random_edges(10)))
     with store.replace("raw_edges", SNAPSHOT, config_hash="before") as draft:
         draft.details = {"edges_per_relation": {}}
-    with pytest.raises(UserError, match=f"lacks the numbers of its ids.*twhin ingest --snapshot {SNAPSHOT}"):
-        NumberedEdges(store, SNAPSHOT)
-    with pytest.raises(UserError, match="lacks the numbers of its ids"):
+    with pytest.raises(UserError, match=f"lacks the indices of its ids.*twhin ingest --snapshot {SNAPSHOT}"):
+        IndexedEdges(store, SNAPSHOT)
+    with pytest.raises(UserError, match="lacks the indices of its ids"):
         vocabulary.build(config, store, SNAPSHOT)

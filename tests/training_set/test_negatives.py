@@ -19,7 +19,7 @@ from twhin_pipeline.graph import raw_edges, vocabulary
 from twhin_pipeline.kernels import sampling_kernels
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.dataset import EdgesDataset
-from twhin_pipeline.training_set import negatives, truth
+from twhin_pipeline.training_set import negatives
 from twhin_pipeline.training_set.positives import ASSETS, build_positives
 
 SMALL = {"global_negatives": 12, "in_batch_negatives": 6}
@@ -117,7 +117,7 @@ def test_masks_are_exactly_the_true_edges_or_those_of_the_chunk(tmp_path, chunk_
 @pytest.mark.parametrize("cost", [0, 1, 10**6])
 def test_pairs_are_the_same_however_they_are_searched(tmp_path, monkeypatch, cost):
     """Expanding neighbours and probing pairs must agree; a cost of 0 probes all, one of 10^6 expands all."""
-    monkeypatch.setattr(truth, "PROBE_COST", cost)
+    monkeypatch.setattr(negatives, "PROBE_COST", cost)
     config = make(tmp_path, random_edges(700, users=25, items=15), negatives={"chunk_size": 50, "epochs": 2})
     store = store_at(tmp_path)
     build(config, store)

@@ -102,7 +102,7 @@ def test_a_remote_store_and_small_buckets_give_the_same_tables(tmp_path, monkeyp
     config = make_config(write(tmp_path / "e.parquet", random_edges(1000)))
     store = store_at(tmp_path)
     build(config, store)
-    for module in ("buckets", "edge_sort"):
+    for module in ("training_set.shuffle", "graph.edge_sort"):
         monkeypatch.setattr(f"twhin_pipeline.{module}.EDGES_PER_BUCKET", 50)
     remote = Store(f"memory://{uuid.uuid4().hex}")
     build(config, remote)

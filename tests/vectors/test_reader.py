@@ -21,6 +21,7 @@ from twhin_pipeline.evaluation.evaluate import evaluate
 from twhin_pipeline.model.comparators import COMPARATORS
 from twhin_pipeline.model.operators import OPERATORS
 from twhin_pipeline.model.twhin_model import TwhinModel
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.vectors.export import export
 from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
 
@@ -38,10 +39,10 @@ def make(tmp_path, model=None, **options) -> tuple[Small, TwhinEmbeddings]:
 )
 def test_serving_scores_equal_those_of_the_training_forward_pass(tmp_path, model):
     small, served = make(tmp_path, model)
-    trained = TwhinModel(small.config.model, NUM)
+    trained = TwhinModel(small.config.model, UnshardedTables(small.config.model, NUM))
     with torch.no_grad():
         for name, vectors in small.vectors.items():
-            trained.embeddings.embeddings[name].weight.copy_(torch.from_numpy(vectors))
+            trained.tables.table(name).weight.copy_(torch.from_numpy(vectors))
     trained.scorer.load_rows(small.scorer.state_rows())
     none, masks = np.empty(0, np.int64), np.empty((0, 2), np.int64)
     for number, (name, (lhs, rhs)) in enumerate(small_store.RELATIONS.items()):

@@ -1,14 +1,13 @@
 """The views that the checks' SQL reads.
 
-`relation(rel, name, lhs, rhs, operator, sides, divided)` (sides: those that are replaced, 0 lhs, 1 rhs; divided: its
-edges may be held out), `entity(entity, size, asked)` (asked: the check is about this entity type),
-`floors(metric, least)`, `must_beat(baseline)`, `detail(key, value)` (numbers of the checked table's manifest), and from
-the store `raw_edges`, `dated_edges(lhs, rel, rhs, first_time)` (none, unless the split goes by time),
-`raw_edges_rejected`,
-`previous_edges(rel)`, `source(source, read, max_rejected_share)`, `kept_share(rel, share)`,
-`vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`, `held_out(split, …)`, `losses`,
-`model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding, trained_edges)`,
-`embedding_relation`.
+`relation(rel, name, lhs, rhs, operator, side, sides, divided)` (side: which is corrupted, `lhs`, `rhs` or `both`;
+sides: the same as numbers, 0 lhs, 1 rhs; divided: its edges may be held out), `entity(entity, size, asked)` (asked: the
+check is about this entity type), `floors(metric, least)`, `must_beat(baseline)`, `detail(key, value)` (numbers of the
+checked table's manifest), and from the store `raw_edges`, `dated_edges(lhs, rel, rhs, first_time)` (none, unless the
+split goes by time), `raw_edges_rejected`, `previous_edges(rel)`, `source(source, read, max_rejected_share)`,
+`kept_share(rel, share)`, `vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`,
+`held_out(split, …)`, `losses`, `model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding,
+trained_edges)`, `embedding_relation`.
 
 What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked
 edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `pools` (the checked negatives),
@@ -27,8 +26,8 @@ from twhin_pipeline.config.data import SourceConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.results import LEAST_EDGES
 from twhin_pipeline.store import database
-from twhin_pipeline.training_set.negatives import sides_of
 from twhin_pipeline.training_set.split import splittable
+from twhin_pipeline.words import SIDES, sides_word
 
 if TYPE_CHECKING:
     import duckdb
@@ -99,12 +98,14 @@ class _Views:
     def _config_tables(self) -> None:
         model = self.config.model
         divided = splittable(self.config).tolist()
-        each = zip(model.relations, sides_of(self.config), divided, strict=True)
-        rows = [
-            f"({i}, {_text(r.name)}, {_text(r.lhs)}, {_text(r.rhs)}, {_text(r.operator)}, {list(s)}::TINYINT[], {d})"
-            for i, (r, s, d) in enumerate(each)
-        ]
-        names = "rel, name, lhs, rhs, operator, sides, divided"
+        corrupted = self.config.corrupted_sides
+        rows = []
+        for rel, (relation, is_divided) in enumerate(zip(model.relations, divided, strict=True)):
+            sides = corrupted[relation.name]
+            numbers = [SIDES.index(side) for side in sides]
+            texts = map(_text, (relation.name, relation.lhs, relation.rhs, relation.operator, sides_word(sides)))
+            rows.append(f"({rel}, {', '.join(texts)}, {numbers}::TINYINT[], {is_divided})")
+        names = "rel, name, lhs, rhs, operator, side, sides, divided"
         self._table("relation", f"SELECT * FROM (VALUES {', '.join(rows)}) t({names})")
         floors = [f"({_text(metric)}, {least!r}::DOUBLE)" for metric, least in self.config.evaluation.floors.items()]
         self._table("floors", f"SELECT * FROM (VALUES {', '.join([*floors, '(NULL, NULL)'])}) t(metric, least) "
@@ -116,9 +117,8 @@ class _Views:
         self._variable("must_beat_tolerance", f"{evaluation.must_beat_tolerance!r}::DOUBLE")
         self._variable("chief_metric", _text(evaluation.chief_metric))
         self._variable("least_edges", str(LEAST_EDGES))
-        replaced = set(sides_of(self.config))
-        overall_side = "lhs" if replaced == {(0,)} else "rhs" if replaced == {(1,)} else "both"
-        self._variable("overall_side", _text(overall_side))
+        of_any = {side for sides in corrupted.values() for side in sides}
+        self._variable("overall_side", _text(sides_word(of_any)))
         data = self.config.train_data if self.table.startswith("training_set") else self.config.validation_data
         pool = 0 if data.global_negatives == "all" else data.global_negatives
         by_degree = round(pool * self.config.negatives.degree_share)
@@ -291,16 +291,18 @@ class _Views:
         if self.table != "twhin_model":
             return
         manifest = self.store.manifest("twhin_model", self.snapshot)
+        files, parts = self.store.files_of(manifest), self.store.part_files(manifest)
+
+        def part(name: str, empty: str) -> str:
+            return self._scan([parts[name]] if name in parts else [], empty)
+
+        self._view("losses", f"SELECT * FROM {part('losses', '0 AS step, 0 AS epoch, 0.0 AS loss')}")
+        self._view("model_relation", f"SELECT relation FROM {part('relations', chr(39) * 2 + ' AS relation')}")
         base = self.store.path("twhin_model", self.snapshot, manifest.version)
-        files = [f["path"] for f in manifest.files if f["path"].endswith(".parquet")]
-        losses = [f"{base}/{path}" for path in files if path == "losses.parquet"]
-        self._view("losses", f"SELECT * FROM {self._scan(losses, '0 AS step, 0 AS epoch, 0.0 AS loss')}")
-        relations = [f"{base}/{path}" for path in files if path == "relations.parquet"]
-        self._view("model_relation", f"SELECT relation FROM {self._scan(relations, chr(39) * 2 + ' AS relation')}")
         rows = []
         for entity in self.config.model.table_names:
-            parts = [f"{base}/{path}" for path in files if path.startswith(f"tables/{entity}/")]
-            rows.append(f"SELECT {_text(entity)} AS entity, row FROM {self._scan(parts, '0 AS row')}")
+            own = [path for path in files if path.startswith(f"{base}/tables/{entity}/")]
+            rows.append(f"SELECT {_text(entity)} AS entity, row FROM {self._scan(own, '0 AS row')}")
         self._view("model_row", " UNION ALL ".join(rows))
 
     def _results(self) -> None:

@@ -2,13 +2,13 @@
 
 A check's query returns what is wrong. Where its result has a column `ok`, it returns what it measured, and the rows
 whose `ok` is not true are wrong. The comment at the head of the file is the check's description.
-Every query sees the same views, made here: see `audit.prepare`.
+Every query sees the same views, made here: see `check_views.prepare`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.store import Store
 
-"""A table that there is only where `split.repeats` asks for it."""
 SHOWN_ROWS = 1_000
 """At most so many offending rows are returned; all are counted."""
 
@@ -138,6 +137,37 @@ def of_tables(config: TwhinConfig, tables: Iterable[str]) -> list[tuple[Check, s
     return [(check, table) for check in CHECKS.values() for table in check.tables_of(config) if table in wanted]
 
 
+def results(
+    config: TwhinConfig, store: Store, snapshot: str, table: str, names: Collection[str] | None = None
+) -> Iterator[tuple[Check, CheckResult]]:
+    """Run a table's checks, or those of `names`, on views that are made once for all of them.
+
+    Once all blocking checks have run, or one has failed, the store notes it with the version (`Store.has_passed`).
+
+    Raises:
+        UserError: The table, or one that a check reads, is missing, or the memory limit is too low.
+    """
+    from twhin_pipeline.checks import check_views
+    from twhin_pipeline.store.database import explained
+
+    of_table = [check for check, _ in of_tables(config, [table])]
+    wanted = [check for check in of_table if names is None or check.name in names]
+    if not wanted:
+        return
+    manifest = store.manifest(table, snapshot)
+    failed = []
+    with explained(f"checks of {table}"), check_views.prepare(config, store, snapshot, table) as con:
+        for check in wanted:
+            with explained(f"check {check.name} of {table}"):
+                result = _run(con, check, config, table, time.perf_counter())
+            if check.blocking and not result.passed:
+                failed.append(check.name)
+                store.note_checks(manifest, failed)
+            yield check, result
+    if {check.name for check in of_table if check.blocking} <= {check.name for check in wanted}:
+        store.note_checks(manifest, failed)
+
+
 def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str | None = None) -> CheckResult:
     """Run a check on one of its tables or, without `table`, on all of them.
 
@@ -145,21 +175,14 @@ def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str 
         UserError: There is no such check, it is not about `table`, a table that it reads is missing, or the memory
             limit is too low.
     """
-    from twhin_pipeline.checks import check_views
-    from twhin_pipeline.store.database import explained
-
     if name not in CHECKS:
         raise UserError(unknown("check", name, CHECKS))
-    check = CHECKS[name]
-    tables = check.tables_of(config)
+    tables = CHECKS[name].tables_of(config)
     if table is not None and table not in tables:
         raise UserError(f"check {name}: {unknown('table', table, tables)}")
-    results = []
-    for one in [table] if table is not None else tables:
-        started = time.perf_counter()
-        with explained(f"check {name} of {one}"), check_views.prepare(config, store, snapshot, one) as con:
-            results.append(_run(con, check, config, one, started))
-    return results[0] if len(results) == 1 else _combine(results, tables)
+    asked = [table] if table is not None else tables
+    found = [result for one in asked for _, result in results(config, store, snapshot, one, [name])]
+    return found[0] if len(found) == 1 else _combine(found, tables)
 
 
 def run_blocking(config: TwhinConfig, store: Store, snapshot: str, tables: Iterable[str]) -> list[str]:
@@ -168,28 +191,25 @@ def run_blocking(config: TwhinConfig, store: Store, snapshot: str, tables: Itera
     Raises:
         UserError: A blocking check failed; the message shows the first offending rows.
     """
-    from twhin_pipeline.checks import check_views
-    from twhin_pipeline.store.database import explained
+    notes = []
+    for table in tables:
+        for check, result in results(config, store, snapshot, table):
+            if result.passed:
+                continue
+            line = f"check {check.name} of {table} ({snapshot}) failed: {check.description}"
+            if check.blocking:
+                raise UserError(f"{line}\n{rows_as_markdown(result.offending, 5)}\nMend the cause and run it again.")
+            notes.append(f"{line} {_first(result.offending)}".rstrip())
+    return notes
 
-    asked = of_tables(config, tables)
-    notes: dict[int, str] = {}
-    # Table by table, so that what a table's checks have in common is made once.
-    for one in dict.fromkeys(table for _, table in asked):
-        with explained(f"checks of {one}"), check_views.prepare(config, store, snapshot, one) as con:
-            for number, (check, table) in enumerate(asked):
-                if table != one:
-                    continue
-                with explained(f"check {check.name} of {one}"):
-                    result = _run(con, check, config, one, time.perf_counter())
-                if result.passed:
-                    continue
-                line = f"check {check.name} of {table} ({snapshot}) failed: {check.description}"
-                if check.blocking and check.severity == "ERROR":
-                    raise UserError(
-                        f"{line}\n{rows_as_markdown(result.offending, 5)}\nMend the cause and run it again."
-                    )
-                notes[number] = f"{line} {_first(result.offending)}".rstrip()
-    return [notes[number] for number in sorted(notes)]
+
+def require_passed(config: TwhinConfig, store: Store, snapshot: str, tables: Iterable[str]) -> None:
+    """Run the checks of those of `tables` whose present version is not known to have passed them.
+
+    Raises:
+        UserError: A blocking check failed, or a table is missing.
+    """
+    run_blocking(config, store, snapshot, [t for t in tables if not store.has_passed(store.manifest(t, snapshot))])
 
 
 def _run(con: duckdb.DuckDBPyConnection, check: Check, config: TwhinConfig, table: str, started: float) -> CheckResult:

@@ -105,8 +105,9 @@ def mlflow(
     """Serve MLflow's pages about the store's runs."""
     import os
 
-    from twhin_pipeline import tracking
+    from twhin_pipeline import extras, tracking
 
+    extras.need("mlflow", "this command")
     store = open_store(home)
     uri = tracking.uri(store)
     if uri.startswith(("http://", "https://", "databricks")):

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from twhin_pipeline import extras
 from twhin_pipeline.cli.arguments import to_stderr
+from twhin_pipeline.cli.checks import commands as check_commands
 from twhin_pipeline.cli.look import commands as look_commands
 from twhin_pipeline.cli.operate import commands as operate_commands
 from twhin_pipeline.cli.run import commands as run_commands
@@ -43,7 +45,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _commands in (start_commands, run_commands, look_commands, use_commands, operate_commands):
+for _commands in (start_commands, run_commands, check_commands, look_commands, use_commands, operate_commands):
     app.add_typer(_commands)
 
 
@@ -96,6 +98,9 @@ def _exit_code(error: Exception) -> int:
 
     Names, because importing the errors' modules would slow the start.
     """
+    if isinstance(error, ModuleNotFoundError) and (lacking := extras.missing(error.name)) is not None:
+        to_stderr(str(lacking))
+        return 2
     names = {kind.__name__ for kind in type(error).__mro__}
     if "ClickException" in names:
         usage = getattr(error, "ctx", None)

@@ -29,7 +29,8 @@ def run_command(
 ) -> None:
     """Run the whole chain, with its checks.
 
-    The stages are ingest, vocabulary, sample, train, evaluate, refit and export. A failed blocking check ends the run.
+    The stages are ingest, vocabulary, sample, train, evaluate, refit, export and publish. A failed blocking check
+    ends the run.
     """
     from twhin_pipeline import pipeline
     from twhin_pipeline.views import console, summary
@@ -104,6 +105,7 @@ STAGE_HELP = {
     "evaluate": "Measure the model on held-out edges.",
     "refit": "Train once more, on all edges.",
     "export": "Write embedding tables by id.",
+    "publish": "Register the model and refresh the catalog.",
 }
 for _name, _text in STAGE_HELP.items():
     _stage_command(_name, _text)

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import fsspec
 
+from twhin_pipeline.config.bundled import CONFIGS
 from twhin_pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from twhin_pipeline.store import Store
 
 RECORD = "configuration.json"
-BUNDLED = Path(__file__).resolve().parents[2] / "configs"
 LARGEST = 1 << 20
 """A larger file is no configuration, bytes."""
 
@@ -41,7 +41,7 @@ class Record:
 
 def bundled() -> dict[str, str]:
     """Return the paths of the bundled configurations by name, such as `debian`."""
-    return {path.stem: str(path) for path in sorted(BUNDLED.glob("*.yaml"))}
+    return {path.stem: str(path) for path in sorted(CONFIGS.glob("*.yaml"))}
 
 
 def named(path: str) -> str:

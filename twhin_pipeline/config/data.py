@@ -270,7 +270,7 @@ class NegativesConfig(Section):
     alpha: float = Field(0.75, ge=0, le=2)
     """The exponent of the degree (word2vec's is 0.75)."""
     sides: Literal["both", "lhs", "rhs"] = "both"
-    """Which side of an edge is replaced: `rhs` gives false tails only."""
+    """Which side of an edge is corrupted (replaced by negatives): `rhs` gives false tails only."""
     mask: Literal["known", "own"] = "known"
     """Which true edges are not taken for false ones in training: `known`, all training edges; `own`, those of the same
     chunk, as 1-vs-all has it: then the true tails of a query compete with each other, and one that is yet unknown is

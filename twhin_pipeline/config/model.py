@@ -137,7 +137,7 @@ class Relation(Section):
     (A x), `affine` (A x + b), `complex_diagonal` (complex x * r; the first half of a vector is real, the second
     imaginary) or `rotation` (the same, of modulus 1)."""
     sides: Literal["both", "lhs", "rhs"] | None = None
-    """Which side of this relation's edges is replaced; left out, as `negatives.sides` says."""
+    """Which side of this relation's edges is corrupted; left out, as `negatives.sides` says."""
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Factor on the loss of this relation's edges."""
 

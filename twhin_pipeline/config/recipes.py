@@ -211,11 +211,17 @@ class _Values:
         """Set a field of every relation that does not say it."""
         self._choose_in(self.data["model"]["relations"], "model.relations", field_, value, reason)
 
-    def choose_in_own_type(self, field_: str, value: Any, reason: str) -> None:
-        """Set a field of every relation within one entity type that does not say it."""
+    def choose_in_unasked(self, field_: str, value: Any, reason: str) -> None:
+        """Set a field of every relation within one entity type of which the split holds nothing out."""
+        asked = self.get("split.relations")
         own = [item for item in self.data["model"]["relations"] if item["lhs"] == item["rhs"]]
-        if own:
-            self._choose_in(own, "model.relations", field_, value, reason)
+        if asked is not None and (unasked := [item for item in own if item["name"] not in asked]):
+            self._choose_in(unasked, "model.relations", field_, value, reason)
+
+    def alike(self) -> bool:
+        """Tell whether several relations join the same two entity types."""
+        pairs = [(item["lhs"], item["rhs"]) for item in self.data["model"]["relations"]]
+        return len(set(pairs)) < len(pairs)
 
     def _choose_in(self, items: list[dict[str, Any]], path: str, field_: str, value: Any, reason: str) -> None:
         without = [item for item in items if field_ not in item]
@@ -258,7 +264,7 @@ def _interactions(v: _Values) -> None:
     why = f"{v.counts.degree:.0f} edges an entity, {MOST_EPOCHS if affordable else 'fewer'} epochs"
     if small:
         v.choose("negatives.mask", "known", f"what a user has need not compete for a place; {why}")
-        v.choose_in_own_type("weight", 0.3, "within one type: it informs, and is not what is asked for")
+        v.choose_in_unasked("weight", 0.3, "nothing of it is held out: it informs, and is not what is asked for")
     else:
         v.choose("negatives.mask", "own", f"known items compete with those yet unknown; {why}")
     _pool(v, 1024)
@@ -266,7 +272,8 @@ def _interactions(v: _Values) -> None:
         v.choose("model.embedding_dropout", 0.1, "vectors of few edges overfit")
     else:
         v.choose("model.embedding_dropout", 0.5 if small else 0.3, f"vectors of few edges overfit; {why}")
-        _penalty(v, "l2", 0.05 if small else 0.1, 0.0)
+        l2 = 0.05 if small else 0.1
+        _penalty(v, "l2", l2, l2 if v.alike() else 0.0, "relations that join the same types differ by few edges")
     rate = 0.004 if comparator == "cosine" else 0.01
     _optimizers(v, rate=rate, rows_rate=0.1, algorithm="rmsprop")
     _loop(v, metric="recall@20", most_epochs=MOST_EPOCHS, batch=_power_of_two(v.counts.total / 400, 1_000, 8_000))
@@ -296,7 +303,7 @@ def _graph(v: _Values) -> None:
         _pool(v, 1024)
     if comparator != "cosine":
         n3 = round(min(0.15, max(0.01, 0.12 - 0.022 * dense)), 3)
-        _penalty(v, "n3", n3, round(n3 / 2, 4))
+        _penalty(v, "n3", n3, round(n3 / 2, 4), "half of the entities'")
     dropout = round(min(0.35, max(0.0, 0.35 - 0.094 * dense)), 2)
     v.choose("model.embedding_dropout", dropout, f"{v.counts.degree:.0f} edges an entity on average")
     _optimizers(v, rate=rate, rows_rate=0.1, algorithm="adagrad")
@@ -342,14 +349,14 @@ def _step_sample(v: _Values, size: int) -> None:
     v.choose("negatives.alpha", 1.0, "in proportion to their edges")
 
 
-def _penalty(v: _Values, norm: str, entities: float, operators: float) -> None:
+def _penalty(v: _Values, norm: str, entities: float, operators: float, why: str) -> None:
     if v.is_set("model.regularization"):
         return
     names = {"n3": "N3", "l2": "L2"}
     v.choose("model.regularization.norm", norm, f"{names[norm]}, by an edge's ends")
     v.choose("model.regularization.entities", entities, "holds down vectors of few edges")
     if operators:
-        v.choose("model.regularization.operators", operators, "half of the entities'")
+        v.choose("model.regularization.operators", operators, why)
 
 
 def _optimizers(v: _Values, *, rate: float, rows_rate: float, algorithm: str) -> None:

@@ -11,7 +11,6 @@ import types
 import typing
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
@@ -19,6 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from twhin_pipeline.config.base import Section
+from twhin_pipeline.config.bundled import EXAMPLE
 from twhin_pipeline.config.data import (
     NegativesConfig,
     SourceConfig,
@@ -37,6 +37,7 @@ from twhin_pipeline.config.training import (
 )
 from twhin_pipeline.config.tune import TuneConfig
 from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.words import BOTH, SIDES, Side
 
 RENAMED = {
     "launch.duckdb_threads": "launch.data_threads",
@@ -154,6 +155,16 @@ class TwhinConfig(Section):
         if self.source is not None:
             return [("source", self.source)]
         return [(f"sources[{number}]", source) for number, source in enumerate(self.sources or [])]
+
+    @property
+    def corrupted_sides(self) -> dict[str, tuple[Side, ...]]:
+        """By relation, in the model's order: the sides of its edges that are corrupted.
+
+        The sampler draws negatives for these sides, the loss is the mean over them, and evaluation and its checks
+        measure a relation on them.
+        """
+        chosen = {relation.name: relation.sides or self.negatives.sides for relation in self.model.relations}
+        return {name: tuple(side for side in SIDES if sides in (BOTH, side)) for name, sides in chosen.items()}
 
     @property
     def epochs_of_negatives(self) -> int:
@@ -404,5 +415,5 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def default_config_path() -> str:
-    """Return `configs/debian.yaml` of this checkout: the bundled example."""
-    return str(Path(__file__).resolve().parents[2] / "configs" / "debian.yaml")
+    """Return the path of `configs/debian.yaml`, the bundled example."""
+    return str(EXAMPLE)

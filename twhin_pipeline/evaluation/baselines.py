@@ -108,7 +108,7 @@ def _known(
     each = np.arange(len(queries))
     # The same values for every edge, without a copy.
     scores = np.broadcast_to(values, (len(queries), len(values)))
-    columns, column = candidates.columns[edges.answer], candidates.columns[targets]
+    columns, column = candidates.columns[edges.neighbors], candidates.columns[targets]
     start, end = edges.spans(queries)
     found = np.zeros((2, len(queries)), np.int64)
 

@@ -1,4 +1,4 @@
-"""Telling true edges from sampled ones: AUC and RCE."""
+"""Classification: how well scores tell edges from sampled ones. AUC and RCE are defined here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -47,27 +47,44 @@ def score_sampled(
     return found[:, 0], found[:, 1:]
 
 
-def auc(true: np.ndarray, false: np.ndarray) -> float | None:
-    """Area under the ROC curve: the chance that a true edge's score is above a false one's, a tie counting half.
+def classification_metrics(positive: np.ndarray, negative: np.ndarray) -> dict[str, float | None]:
+    """Return the metrics `auc` and `rce` of scores: evaluation's, and those of the validation during training.
 
-    None where there is nothing on one side.
+    Both are computed from the scores themselves. A probability in float32 could not tell scores above 17 apart.
+
+    Args:
+        positive: Scores of edges, `[P]`.
+        negative: Scores of sampled edges, `[N]`.
+
+    Returns:
+        Each is None where there is no positive or no negative.
     """
-    if not len(true) or not len(false):
-        return None
-    ordered = np.sort(false)
-    below = np.searchsorted(ordered, true, "left") + np.searchsorted(ordered, true, "right")
-    return float(below.mean() / 2 / len(false))
+    return {"auc": auc(positive, negative), "rce": rce(positive, negative)}
 
 
-def rce(true: np.ndarray, false: np.ndarray) -> float | None:
-    """Relative cross entropy in percent: how much lower the log loss of sigmoid(score) is than that of the base rate.
+def auc(positive: np.ndarray, negative: np.ndarray) -> float | None:
+    """Return the area under the ROC curve: the chance that a positive scores above a negative, a tie counting half.
 
-    0 is as good as always answering the share of true edges; 100 is perfect; below 0 is worse. As in the published
-    system and the RecSys Challenge 2020. None where there is nothing on one side.
+    It is scikit-learn's `roc_auc_score` by counting, which takes an eighth of the time.
     """
-    if not len(true) or not len(false):
+    if not len(positive) or not len(negative):
         return None
-    share = len(true) / (len(true) + len(false))
-    straw = -share * np.log(share) - (1 - share) * np.log(1 - share)
-    losses = np.logaddexp(0, -true.astype(float)).sum() + np.logaddexp(0, false.astype(float)).sum()
-    return float(100 * (1 - losses / (len(true) + len(false)) / straw))
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
+    return float(below.mean() / 2 / len(negative))
+
+
+def rce(positive: np.ndarray, negative: np.ndarray) -> float | None:
+    """Return the relative cross entropy in percent: how much lower the log loss is than that of the base rate.
+
+    The log loss is that of sigmoid(score); the base rate always answers the share of positives. 0 is as good as the
+    base rate, 100 is perfect, below 0 is worse. As in the published system and the RecSys Challenge 2020 (He et al.,
+    2014, call 1 minus it "normalized entropy").
+    """
+    if not len(positive) or not len(negative):
+        return None
+    examples = len(positive) + len(negative)
+    share = len(positive) / examples
+    base_rate = -share * np.log(share) - (1 - share) * np.log(1 - share)
+    losses = np.logaddexp(0, -positive.astype(float)).sum() + np.logaddexp(0, negative.astype(float)).sum()
+    return float(100 * (1 - losses / examples / base_rate))

@@ -16,14 +16,13 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation import comparison, repeats
 from twhin_pipeline.evaluation.advice import advice
 from twhin_pipeline.evaluation.baselines import read_degrees
-from twhin_pipeline.evaluation.classification import auc, rce, sample_negatives, score_sampled
+from twhin_pipeline.evaluation.classification import classification_metrics, sample_negatives, score_sampled
 from twhin_pipeline.evaluation.held_out import (
     HeldOut,
     Questions,
     read_edges,
     read_filters,
     read_retrieval,
-    replaced_sides,
     some_edges,
     some_heads,
 )
@@ -34,9 +33,9 @@ from twhin_pipeline.evaluation.results import SCHEMA, comparisons
 from twhin_pipeline.model.relation_scores import RelationScores, to_tensor
 from twhin_pipeline.store import Manifest, Store, database
 from twhin_pipeline.vectors.model_files import ModelTables
-from twhin_pipeline.words import SIDES, Side
+from twhin_pipeline.words import BOTH, SIDES, Side, sides_word
 
-ALL, BOTH = "all", "both"
+ALL = "all"
 Metrics = dict[str, float | None]
 Columns = dict[str, Metrics]
 """By column of the table (`value`, `baseline`, …): metrics of one group of queries."""
@@ -165,9 +164,9 @@ def _measure_side(
         asked = Questions.of(side, m.chosen, candidates, [known[n], seen[n]] if n in same else [known[n]])
         degrees = counted[n].of_all(sizes[n])
         drawn, valid = sample_negatives(sizes[n], asked.queries, known[n], options.auc_negatives, m.rng)
-        true, false = score_sampled(m.scores, side, asked.queries, asked.targets, drawn, options.block_size)
+        positive, negative = score_sampled(m.scores, side, asked.queries, asked.targets, drawn, options.block_size)
         ours, theirs = asked.rank(m.scores, options.block_size), asked.popular(degrees)
-        m.model[side] = Scored(ours[0].ranks, ours[1].ranks, true, false[valid])
+        m.model[side] = Scored(ours[0].ranks, ours[1].ranks, positive, negative[valid])
         m.baseline[side] = Scored(theirs[0].ranks, theirs[1].ranks, degrees[asked.targets], degrees[drawn[valid]])
         if n in same:
             m.retrieved = Retrieved(m.chosen, ours[2], theirs[2])
@@ -263,19 +262,20 @@ def _retrieval(group: Sequence[Measured], options: EvaluationConfig) -> Columns:
 def _scored_metrics(scored: list[Scored], options: EvaluationConfig) -> dict[str, float | None]:
     filtered = np.concatenate([s.filtered for s in scored])
     raw = np.concatenate([s.raw for s in scored])
-    true, false = np.concatenate([s.true for s in scored]), np.concatenate([s.false for s in scored])
+    positive = np.concatenate([s.positive for s in scored])
+    negative = np.concatenate([s.negative for s in scored])
     found: dict[str, float | None] = {}
     found |= rank_metrics("filtered", filtered, options.hits_at)
     found |= rank_metrics("raw", raw, options.hits_at)
-    return found | {"auc": auc(true, false), "rce": rce(true, false)}
+    return found | classification_metrics(positive, negative)
 
 
 def _overall(measured: list[Measured], config: TwhinConfig) -> dict[str, dict[str, float]]:
     """Return the metrics of all relations by column: retrieval of tails, and of the others the mean over the queries of
-    the sides that each relation replaces in training.
+    the sides that each relation corrupts in training.
     """
-    replaced = dict(zip(config.model.relation_names, replaced_sides(config), strict=True))
-    queries = [(m, side) for m in measured for side in replaced[m.name]]
+    corrupted = config.corrupted_sides
+    queries = [(m, side) for m in measured for side in corrupted[m.name]]
     if not queries:
         return {"value": {}, "baseline": {}}
     ranked, retrieved = _ranked(queries, config.evaluation), _retrieval(measured, config.evaluation)
@@ -286,12 +286,9 @@ def _overall(measured: list[Measured], config: TwhinConfig) -> dict[str, dict[st
 
 
 def _sides(config: TwhinConfig) -> str | dict[str, str]:
-    """Tell which sides' queries the overall metrics average: one word where it is the same for all relations."""
-    told = {
-        name: BOTH if sides == SIDES else sides[0]
-        for name, sides in zip(config.model.relation_names, replaced_sides(config), strict=True)
-    }
-    return told if len(set(told.values())) > 1 else next(iter(told.values()))
+    """Return which sides' queries the overall metrics average: one word where it is the same for all relations."""
+    words = {name: sides_word(sides) for name, sides in config.corrupted_sides.items()}
+    return words if len(set(words.values())) > 1 else next(iter(words.values()))
 
 
 def _notes(config: TwhinConfig, held_out: HeldOut, measured: list[Measured]) -> list[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 
-from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.evaluation.baselines import popular_ranks
 from twhin_pipeline.evaluation.ranking import CandidateSet, Counts, Scores, rank_edges
 from twhin_pipeline.store import Store
@@ -152,9 +151,3 @@ def shares(counts: np.ndarray, limit: int) -> np.ndarray:
         return counts
     rest = max(limit - int((counts > 0).sum()), 0)
     return np.where(counts > 0, 1 + counts * rest // total, 0)
-
-
-def replaced_sides(config: TwhinConfig) -> list[tuple[Side, ...]]:
-    """Return, for each relation, the sides that training replaces."""
-    found = [relation.sides or config.negatives.sides for relation in config.model.relations]
-    return [SIDES if sides == "both" else (sides,) for sides in found]

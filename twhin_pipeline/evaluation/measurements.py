@@ -16,13 +16,13 @@ from twhin_pipeline.words import Side
 class Scored:
     """What one scorer (the model, or popularity) makes of the test edges of one relation and side.
 
-    `raw` and `filtered` rank them; `true` `[E]` and `false` `[M]` are scores of edges and of sampled non-edges.
+    `raw` and `filtered` rank them; `positive` `[E]` and `negative` `[M]` are scores of edges and of sampled ones.
     """
 
     raw: np.ndarray
     filtered: np.ndarray
-    true: np.ndarray
-    false: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def rank_edges(
     order = np.argsort(number, kind="stable")
     raw = Counts(*np.zeros((2, len(queries))))
     known = [Counts(*np.zeros((2, len(queries)))) for _ in filters]
-    listed_columns = [candidates.columns[listed.answer] for listed in filters]
+    listed_columns = [candidates.columns[edges_left_out.neighbors] for edges_left_out in filters]
     fixed = _finite(scores.encode_candidates(side, candidates.rows))
     block = scores.block(candidates.size, block_size)
     starts = range(0, len(asked), block)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-ALL, BOTH, RHS = "all", "both", "rhs"
+from twhin_pipeline.words import BOTH
+
+ALL, RHS = "all", "rhs"
 SCHEMA = pa.schema(
     [
         ("relation", pa.string()),
@@ -88,7 +90,7 @@ def current(evaluation: pa.Table) -> pa.Table:
 
 
 def chief_rows(evaluation: pa.Table, details: Mapping[str, Any]) -> pa.Table:
-    """Return one row for each relation and metric: that of the sides which the relation replaces.
+    """Return one row for each relation and metric: that of the sides that the relation corrupts.
 
     Retrieval is of tails always. The rows of all relations together are the overall metrics of `details`, in which each
     relation counts by its own sides.
@@ -112,7 +114,7 @@ def chief_rows(evaluation: pa.Table, details: Mapping[str, Any]) -> pa.Table:
     columns = (*BASELINES.values(), "compared")
     for metric, value in details.get("metrics", {}).items():
         retrieved = metric.startswith(("recall@", "ndcg@"))
-        side = RHS if retrieved else sides if isinstance(sides, str) else "replaced"
+        side = RHS if retrieved else sides if isinstance(sides, str) else "corrupted"
         row = {"relation": ALL, "side": side, "metric": metric, "value": value, "edges": details.get("edges")}
         row |= {column: details.get(column, {}).get(metric) for column in columns}
         if row["compared"] is not None:
@@ -159,8 +161,8 @@ def _known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def told_sides(details: Mapping[str, Any]) -> str:
-    """Say which sides of the held-out edges were predicted, for a heading."""
+def sides_title(details: Mapping[str, Any]) -> str:
+    """Return for a heading which sides of the held-out edges were predicted."""
     sides = details.get("sides", BOTH)
     words = {BOTH: "both sides", "lhs": "heads predicted", RHS: "tails predicted"}
-    return words[sides] if isinstance(sides, str) else "each relation's replaced sides"
+    return words[sides] if isinstance(sides, str) else "each relation's corrupted sides"

@@ -1,37 +1,49 @@
-"""Sorted edges, written as Parquet: numbers turned into ids, and all of it counted.
+"""The files of `raw_edges`: the table, and beside it every edge's ends as indices of ids.
 
-Beside the ids go their numbers, in the same order and row groups, for `numbered_edges` to read: who numbers entities or
-encodes edges needs no text.
+An id's index is its position among all ids of the snapshot in order, whatever its entity types. The indices are in the
+table's order and row groups. So vocabularies and the training set are made without reading the texts again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.kernels import radix
 from twhin_pipeline.prefetch import in_order
+from twhin_pipeline.store import database
+from twhin_pipeline.words import PARTS, TRAIN
+
+if TYPE_CHECKING:
+    from twhin_pipeline.store import Store
 
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
 
-NUMBERS = pa.schema([("lhs", pa.uint32()), ("rhs", pa.uint32())])
+# Files beside the table's; their names begin with `_`, so that nobody takes them for its rows.
+IDS, ENDS = "_numbers/ids.parquet", "_numbers/ends.parquet"
+INDICES = pa.schema([("lhs", pa.uint32()), ("rhs", pa.uint32())])
 STEPS = pa.schema([("step_time", pa.list_(pa.int64())), ("step_weight", pa.list_(pa.float32()))])
+NO_TIME = -(2**63)
+"""The time of an edge without one: the least int64, as in NumPy."""
 IDS_AT_ONCE = 1 << 18
-# Above so many ids a row group's right ends repeat seldom: written one by one they are sooner written, and smaller.
+# With more ids than this, the right ends of a row group seldom repeat. Writing them without a dictionary is then faster
+# and smaller.
 MOST_IN_DICTIONARY = 1 << 16
 
 
 @dataclass
 class Counts:
-    """What was written, by relation: int64 `[R]` each."""
+    """How many edges were written, by relation: int64 `[R]` each."""
 
     edges: Array
     loops: Array
@@ -39,30 +51,30 @@ class Counts:
 
 
 class Ids:
-    """All ids, texts or integers, ascending: an id's number is its place."""
+    """All ids, texts or integers, ascending: an id's index is its position."""
 
     def __init__(self, array: pa.Array) -> None:
-        """Take them: large_string or int64."""
+        """Take the ids: large_string or int64."""
         self.texts = not pa.types.is_integer(array.type)
         # Plain texts are gathered twice as fast.
         small = self.texts and array.nbytes < 2**31
         self.array = array.cast(pa.string()) if small else array
 
-    def each(self, numbers: Array) -> pa.Array:
-        """Return the ids of numbers, `[n]`, one by one."""
-        return self._plain(self.array.take(pa.array(numbers)))
+    def each(self, index: Array) -> pa.Array:
+        """Return the ids at `index` `[n]`, one by one."""
+        return self._plain(self.array.take(pa.array(index)))
 
-    def once(self, numbers: Array) -> pa.DictionaryArray:
-        """Return the ids of numbers, `[n]`, each different one held once."""
+    def once(self, index: Array) -> pa.DictionaryArray:
+        """Return the ids at `index` `[n]` as a dictionary array, which holds each distinct id once."""
         # Sorted edges have runs of one left end, far fewer than edges.
-        new = np.concatenate([[True], numbers[1:] != numbers[:-1]])
-        distinct, _, place = radix.unique(numbers[new].astype(np.int64))
+        new = np.concatenate([[True], index[1:] != index[:-1]])
+        distinct, _, place = radix.unique(index[new].astype(np.int64))
         return _dictionary(place[np.cumsum(new) - 1], self.each(distinct))
 
     def write(self, path: str) -> None:
-        """Write them to a Parquet file with the column `id`."""
+        """Write the ids to a Parquet file with the column `id`."""
         schema = pa.schema([("id", pa.string() if self.texts else pa.int64())])
-        # Neighbours begin alike, so each is written as what differs from the one before.
+        # Ids that follow one another begin alike, so each is written as its difference from the one before.
         coding = {"id": "DELTA_BYTE_ARRAY" if self.texts else "DELTA_BINARY_PACKED"}
         with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, column_encoding=coding) as writer:
             for start in range(0, len(self.array), IDS_AT_ONCE):
@@ -87,15 +99,15 @@ def write(
 
     Args:
         path: A local file.
-        ends: A local file for the numbers of `lhs` and `rhs` (uint32), in the same order and row groups; and for the
+        ends: A local file for the indices of `lhs` and `rhs` (uint32), in the same order and row groups; and for the
             steps of edges' weights, if there are any, as lists.
-        pieces: Each returns a row group's edges, at least one, in order, as `edge_sort.merged` does: `rel` (a number),
-            `lhs` and `rhs` (numbers of `ids`), `weight`, and if they have it `time` and `first_time` (microseconds; the
+        pieces: Each returns a row group's edges, at least one, in order, as `edge_sort.merged` does: `rel` (its index),
+            `lhs` and `rhs` (indices of `ids`), `weight`, and if they have it `time` and `first_time` (microseconds; the
             least int64 is none), `split` (1, 2, …) and steps.
-        relations: Names by number.
-        ids: Ids by number.
-        splits: Names; the first has number 1.
-        threads: So many get pieces ready while others are written.
+        relations: Names.
+        ids: All ids.
+        splits: Names; the first is number 1 in `split`.
+        threads: How many threads prepare pieces while others are written.
 
     Returns:
         Edges and loops of each relation.
@@ -108,20 +120,20 @@ def write(
         own = rel[columns["lhs"] == columns["rhs"]]
         return (
             _table(columns, relations, ids, splits),
-            _numbers(columns),
+            _indices(columns),
             *(np.bincount(each, minlength=len(relations)) for each in (rel, own)),
         )
 
     with ThreadPoolExecutor(threads) as pool, ExitStack() as files:
         writer: pq.ParquetWriter | None = None
-        numbered: pq.ParquetWriter | None = None
+        index_writer: pq.ParquetWriter | None = None
         try:
-            for table, numbers, edges, loops in in_order(pool, made, ((piece,) for piece in pieces), threads + 1):
-                if writer is None or numbered is None:
+            for table, indices, edges, loops in in_order(pool, made, ((piece,) for piece in pieces), threads + 1):
+                if writer is None or index_writer is None:
                     writer = files.enter_context(_writer(path, table.schema))
-                    numbered = files.enter_context(_numbers_writer(ends, numbers.schema))
+                    index_writer = files.enter_context(_index_writer(ends, indices.schema))
                 writer.write_table(table, row_group_size=len(table))
-                numbered.write_table(numbers, row_group_size=len(table))
+                index_writer.write_table(indices, row_group_size=len(table))
                 counts.edges += edges
                 counts.loops += loops
         except BaseException:
@@ -130,17 +142,86 @@ def write(
     return counts
 
 
-def _numbers(columns: Columns) -> pa.Table:
-    """Return the numbers of edges' ends, and the steps of their weights."""
+@dataclass(frozen=True)
+class Piece:
+    """Edges of one relation that follow one another: indices of ids `[n]`, and columns of `raw_edges`."""
+
+    relation: str
+    lhs: Array
+    rhs: Array
+    columns: dict[str, Array]
+
+
+class IndexedEdges:
+    """The edges of a snapshot's `raw_edges`, in its order."""
+
+    def __init__(self, store: Store, snapshot: str) -> None:
+        """Open them. Raises UserError where the table is not there, or was made without the indices of its ids."""
+        manifest = store.manifest("raw_edges", snapshot)
+        names = {file["path"] for file in manifest.files}
+        if not {IDS, ENDS} <= names:
+            raise UserError(
+                f"raw_edges of snapshot {snapshot} lacks the indices of its ids, as before this version; make it again "
+                f"with `twhin ingest --snapshot {snapshot}`"
+            )
+        self.store, self.snapshot = store, snapshot
+        folder = store.path("raw_edges", snapshot, manifest.version)
+        (self.edges,) = store.files_of(manifest)
+        self.ends = f"{folder}/{ENDS}"
+        self.ids = database.parquet([f"{folder}/{IDS}"], "file_row_number = true")
+        """The SQL that scans `id` and its index, `file_row_number`."""
+        with store.parquet(f"{folder}/{IDS}") as file:
+            self.size = int(file.metadata.num_rows)
+            """How many ids there are."""
+            self.texts = str(file.schema_arrow.field("id").type) == "string"
+        self.counts: dict[str, int] = manifest.details["edges_per_relation"]
+        """Edges by relation, in the table's order."""
+
+    def pieces(self, columns: Sequence[str] = (), before: int | None = None) -> Iterator[Piece]:
+        """Yield all edges, a row group or less at a time, with some columns.
+
+        These are `weight`, `time` and `first_time` in microseconds (`NO_TIME` where they are null), and `split` as the
+        index of the part (training where it is null). With `before` (microseconds), the weight of an edge that was
+        there at that time is the one that its rows before it give it, and, where it was new then, those of that time.
+        """
+        names = [name for name, count in self.counts.items() if count]
+        cuts = np.cumsum([self.counts[name] for name in names])
+        position = 0
+        with self.store.parquet(self.ends) as ends, self.store.parquet(self.edges) as edges:
+            if missing := [name for name in columns if name not in edges.schema_arrow.names]:
+                raise UserError(
+                    f"raw_edges of snapshot {self.snapshot} has no column {missing[0]!r}: it was made by an earlier "
+                    f"version or configuration; make it again with `twhin ingest --snapshot {self.snapshot}`"
+                )
+            for group in range(ends.metadata.num_row_groups):
+                pairs = _columns(ends, group, ["lhs", "rhs"])
+                more = _columns(edges, group, list(columns)) if columns else {}
+                if before is not None and "step_time" in ends.schema_arrow.names:
+                    more["weight"] = _known_weight(ends, group, more["weight"], more["first_time"], before)
+                size, start = len(pairs["lhs"]), 0
+                while start < size:
+                    relation = int(np.searchsorted(cuts, position, side="right"))
+                    stop = min(size, start + int(cuts[relation]) - position)
+                    yield Piece(
+                        names[relation],
+                        pairs["lhs"][start:stop],
+                        pairs["rhs"][start:stop],
+                        {name: values[start:stop] for name, values in more.items()},
+                    )
+                    position, start = position + stop - start, stop
+
+
+def _indices(columns: Columns) -> pa.Table:
+    """Return the indices of edges' ends, and the steps of their weights."""
     arrays = [pa.array(columns[side]) for side in ("lhs", "rhs")]
     if "steps" not in columns:
-        return pa.table(arrays, schema=NUMBERS)
+        return pa.table(arrays, schema=INDICES)
     bounds = pa.array(np.concatenate([[0], np.cumsum(columns["steps"])]).astype(np.int32))
     arrays += [pa.ListArray.from_arrays(bounds, pa.array(columns[name])) for name in STEPS.names]
-    return pa.table(arrays, schema=pa.schema([*NUMBERS, *STEPS]))
+    return pa.table(arrays, schema=pa.schema([*INDICES, *STEPS]))
 
 
-def _numbers_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
+def _index_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(
         path,
         schema,
@@ -167,22 +248,48 @@ def _writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _table(columns: Columns, relations: Sequence[str], ids: Ids, splits: Sequence[str]) -> pa.Table:
-    found: dict[str, pa.Array]
+    arrays: dict[str, pa.Array]
     if ids.texts:
         few = len(ids.array) <= MOST_IN_DICTIONARY
-        found = {"lhs": ids.once(columns["lhs"]), "rhs": (ids.once if few else ids.each)(columns["rhs"])}
+        arrays = {"lhs": ids.once(columns["lhs"]), "rhs": (ids.once if few else ids.each)(columns["rhs"])}
     else:
-        found = {side: ids.each(columns[side]) for side in ("lhs", "rhs")}
-    found["rel"] = _dictionary(columns["rel"], pa.array(relations, pa.string()))
+        arrays = {side: ids.each(columns[side]) for side in ("lhs", "rhs")}
+    arrays["rel"] = _dictionary(columns["rel"], pa.array(relations, pa.string()))
     for name in ("time", "first_time"):
         if name in columns:
-            found[name] = pa.array(columns[name].view("datetime64[us]"))
-    found["weight"] = pa.array(columns["weight"], pa.float32())
+            arrays[name] = pa.array(columns[name].view("datetime64[us]"))
+    arrays["weight"] = pa.array(columns["weight"], pa.float32())
     if "split" in columns:
-        found["split"] = _dictionary(columns["split"] - 1, pa.array(splits, pa.string()))
+        arrays["split"] = _dictionary(columns["split"] - 1, pa.array(splits, pa.string()))
     order = ("lhs", "rel", "rhs", "time", "first_time", "weight", "split")
-    return pa.table({name: found[name] for name in order if name in found})
+    return pa.table({name: arrays[name] for name in order if name in arrays})
 
 
 def _dictionary(place: Array, texts: pa.Array) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(place.astype(np.int32, copy=False)), texts)
+
+
+def _columns(file: pq.ParquetFile, group: int, names: list[str]) -> dict[str, Array]:
+    table = file.read_row_group(group, columns=names)
+    columns = {}
+    for name in names:
+        column = table[name]
+        if name == "split":
+            column = pc.fill_null(pc.index_in(column, pa.array(PARTS)), TRAIN).cast(pa.int8())
+        elif name in ("time", "first_time"):
+            column = pc.fill_null(column.cast(pa.timestamp("us")).cast(pa.int64()), NO_TIME)
+        columns[name] = column.to_numpy()
+    return columns
+
+
+def _known_weight(file: pq.ParquetFile, group: int, weight: Array, first_time: Array, before: int) -> Array:
+    """Return the weights that edges had before a time (see `edge_sort.merged` for their steps)."""
+    table = file.read_row_group(group, columns=["step_time", "step_weight"]).combine_chunks()
+    steps = pc.list_value_length(table["step_time"]).to_numpy()
+    edge = np.repeat(np.arange(len(steps)), steps)
+    time, then = (pc.list_flatten(table[name]).to_numpy() for name in ("step_time", "step_weight"))
+    known = np.flatnonzero((first_time[edge] <= before) & ((time < before) | (time == first_time[edge])))
+    weight = weight.copy()
+    # Steps ascend, and of several values for one place numpy keeps the last.
+    weight[edge[known]] = then[known]
+    return weight

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from twhin_pipeline import prefetch
-from twhin_pipeline.graph.buckets import BucketFile
+from twhin_pipeline.graph.bucket_file import BucketFile
 from twhin_pipeline.kernels.compiled import compiled
 from twhin_pipeline.kernels.radix import in_order
 

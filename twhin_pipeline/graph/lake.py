@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twhin_pipeline import extras
 from twhin_pipeline.errors import UserError
 
 PACKAGES = {"delta": "deltalake", "iceberg": "pyiceberg"}
@@ -63,7 +64,7 @@ def _opened(path: str, kind: str) -> Iterator[Any]:
     except ImportError as error:
         package = PACKAGES[kind]
         raise UserError(
-            f"{path}: format {kind} needs the package {package}; install it with `pip install {package}`"
+            f"{path}: format {kind} needs the package {package}; install it with `{extras.install(kind)}`"
         ) from error
     except UserError:
         raise

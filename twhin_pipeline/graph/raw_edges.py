@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from twhin_pipeline.config import relations
 from twhin_pipeline.config.model import Relation, names_relation
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.graph import edge_file, id_order, numbered_edges, source
+from twhin_pipeline.graph import edge_file, id_order, source
 from twhin_pipeline.graph.edge_sort import EdgeSorter
 from twhin_pipeline.graph.interning import Interner, LookedUp
 from twhin_pipeline.graph.scan import FIELDS, OUTSIDE_WINDOW, SIDES, Reason, Rows, Scan, open_input, parquet, window
@@ -126,7 +126,7 @@ class Counted:
         """Rows that are edges."""
         self.undated = np.zeros(sources, np.int64)
         """Those of them without a time."""
-        self.times = np.full((sources, 2), [2**63 - 1, numbered_edges.NO_TIME], np.int64)
+        self.times = np.full((sources, 2), [2**63 - 1, edge_file.NO_TIME], np.int64)
         """The others' earliest and latest time, microseconds."""
         self.malformed: list[int] = [0] * sources
 
@@ -138,7 +138,7 @@ class Counted:
             return
         for number in np.unique(which).tolist() if sources > 1 else [0]:
             mine = time[which == number] if sources > 1 else time
-            dated = mine[mine != numbered_edges.NO_TIME]
+            dated = mine[mine != edge_file.NO_TIME]
             self.undated[number] += len(mine) - len(dated)
             if len(dated):
                 first, last = self.times[number]
@@ -459,7 +459,7 @@ def _meet(
             found = {"rel": batch.column("rel").to_numpy(), "lhs": interner.numbers(lhs), "rhs": interner.numbers(rhs)}
             if "time" in sorter.columns:
                 time = batch.column("time").cast(pa.timestamp("us")).cast(pa.int64())
-                found["time"] = pc.fill_null(time, numbered_edges.NO_TIME).to_numpy()
+                found["time"] = pc.fill_null(time, edge_file.NO_TIME).to_numpy()
             if "weight" in sorter.columns:
                 found["weight"] = batch.column("weight").to_numpy()
             if "split" in sorter.columns:
@@ -496,9 +496,9 @@ def _write_kept(
     draft = store.begin("raw_edges", snapshot)
     try:
         pieces = sorter.pieces(relations_now, ranks, most, database.threads(config))
-        with draft.local_file("part-00000.parquet") as path, draft.local_file(numbered_edges.ENDS) as ends:
+        with draft.local_file("part-00000.parquet") as path, draft.local_file(edge_file.ENDS) as ends:
             counts = edge_file.write(path, ends, pieces, names, ids, PARTS, database.threads(config))
-        with draft.local_file(numbered_edges.IDS) as path:
+        with draft.local_file(edge_file.IDS) as path:
             ids.write(path)
     except BaseException:
         draft.discard()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.graph.numbered_edges import Array, NumberedEdges
+from twhin_pipeline.graph.edge_file import Array, IndexedEdges
 from twhin_pipeline.kernels import sampling_kernels
 from twhin_pipeline.store import database
 from twhin_pipeline.store.database import explained, literal
@@ -33,7 +33,7 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
         UserError: A vocabulary is empty or outgrows `num_embeddings`, or a `vocab` file is not one.
     """
     parents = store.versions(snapshot, ["raw_edges"])
-    edges = NumberedEdges(store, snapshot)
+    edges = IndexedEdges(store, snapshot)
     manifests = {}
     with database.connect(config, store) as con, explained("vocabulary"):
         for entity in config.model.table_names:
@@ -47,7 +47,7 @@ def _build_one(
     store: Store,
     snapshot: str,
     entity: str,
-    edges: NumberedEdges,
+    edges: IndexedEdges,
     parents: dict[str, str],
 ) -> Manifest:
     asset = f"vocabulary/{entity}"
@@ -103,7 +103,7 @@ def _build_one(
     return store.manifest(asset, snapshot)
 
 
-def _degrees(config: TwhinConfig, edges: NumberedEdges, entity: str) -> Array:
+def _degrees(config: TwhinConfig, edges: IndexedEdges, entity: str) -> Array:
     """Count each id's edges as an entity of the type: int64 `[ids]`."""
     degree = np.zeros(edges.size, np.int64)
     relations = {relation.name: relation for relation in config.model.relations}

@@ -1,4 +1,4 @@
-"""How loops are compiled for the CPU, and kept on disk."""
+"""How loops are compiled for the CPU, and cached on disk."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _sources() -> bytes:
 
 
 class _OfAllSources:
-    """Where a loop of this package is kept: as numba has it, but made anew when a module with loops has changed.
+    """Where a loop of this package is cached: as in numba, but recompiled when any module with loops has changed.
 
-    numba goes by a loop's own file, so that one would run on with what it calls as it was.
+    numba compares only the loop's own file, so a loop would keep calling old versions of what it calls.
     """
 
     @classmethod
@@ -41,7 +41,9 @@ class _OfAllSources:
         return _sources()
 
 
-_locators: list[Any] = vars(caching.CompileResultCacheImpl.__mro__[1])["_locator_classes"]
+# numba has no public way to say when a cached loop is stale; these private names are those of numba 0.61 to 0.68
+# (pyproject.toml allows no later one). All of numba uses the list, so our entries come first and decline other files.
+_locators: list[Any] = caching.CompileResultCacheImpl._locator_classes
 _locators[:0] = [
     type(kind.__name__, (_OfAllSources, kind), {})
     for kind in (caching.UserProvidedCacheLocator, caching.InTreeCacheLocator, caching.UserWideCacheLocator)
@@ -50,19 +52,19 @@ _locators[:0] = [
 
 
 def compiled(**options: Any) -> Callable[[F], F]:
-    """Compile a loop by numba at its first call, to run without Python's lock; keep it on disk where there is a place.
+    """Compile a loop by numba at its first call, to run without Python's lock; cache it on disk where possible.
 
-    `options` are numba's. A division by 0 gives inf or NaN, as arrays have it: to look for it would leave a loop with
-    one element at a time.
+    `options` are numba's. A division by 0 gives inf or NaN, as arrays have it: checking for it would keep a loop from
+    using vector instructions.
     """
 
     def compile_it(loop: F) -> F:
         chosen = {"nogil": True, "error_model": "numpy", **options}
         try:
-            found: F = numba.njit(cache=True, **chosen)(loop)
+            jitted: F = numba.njit(cache=True, **chosen)(loop)
         except RuntimeError:  # neither the package's folder nor the user's can be written to
-            found = numba.njit(**chosen)(loop)
-        return found
+            jitted = numba.njit(**chosen)(loop)
+        return jitted
 
     return compile_it
 
@@ -71,7 +73,7 @@ def callback(signature: Any, loop: Callable[..., Any]) -> Any:
     """Compile a loop for C to call: as `compiled`, but at once, with its types as numba's `signature` has them.
 
     Returns:
-        numba's CFunc, which has an `address`; it must be kept while it is called.
+        numba's CFunc, which has an `address`; it must stay alive while it is called.
     """
     try:
         return numba.cfunc(signature, cache=True, error_model="numpy")(loop)
@@ -104,10 +106,10 @@ def _reader(bits: int) -> Any:
 read_byte: Any = _reader(8)
 """In a compiled loop: the byte at an address, an int64; uint8."""
 read_word: Any = _reader(64)
-"""In a compiled loop: the eight bytes at an address, an int64, wherever it lies; uint64."""
+"""In a compiled loop: the eight bytes at an address, an int64, aligned or not; uint64."""
 
 
-def _to_call(typing: Any, address: Any, first: Any, last: Any, given: Any) -> Any:
+def _to_call(typing: Any, address: Any, first: Any, last: Any, frame: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number = ir.IntType(64)
         kind = ir.FunctionType(ir.VoidType(), [number] * 3).as_pointer()

@@ -1,7 +1,7 @@
 """Compiled loops in torch's own threads.
 
-Threads of ours beside torch's would wait for cores on which torch's spin for their next work. So, where torch's threads
-are those of GNU OpenMP (as in its wheels for Linux), a loop is given to the same team; elsewhere it runs in one thread.
+A second set of threads would compete with torch's, which keep their cores busy while they wait for work. So, where
+torch uses GNU OpenMP (as its wheels for Linux do), a loop runs in the same threads; elsewhere it runs in one thread.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from twhin_pipeline.kernels.compiled import call, callback, compiled, pointer, t
 
 Array = np.ndarray[Any, Any]
 
-# Fewer are not worth a second thread.
+# Fewer rows are not worth a second thread.
 ROWS_A_THREAD = 500
-# A thread that the machine keeps from its work for a while leaves the parts that are left to the others.
+# Work is split into more parts than threads, so that a thread that finishes early takes another part.
 PARTS_A_THREAD = 4
-# A frame has the size of the range, how many parts it has, which is the next one to be worked on, and the loop's
-# address; then, for each argument, where it lies, how many rows it has, and of what length.
+# A frame holds the size of the range, the number of parts, the next part to work on, and the loop's address; then, for
+# each argument, its address, its number of rows, and their length.
 _CELLS, _SIZE, _PARTS, _NEXT, _LOOP, _HEAD, _SLOT = 88, 0, 1, 2, 3, 4, 3
 _OF_A_LOOP = types.void(types.int64, types.int64, types.int64)
 
 
-class TeamLoop:
-    """A compiled loop over part of a range, that a team can share.
+class ParallelLoop:
+    """A compiled loop over a range, whose parts run in several threads.
 
-    `body(first, last, frame)` gets its arguments from the frame by `floats`, `integers` and `number`.
+    `body(first, last, frame)` is the loop over one part; it reads its arguments from the frame by `floats`, `integers`
+    and `number`.
     """
 
     def __init__(self, body: Callable[..., None]) -> None:
@@ -45,12 +46,12 @@ class TeamLoop:
         """The loop, compiled."""
         return callback(_OF_A_LOOP, self.body)
 
-    def __call__(self, size: int, least: int, *arguments: Array | float) -> None:
-        """Work on `range(size)`, in parts of at least `least`, as many at a time as torch may use threads.
+    def __call__(self, size: int, min_part: int, *arguments: Array | float) -> None:
+        """Work on `range(size)`, in parts of at least `min_part`, in as many threads as torch may use.
 
         Args:
-            size: Of the range.
-            least: Of a part; a range smaller than two of these is not shared.
+            size: Size of the range.
+            min_part: Least size of a part; a smaller range than two of these runs in one thread.
             arguments: Arrays in C order, of one or two dimensions, of float32 or int64; and numbers.
         """
         frame = np.zeros(_CELLS, np.int64)
@@ -61,9 +62,9 @@ class TeamLoop:
                 slot[:3] = argument.ctypes.data, len(argument), argument.shape[1] if argument.ndim == 2 else 1
             else:
                 slot[:1] = np.float64(argument).view(np.int64)
-        threads = min(torch.get_num_threads(), size // max(least, 1))
+        threads = min(torch.get_num_threads(), size // max(min_part, 1))
         runtime = _runtime() if threads > 1 else None
-        parts = 1 if runtime is None else min(size // max(least, 1), PARTS_A_THREAD * threads)
+        parts = 1 if runtime is None else min(size // max(min_part, 1), PARTS_A_THREAD * threads)
         frame[_SIZE], frame[_PARTS], frame[_LOOP] = size, parts, self.loop.address
         if runtime is None:
             _worker().ctypes(frame.ctypes.data)
@@ -73,12 +74,12 @@ class TeamLoop:
 
 @functools.cache
 def _worker() -> Any:
-    """Return what each thread of a team calls with the frame."""
+    """Return the function that each thread calls with the frame."""
     return callback(types.void(types.int64), _work)
 
 
 def _work(frame: int) -> None:
-    """Work on parts until none is left."""
+    """Take and run parts until none is left."""
     cells = _cells(frame)
     size, parts = cells[_SIZE], cells[_PARTS]
     part = take_next(frame + 8 * _NEXT)
@@ -108,7 +109,7 @@ def _cells(frame: int) -> Any:
 
 @compiled(inline="always")
 def size_of(frame: int) -> Any:
-    """Return the size of the whole range."""
+    """Return the size of the range."""
     return _cells(frame)[_SIZE]
 
 
@@ -133,50 +134,50 @@ def number(frame: int, i: int) -> Any:
     return _cells(frame)[at : at + 1].view(np.float64)[0]
 
 
-@TeamLoop
+@ParallelLoop
 def gather(first: int, last: int, frame: int) -> None:
-    """Share `kernels.gather` by rows; arguments as its."""
+    """Run `vector_kernels.gather` in parts, by row; arguments as its."""
     vector_kernels.gather(integers(frame, 0)[first:last], floats(frame, 1)[first:last])
 
 
-@TeamLoop
+@ParallelLoop
 def sums(first: int, last: int, frame: int) -> None:
-    """Share `kernels.sums` by sums; arguments as its."""
+    """Run `vector_kernels.sums` in parts, by sum; arguments as its."""
     vector_kernels.sums(integers(frame, 0), integers(frame, 1)[first : last + 1], floats(frame, 2)[first:last])
 
 
-@TeamLoop
+@ParallelLoop
 def rowwise_adagrad(first: int, last: int, frame: int) -> None:
-    """Share `kernels.rowwise_adagrad` by rows of the gradient; arguments as its."""
+    """Run `vector_kernels.rowwise_adagrad` in parts, by row of the gradient; arguments as its."""
     index, start, address = integers(frame, 2)[first:last], integers(frame, 3)[first : last + 1], integers(frame, 4)
     numbers = number(frame, 5), number(frame, 6), number(frame, 7)
     vector_kernels.rowwise_adagrad(floats(frame, 0), floats(frame, 1)[:, 0], index, start, address, *numbers)
 
 
-@TeamLoop
+@ParallelLoop
 def adagrad(first: int, last: int, frame: int) -> None:
-    """Share `kernels.adagrad` by rows of the gradient; arguments as its."""
+    """Run `vector_kernels.adagrad` in parts, by row of the gradient; arguments as its."""
     index, start, address = integers(frame, 2)[first:last], integers(frame, 3)[first : last + 1], integers(frame, 4)
     numbers = number(frame, 5), number(frame, 6), number(frame, 7)
     vector_kernels.adagrad(floats(frame, 0), floats(frame, 1), index, start, address, *numbers)
 
 
-@TeamLoop
+@ParallelLoop
 def softmax(first: int, last: int, frame: int) -> None:
-    """Share `kernels.softmax` by rows; arguments as its."""
+    """Run `vector_kernels.softmax` in parts, by row; arguments as its."""
     vector_kernels.softmax(floats(frame, 0)[first:last], floats(frame, 1)[first:last], floats(frame, 2)[first:last, 0])
 
 
-@TeamLoop
+@ParallelLoop
 def dots(first: int, last: int, frame: int) -> None:
-    """Share `kernels.dots` by pairs; arguments as its."""
+    """Run `vector_kernels.dots` in parts, by pair; arguments as its."""
     of_a, of_b = integers(frame, 1)[first:last], integers(frame, 3)[first:last]
     vector_kernels.dots(floats(frame, 0), of_a, floats(frame, 2), of_b, floats(frame, 4)[first:last, 0])
 
 
-@TeamLoop
+@ParallelLoop
 def dots_gradient(first: int, last: int, frame: int) -> None:
-    """Add the gradients of `dots`: part 0 to `a`'s, part 1 to `b`'s, so that each row's come in order.
+    """Add the gradients of `dots`: part 0 to `a`'s, part 1 to `b`'s, so that each row's are added in order.
 
     Arguments: `a`, `of_a`, `b`, `of_b`, the gradient `[E]` of the products, and those of `a` and of `b`, added to.
     """

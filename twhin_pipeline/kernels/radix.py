@@ -19,27 +19,27 @@ _BYTE_MASK = (1 << _BYTE) - 1
 
 
 @compiled()
-def sort(values: Array, room: Array) -> None:
-    """Sort `values`, int64 `[n]`, none negative, in place, with as much room: several times as fast as numpy."""
+def sort(values: Array, scratch: Array) -> None:
+    """Sort `values`, int64 `[n]`, none negative, in place, using `scratch` `[n]`: several times as fast as numpy."""
     size = len(values)
     most = np.int64(0)
     for value in values:
         most = max(most, value)
-    given, other, shift = values, room, 0
+    source, target, shift = values, scratch, 0
     while shift < 63 and most >> shift:
         start = np.zeros((1 << _BYTE) + 1, np.int64)
-        for value in given:
+        for value in source:
             start[((value >> shift) & _BYTE_MASK) + 1] += 1
         for digit in range(1 << _BYTE):
             start[digit + 1] += start[digit]
         for i in range(size):
-            digit = (given[i] >> shift) & _BYTE_MASK
-            other[start[digit]] = given[i]
+            digit = (source[i] >> shift) & _BYTE_MASK
+            target[start[digit]] = source[i]
             start[digit] += 1
-        given, other = other, given
+        source, target = target, source
         shift += _BYTE
     if (shift // _BYTE) % 2:
-        values[:] = room
+        values[:] = scratch
 
 
 @compiled()
@@ -47,7 +47,7 @@ def in_order(keys: Array, order: Array) -> tuple[Array, Array]:
     """Sort integers `[n]`, none negative, and `order` `[n]` with them; equal ones stay as they are.
 
     Returns:
-        Both, sorted. What was given is overwritten.
+        Both, sorted. The arguments are overwritten.
     """
     size = len(keys)
     other_keys, other_order = np.empty_like(keys), np.empty_like(order)
@@ -84,19 +84,19 @@ def _digit(key: Any, shift: int) -> Any:
 
 @compiled()
 def unique(values: Array) -> tuple[Array, Array, Array]:
-    """Find the distinct ones of `values`, int64 `[n]`, none negative, by a radix sort: as `numpy.unique`, but sooner.
+    """Find the distinct ones of `values`, int64 `[n]`, none negative, by a radix sort: as `numpy.unique`, but faster.
 
     Returns:
-        The distinct values, ascending, `[U]`; where each is met first, `[U]`; and the number of each value among the
+        The distinct values, ascending, `[U]`; where each occurs first, `[U]`; and the number of each value among the
         distinct ones, `[n]`; int64.
     """
     size = len(values)
     keys, order = in_order(values.copy(), np.arange(size))
-    found, first, number = np.empty_like(keys), np.empty_like(keys), np.empty_like(keys)
+    distinct, first, number = np.empty_like(keys), np.empty_like(keys), np.empty_like(keys)
     count = 0
     for i in range(size):
         if i == 0 or keys[i] != keys[i - 1]:
-            found[count], first[count] = keys[i], order[i]
+            distinct[count], first[count] = keys[i], order[i]
             count += 1
         number[order[i]] = count - 1
-    return found[:count].copy(), first[:count].copy(), number
+    return distinct[:count].copy(), first[:count].copy(), number

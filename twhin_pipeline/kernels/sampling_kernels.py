@@ -136,10 +136,9 @@ def _mark(marks: Array, position: int, place: int, following: Array) -> Any:
 
 @compiled()
 def true_pairs(
-    keys: Array,
+    neighbors: Array,
     entities: Array,
     start: Array,
-    width: int,
     kept: Array,
     ends: Array,
     listed: Array,
@@ -152,15 +151,14 @@ def true_pairs(
     """Append the pairs of a chunk's queries and its candidates that are joined by a true edge.
 
     Args:
-        keys: `int64 [E]` entity * width + neighbour of true edges, ascending, seen from the candidates' side.
+        neighbors: `int64 [E]` the other ends of true edges, by the entity on the candidates' side.
         entities: `int64 [n]` those with an edge, ascending.
-        start: `int64 [n + 1]` where each one's keys begin.
-        width: How many entities the neighbours' type has.
+        start: `int64 [n + 1]` where each one's neighbors begin; they ascend.
         kept: `int64 [C]` the chunk's kept entities; a query is named by the first position of its own.
         ends: `int64 [C]` the chunk's other ends.
         listed: `int64 [N]` the candidates.
         own: Only edges of the chunk are true.
-        probe_cost: A candidate with more neighbours than so many for each query is tried against each query.
+        probe_cost: A candidate with more neighbors than so many for each query is tried against each query.
         position: `int32 [M]` to be filled from `filled` on, ascending; replaced where it is too short.
         candidate: `int32 [M]` likewise; ascending within a position.
         filled: How much of both is filled.
@@ -172,7 +170,7 @@ def true_pairs(
     bits = _bits(size)
     table, shift = np.full(1 << bits, -1, np.int32), 64 - bits
     queries, distinct = np.empty(size, np.int32), 0
-    # Most neighbours are no query: few of them get through a sieve of one bit a hash, wider than the table.
+    # Most neighbors are no query: few of them get through a sieve of one bit a hash, wider than the table.
     sieve, sieve_shift = _sieve(bits + _SIEVE_BITS), shift - _SIEVE_BITS
     for p in range(size):
         at, slot = _find(table, shift, kept, kept[p])
@@ -211,22 +209,21 @@ def true_pairs(
             i = found[g]
             if i == len(entities) or entities[i] != wanted[g]:
                 continue
-            base = wanted[g] * width
             begin, end = start[i], start[i + 1]
             if end - begin <= probe_cost * distinct:
                 for k in range(begin, end):
-                    value = keys[k] - base
+                    value = neighbors[k]
                     if _has(sieve, _slot(value, sieve_shift)):
                         at, _ = _find(table, shift, kept, value)
                         if at >= 0:
                             more += _mark(marks, at, heads[g], following)
             else:
                 for q in range(distinct):
-                    pairs[q] = base + kept[queries[q]]
-                _at_least(keys, begin, end, pairs, at_least)
+                    pairs[q] = kept[queries[q]]
+                _at_least(neighbors, begin, end, pairs, at_least)
                 for q in range(distinct):
                     k = at_least[q]
-                    if k < end and keys[k] == pairs[q]:
+                    if k < end and neighbors[k] == pairs[q]:
                         more += _mark(marks, queries[q], heads[g], following)
     if filled + more > len(position):
         longer = np.empty(2 * (filled + more), np.int32)
@@ -262,7 +259,7 @@ def samples(
     popular: int,
     sizes: Array,
     cumulative: Any,
-    truth: Any,
+    known: Any,
     own: bool,
     probe_cost: int,
 ) -> Any:
@@ -281,7 +278,7 @@ def samples(
         popular: See `pool`.
         sizes: `int64 [2]` how many entities there are, by side.
         cumulative: The running sum of mass over the rows, by side.
-        truth: keys, entities and start of the relation's true edges, by the side of the entity: see `true_pairs`.
+        known: neighbors, entities and start of the relation's true edges, by the side of the entity: see `true_pairs`.
         own: Only edges of the chunk are true.
         probe_cost: See `true_pairs`.
 
@@ -311,12 +308,11 @@ def samples(
             for j in range(taken):
                 here[j] = ends[side][begin + (epoch * window + j) % size]
             here[taken:] = row
-            keys, entities, places = truth[side]
+            neighbors, entities, places = known[side]
             position, candidate, filled, queries = true_pairs(
-                keys,
+                neighbors,
                 entities,
                 places,
-                sizes[1 - side],
                 ends[1 - side][begin:end],
                 ends[side][begin:end],
                 here,
@@ -334,15 +330,15 @@ def samples(
 
 
 @compiled()
-def fill_keys(here: Array, there: Array, width: int, keys: Array) -> None:
-    """Write here * width + there, element by element, to `keys`."""
-    for i in range(len(here)):
-        keys[i] = here[i] * width + there[i]
+def fill_keys(entities: Array, neighbors: Array, width: int, keys: Array) -> None:
+    """Write each edge's entity * width + neighbor to `keys` [E]; `width` is above all neighbors."""
+    for i in range(len(entities)):
+        keys[i] = entities[i] * width + neighbors[i]
 
 
 @compiled()
 def count_entities(keys: Array, width: int) -> Any:
-    """Return how many different entities ascending keys (entity * width + neighbour) have."""
+    """Return how many different entities ascending keys (entity * width + neighbor) have."""
     found = limit = 0
     for key in keys:
         if key >= limit:
@@ -352,16 +348,31 @@ def count_entities(keys: Array, width: int) -> Any:
 
 
 @compiled()
-def index_entities(keys: Array, width: int, entities: Array, start: Array) -> None:
-    """Write the n entities of ascending keys, and where each one's begin `[n + 1]`."""
-    found = limit = 0
+def split_keys(keys: Array, width: int, entities: Array, start: Array) -> None:
+    """Write the n entities of ascending keys, and where each one's begin `[n + 1]`; leave the neighbors in `keys`."""
+    found = base = limit = 0
     for i in range(len(keys)):
         if keys[i] >= limit:
             entity = keys[i] // width
             entities[found], start[found] = entity, i
-            limit = (entity + 1) * width
+            base, limit = entity * width, (entity + 1) * width
             found += 1
+        keys[i] -= base
     start[found] = len(keys)
+
+
+@compiled()
+def contains(neighbors: Array, start: Array, end: Array, wanted: Array, found: Array) -> None:
+    """Write whether each of `wanted` [P] is in the ascending `neighbors[start[i]:end[i]]`, to `found`, bool [P]."""
+    for i in range(len(wanted)):
+        low, high = start[i], end[i]
+        while low < high:
+            middle = (low + high) >> 1
+            if neighbors[middle] < wanted[i]:
+                low = middle + 1
+            else:
+                high = middle
+        found[i] = low < end[i] and neighbors[low] == wanted[i]
 
 
 @compiled()

@@ -1,7 +1,7 @@
 """Loops over vectors' rows and scores that no library has, compiled for the CPU by numba.
 
 They let other threads run. Those of evaluation are called on parts of the work by `in_parts`; those of training, which
-come between torch's own operations, are shared by torch's threads (`team`).
+come between torch's own operations, run in torch's threads (`parallel`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Array = np.ndarray[Any, Any]
 _BUT_SIGN, _INFINITY = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
 
 
-def in_parts(work: Callable[[slice], object], size: int, least: int = 1) -> None:
+def in_parts(work: Callable[[slice], object], size: int, min_part: int = 1) -> None:
     """Call `work` with slices that make up `range(size)`, as many at a time as torch may use threads.
 
     Args:
         work: To be called, perhaps in another thread.
-        size: Of the whole.
-        least: Of a slice; a whole smaller than two of these is one slice, in this thread.
+        size: Size of the range.
+        min_part: Least size of a slice; a smaller range than two of these is one slice, in this thread.
     """
-    parts = max(1, min(torch.get_num_threads(), size // max(least, 1)))
+    parts = max(1, min(torch.get_num_threads(), size // max(min_part, 1)))
     if parts == 1:
         work(slice(0, size))
         return
@@ -143,8 +143,8 @@ def softmax_in_place(logits: Array, total: Array) -> None:
     """
     for q in range(len(logits)):
         row = logits[q]
-        # The bits of floats, those of negative ones but the sign turned, are ordered as the floats are: whole numbers'
-        # maximum is found eight at a time, and floats' is not. Bits beyond those of infinity are no number's.
+        # The bits of floats, with those of negative ones inverted except the sign, are ordered as the floats are. The
+        # maximum of integers is computed eight at a time, that of floats is not. Bits above infinity's are NaN.
         bits, top_bits, largest = row.view(np.int32), np.int32(-(2**31)), np.int32(0)
         for j in range(len(bits)):
             top_bits = max(top_bits, _turned(bits[j]))
@@ -154,12 +154,12 @@ def softmax_in_place(logits: Array, total: Array) -> None:
             total[q] = np.float32(np.nan) if missing else top
             row[:] = 0
             continue
-        whole = np.float32(0)
+        sum_of_row = np.float32(0)
         for j in range(len(row)):
             row[j] = exp(row[j] - top)
-            whole += row[j]
-        total[q] = top + np.log(whole)
-        part = np.float32(1) / whole
+            sum_of_row += row[j]
+        total[q] = top + np.log(sum_of_row)
+        part = np.float32(1) / sum_of_row
         for j in range(len(row)):
             row[j] *= part
 

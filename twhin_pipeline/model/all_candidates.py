@@ -15,7 +15,7 @@ from twhin_pipeline.words import Side
 
 Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Of a block's scores. A few tensors of this size are alive at a time; larger blocks leave the caches.
+# The size of a block's scores. A few tensors of this size are alive at a time; larger ones do not fit the caches.
 BLOCK_BYTES = 24 << 20
 
 
@@ -24,9 +24,9 @@ class AllCandidates:
     """Edges of one side whose candidates are the same: P queries, N candidates, E edges."""
 
     queries: torch.Tensor
-    """`float32 [P, D]`, made ready; each is asked by an edge."""
+    """`float32 [P, D]`, prepared; each is asked by an edge."""
     candidates: torch.Tensor
-    """`float32 [N, D]`, made ready."""
+    """`float32 [N, D]`, prepared."""
     edge: torch.Tensor
     """`int64 [E]` where the edges are in the batch's `[G * C]`, ordered by query."""
     query: torch.Tensor
@@ -52,11 +52,11 @@ class AllCandidates:
         """Take the real edges of some chunks.
 
         Args:
-            side: The side that is replaced.
+            side: The side that is corrupted.
             batch: G chunks of C edges, with `everything`.
             chosen: `bool [G]` the chunks.
-            queries: `[G, Q, D]` of all chunks, made ready.
-            candidates: `[N, D]` of the chosen chunks, made ready.
+            queries: `[G, Q, D]` of all chunks, prepared.
+            candidates: `[N, D]` of the chosen chunks, prepared.
             compare: The scorer's.
             log_q: `[N]` the log of the probability with which each candidate is one.
         """
@@ -112,7 +112,7 @@ class _BlockedLoss(torch.autograd.Function):
     """The sum of the edges' losses, a block of queries at a time.
 
     The gradient of a sum over edges is a sum over blocks, and a block's needs nothing of another's: it is taken as soon
-    as the block is scored, whose scores are then forgotten. What is kept for the backward pass has the sizes of the
+    as the block is scored, whose scores are then freed. What is kept for the backward pass has the sizes of the
     inputs. (The weights are constants.)
     """
 

@@ -13,18 +13,17 @@ from twhin_pipeline.words import SIDES, Side
 
 @dataclasses.dataclass
 class EdgeBatch:
-    """G chunks of up to C edges: what one rank takes in one step. A chunk has fewer edges where its weights end in 0.
+    """G chunks of up to C edges: one rank's part of one step. A chunk has fewer edges where its weights end in 0.
 
     Rows are looked up once each. An *index* points into the concatenation, in the configuration's order of tables, of
     `ids`, so heads, tails and pools share one lookup. A rank without edges holds G = 0 and still takes part in a step.
 
-    On side `lhs` (heads are replaced) edges keep their tails, on `rhs` their heads. A chunk's edges that keep the same
-    entity ask the same question: they share a *query*, which is scored with the candidates once. A chunk's queries
-    ascend by their index.
+    On side `lhs` (heads are corrupted) edges keep their tails, on `rhs` their heads. A chunk's edges that keep the same
+    entity share a *query*, which is scored with the candidates once. A chunk's queries ascend by their index.
     """
 
     ids: dict[str, torch.Tensor]
-    """Table to `int64 [U_t]`: its unique rows, every table of the configuration being there."""
+    """Table to `int64 [U_t]`: its unique rows, ascending, for every table of the configuration."""
     relation: torch.Tensor
     """`int64 [G]` index into the configuration's relations."""
     lhs_index: torch.Tensor
@@ -46,9 +45,9 @@ class EdgeBatch:
     rhs_query: torch.Tensor
     """`int64 [G, C]` each edge's query among the Q'; 0 at padding."""
     lhs_on: torch.Tensor
-    """`bool [G]` whether the chunk's relation replaces heads; where it does not, its pool is index 0 K times."""
+    """`bool [G]` whether the chunk's relation corrupts heads; where it does not, its pool is index 0 K times."""
     rhs_on: torch.Tensor
-    """`bool [G]` whether the chunk's relation replaces tails."""
+    """`bool [G]` whether the chunk's relation corrupts tails."""
     lhs_pool_index: torch.Tensor
     """`int64 [G, K]`, K may be 0."""
     rhs_pool_index: torch.Tensor
@@ -68,13 +67,13 @@ class EdgeBatch:
     global_edges: int
     """Real edges of all ranks in this step: what a loss is divided by."""
     sides: tuple[Side, ...] = SIDES
-    """The sides that some chunk replaces; a side that is not among them has no pool, and is not scored."""
+    """The sides that some chunk corrupts; a side that is not among them has no pool, and is not scored."""
     everything: bool = False
     """Whether every entity of a side's type is a candidate (`global_negatives: all`): `ids` then hold all rows of those
     types, in order, or what the step's sample and edges need; and n = K = 0."""
     sample: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-    """With `sampled_per_step`: table to `int64 [N]`, places in the table's `ids` of the entities that stand for all,
-    ascending. A table that is not there has all."""
+    """With `sampled_per_step`: table to `int64 [N]`, places in the table's `ids` of the sampled entities,
+    ascending. A table that is missing uses all of its entities."""
     sample_log_q: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     """With `loss.log_q`: table to `float32 [N]`, the log of the probability that each is in the sample."""
 

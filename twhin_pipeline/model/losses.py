@@ -154,7 +154,7 @@ class BilateralSoftmax(Loss):
 
     `-positive / tp + log(sum of exp(negative / tn))`, without the edge itself in the sum; 0 where all candidates are
     masked. Multiplied by tp / tn it is what the authors' program (mode `reweight`) minimizes, with their t1 = tn and
-    t2 = tp / tn. (The paper's positive temperature stands before a logarithm of a mean over a user's positives; of an
+    t2 = tp / tn. (The paper's positive temperature is a factor of a logarithm of a mean over a user's positives; of an
     edge by itself it would only scale the loss.)
     """
 
@@ -207,5 +207,5 @@ class _LogSumExp(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         (share,) = ctx.saved_tensors
-        found: torch.Tensor = share * gradient.unsqueeze(-1)
-        return found
+        scaled: torch.Tensor = share * gradient.unsqueeze(-1)
+        return scaled

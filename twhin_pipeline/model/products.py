@@ -32,15 +32,15 @@ def products(
         of_a: `int64 [G, C]` the pairs' rows of `a` in each chunk.
         of_b: `int64 [G, C]` the pairs' rows of `b`.
         scale: A factor.
-        inside: `int64 [G, n]` the rows of `b` that are candidates of all rows of `a`; and, if wanted, `[G, n]` the rows
-            of `a` that are candidates of those of `b`.
+        inside: `int64 [G, n]` the rows of `b` that are candidates of all rows of `a`; and, optionally, `[G, n]` the
+            rows of `a` that are candidates of those of `b`.
         pools: As many, `float32 [G, K, D]` each: further candidates.
 
     Returns:
-        `[G, C]`; `[G, P, n + K]`; and, if wanted, `[G, Q, n + K]`.
+        `[G, C]`; `[G, P, n + K]`; and, for two pools, `[G, Q, n + K]`.
     """
-    found: tuple[torch.Tensor, ...] = _Products.apply(a, b, of_a, of_b, scale, len(pools), *pools, *inside)
-    return found
+    results: tuple[torch.Tensor, ...] = _Products.apply(a, b, of_a, of_b, scale, len(pools), *pools, *inside)
+    return results
 
 
 class _Products(torch.autograd.Function):
@@ -53,23 +53,23 @@ class _Products(torch.autograd.Function):
         of_b: torch.Tensor,
         scale: float,
         sides: int,
-        *given: torch.Tensor,
+        *inputs: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         a, b, shape = a.contiguous(), b.contiguous(), of_a.shape
         of_a, of_b = ((index + starts(x)).flatten() for x, index in ((a, of_a), (b, of_b)))
-        pools, inside = given[:sides], given[sides:]
+        pools, inside = inputs[:sides], inputs[sides:]
         pairs = a.new_empty(len(of_a))
         parallel.dots(len(pairs), PAIRS_A_THREAD, *_arrays(a, of_a, b, of_b), pairs.numpy())
-        found, candidates, window = [pairs.mul_(scale).view(shape)], [], []
+        results, candidates, window = [pairs.mul_(scale).view(shape)], [], []
         for x, y, index, pool in zip((a, b), (b, a), inside, pools, strict=False):
             window.append((index + starts(y)).flatten())
             own = y.flatten(0, 1).index_select(0, window[-1]).view(*index.shape, y.shape[2])
-            # The factor goes with the candidates, of which there are fewest.
+            # The candidates are the fewest rows, so they get the factor.
             candidates.append(torch.cat([own, pool], dim=1).mul_(scale))
-            found.append(x @ candidates[-1].transpose(1, 2))
+            results.append(x @ candidates[-1].transpose(1, 2))
         ctx.save_for_backward(a, b, of_a, of_b, *candidates, *window)
         ctx.scale, ctx.sides, ctx.width = scale, sides, inside[0].shape[1] if inside else 0
-        return tuple(found)
+        return tuple(results)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from twhin_pipeline.kernels import parallel, vector_kernels
 from twhin_pipeline.kernels.parallel import ROWS_A_THREAD
@@ -19,53 +20,61 @@ class Rows:
     """A table's rows that a batch uses."""
 
     matrix: torch.Tensor
-    """`[N, D]`: the table; or these rows alone, already looked up; or, of rows at an `address`, what stands for them:
-    it has no memory, and takes their gradient."""
+    """`[N, D]`: the table; or only the rows, already looked up; or, for rows at an `address`, a tensor without memory
+    that represents them in autograd and receives their gradient."""
     ids: torch.Tensor | None = None
-    """`int64 [U]` the rows of the table, each once; None where `matrix` has them alone, in order."""
+    """`int64 [U]` the rows of the table, each once; None where `matrix` holds only these rows, in order."""
     address: torch.Tensor | None = None
-    """`int64 [U]` where in this process's memory the rows begin, if not in `matrix`."""
-    room: Callable[[int, int], torch.Tensor] | None = None
-    """Gives the memory for the gradients of all the rows that are taken from together, of the shape asked for."""
+    """`int64 [U]` where each row begins in this process's memory, if the rows are not in `matrix`."""
+    gradient_memory: Callable[[int, int], torch.Tensor] | None = None
+    """Returns memory of the requested shape for the gradients of all rows that are taken in one call."""
 
     def looked_up(self) -> torch.Tensor:
         """Return the rows, `[U, D]`; a table's gradient is sparse."""
         if self.address is not None:
-            # Without the room, which is for the gradients of all tables' rows.
-            return take([replace(self, room=None)], torch.arange(len(self.address)))[0]
+            # Without `gradient_memory`, which is for the gradients of all tables' rows.
+            return take([replace(self, gradient_memory=None)], torch.arange(len(self.address)))[0]
         return self.matrix if self.ids is None else F.embedding(self.ids, self.matrix, sparse=True)
 
 
-class RowLookup(Protocol):
-    """Looks up a batch's rows where the tables are, in whatever way they are sharded."""
+class EmbeddingTables(Protocol):
+    """The tables of a model: looks up a batch's rows, and updates them by the gradients of what it returned.
+
+    `sharding` has the implementations: unsharded, sharded by torchrec, and in memory that ranks share.
+    """
+
+    module: nn.Module
+    """Holds the vectors: its parameters and state dict are `embeddings.<table>.weight`."""
 
     def rows(self, ids: Mapping[str, torch.Tensor]) -> list[Rows]:
-        """Return the rows `ids` (table to `int64 [U_t]`, each once) of each table, in the configuration's order."""
+        """Return the rows `ids` (table to `int64 [U_t]`, ascending, each once) of each table, in the configuration's
+        order.
+        """
         ...
 
 
 def take(x: torch.Tensor | Sequence[Rows], *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return `x[i]` for each index: of `x [U, D]` and `i` int64 `[...]`, `[..., D]`.
+    """Return `x[i]` for each index: for `x [U, D]` and `i` int64 `[...]`, `[..., D]`.
 
-    Several indices into the same matrix cost one gradient of its size, and not one each. `x` may be the rows of several
-    tables, end to end: of such on the CPU, each row is copied once, and its gradients are added up in one pass.
+    Several indices into the same matrix cost one gradient of its size, not one each. `x` may be the rows of several
+    tables, concatenated: on the CPU each row is then copied once, and its gradients are added up in one pass.
 
     Raises:
-        IndexError: A row is not there.
+        IndexError: A row does not exist.
     """
     if isinstance(x, torch.Tensor):
         x = [Rows(x)]
-    found: tuple[torch.Tensor, ...]
+    taken: tuple[torch.Tensor, ...]
     if all(part.matrix.device.type == "cpu" and part.matrix.dtype == torch.float32 for part in x):
-        found = _TakeByAddress.apply(x, *(part.matrix for part in x), *index)
-        return found
-    whole = x[0].looked_up() if len(x) == 1 else torch.cat([part.looked_up() for part in x])
-    found = _Take.apply(whole, *index)
-    return found
+        taken = _TakeByAddress.apply(x, *(part.matrix for part in x), *index)
+        return taken
+    vectors = x[0].looked_up() if len(x) == 1 else torch.cat([part.looked_up() for part in x])
+    taken = _Take.apply(vectors, *index)
+    return taken
 
 
 def pick(x: torch.Tensor, *index: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return `x[g, i[g]]` for each chunk g and each index: of `x [G, Q, D]` and `i` int64 `[G, C]`, `[G, C, D]`."""
+    """Return `x[g, i[g]]` for each chunk g and each index: for `x [G, Q, D]` and `i` int64 `[G, C]`, `[G, C, D]`."""
     return take(x.flatten(0, 1), *(i + starts(x) for i in index))
 
 
@@ -86,17 +95,17 @@ class _Take(torch.autograd.Function):
 
 
 class _TakeByAddress(torch.autograd.Function):
-    """`_Take` of matrices in the CPU's memory: rows and their gradients are found by where they lie."""
+    """`_Take` of matrices in the CPU's memory: rows and their gradients are read by their addresses."""
 
     @staticmethod
-    def forward(ctx: Any, parts: Sequence[Rows], *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        matrices, index = given[: len(parts)], given[len(parts) :]
+    def forward(ctx: Any, parts: Sequence[Rows], *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        matrices, index = inputs[: len(parts)], inputs[len(parts) :]
         size, rows = matrices[0].shape[1], [part.ids for part in parts]
-        there, lies = [], []
+        contiguous, row_addresses = [], []  # the matrices must stay alive while they are read
         for part, matrix in zip(parts, matrices, strict=True):
-            there.append(matrix if part.address is not None else matrix.contiguous())  # kept, while it is read
-            lies.append(addresses(there[-1], part.ids) if part.address is None else part.address)
-        address = torch.cat(lies)
+            contiguous.append(matrix if part.address is not None else matrix.contiguous())
+            row_addresses.append(addresses(contiguous[-1], part.ids) if part.address is None else part.address)
+        address = torch.cat(row_addresses)
         place = torch.cat([i.flatten() for i in index])
         out = matrices[0].new_empty(len(place), size)
         parallel.gather(len(place), ROWS_A_THREAD, address.index_select(0, place).numpy(), out.numpy())
@@ -105,7 +114,7 @@ class _TakeByAddress(torch.autograd.Function):
         ctx.shapes = [matrix.shape for matrix in matrices]
         ctx.lengths = [len(matrix) if row is None else len(row) for matrix, row in zip(matrices, rows, strict=True)]
         ctx.sizes = [i.numel() for i in index]
-        ctx.room = parts[0].room or torch.empty
+        ctx.gradient_memory = parts[0].gradient_memory or torch.empty
         ctx.set_materialize_grads(False)
         return tuple(part.view(*i.shape, size) for part, i in zip(out.split(ctx.sizes), index, strict=True))
 
@@ -114,18 +123,18 @@ class _TakeByAddress(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         place, *rows = ctx.saved_tensors
         # An output that nothing used has no gradient.
-        there = [(p, g) for p, g in zip(place.split(ctx.sizes), gradients, strict=True) if g is not None]
-        if not there:
+        used = [(p, g) for p, g in zip(place.split(ctx.sizes), gradients, strict=True) if g is not None]
+        if not used:
             return None, *(None for _ in ctx.shapes), *(None for _ in gradients)
-        vectors = [g.reshape(-1, ctx.shapes[0][1]) for _, g in there]
-        total = ctx.room(sum(ctx.lengths), ctx.shapes[0][1])
-        add_up(torch.cat([p for p, _ in there]), vectors, total)
-        found = []
+        vectors = [g.reshape(-1, ctx.shapes[0][1]) for _, g in used]
+        total = ctx.gradient_memory(sum(ctx.lengths), ctx.shapes[0][1])
+        add_up(torch.cat([p for p, _ in used]), vectors, total)
+        of_parts = []
         for part, shape, indexed in zip(total.split(ctx.lengths), ctx.shapes, ctx.indexed, strict=True):
             if indexed:
                 part = torch.sparse_coo_tensor(rows.pop(0).unsqueeze(0), part, shape, check_invariants=False)
-            found.append(part)
-        return None, *found, *(None for _ in gradients)
+            of_parts.append(part)
+        return None, *of_parts, *(None for _ in gradients)
 
 
 def added_up(place: torch.Tensor, rows: Sequence[torch.Tensor], count: int) -> torch.Tensor:
@@ -136,7 +145,7 @@ def added_up(place: torch.Tensor, rows: Sequence[torch.Tensor], count: int) -> t
 
 
 def add_up(place: torch.Tensor, rows: Sequence[torch.Tensor], total: torch.Tensor) -> None:
-    """Add up rows on the CPU, each row once read, and each sum in the order of its rows.
+    """Add up rows on the CPU. Each row is read once, and each sum is in the order of its rows.
 
     Args:
         place: `int64 [M]`, each below U: the sum that a row belongs to.
@@ -151,7 +160,7 @@ def add_up(place: torch.Tensor, rows: Sequence[torch.Tensor], total: torch.Tenso
 
 
 def addresses(matrix: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-    """Return where in memory the rows of `matrix [N, D]` begin, all or those at `rows` (int64 `[U]`): int64."""
+    """Return the memory addresses (int64) of the rows of `matrix [N, D]`: of all, or of `rows` (int64 `[U]`)."""
     if rows is None:
         rows = torch.arange(len(matrix))
     elif len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(matrix):

@@ -12,8 +12,6 @@ from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.comparators import COMPARATORS, Dot
 from twhin_pipeline.model.operators import OPERATORS, Operator, penalty
-from twhin_pipeline.model.products import products
-from twhin_pipeline.model.rows import pick
 from twhin_pipeline.words import Side
 
 
@@ -66,7 +64,7 @@ class Scorer(nn.Module):
         return side == "lhs" and not self.reciprocal
 
     def queries(self, side: Side, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
-        """Make ready the vectors of queries.
+        """Prepare the vectors of queries.
 
         Args:
             side: The side that is predicted.
@@ -83,7 +81,7 @@ class Scorer(nn.Module):
         return self.comparator.prepare(x)
 
     def candidates(self, side: Side, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
-        """Make ready the vectors of candidates.
+        """Prepare the vectors of candidates.
 
         Args:
             side: The side that is predicted.
@@ -99,11 +97,11 @@ class Scorer(nn.Module):
         return self.comparator.prepare(x)
 
     def compare(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """Score each of `queries [..., Q, D]` with each of `candidates [..., N, D]`, both made ready: `[..., Q, N]`."""
+        """Score each of `queries [..., Q, D]` with each of `candidates [..., N, D]`, both prepared: `[..., Q, N]`."""
         return self.comparator.compare(queries, candidates)
 
     def pairs(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """Score `queries [..., D]` with `candidates [..., D]`, made ready, one to one: logits `[...]`."""
+        """Score `queries [..., D]` with `candidates [..., D]`, prepared, one to one: logits `[...]`."""
         return self.comparator.pairs(queries, candidates)
 
     def edges(
@@ -118,29 +116,33 @@ class Scorer(nn.Module):
         """Score pairs of two matrices' rows in each chunk, and all of their rows with candidates.
 
         Args:
-            a: `[G, P, D]`, made ready.
-            b: `[G, Q, D]`, made ready.
+            a: `[G, P, D]`, prepared.
+            b: `[G, Q, D]`, prepared.
             of_a: `int64 [G, C]` the pairs' rows of `a`.
             of_b: `int64 [G, C]` the pairs' rows of `b`.
             inside: Nothing; or `int64 [G, n]`, the rows of `b` that are candidates of `a`'s; or besides, the rows of
                 `a` that are candidates of `b`'s.
-            pools: As many, `[G, K, D]`, made ready: the candidates that follow those.
+            pools: As many, `[G, K, D]`, prepared: the candidates that follow those.
 
         Returns:
             Logits `float32 [G, C]`, and as many `[G, P, n + K]` and `[G, Q, n + K]` as there are pools.
         """
+        # Compiled loops, which only training needs: who scores alone does without numba.
+        from twhin_pipeline.model.products import products
+        from twhin_pipeline.model.rows import pick
+
         if self.multiplies(a, b, *pools):
             return products(a, b, of_a, of_b, self.scale, inside, pools)
         own, *of_other = pick(a, of_a, *inside[1:])
         answer, *of_own = pick(b, of_b, *inside[:1])
-        found = [self.pairs(own, answer).float()]
+        logits = [self.pairs(own, answer).float()]
         for x, window, pool in zip((a, b), (*of_own, *of_other), pools, strict=False):
-            found.append(self.compare(x, torch.cat([window.to(pool.dtype), pool], dim=1)).float())
-        return tuple(found)
+            logits.append(self.compare(x, torch.cat([window.to(pool.dtype), pool], dim=1)).float())
+        return tuple(logits)
 
     @property
     def scale(self) -> float:
-        """What products of vectors made ready are multiplied by, where `multiplies`."""
+        """The factor on products of prepared vectors, where `multiplies`."""
         return 1 / self.comparator.temperature
 
     def multiplies(self, *vectors: torch.Tensor) -> bool:
@@ -194,16 +196,16 @@ class Scorer(nn.Module):
 
         P depends on the operator; with `model.reciprocal` the second operator's follow the first's.
         """
-        found = {}
+        rows_of = {}
         rows = {name: self._operator(name).rows().cpu() for name in self.operators}
         for relation, name, slot, second in zip(
             self.relations, self._operator_of, self._slot.tolist(), self._second.tolist(), strict=True
         ):
-            found[relation] = torch.cat([rows[name][s] for s in ((slot, second) if self.reciprocal else (slot,))])
-        return found
+            rows_of[relation] = torch.cat([rows[name][s] for s in ((slot, second) if self.reciprocal else (slot,))])
+        return rows_of
 
     def load_rows(self, rows: Mapping[str, torch.Tensor]) -> None:
-        """Take each relation's operator parameters, as `state_rows` gives them.
+        """Take each relation's operator parameters, as `state_rows` returns them.
 
         Raises:
             UserError: A relation is missing, or has another number of parameters.
@@ -211,17 +213,17 @@ class Scorer(nn.Module):
         missing = [relation for relation in self.relations if relation not in rows]
         if missing:
             raise UserError(f"no operator parameters for {', '.join(missing)}; train a model with these relations")
-        for relation, held in self.state_rows().items():
-            if len(rows[relation]) != len(held):
+        for relation, expected in self.state_rows().items():
+            if len(rows[relation]) != len(expected):
                 raise UserError(
-                    f"relation {relation} has {len(held)} operator parameters, and those given are "
-                    f"{len(rows[relation])}; train a model with this operator, dimension and model.reciprocal"
+                    f"relation {relation} has {len(expected)} operator parameters, but the model to load "
+                    f"has {len(rows[relation])}; train a model with this operator, dimension and model.reciprocal"
                 )
         for name in self.operators:
             mine = [relation for relation, of in zip(self.relations, self._operator_of, strict=True) if of == name]
-            given = torch.stack([torch.as_tensor(rows[relation]) for relation in mine])
+            stacked = torch.stack([torch.as_tensor(rows[relation]) for relation in mine])
             # [R, P], or [R, 2P] to [2R, P]: all first operators, then all second ones.
-            self._operator(name).load_rows(torch.cat(given.chunk(2, 1)) if self.reciprocal else given)
+            self._operator(name).load_rows(torch.cat(stacked.chunk(2, 1)) if self.reciprocal else stacked)
 
     @classmethod
     def from_rows(cls, model_config: TwhinModelConfig, rows: Mapping[str, torch.Tensor]) -> Scorer:

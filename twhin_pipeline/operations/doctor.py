@@ -14,8 +14,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
+from twhin_pipeline import extras
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.machine import SHARED_MEMORY
 from twhin_pipeline.store import Store
@@ -24,7 +26,14 @@ from twhin_pipeline.store import Store
 FITS = {
     "2.13": {"torchrec": "1.8", "fbgemm": "1.8"},
 }
-REINSTALL = "run `make clean-venv setup` (with VARIANT=gpu for CUDA)"
+CHECKOUT = (Path(__file__).resolve().parents[2] / "Makefile").is_file()
+"""Whether this is a checkout, in which `make` works, and not what a wheel installed."""
+if CHECKOUT:
+    REINSTALL = "run `make clean-venv setup` (with VARIANT=gpu for CUDA)"
+    USE_GPU = "run `make setup VARIANT=gpu`"
+else:
+    REINSTALL = f"make a new environment and run `{extras.install('train')}` in it"
+    USE_GPU = "make a new environment with the CUDA builds of torch and fbgemm-gpu"
 PROBE_TIMEOUT = 120.0  # seconds
 SHARED_WANTED = 1.0  # GiB free, for tables of some millions of rows
 DISK_NEEDED = 2.0  # GiB free, for the bundled example with its checkpoints
@@ -51,7 +60,24 @@ class Finding:
 def examine(store: Store) -> list[Finding]:
     """Look at everything, the cheapest first. What cannot work without a broken part is left out."""
     distributions = installed()
-    findings = [python_version(sys.version_info[:2]), fitting_versions(distributions), one_fbgemm(fbgemm_owners())]
+    findings = [python_version(sys.version_info[:2])]
+    if reads_only(distributions):
+        told = "not installed; stores can be read"
+        findings.append(Finding("training", "note", told, f"`{extras.install('train')}` adds it"))
+    else:
+        findings += training(distributions)
+    findings += [disk(store), writable(store)]
+    return [*findings, chromium()] if CHECKOUT else findings
+
+
+def reads_only(versions: Mapping[str, str]) -> bool:
+    """Tell whether nothing is installed that only training needs."""
+    return not {"torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"} & set(versions)
+
+
+def training(versions: Mapping[str, str]) -> list[Finding]:
+    """Look at what training needs."""
+    findings = [fitting_versions(versions), one_fbgemm(fbgemm_owners())]
     probes: list[tuple[str, Callable[[], None], str]] = [
         ("fbgemm lookup", probe_fbgemm, REINSTALL),
         (
@@ -60,11 +86,10 @@ def examine(store: Store) -> list[Finding]:
             "let processes on this machine reach 127.0.0.1, then run `twhin doctor` again",
         ),
     ]
-    if "torch" in distributions:
+    if "torch" in versions:
         findings += [probe(*p) for p in probes]
         findings.append(cuda())
-    findings += [memory(), shared_memory(), disk(store), writable(store), chromium()]
-    return findings
+    return [*findings, memory(), shared_memory()]
 
 
 def installed() -> dict[str, str]:
@@ -80,10 +105,10 @@ def installed() -> dict[str, str]:
 
 
 def python_version(version: tuple[int, ...]) -> Finding:
-    """3.11 or later."""
+    """3.11 to 3.13."""
     text = f"Python {version[0]}.{version[1]}"
-    if version < (3, 11):
-        return Finding("python", "wrong", text, "take Python 3.11 or later and make the environment anew")
+    if not (3, 11) <= version < (3, 14):
+        return Finding("python", "wrong", text, "take Python 3.11 to 3.13 and make the environment anew")
     return Finding("python", "ok", text)
 
 
@@ -232,7 +257,7 @@ def judge_cuda(version: str, available: str, count: str, nccl: str, *, owners: l
                 name,
                 "wrong",
                 f"{count} GPU(s), but fbgemm is the CPU build",
-                "run `make setup VARIANT=gpu`, or train with `--set launch.device=cpu`",
+                f"{USE_GPU}, or train with `--set launch.device=cpu`",
             )
         if nccl != "True":
             return Finding(name, "wrong", f"{count} GPU(s), but torch has no NCCL", REINSTALL)
@@ -242,7 +267,7 @@ def judge_cuda(version: str, available: str, count: str, nccl: str, *, owners: l
             name,
             "note",
             f"an NVIDIA driver is here, torch does not use it (CUDA build: {version})",
-            "run `make setup VARIANT=gpu` to train on it",
+            f"{USE_GPU} to train on it",
         )
     return Finding(name, "note", "none; training uses the CPU")
 

@@ -18,7 +18,6 @@ from twhin_pipeline.operations import plan, rates
 from twhin_pipeline.operations.rates import Rates
 from twhin_pipeline.sharding.distributed import Ranks, process_group
 from twhin_pipeline.sharding.optimizer import row_optimizer
-from twhin_pipeline.training_set.negatives import sides_of
 
 REPEATS = 31
 # Larger than the caches, and small beside the memory of what trains.
@@ -100,8 +99,8 @@ def _chunks(config: TwhinConfig, step: plan.Step, ranks: Ranks) -> float:
 
 
 def _sides(config: TwhinConfig) -> int:
-    """Return how many sides some relation replaces."""
-    return max(1, len({side for sides in sides_of(config) for side in sides}))
+    """Return the number of sides that some relation corrupts."""
+    return len({side for sides in config.corrupted_sides.values() for side in sides})
 
 
 def _passes(elements: int, ranks: Ranks) -> float:

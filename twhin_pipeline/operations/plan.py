@@ -330,18 +330,18 @@ def step_of(config: TwhinConfig, rows: Mapping[str, int]) -> Step:
     data = config.train_data
     chunks = max(1, data.per_replica_batch_size // config.negatives.chunk_size)
     edges = chunks * config.negatives.chunk_size
-    replaced = _replaced(config)
+    corrupted = _corrupted_tables(config)
     if data.global_negatives == "all":
         # All rows of the types of which candidates are, or a step's sample; queries are scored with them by the block.
         drawn = {name: min(rows[name], data.sampled_per_step or rows[name]) for name in rows}
-        pool = sum(drawn[name] for name in set().union(*replaced.values()))
-        scores = sum(edges * max(drawn[name] for name in names) for names in replaced.values())
+        pool = sum(drawn[name] for name in set().union(*corrupted.values()))
+        scores = sum(edges * max(drawn[name] for name in names) for names in corrupted.values())
         held = max(BLOCK_BYTES // 4, max(drawn.values()))
     else:
-        pool = chunks * data.global_negatives * len(replaced)
+        pool = chunks * data.global_negatives * len(corrupted)
         window = min(data.in_batch_negatives, config.negatives.chunk_size)
         # Edges that keep the same entity share a row of scores; here each has its own.
-        scores = held = len(replaced) * edges * (window + data.global_negatives)
+        scores = held = len(corrupted) * edges * (window + data.global_negatives)
     places = 2 * edges + pool
     return Step(
         edges=edges,
@@ -354,19 +354,18 @@ def step_of(config: TwhinConfig, rows: Mapping[str, int]) -> Step:
     )
 
 
-def _replaced(config: TwhinConfig) -> dict[str, set[str]]:
-    """Return the sides that some relation replaces, and the tables that candidates of such a side are of."""
-    found: dict[str, set[str]] = {}
-    for relation in config.model.relations:
-        sides = relation.sides or config.negatives.sides
-        for side in ("lhs", "rhs") if sides == "both" else (sides,):
-            found.setdefault(side, set()).add(getattr(relation, side))
-    return found
+def _corrupted_tables(config: TwhinConfig) -> dict[str, set[str]]:
+    """Return the sides that some relation corrupts, and the tables of the candidates of each such side."""
+    tables: dict[str, set[str]] = {}
+    for relation, sides in zip(config.model.relations, config.corrupted_sides.values(), strict=True):
+        for side in sides:
+            tables.setdefault(side, set()).add(getattr(relation, side))
+    return tables
 
 
 def _edges(config: TwhinConfig, num_edges: int, world_size: int) -> int:
     """Return the bytes of all positives and of this rank's share of an epoch's pools, or of what masks stand for."""
-    sides, pool = len(_replaced(config)), config.train_data.global_negatives
+    sides, pool = len(_corrupted_tables(config)), config.train_data.global_negatives
     if pool == "all":
         masked = 2 * TRUE_EDGE_BYTES if config.negatives.mask == "known" else 0
         return num_edges * (POSITIVE_BYTES + masked)

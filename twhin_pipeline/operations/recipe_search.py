@@ -149,7 +149,7 @@ def _parameters(recipe: Recipe, *, own: bool, counts: Counts) -> dict[str, Param
             lambda trial: trial.suggest_float("temperature", *TEMPERATURES, log=True),
             lambda value: {"model.temperature": _short(value)},
         )
-    # Recall and NDCG are of tails whatever training replaces; the other metrics follow it and could not be compared.
+    # Recall and NDCG are of tails whatever training corrupts; the other metrics follow it and could not be compared.
     of_tails = config.training.selection_metric.startswith(("recall@", "ndcg@"))
     if recipe.name == recipes.INTERACTIONS and "negatives.sides" in chosen and of_tails:
         parameters["sides"] = Parameter(

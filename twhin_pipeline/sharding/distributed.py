@@ -52,6 +52,14 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    def gather_to_first(self, value: Any) -> list[Any] | None:
+        """Return every rank's value (anything that pickles), by rank, on rank 0; None on the others."""
+        if self.control is None:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, values, group=self.control)
+        return values
+
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value."""
         if self.control is None:

@@ -18,6 +18,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding.row_optimizers import RowAdagrad, RowAdam, RowRmsprop, RowSgd, RowwiseAdagrad
 from twhin_pipeline.sharding.schedules import GroupSchedule, rate_at
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 
 TRANSLATION = "translation"
 """The group of the operators' parameters; the configuration refuses a table of this name."""
@@ -53,9 +54,10 @@ def apply_optimizers(model: TwhinModel, model_config: TwhinModelConfig) -> Twhin
     Raises:
         UserError: A table that is to be sharded has an optimizer that no kernel does.
     """
+    tables = model.tables
+    assert isinstance(tables, UnshardedTables)
     for table in model_config.embeddings.tables:
-        embedding = model.embeddings.embeddings[table.name]
-        assert isinstance(embedding, nn.Embedding)
+        embedding = tables.table(table.name)
         weight = embedding.weight
         assert isinstance(weight, nn.Parameter)
         options = _table_options(table.optimizer)
@@ -66,7 +68,7 @@ def apply_optimizers(model: TwhinModel, model_config: TwhinModelConfig) -> Twhin
                     "fbgemm has no kernel; take rowwise_adagrad or adagrad, or train in one process on the CPU "
                     "(launch.nproc_per_node 1)"
                 )
-            # torchrec puts tables of equal options into one kernel, which has one rate: told apart by their schedules.
+            # torchrec puts tables of equal options into one kernel, which has one rate; schedules may differ.
             options["_batch_key"] = table.optimizer.model_dump_json()
             _apply_optimizer_in_backward(_FUSED[table.optimizer.name], [weight], options)
         else:
@@ -117,7 +119,7 @@ def build_optimizer(
         for leaf, tables in rated:
             for group, table in zip(leaf.param_groups, tables, strict=True):
                 group["lr"] = rates[table]
-            leaf.zero_grad()  # hands the rate to fbgemm's kernel; there are no gradients to set to zero
+            leaf.zero_grad()  # passes the rate to fbgemm's kernel; there are no gradients to set to zero
         for optimizer in optimizers[1:]:
             for group in optimizer.param_groups:
                 group["lr"] = rates[TRANSLATION]
@@ -168,7 +170,8 @@ class InBackwardOptimizer(FusedOptimizer):
 
 def _fused_of(model: nn.Module, config: TwhinModelConfig) -> KeyedOptimizer:
     assert isinstance(model, TwhinModel)
-    weights = {table: model.embeddings.embeddings[table].weight for table in config.table_names}
+    parameters = dict(model.embeddings.named_parameters())
+    weights = {table: parameters[f"embeddings.{table}.weight"] for table in config.table_names}
     return CombinedOptimizer([("embeddings", InBackwardOptimizer(weights))])
 
 
@@ -196,7 +199,7 @@ def _tables_of(leaf: KeyedOptimizer, config: TwhinModelConfig) -> list[str]:
 def _table_options(config: OptimizerConfig) -> dict[str, Any]:
     """Return the keyword arguments of a table's optimizer, by fbgemm's names."""
     algorithm = config.algorithm
-    # Only a beginning: `build_optimizer` puts the schedule's rates into force.
+    # Only a start: `build_optimizer` applies the schedule's rates.
     options: dict[str, Any] = {"lr": rate_at(config.schedule, 0, total_steps=1)}
     if isinstance(algorithm, Adam):
         options |= {"beta1": algorithm.betas[0], "beta2": algorithm.betas[1], "eps": algorithm.eps}

@@ -1,4 +1,4 @@
-"""Sharding: how tables are laid on ranks, their first vectors, and a look at what each shard holds."""
+"""Placement: how tables are distributed over ranks, their first vectors, and statistics of each shard."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv,
 from twhin_pipeline.config.training import LaunchConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.twhin_model import TwhinModel
-from twhin_pipeline.sharding.cpu_tables import use_compiled_loops
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.sharding.planner import plan_tables
 from twhin_pipeline.sharding.shared_tables import SharedTables, share_tables
+from twhin_pipeline.sharding.torchrec_tables import TorchrecTables, use_compiled_loops
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ LocalShards = list[tuple[int, torch.Tensor]]
 
 
 def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: LaunchConfig) -> nn.Module:
-    """Lay the model's tables on the ranks of the process group, by an explicit plan; without a group, keep it whole.
+    """Distribute the model's tables over the process group's ranks, by an explicit plan; without one, keep the model.
 
     The operators' parameters are on every rank, kept equal by DistributedDataParallel. The plan is printed by rank 0
     and kept as `sharding_plan_text` of what is returned. The tables' vectors are undefined until `init_tables`.
@@ -55,7 +55,7 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
     device = torch.device(device)
     if not (dist.is_available() and dist.is_initialized()):
         model = model.to(device)
-        text = "one process without a process group: every table whole, " + ", ".join(
+        text = "one process without a process group: tables are not sharded, " + ", ".join(
             f"{table} {weight.shape[0]:,} x {weight.shape[1]}" for table, weight in _weights(model).items()
         )
         _keep_plan(model, text)
@@ -75,11 +75,13 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
             plan=plan,
             sharders=[EmbeddingCollectionSharder()],
         )
+    tables = TorchrecTables(model.table_names, model.embeddings)
+    model.use_tables(tables)
     if device.type == "cpu":
         logger.info("%d groups of tables are updated by compiled loops", use_compiled_loops(sharded))
-        shared = share_tables(sharded, model.tables, _timeout())
+        shared = share_tables(sharded, tables, _timeout())
         if isinstance(shared, SharedTables):
-            model.shared = shared
+            model.use_tables(shared)
             text += "\n  ranks look rows up in each other's memory"
         else:
             text += f"\n  ranks exchange vectors: {shared}"
@@ -93,13 +95,13 @@ def plan_text(model: TwhinModel, plan: ShardingPlan) -> str:
     """Describe a plan, a line a table: its size, how it is sharded, and the rows that each rank holds.
 
     Args:
-        model: Whose tables the plan lays out.
+        model: Whose tables the plan shards.
         plan: As the planner made it.
     """
     tables = plan.get_plan_for_module("embeddings")
     assert isinstance(tables, EmbeddingModuleShardingPlan)
     lines = [f"sharding plan for {dist.get_world_size()} ranks"]
-    held: dict[int, int] = {}
+    bytes_of: dict[int, int] = {}
     for table, weight in _weights(model).items():
         sharding = tables[table]
         specification = sharding.sharding_spec
@@ -107,14 +109,14 @@ def plan_text(model: TwhinModel, plan: ShardingPlan) -> str:
         parts = []
         for shard in specification.shards:
             rank, rows = shard.placement.rank(), shard.shard_sizes[0]
-            held[rank] = held.get(rank, 0) + rows * shard.shard_sizes[1] * weight.element_size()
+            bytes_of[rank] = bytes_of.get(rank, 0) + rows * shard.shard_sizes[1] * weight.element_size()
             parts.append(f"rank {rank}: {rows:,}")
         size = weight.numel() * weight.element_size() / 2**20
         lines.append(
             f"  {table}: {weight.shape[0]:,} x {weight.shape[1]} {str(weight.dtype).removeprefix('torch.')} "
             f"({size:,.1f} MiB), {sharding.sharding_type}, {sharding.compute_kernel}; rows on {', '.join(parts)}"
         )
-    totals = ", ".join(f"rank {rank}: {held.get(rank, 0) / 2**20:,.1f}" for rank in range(dist.get_world_size()))
+    totals = ", ".join(f"rank {rank}: {bytes_of.get(rank, 0) / 2**20:,.1f}" for rank in range(dist.get_world_size()))
     lines.append(f"  MiB of vectors, without optimizer state, on {totals}")
     return "\n".join(lines)
 
@@ -129,7 +131,7 @@ def unwrapped(model: nn.Module) -> TwhinModel:
 def table_weights(model: nn.Module) -> dict[str, torch.Tensor | ShardedTensor]:
     """Return each table's weight: a ShardedTensor under a process group, else `[N, D]`; both in the model's memory."""
     state = unwrapped(model).embeddings.state_dict()
-    return {table: state[f"embeddings.{table}.weight"] for table in unwrapped(model).tables}
+    return {table: state[f"embeddings.{table}.weight"] for table in unwrapped(model).table_names}
 
 
 def local_shards(weight: torch.Tensor | ShardedTensor) -> LocalShards:
@@ -149,7 +151,7 @@ def gather_table(weight: torch.Tensor | ShardedTensor, ranks: Ranks, num_rows: i
     Args:
         weight: As `table_weights` gives it.
         ranks: This process among the others.
-        num_rows: How many rows; the others are left behind.
+        num_rows: How many rows; the others are left out.
 
     Returns:
         On rank 0 `[num_rows, D]`, of the weight's type and on this rank's device (the table's own memory where it is
@@ -160,9 +162,9 @@ def gather_table(weight: torch.Tensor | ShardedTensor, ranks: Ranks, num_rows: i
     mine = dict(local_shards(weight))
     metadata = weight.metadata()
     size = metadata.size[1]
-    whole = None
+    table = None
     if ranks.rank == 0:
-        whole = torch.empty(num_rows, size, dtype=metadata.tensor_properties.dtype, device=ranks.device)
+        table = torch.empty(num_rows, size, dtype=metadata.tensor_properties.dtype, device=ranks.device)
     for shard in metadata.shards_metadata:
         assert shard.placement is not None
         first, rows, owner = shard.shard_offsets[0], shard.shard_sizes[0], shard.placement.rank()
@@ -170,15 +172,15 @@ def gather_table(weight: torch.Tensor | ShardedTensor, ranks: Ranks, num_rows: i
             end = min(start + BLOCK_ROWS, first + rows, num_rows)
             if owner == ranks.rank:
                 block = mine[first][start - first : end - first].detach()
-                if whole is None:
+                if table is None:
                     dist.send(block.cpu().contiguous(), 0, group=ranks.control)
                 else:
-                    whole[start:end] = block
-            elif whole is not None:
-                received = torch.empty(end - start, size, dtype=whole.dtype)
+                    table[start:end] = block
+            elif table is not None:
+                received = torch.empty(end - start, size, dtype=table.dtype)
                 dist.recv(received, owner, group=ranks.control)
-                whole[start:end] = received
-    return whole
+                table[start:end] = received
+    return table
 
 
 @torch.no_grad()
@@ -241,7 +243,7 @@ def log_sharded_tensor_content(
     Returns:
         For each shard, by its first row, `<table>/rows_from_<row>/norm_{min,mean,max}`.
     """
-    found: dict[str, float] = {}
+    norms_of: dict[str, float] = {}
     for first, shard in local_shards(weight_tensor):
         count = min(num_rows, shard.shape[0])
         if count == 0:
@@ -249,23 +251,23 @@ def log_sharded_tensor_content(
         rows = torch.linspace(0, shard.shape[0] - 1, count, dtype=torch.float64, device=shard.device).round().long()
         norms = shard[rows].float().norm(dim=1)
         key = f"{table_name}/rows_from_{first}/norm"
-        found |= {
+        norms_of |= {
             f"{key}_min": float(norms.min()),
             f"{key}_mean": float(norms.mean()),
             f"{key}_max": float(norms.max()),
         }
     if isinstance(weight_tensor, ShardedTensor):
         gathered: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, found)
-        found = {key: value for part in gathered for key, value in part.items()}
+        dist.all_gather_object(gathered, norms_of)
+        norms_of = {key: value for part in gathered for key, value in part.items()}
     if not isinstance(weight_tensor, ShardedTensor) or dist.get_rank() == 0:
-        logger.info("%s of %s: %s", weight_name, table_name, found)
-    return found
+        logger.info("%s of %s: %s", weight_name, table_name, norms_of)
+    return norms_of
 
 
 def _weights(model: TwhinModel) -> dict[str, nn.Parameter]:
     parameters = dict(model.embeddings.named_parameters())
-    return {table: parameters[f"embeddings.{table}.weight"] for table in model.tables}
+    return {table: parameters[f"embeddings.{table}.weight"] for table in model.table_names}
 
 
 def _keep_plan(model: nn.Module, text: str) -> None:
@@ -303,8 +305,8 @@ def _agreed_plan(model: TwhinModel, device: torch.device, launch: LaunchConfig) 
 def _timeout() -> timedelta:
     """Return how long ranks wait for each other."""
     assert dist.group.WORLD is not None
-    found: timedelta = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
-    return found
+    timeout: timedelta = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+    return timeout
 
 
 def _capacity(device: torch.device, launch: LaunchConfig, local_world_size: int) -> int:

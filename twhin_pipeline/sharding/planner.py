@@ -17,6 +17,7 @@ from twhin_pipeline.config.training import LaunchConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding.optimizer import apply_optimizers
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 
 UNLIMITED = 2**60
 """Bytes of a rank whose memory is not known."""
@@ -49,12 +50,11 @@ def plan_tables(
     constraint = ParameterConstraints(
         sharding_types=[launch.sharding], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
     )
-    tables = model.embeddings.embedding_configs()
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=1,
         storage_reservation=FixedPercentageStorageReservation(0.0),
-        constraints={table.name: constraint for table in tables},
+        constraints=dict.fromkeys(model.table_names, constraint),
         debug=False,
     )
     try:
@@ -83,13 +83,14 @@ def rows_of_ranks(config: TwhinConfig, rows: Mapping[str, int], world_size: int)
     launch = config.launch
     cuda = launch.device == "cuda" or (launch.device == "auto" and torch.cuda.is_available())
     capacity = UNLIMITED if launch.hbm_gib is None else int(launch.hbm_gib * 2**30)
-    model = apply_optimizers(TwhinModel(config.model, rows, "meta"), config.model)
+    tables = UnshardedTables(config.model, rows, "meta")
+    model = apply_optimizers(TwhinModel(config.model, tables, "meta"), config.model)
     ranks_per_node = min(world_size, launch.nproc_per_node) if launch.nnodes > 1 else world_size
     plan = plan_tables(model, launch, "cuda" if cuda else "cpu", world_size, ranks_per_node, capacity)
-    tables = plan.get_plan_for_module("embeddings")
-    assert isinstance(tables, EmbeddingModuleShardingPlan)
+    planned = plan.get_plan_for_module("embeddings")
+    assert isinstance(planned, EmbeddingModuleShardingPlan)
     ranks: list[dict[str, int]] = [{} for _ in range(world_size)]
-    for table, sharding in tables.items():
+    for table, sharding in planned.items():
         assert sharding.sharding_spec is not None
         for shard in sharding.sharding_spec.shards:
             assert shard.placement is not None

@@ -1,7 +1,7 @@
 """Row optimizers: fused table updates without a process group, rule for rule as fbgemm's kernels make them.
 
 They touch the rows of a sparse gradient only, so a step's cost is that of its batch and not of the table, and one
-process alone trains the same vectors as sharded ranks do. A gradient of all rows updates the whole table in place.
+process alone trains the same vectors as sharded ranks do. A gradient of all rows updates the full table in place.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from twhin_pipeline.kernels import parallel, radix, vector_kernels
-from twhin_pipeline.kernels.parallel import ROWS_A_THREAD, TeamLoop
+from twhin_pipeline.kernels.parallel import ROWS_A_THREAD, ParallelLoop
 from twhin_pipeline.model.rows import added_up, addresses
 
 
 class RowOptimizer(Optimizer):
     """Applies `update` to the rows of each parameter's sparse gradient. All state is there from the start."""
 
-    kernel: TeamLoop | None = None
+    kernel: ParallelLoop | None = None
     """A compiled loop for float32 on the CPU, with `momentum1` for its state: the same rule in one pass over a row."""
 
     def __init__(self, params: Iterable[torch.nn.Parameter], **options: Any) -> None:
@@ -36,7 +36,7 @@ class RowOptimizer(Optimizer):
         return {}
 
     def update(self, state: dict[str, torch.Tensor], grad: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        """Bring the state of U rows up to date.
+        """Update the state of U rows.
 
         Args:
             state: As `init_state` made it, of these rows alone (`[U, ...]`, or a number); to be changed in place.
@@ -77,42 +77,42 @@ class RowOptimizer(Optimizer):
 
 @dataclass(frozen=True)
 class RowGradients:
-    """Gradients of rows of a table on the CPU, of float32: those of one row are added up as it is updated."""
+    """Gradients of a table's rows, float32 on the CPU: those of one row are added up while it is updated."""
 
     rows: np.ndarray
     """`int64 [U]`, ascending, each once."""
     start: np.ndarray
-    """`int64 [U + 1]` where each row's begin in `address`."""
+    """`int64 [U + 1]` where each row's gradients begin in `address`."""
     address: np.ndarray
     """`int64 [M]` where in memory each gradient begins."""
-    held: Sequence[torch.Tensor]
-    """Where they are."""
+    values: Sequence[torch.Tensor]
+    """The tensors at these addresses, kept alive."""
 
     @classmethod
     def of(cls, rows: torch.Tensor, *values: torch.Tensor) -> RowGradients:
-        """Make them of `rows`, int64 `[M]`, and of what belongs to them, `float32 [m, D]` each, M in all."""
-        held = [part.contiguous() for part in values]
-        address = torch.cat([addresses(part) for part in held]).numpy()
+        """Make them from `rows`, int64 `[M]`, and their gradients, `float32 [m, D]` each, M in all."""
+        contiguous = [part.contiguous() for part in values]
+        address = torch.cat([addresses(part) for part in contiguous]).numpy()
         if _ascending(rows):
-            return cls(rows.numpy(), np.arange(len(rows) + 1), address, held)
+            return cls(rows.numpy(), np.arange(len(rows) + 1), address, contiguous)
         distinct, _, place = radix.unique(rows.numpy())
         start, grouped = np.empty(len(distinct) + 1, np.int64), np.empty(len(rows), np.int64)
         vector_kernels.grouped(place, address, start, grouped)
-        return cls(distinct, start, grouped, held)
+        return cls(distinct, start, grouped, contiguous)
 
     @classmethod
     def merged(cls, rows: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> RowGradients:
-        """Make them of lists: `rows`, int64 `[m]`, ascending, each once in a list, and `float32 [m, D]` of each."""
-        held = [part.contiguous() for part in values]
-        address = torch.cat([addresses(part) for part in held]).numpy()
+        """Make them from lists of `rows`, int64 `[m]`, ascending, each once in a list, and `float32 [m, D]` of each."""
+        contiguous = [part.contiguous() for part in values]
+        address = torch.cat([addresses(part) for part in contiguous]).numpy()
         cut = np.cumsum([0, *map(len, rows)])
         distinct, start = np.empty(len(address), np.int64), np.empty(len(address) + 1, np.int64)
         ordered = np.empty_like(address)
         count = vector_kernels.merged(torch.cat(list(rows)).numpy(), cut, address, distinct, start, ordered)
-        return cls(distinct[:count], start[: count + 1], ordered, held)
+        return cls(distinct[:count], start[: count + 1], ordered, contiguous)
 
     def update(
-        self, kernel: TeamLoop, weight: torch.Tensor, momentum: torch.Tensor, scale: float, lr: float, eps: float
+        self, kernel: ParallelLoop, weight: torch.Tensor, momentum: torch.Tensor, scale: float, lr: float, eps: float
     ) -> None:
         """Update a table and its state by their sums times `scale`."""
         arrays = weight.numpy(), momentum.numpy(), self.rows, self.start, self.address
@@ -120,10 +120,10 @@ class RowGradients:
 
 
 def summed_rows(rows: torch.Tensor, *values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the distinct `rows`, ascending, and the sums of what belongs to them.
+    """Return the distinct `rows`, ascending, and the sums of their gradients.
 
-    A batch looks up ascending ids, each once, and its gradient is then taken as it is: sorting it costs as much as an
-    update does.
+    A batch looks up ascending ids, each once, so its gradient is returned as it is: sorting it would cost as much as
+    the update.
 
     Args:
         rows: `int64 [M]`.

@@ -10,7 +10,7 @@ from twhin_pipeline.config.optimizer import LearningRate
 
 
 def rate_at(schedule: LearningRate, step: int, total_steps: int | None = None) -> float:
-    """Return the learning rate in force for the update number `step`, counted from 0.
+    """Return the learning rate of update number `step`, counted from 0.
 
     A ramp of n steps starts at 0 and has its full rate at step n. The cosine is that of SGDR without restarts
     (Loshchilov and Hutter, 2017). The linear decay of a training of n steps would have its final rate at step n, the
@@ -19,10 +19,10 @@ def rate_at(schedule: LearningRate, step: int, total_steps: int | None = None) -
     Args:
         schedule: What to follow.
         step: From 0.
-        total_steps: How many steps the training has; only `linear_decay` asks for it.
+        total_steps: How many steps the training has; only `linear_decay` needs it.
 
     Raises:
-        ValueError: `linear_decay` was not told the number of steps.
+        ValueError: `linear_decay` without `total_steps`.
     """
     if schedule.constant is not None:
         return schedule.constant
@@ -60,7 +60,7 @@ class GroupSchedule:
 
         Args:
             groups: Group to its schedule.
-            apply: Puts the groups' rates into force.
+            apply: Applies the groups' rates.
             total_steps: How many steps the training has, where a schedule depends on it.
         """
         self._groups = dict(groups)
@@ -74,7 +74,7 @@ class GroupSchedule:
         return {group: rate_at(schedule, self._step, self._total_steps) for group, schedule in self._groups.items()}
 
     def step(self) -> None:
-        """Count an update, and put the next one's rates into force."""
+        """Count an update, and apply the next one's rates."""
         self._step += 1
         self._apply(self.rates())
 
@@ -83,9 +83,9 @@ class GroupSchedule:
         return {"step": self._step}
 
     def load_state_dict(self, state: Mapping[str, int], total_steps: int | None = None) -> None:
-        """Go on from a saved state, and put its rates into force.
+        """Continue from a saved state, and apply its rates.
 
-        `total_steps` counts those made too; left out, it stays: it depends on how many processes share an epoch.
+        `total_steps` includes those made before; left out, it stays. It depends on how many processes share an epoch.
         """
         self._step = int(state["step"])
         self._total_steps = self._total_steps if total_steps is None else total_steps

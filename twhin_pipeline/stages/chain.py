@@ -1,14 +1,20 @@
-"""The stages of the chain: each is one step, with the tables that it reads, and its checks run after it."""
+"""The stages of the chain, in their order. The command line and the Dagster assets both run them from here.
+
+A stage makes tables from the tables that it reads, and its tables' checks run after it: on the command line at once
+(`run_stage`), in Dagster as a step of their own between two stages (`make`, then the asset's checks).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from twhin_pipeline.config import relations
+from twhin_pipeline.config import TwhinConfig, relations
+from twhin_pipeline.stages.publish import TABLE as PUBLISHED
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest
+from twhin_pipeline.words import REPEATS
 
 
 @dataclass(frozen=True)
@@ -17,67 +23,86 @@ class Stage:
 
     name: str
     summary: str
-    function: Callable[[Run], dict[str, Manifest]]
+    function: Callable[[Run], None]
+    makes: tuple[str, ...]
+    """Its tables, by patterns that `spelled_out` explains."""
     reads: tuple[str, ...] = ()
-    """Tables that have to fit each other; `vocabulary/*` stands for every entity type's."""
+    """Tables that it is made from. They have to fit each other."""
+    after: tuple[str, ...] = ()
+    """Other tables that come before it: where their checks fail, it is held back."""
     left_out: Callable[[Run], str | None] = lambda run: None
     """Says why there is nothing to do, or None."""
 
+    def tables(self, config: TwhinConfig) -> list[str]:
+        """Return the tables that it makes."""
+        return spelled_out(self.makes, config)
 
-def ingest(run: Run) -> dict[str, Manifest]:
-    """Read the source: `raw_edges` and `raw_edges_rejected`."""
+    def upstream(self, config: TwhinConfig) -> list[str]:
+        """Return the tables that come before it."""
+        return spelled_out(dict.fromkeys((*self.reads, *self.after)), config)
+
+
+def spelled_out(patterns: Iterable[str], config: TwhinConfig) -> list[str]:
+    """Return the tables behind patterns: `vocabulary/*` stands for one of each entity type.
+
+    Tables that a configuration does not have are left out: `held_out/repeats` and `refit/twhin_model`.
+    """
+    from twhin_pipeline.stages import refit as again
+
+    absent = {REPEATS: not config.split.repeats, again.TABLE: not again.is_in_chain(config)}
+    found = []
+    for pattern in patterns:
+        stem, star, _ = pattern.partition("*")
+        names = [stem + entity for entity in config.model.table_names] if star else [pattern]
+        found += [name for name in names if not absent.get(name)]
+    return found
+
+
+def ingest(run: Run) -> None:
+    """Read the source."""
     from twhin_pipeline.graph import raw_edges
 
-    manifest = raw_edges.ingest(run.config, run.store, run.snapshot)
-    rejected = run.store.manifest("raw_edges_rejected", run.snapshot)
-    return {"raw_edges": manifest, "raw_edges_rejected": rejected}
+    raw_edges.ingest(run.config, run.store, run.snapshot)
 
 
-def vocabulary(run: Run) -> dict[str, Manifest]:
-    """Number the entities: `vocabulary/<entity>`."""
-    from twhin_pipeline.graph import vocabulary as room
+def vocabulary(run: Run) -> None:
+    """Number the entities."""
+    from twhin_pipeline.graph import vocabulary as numbering
 
-    room.build(run.config, run.store, run.snapshot)
-    return _manifests(run, [f"vocabulary/{name}" for name in run.config.model.table_names])
+    numbering.build(run.config, run.store, run.snapshot)
 
 
-def sample(run: Run) -> dict[str, Manifest]:
-    """Split the edges and sample negatives: `training_set/*` and `held_out/*`."""
+def sample(run: Run) -> None:
+    """Split the edges and sample negatives."""
     from twhin_pipeline.training_set import negatives, positives
 
     positives.build_positives(run.config, run.store, run.snapshot)
     negatives.build(run.config, run.store, run.snapshot)
-    repeats = ["repeats"] if run.config.split.repeats else []
-    parts = ("positives", "negatives"), ("validation", "test", "validation_negatives", *repeats)
-    names = [f"training_set/{n}" for n in parts[0]] + [f"held_out/{n}" for n in parts[1]]
-    return _manifests(run, [name for name in names if run.store.exists(name, run.snapshot)])
 
 
-def train(run: Run) -> dict[str, Manifest]:
-    """Train under torchrun: `twhin_model`."""
-    from twhin_pipeline.training import launch
-
-    launch.run(run.config, run.config_path, run.overrides, run.store, run.snapshot)
-    return _manifests(run, ["twhin_model"])
+def train(run: Run) -> None:
+    """Train under torchrun."""
+    run.train(run)
 
 
-def evaluate(run: Run) -> dict[str, Manifest]:
-    """Rank the held-out edges: `evaluation`."""
+def evaluate(run: Run) -> None:
+    """Rank the held-out edges, and add what was measured to the model's run in MLflow."""
+    from twhin_pipeline import tracking
     from twhin_pipeline.evaluation.evaluate import evaluate as measure
 
-    return {"evaluation": measure(run.config, run.store, run.snapshot)}
+    metrics = measure(run.config, run.store, run.snapshot).details["metrics"]
+    tracking.log_evaluation(run.store, run.store.manifest("twhin_model", run.snapshot), metrics)
 
 
-def refit(run: Run) -> dict[str, Manifest]:
-    """Train once more, on all edges: `refit/twhin_model`. The training set and the model pass the usual checks."""
+def refit(run: Run) -> None:
+    """Train once more, on all edges. The training set and the model pass the usual checks."""
     from twhin_pipeline.checks import checks
     from twhin_pipeline.stages import refit as again
 
     prepared, made = again.prepare(run)
     checks.run_blocking(prepared.config, prepared.store, run.snapshot, made)
-    manifest = again.train(prepared)
+    prepared.train(prepared)
     checks.run_blocking(prepared.config, prepared.store, run.snapshot, ["twhin_model"])
-    return {manifest.asset: manifest}
 
 
 def _not_refit(run: Run) -> str | None:
@@ -86,69 +111,110 @@ def _not_refit(run: Run) -> str | None:
     return again.reason_against(run.config, run.store, run.snapshot)
 
 
-def export(run: Run) -> dict[str, Manifest]:
-    """Write the vectors by id: `embeddings/<entity>` and `embeddings/relations`."""
+def export(run: Run) -> None:
+    """Write the vectors by id."""
     from twhin_pipeline.stages import refit as again
-    from twhin_pipeline.vectors import export as room
+    from twhin_pipeline.vectors import export as vectors
 
-    room.export(run.config, again.published(run.config, run.store, run.snapshot), run.snapshot)
-    return _manifests(run, [f"embeddings/{name}" for name in (*run.config.model.table_names, "relations")])
+    vectors.export(run.config, again.published(run.config, run.store, run.snapshot), run.snapshot)
 
 
-TRAINED_ON = (
+def publish(run: Run) -> None:
+    """Register the model and refresh the catalog."""
+    from twhin_pipeline.stages import publish as last
+
+    last.publish(run)
+
+
+_TRAINED_ON = (
     "training_set/positives",
     "training_set/negatives",
     "held_out/validation",
     "held_out/validation_negatives",
 )
+_RANKED = ("held_out/test", "held_out/validation", "training_set/positives", REPEATS)
+_REFITTED = ("refit/twhin_model",)
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("ingest", "Read the source's edges.", ingest),
-        Stage("vocabulary", "Give each entity its row.", vocabulary, ("raw_edges",)),
-        Stage("sample", "Split the edges and sample negatives.", sample, ("raw_edges", "vocabulary/*")),
-        Stage("train", "Train the model under torchrun.", train, TRAINED_ON),
-        Stage("evaluate", "Measure the model on held-out edges.", evaluate, ("twhin_model", "held_out/test")),
-        Stage("refit", "Train once more, on all edges.", refit, ("twhin_model", "vocabulary/*"), _not_refit),
-        Stage("export", "Write embedding tables by id.", export, ("twhin_model", "vocabulary/*")),
+        Stage("ingest", "Read the source's edges.", ingest, ("raw_edges", "raw_edges_rejected")),
+        Stage("vocabulary", "Give each entity its row.", vocabulary, ("vocabulary/*",), ("raw_edges",)),
+        Stage(
+            "sample", "Split the edges and sample negatives.", sample, (*_TRAINED_ON, "held_out/test", REPEATS),
+            ("raw_edges", "vocabulary/*"),
+        ),
+        Stage("train", "Train the model under torchrun.", train, ("twhin_model",), (*_TRAINED_ON, "vocabulary/*")),
+        Stage("evaluate", "Measure the model on held-out edges.", evaluate, ("evaluation",), ("twhin_model", *_RANKED)),
+        Stage(
+            "refit", "Train once more, on all edges.", refit, _REFITTED, ("twhin_model", "vocabulary/*"),
+            ("evaluation",), _not_refit,
+        ),
+        Stage(
+            "export", "Write embedding tables by id.", export, ("embeddings/*", "embeddings/relations"),
+            ("twhin_model", "vocabulary/*"), ("evaluation", *_REFITTED),
+        ),
+        Stage(
+            "publish", "Register the model and refresh the catalog.", publish, (PUBLISHED,),
+            ("evaluation", "embeddings/*", "embeddings/relations"),
+        ),
     )
-}
+}  # fmt: skip
+
+
+def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
+    """Run one stage without the checks of its tables; return the tables' manifests, none where it is left out.
+
+    Raises:
+        UserError: The stage says what is wrong, or a table that it reads is older than what that was made from.
+    """
+    resolved = run
+    if reads := spelled_out(stage.reads, run.config):
+        run.store.refuse_stale(run.snapshot, reads)
+        resolved = replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
+    if (reason := stage.left_out(resolved)) is not None:
+        say(f"{stage.name:<11}   left out: {reason}")
+        return {}
+    stage.function(resolved)
+    made = {
+        table: run.store.manifest(table, run.snapshot)
+        for table in stage.tables(run.config)
+        if run.store.exists(table, run.snapshot)
+    }
+    for note in (note for manifest in made.values() for note in manifest.details.get("notes", [])):
+        say(f"  note: {note}")
+    if stage.name == "vocabulary":  # all that a recipe looks at is there now
+        for line in relations.recipe(run.config, run.store, run.snapshot).lines():
+            say(line)
+    return made
 
 
 def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     """Run one stage and the checks of its tables, saying one line.
 
     Raises:
-        UserError: The stage or a blocking check says what is wrong, or a table that it reads is older than what that
-            was made from.
+        UserError: As `make` does, or a blocking check failed.
     """
     from twhin_pipeline.checks import checks
 
-    tables = run.config.model.table_names
-    reads = [t.replace("*", name) for t in stage.reads for name in (tables if t.endswith("*") else [""])]
-    run.store.refuse_stale(run.snapshot, reads)
-    given = run
-    if reads:
-        run = replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
-    if (reason := stage.left_out(run)) is not None:
-        say(f"{stage.name:<11}   left out: {reason}")
-        return {}
+    said: list[str] = []
     started = time.perf_counter()
-    made = stage.function(run)
+    made = make(run, stage, said.append)
     worked = time.perf_counter()
-    config = relations.resolve(run.config, run.store, run.snapshot)
-    notes = checks.run_blocking(config, run.store, run.snapshot, made)
-    checked = time.perf_counter()
-    told = ", ".join(f"{name} {manifest.rows:,} rows" for name, manifest in made.items() if manifest.rows)
-    say(f"{stage.name:<11}{worked - started:7.1f} s + checks {checked - worked:.1f} s: {told or 'nothing'}")
-    notes += [note for manifest in made.values() for note in manifest.details.get("notes", [])]
-    for note in notes:
-        say(f"  note: {note}")
-    if stage.name == "vocabulary":  # all that a recipe looks at is there now
-        for line in relations.recipe(given.config, run.store, run.snapshot).lines():
-            say(line)
+    if made:
+        config = relations.resolve(run.config, run.store, run.snapshot)
+        notes = checks.run_blocking(config, run.store, run.snapshot, made)
+        checked = time.perf_counter()
+        say(f"{stage.name:<11}{worked - started:7.1f} s + checks {checked - worked:.1f} s: {_told(made)}")
+        said = [f"  note: {note}" for note in notes] + said
+    for line in said:
+        say(line)
     return made
 
 
-def _manifests(run: Run, assets: Sequence[str]) -> dict[str, Manifest]:
-    return {asset: run.store.manifest(asset, run.snapshot) for asset in assets}
+def _told(made: dict[str, Manifest]) -> str:
+    """Say what a stage made."""
+    if (published := made.get(PUBLISHED)) is not None:
+        details = published.details
+        registered = f"registered {details['model']} at {details['registry']}, " if "model" in details else ""
+        return f"{registered}refreshed {details['catalog']}"
+    return ", ".join(f"{name} {manifest.rows:,} rows" for name, manifest in made.items() if manifest.rows) or "nothing"

@@ -5,12 +5,12 @@ split by time, an entity that is new in the last days would be published with a 
 the evaluation the same configuration is trained from the beginning on every edge, for as many epochs as validation
 chose. That model is exported; the evaluation is that of the one before it, of which it is the same recipe on more data.
 
-Its training set and the model are in a view of the store (`store.VIEWS`), below `refit/`.
+Its training set and the model are in a view of the store (`store.VIEWS`), below `refit/`; the stage is in `chain.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from twhin_pipeline.config import TwhinConfig, load_config
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from twhin_pipeline.stages.run import Run
 
 VIEW = "refit"
+TABLE = "refit/twhin_model"
 HELD_OUT = ("held_out/validation", "held_out/test")
+
+
+def is_in_chain(config: TwhinConfig) -> bool:
+    """Tell whether a configuration's chain has this stage."""
+    return config.training.refit and bool(config.all_sources)
 
 
 def reason_against(config: TwhinConfig, store: Store, snapshot: str) -> str | None:
@@ -52,7 +58,6 @@ def prepare(run: Run) -> tuple[Run, dict[str, Manifest]]:
         UserError: There is no trained model yet, or a table is missing.
     """
     from twhin_pipeline.config import relations
-    from twhin_pipeline.stages.run import Run
     from twhin_pipeline.training_set import negatives, positives
 
     store = run.store.seen_as(VIEW)
@@ -63,7 +68,7 @@ def prepare(run: Run) -> tuple[Run, dict[str, Manifest]]:
     made = {
         table: store.manifest(table, run.snapshot) for table in ("training_set/positives", "training_set/negatives")
     }
-    return Run(config, run.config_path, more, store, run.snapshot), made
+    return replace(run, config=config, overrides=more, store=store), made
 
 
 def published(config: TwhinConfig, store: Store, snapshot: str) -> Store:
@@ -78,11 +83,3 @@ def published(config: TwhinConfig, store: Store, snapshot: str) -> Store:
     view.refuse_stale(snapshot, ["twhin_model"])
     view.manifest("twhin_model", snapshot)
     return view
-
-
-def train(run: Run, made: Sequence[str] = ()) -> Manifest:
-    """Train in the view under torchrun; return the model's manifest. Raises as `launch.run` does."""
-    from twhin_pipeline.training import launch
-
-    launch.run(run.config, run.config_path, run.overrides, run.store, run.snapshot)
-    return run.store.manifest("twhin_model", run.snapshot)

@@ -11,11 +11,19 @@ from twhin_pipeline.store import Store
 Say = Callable[[str], None]
 
 
+def train_here(run: Run) -> None:
+    """Train under torchrun and print what the ranks print. Raises as `launch.run` does."""
+    from twhin_pipeline.training import launch
+
+    launch.run(run.config, run.config_path, run.overrides, run.store, run.snapshot)
+
+
 @dataclass(frozen=True)
 class Run:
     """What every stage is given. `config_path` and `overrides` made `config`; training's processes read them again.
 
-    A stage but the first gets `config` with the relations found in the source.
+    A stage but the first gets `config` with the relations found in the source. `train` starts torchrun for a run and
+    waits for it: it is all that differs between the command line and Dagster.
     """
 
     config: TwhinConfig
@@ -23,3 +31,4 @@ class Run:
     overrides: Sequence[str]
     store: Store
     snapshot: str
+    train: Callable[[Run], None] = train_here

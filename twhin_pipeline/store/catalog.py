@@ -75,15 +75,12 @@ def _near(store: Store) -> str | None:
 def _files(store: Store, manifest: Manifest) -> dict[str, list[str]]:
     """Return a manifest's Parquet files by view."""
     view = manifest.asset.replace("/", "_")
-    files = store.files_of(manifest)
-    if not manifest.asset.endswith("twhin_model"):
-        return {view: files} if files else {}
+    found = {f"{view}_{part}": [file] for part, file in store.part_files(manifest).items()}
     base = store.path(manifest.asset, manifest.snapshot, manifest.version) + "/"
-    found: dict[str, list[str]] = {}
-    for file in files:
-        inner = file.removeprefix(base)
-        part = inner.rpartition("/")[0] or inner.removesuffix(".parquet")
-        found.setdefault(f"{view}_{part.replace('/', '_')}", []).append(file)
+    for file in store.files_of(manifest):
+        # A model has a folder of vectors for each entity type.
+        folder = file.removeprefix(base).rpartition("/")[0]
+        found.setdefault("_".join([view, *folder.split("/")]) if folder else view, []).append(file)
     return found
 
 

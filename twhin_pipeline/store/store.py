@@ -1,7 +1,7 @@
 """The store: where tables live. A table exists when its manifest does.
 
     <root>/<asset>/<snapshot>/<version>/*.parquet     the data of one version
-    <root>/<asset>/<snapshot>/<version>/_*/           what belongs to it besides; no rows of the table
+    <root>/<asset>/<snapshot>/<version>/_*            what belongs to it besides; no rows of the table
     <root>/<asset>/<snapshot>/manifest.json           written last; names the version that counts
 
 A writer fills a new version's folder and then replaces the manifest, so a crash leaves the old table as it was and
@@ -41,7 +41,14 @@ MAKERS = {
     "evaluation": "evaluate",
     "embeddings": "export",
     "refit": "refit",
+    "published": "publish",
 }
+"""The command that makes a table, by the first part of the table's name."""
+ROWS_IN = {"twhin_model": "tables/"}
+"""Where a version's rows are, by the last part of the table's name, if not in all of its Parquet files. The other files
+are parts of their own: of a model, whose rows are vectors, these are the relations, the losses and the metrics."""
+CHECKED = "_checked.json"
+"""Written into a version's folder when its blocking checks have run."""
 VIEWS = {"refit": {name: f"refit/{name}" for name in ("training_set", "held_out", "twhin_model")}}
 """Views of a store, by name: each shows tables of its own under the usual names, so that the same stages make them.
 `refit` has the model that is trained once more on all edges, and its training set (`refit.py`)."""
@@ -51,7 +58,9 @@ VIEWS = {"refit": {name: f"refit/{name}" for name in ("training_set", "held_out"
 class Manifest:
     """What one version of a table is and where it comes from.
 
-    `parents` maps a parent table to the version that was read; `details` is what the stage counted (JSON values).
+    `rows` and `schema` are those of the table itself, and `parts` has the same of Parquet files beside it, by their
+    names (see `ROWS_IN`). `parents` maps a parent table to the version that was read; `details` is what the stage
+    counted (JSON values).
     """
 
     asset: str
@@ -66,6 +75,7 @@ class Manifest:
     code_version: str
     parents: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Store:
@@ -138,7 +148,28 @@ class Store:
     def files_of(self, manifest: Manifest) -> list[str]:
         """Return the Parquet files of a manifest's rows."""
         base = self.path(manifest.asset, manifest.snapshot, manifest.version)
-        return [f"{base}/{file['path']}" for file in manifest.files if _has_rows(file["path"])]
+        return [f"{base}/{file['path']}" for file in manifest.files if _has_rows(manifest.asset, file["path"])]
+
+    def part_files(self, manifest: Manifest) -> dict[str, str]:
+        """Return the Parquet files beside a manifest's rows, by the part's name, such as `losses`."""
+        base = self.path(manifest.asset, manifest.snapshot, manifest.version)
+        paths = [file["path"] for file in manifest.files]
+        return {
+            path.removesuffix(".parquet"): f"{base}/{path}"
+            for path in paths
+            if _is_data(path) and not _has_rows(manifest.asset, path)
+        }
+
+    def note_checks(self, manifest: Manifest, failed: Iterable[str]) -> None:
+        """Write beside a version which of its blocking checks failed, once all of them have run."""
+        path = self.path(manifest.asset, manifest.snapshot, manifest.version, CHECKED)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self.fs.pipe_file(path, json.dumps({"checked": at, "failed": sorted(failed)}).encode())
+
+    def has_passed(self, manifest: Manifest) -> bool:
+        """Tell whether the blocking checks of this version have run, and none failed when they last did."""
+        path = self.path(manifest.asset, manifest.snapshot, manifest.version, CHECKED)
+        return bool(self.fs.exists(path)) and not json.loads(self.fs.cat_file(path))["failed"]
 
     @contextmanager
     def parquet(self, path: str) -> Iterator[pq.ParquetFile]:
@@ -298,19 +329,26 @@ class Draft:
         names = sorted(str(path)[len(base) :] for path in fs.find(self.location))
         files: list[dict[str, Any]] = []
         schema: dict[str, str] = {}
+        parts: dict[str, dict[str, Any]] = {}
+        rows = 0
         for name in names:
             entry: dict[str, Any] = {"path": name, "bytes": int(fs.size(f"{self.location}/{name}"))}
-            if _has_rows(name):
+            if _is_data(name):
                 with self.store.parquet(f"{self.location}/{name}") as parquet:
                     entry["rows"] = parquet.metadata.num_rows
-                    schema = schema or {f.name: str(f.type) for f in parquet.schema_arrow}
+                    columns = {f.name: str(f.type) for f in parquet.schema_arrow}
+                if _has_rows(self.asset, name):
+                    rows += entry["rows"]
+                    schema = schema or columns
+                else:
+                    parts[name.removesuffix(".parquet")] = {"rows": entry["rows"], "schema": columns}
             files.append(entry)
         manifest = Manifest(
             asset=self.store.real(self.asset),
             snapshot=self.snapshot,
             version=self.version,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            rows=sum(f.get("rows", 0) for f in files),
+            rows=rows,
             bytes=sum(f["bytes"] for f in files),
             files=files,
             schema=schema,
@@ -318,6 +356,7 @@ class Draft:
             code_version=code_version(),
             parents=parents,
             details=self.details,
+            parts=parts,
         )
         target = self.store.path(self.asset, self.snapshot, "manifest.json")
         text = json.dumps(asdict(manifest), indent=1, allow_nan=False)
@@ -352,9 +391,17 @@ def code_version() -> str:
         return "unknown"
 
 
-def _has_rows(path: str) -> bool:
-    """Tell whether a version's file holds rows of the table: names that begin with `_` do not, as in Spark."""
+def _is_data(path: str) -> bool:
+    """Tell whether a version's file, by its path in the folder, is a Parquet file of the table or of its parts.
+
+    Files whose names begin with `_` are not, as in Spark.
+    """
     return path.endswith(".parquet") and not path.startswith("_")
+
+
+def _has_rows(asset: str, path: str) -> bool:
+    """Tell whether a version's file holds rows of the table itself."""
+    return _is_data(path) and path.startswith(ROWS_IN.get(asset.rpartition("/")[2], ""))
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from twhin_pipeline import extras
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Manifest, Store
 
 EXPERIMENT = "twhin"
 MAX_PARAM = 500
@@ -51,6 +52,7 @@ def artifact_root(store: Store) -> str | None:
 
 def connect(store: Store) -> Any:
     """Return a client of the store's tracking server and registry; MLflow's own telemetry and notices are off."""
+    extras.need("mlflow", "reading or writing runs and registered models")
     # MLflow's own telemetry is not ours to send.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -198,6 +200,18 @@ def run_exists(store: Store, run_id: str) -> bool:
     except UserError:
         return False
     return True
+
+
+def log_evaluation(store: Store, model: Manifest, metrics: Mapping[str, float | None]) -> None:
+    """Add what evaluation measured to the run that trained a model, where the tracking store has that run."""
+    run_id = model.details.get("mlflow_run_id")
+    if run_id and run_exists(store, run_id):
+        resume_run(store, run_id, owned=False).log_metrics(finite(metrics), int(model.details.get("steps", 0)))
+
+
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the metrics that have a value, by names that MLflow takes."""
+    return {allowed_name(name): float(value) for name, value in metrics.items() if value is not None}
 
 
 def allowed_name(name: str) -> str:

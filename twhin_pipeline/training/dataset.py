@@ -14,7 +14,8 @@ from twhin_pipeline.kernels import radix
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.prefetch import Prefetcher
 from twhin_pipeline.store import Store
-from twhin_pipeline.training.training_tables import Negatives, Positives, TrueEdges, ranges
+from twhin_pipeline.training.training_tables import Negatives, Positives
+from twhin_pipeline.training_set.known_edges import KnownEdges, index_edges, ranges
 from twhin_pipeline.training_set.step_sample import StepSample, StepSampler
 from twhin_pipeline.words import SIDES
 
@@ -50,7 +51,7 @@ class EdgesDataset:
     any world size, and a position saved at one world size continues at another.
 
     Memory: positives whole (see Positives), plus this rank's share of the negatives of up to two epochs; with
-    `global_negatives: all` no negatives, but the true edges by either end (see TrueEdges), unless `negatives.mask` is
+    `global_negatives: all` no negatives, but the true edges by either end (see KnownEdges), unless `negatives.mask` is
     `own`. With `sampled_per_step` a step's sample depends on `negatives.seed` and the step's position alone: all ranks
     draw the same.
     """
@@ -82,8 +83,8 @@ class EdgesDataset:
         self.pool = 0 if data.global_negatives == "all" else data.global_negatives
         self.log_q = config.loss.log_q
         relations = config.model.relations
-        replaced = [relation.sides or config.negatives.sides for relation in relations]
-        self.replaces = tuple(np.array([sides in ("both", side) for sides in replaced]) for side in SIDES)
+        corrupted = config.corrupted_sides.values()
+        self.corrupts = tuple(np.array([side in sides for sides in corrupted]) for side in SIDES)
         self.prefetch = config.launch.prefetch_batches
         sizes = table_sizes(config, store, snapshot)
         if self.everything:
@@ -102,12 +103,13 @@ class EdgesDataset:
         self.side_base = tuple(
             np.array([place[getattr(relation, side)] for relation in relations], np.int64) for side in SIDES
         )
-        self.true_edges = None
+        self.known_edges: list[KnownEdges] = []
+        """By side that is replaced, true edges by the kept entity, whose key is its row after `known_base` [R]."""
         if self.everything:
             rows = [np.array([sizes[getattr(relation, side)] for relation in relations], np.int64) for side in SIDES]
             self.side_size = rows[0], rows[1]
             if not (training and config.negatives.mask == "own"):
-                self.true_edges = TrueEdges(self.positives, self.side_size)
+                self._index_edges()
         chunk_size = int(manifest.details.get("chunk_size", self.positives.lengths.max()))
         self.sampler = self._sampler(config, data.sampled_per_step)
         self.chunks_per_rank = max(1, data.per_replica_batch_size // chunk_size)
@@ -164,7 +166,7 @@ class EdgesDataset:
             if not self.everything:
                 here = np.zeros(self.num_chunks, bool)
                 here[np.concatenate([*mine, np.zeros(0, np.int64)])] = True
-                lhs, rhs = (here & replaces[self.positives.relation] for replaces in self.replaces)
+                lhs, rhs = (here & corrupts[self.positives.relation] for corrupts in self.corrupts)
                 negatives = Negatives(self.store, self.files[file_epoch], (lhs, rhs), self.pool, self.log_q)
             for step, chunks in zip(steps, mine, strict=True):
                 sample = None if self.sampler is None else self.sampler.draw(e, done)
@@ -172,6 +174,14 @@ class EdgesDataset:
                 after = (e + 1, 0) if done == self.num_chunks else (e, done)
                 yield self._batch(chunks, negatives, sample, file_epoch, int(lengths[step].sum())), *after
             done = 0
+
+    def _index_edges(self) -> None:
+        sizes = list(zip(*(size.tolist() for size in self.side_size), strict=True))
+        by_relation = index_edges([self.positives.edges], sizes, torch.get_num_threads())
+        self.known_base = [np.cumsum(kept) - kept for kept in self.side_size[::-1]]
+        for kept_side, first in zip((1, 0), self.known_base, strict=True):
+            of_relations = [by_relation[rel, kept_side] for rel in range(len(sizes))]
+            self.known_edges.append(KnownEdges.joined(of_relations, first, self.positives.lhs.dtype))
 
     def _sampler(self, config: TwhinConfig, size: int | None) -> StepSampler | None:
         if size is None:
@@ -199,7 +209,7 @@ class EdgesDataset:
         position = ranges(np.zeros_like(starts), lengths)
         relation = positives.relation[chunks]
         bases = [base[relation] for base in self.side_base]
-        on = [replaces[relation] for replaces in self.replaces]
+        on = [corrupts[relation] for corrupts in self.corrupts]
         sides = [side for side in (0, 1) if on[side].any()]
         spans: dict[int, int] = {}
 
@@ -253,10 +263,11 @@ class EdgesDataset:
             used = np.flatnonzero(on[side])
             if self.everything:
                 asked = np.flatnonzero(on[side][queries.group])
-                if self.true_edges is not None:
+                if self.known_edges:
                     edge = flat[queries.first[asked]]
                     kept = (positives.rhs if side == 0 else positives.lhs)[edge]
-                    others, counts = self.true_edges.of(side, relation[queries.group[asked]], kept)
+                    keys_of_kept = self.known_base[side][relation[queries.group[asked]]] + kept
+                    others, counts = self.known_edges[side].of(keys_of_kept)
                     where = np.repeat(asked, counts)
                 else:
                     own = (positives.lhs if side == 0 else positives.rhs)[flat]

@@ -24,6 +24,7 @@ from twhin_pipeline.sharding.placement import (
     table_weights,
     unwrapped,
 )
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.store import Draft, Store
 from twhin_pipeline.tracking import QuietRun, Run, open_run
 from twhin_pipeline.training import warm_start
@@ -32,7 +33,7 @@ from twhin_pipeline.training.dataset import EdgesDataset, table_sizes
 from twhin_pipeline.training.launch import TrainingCancelled
 from twhin_pipeline.training.progress import LOSSES_SCHEMA, METRICS_SCHEMA, Interval, Progress
 from twhin_pipeline.training.reporting import Reporter, ValidationRecord
-from twhin_pipeline.training.validate import LOWER_IS_BETTER, Validator
+from twhin_pipeline.training.validation import LOWER_IS_BETTER, Validator
 from twhin_pipeline.vectors.model_files import ASSET, Writer
 
 PROGRESS_EVERY_S = 0.2
@@ -72,7 +73,8 @@ class Trainer:
         )
         self.validator = Validator(config, store, snapshot, ranks) if has_validation else None
 
-        model = TwhinModel(config.model, table_sizes(config, store, snapshot), ranks.device)
+        tables = UnshardedTables(config.model, table_sizes(config, store, snapshot), ranks.device)
+        model = TwhinModel(config.model, tables, ranks.device)
         self.sharded = maybe_shard_model(apply_optimizers(model, config.model), ranks.device, config.launch)
         self.optimizer, self.schedule = build_optimizer(self.sharded, config.model, self._total_steps(done=0))
         loss = LOSSES[config.loss.name](config.loss)

@@ -1,4 +1,4 @@
-"""The training set's tables as a rank holds them in memory: positives, their negatives, and all true edges."""
+"""The training set's tables as a rank holds them in memory: positives and their negatives."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
+from twhin_pipeline.training_set.known_edges import ChunkedEdges, ranges
 
 Array = np.ndarray[Any, Any]
 INT32_MAX = np.iinfo(np.int32).max
@@ -38,13 +39,6 @@ class Ragged:
         starts = self.offsets[lists]
         lengths = self.offsets[lists + 1] - starts
         return self.values[ranges(starts, lengths)], lengths
-
-
-def ranges(starts: Array, lengths: Array) -> Array:
-    """Return `starts[0], …, starts[0] + lengths[0] - 1, starts[1], …` as int64."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
 
 
 class Positives:
@@ -92,6 +86,11 @@ class Positives:
     def lengths(self) -> Array:
         """Edges of each chunk, int64 [chunks]."""
         return np.diff(self.offsets)
+
+    @property
+    def edges(self) -> ChunkedEdges:
+        """The edges without their weights."""
+        return ChunkedEdges(self.lhs, self.rhs, self.offsets, self.relation)
 
 
 class Negatives:
@@ -149,29 +148,3 @@ class Negatives:
 
 def _no_log_q(path: str) -> UserError:
     return UserError(f"{path}: has no log_q, which loss.log_q needs; make it anew (`twhin sample`)")
-
-
-class TrueEdges:
-    """For each relation, side and kept entity the entities that are truly on that side: 4 bytes an edge and side.
-
-    A key is a kept entity's row on a number line on which each relation has its own stretch.
-    """
-
-    def __init__(self, positives: Positives, sizes: tuple[Array, Array]) -> None:
-        """Sort the positives by either end. `sizes` gives, by side, the rows of each relation's table, int64 `[R]`."""
-        relation = np.repeat(positives.relation, positives.lengths)
-        self.base: list[Array] = []
-        self.keys: list[Array] = []
-        self.others: list[Ragged] = []
-        for side, (kept, other) in enumerate(((positives.rhs, positives.lhs), (positives.lhs, positives.rhs))):
-            self.base.append(np.cumsum(sizes[1 - side]) - sizes[1 - side])
-            keys = self.base[side][relation] + kept
-            order = np.argsort(keys, kind="stable")
-            unique, starts = np.unique(keys[order], return_index=True)
-            self.keys.append(unique)
-            self.others.append(Ragged(other[order], np.append(starts, len(keys)).astype(np.int64)))
-
-    def of(self, side: int, relation: Array, kept: Array) -> tuple[Array, Array]:
-        """Return the true others of pairs of a relation and a kept entity of its training edges, and their numbers."""
-        wanted = self.base[side][relation] + kept
-        return self.others[side].take(np.searchsorted(self.keys[side], wanted))

@@ -1,4 +1,4 @@
-"""Raw edges encoded: ends as rows of their entity types' vocabularies, and each edge's own number."""
+"""Raw edges encoded: ends as rows of their entity types' vocabularies, and each edge's hash."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twhin_pipeline.graph.buckets import Edges
-from twhin_pipeline.graph.numbered_edges import NumberedEdges
+from twhin_pipeline.graph.edge_file import IndexedEdges
 from twhin_pipeline.kernels import edge_kernels
 from twhin_pipeline.store import database
-from twhin_pipeline.training_set import truth
+from twhin_pipeline.training_set.mapped_array import mapped_zeros
+from twhin_pipeline.training_set.shuffle import Edges
 
 if TYPE_CHECKING:
     import duckdb
@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Edges of one relation: rows `lhs` and `rhs`, numbers `h`, and columns, `[n]`.
+    """Edges of one relation: rows `lhs` and `rhs`, hashes `h`, and columns, `[n]`.
 
     A row is -1 where the entity is in no vocabulary; `lost` edges have such an end.
     """
@@ -38,7 +38,7 @@ class Encoded:
     lost: int
 
     def where(self, which: Array) -> Encoded:
-        """Return some of them, all with rows: `which` is bool `[n]`, or their places."""
+        """Return some of them, all with rows: `which` is bool `[n]`, or their positions."""
         columns = {name: values[which] for name, values in self.columns.items()}
         return Encoded(self.rel, self.lhs[which], self.rhs[which], self.h[which], columns, 0)
 
@@ -63,14 +63,14 @@ class Encoder:
         names = config.model.table_names
         self.relations = config.model.relations
         self.types = {name: number for number, name in enumerate(names)}
-        self.numbered = NumberedEdges(store, of)
+        self.raw = IndexedEdges(store, of)
         self.sizes = [store.manifest(f"vocabulary/{name}", snapshot).rows for name in names]
         """Rows by type."""
         self.rows = np.int32 if max(self.sizes) < 2**31 else np.int64
         with database.connect(config, store) as con:
             hashed = self._hash("CAST(id AS VARCHAR)")
-            self.hashes = truth.mapped(f"{folder}/{of}.hashes", self.numbered.size, np.uint64)
-            reader = con.sql(f"SELECT {hashed} FROM {self.numbered.ids}").to_arrow_reader()
+            self.hashes = mapped_zeros(f"{folder}/{of}.hashes", self.raw.size, np.uint64)
+            reader = con.sql(f"SELECT {hashed} FROM {self.raw.ids}").to_arrow_reader()
             done = 0
             for batch in reader:
                 self.hashes[done : done + len(batch)] = batch.column(0).to_numpy()
@@ -92,30 +92,30 @@ class Encoder:
 
     def _rows(self, con: duckdb.DuckDBPyConnection, vocabulary: str, path: str) -> Array:
         """Return each id's row, or -1; `[ids]`."""
-        found = truth.mapped(path, self.numbered.size, self.rows)
-        found[:] = -1
+        rows = mapped_zeros(path, self.raw.size, self.rows)
+        rows[:] = -1
         described = con.execute(f"DESCRIBE SELECT id FROM {vocabulary}").fetchall()
-        # A vocabulary that once met a text id is of text; integers are then compared as they are written.
-        alike = (str(described[0][1]) == "VARCHAR") == self.numbered.texts
+        # A vocabulary that once had a text id is of text; integers are then compared as they are written.
+        alike = (str(described[0][1]) == "VARCHAR") == self.raw.texts
         ids = "i.id = v.id" if alike else "CAST(i.id AS VARCHAR) = CAST(v.id AS VARCHAR)"
-        query = f"SELECT i.file_row_number, v.row FROM {self.numbered.ids} i JOIN {vocabulary} v ON {ids}"
+        query = f"SELECT i.file_row_number, v.row FROM {self.raw.ids} i JOIN {vocabulary} v ON {ids}"
         for batch in con.sql(query).to_arrow_reader():
-            found[batch.column(0).to_numpy()] = batch.column(1).to_numpy()
-        return found
+            rows[batch.column(0).to_numpy()] = batch.column(1).to_numpy()
+        return rows
 
     @property
     def counts(self) -> Array:
         """How many raw edges each relation has, int64 `[R]`."""
-        return np.array([self.numbered.counts.get(relation.name, 0) for relation in self.relations], np.int64)
+        return np.array([self.raw.counts.get(relation.name, 0) for relation in self.relations], np.int64)
 
     def pieces(self, columns: Sequence[str] = (), before: int | None = None) -> Iterator[Encoded]:
         """Yield all edges of the model's relations in the order of `raw_edges`, with weights and these columns.
 
-        `before`: weights are as they were before that time; see `NumberedEdges.pieces`.
+        `before`: weights are as they were before that time; see `IndexedEdges.pieces`.
         """
-        number = {relation.name: rel for rel, relation in enumerate(self.relations)}
-        for piece in self.numbered.pieces(["weight", *columns], before):
-            rel = number.get(piece.relation)
+        rel_of = {relation.name: rel for rel, relation in enumerate(self.relations)}
+        for piece in self.raw.pieces(["weight", *columns], before):
+            rel = rel_of.get(piece.relation)
             if rel is None:
                 continue
             size = len(piece.lhs)

@@ -24,8 +24,9 @@ from twhin_pipeline.kernels import sampling_kernels
 from twhin_pipeline.prefetch import in_order
 from twhin_pipeline.store import database
 from twhin_pipeline.store.database import explained
-from twhin_pipeline.training_set import truth
-from twhin_pipeline.training_set.truth import Adjacency, Positives
+from twhin_pipeline.training_set.known_edges import ChunkedEdges, KnownEdges, index_edges
+from twhin_pipeline.training_set.mapped_array import mapped_zeros
+from twhin_pipeline.words import SIDES
 
 if TYPE_CHECKING:
     import duckdb
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from twhin_pipeline.store import Draft, Manifest, Store
 
 LHS, RHS = 0, 1
-SIDES = {"both": (LHS, RHS), "lhs": (LHS,), "rhs": (RHS,)}
 SCHEMA = pa.schema(
     [
         ("epoch", pa.int32()),
@@ -56,14 +56,17 @@ ENCODING = {
 MASKS_PER_ROW_GROUP, POOLS_PER_ROW_GROUP = 1_000_000, 512
 # Chunks that a thread samples at a time.
 CHUNKS_AT_ONCE = 64
+# Looking a neighbor up costs about a sixteenth of finding a pair among an entity's neighbors by bisection.
+PROBE_COST = 16
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is asked for: `pool` candidates a chunk and side, `popular` of them by degree, and an in-batch `window`.
 
-    `sides` has, for each relation, the sides that are replaced. `every`: all entities are candidates (1-vs-all), and
-    there is nothing to sample. `own`: only true edges of the chunk are masked.
+    `sides` has, for each relation, the numbers of the sides that are corrupted (`TwhinConfig.corrupted_sides`).
+    `every`: all entities are candidates (1-vs-all), and there is nothing to sample. `own`: only true edges of the chunk
+    are masked.
     """
 
     pool: int
@@ -133,7 +136,7 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
                 epochs=epochs,
                 seed=config.negatives.seed & (2**64 - 1),
                 stream=stream,
-                sides=sides_of(config),
+                sides=[tuple(SIDES.index(side) for side in sides) for sides in config.corrupted_sides.values()],
                 log_q=config.loss.log_q,
                 every=data.global_negatives == "all",
                 # Validation ranks edges, and filters them.
@@ -146,20 +149,15 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
                     read += [_positives(con, store, table, snapshot, f"{folder}/{table[9:]}") for table in held_out]
             parents = store.versions(snapshot, [*known, *vocabularies])
             positives = read[known.index(source)]
-            true: dict[tuple[int, int], Adjacency] = {}
+            known_edges: dict[tuple[int, int], KnownEdges] = {}
             # Without a chunk, or with every entity as candidate, nothing is searched.
-            if len(positives.rel) and not plan.every:
-                true = truth.adjacencies(read, _ends(config, sizes), f"{folder}/{stream}", threads)
-            sampler = Sampler(config, plan, positives, populations, true)
+            if len(positives.relation) and not plan.every:
+                known_edges = index_edges(read, _sizes_of_sides(config, sizes), threads, f"{folder}/{stream}")
+            sampler = Sampler(config, plan, positives, populations, known_edges)
             with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
                 draft.details = sampler.write(draft, threads)
             manifests[asset] = store.manifest(asset, snapshot)
     return manifests
-
-
-def sides_of(config: TwhinConfig) -> list[tuple[int, ...]]:
-    """Return, by relation, the sides of its edges that are replaced."""
-    return [SIDES[relation.sides or config.negatives.sides] for relation in config.model.relations]
 
 
 class Sampler:
@@ -169,11 +167,11 @@ class Sampler:
         self,
         config: TwhinConfig,
         plan: Plan,
-        positives: Positives,
+        positives: ChunkedEdges,
         populations: list[Population],
-        true: dict[tuple[int, int], Adjacency],
+        known: dict[tuple[int, int], KnownEdges],
     ) -> None:
-        self.config, self.plan, self.positives, self.truth = config, plan, positives, true
+        self.config, self.plan, self.positives, self.known = config, plan, positives, known
         index = {name: number for number, name in enumerate(config.model.table_names)}
         self.population = [
             (populations[index[relation.lhs]], populations[index[relation.rhs]]) for relation in config.model.relations
@@ -248,9 +246,9 @@ class Sampler:
             plan.popular,
             np.array([population.size for population in self.population[rel]]),
             tuple(population.cumulative for population in self.population[rel]),
-            tuple((side.keys, side.entities, side.start) for side in (self.truth[rel, LHS], self.truth[rel, RHS])),
+            tuple((side.neighbors, side.entities, side.start) for side in (self.known[rel, LHS], self.known[rel, RHS])),
             plan.own,
-            truth.PROBE_COST,
+            PROBE_COST,
         )
         units = chunks * len(sides)
         side = np.tile(np.array(sides, np.int8), chunks)
@@ -277,23 +275,23 @@ class Sampler:
         expected = np.empty(len(listed))
         for one in self.plan.sides[rel]:
             here = side == one
-            edges = self.truth[rel, one]
-            share = window[here] * edges.degrees(listed[here]) / len(edges.keys)
+            edges = self.known[rel, one]
+            share = window[here] * edges.degrees(listed[here]) / len(edges)
             expected[here] = self.population[rel][one].expected(self.plan, listed[here]) + share
         return np.log(expected)
 
 
-def _ends(config: TwhinConfig, sizes: list[int]) -> list[tuple[int, int]]:
+def _sizes_of_sides(config: TwhinConfig, sizes: list[int]) -> list[tuple[int, int]]:
     """Return, by relation, how many entities its left-hand and its right-hand type have."""
     index = {name: number for number, name in enumerate(config.model.table_names)}
     return [(sizes[index[r.lhs]], sizes[index[r.rhs]]) for r in config.model.relations]
 
 
-def _positives(con: duckdb.DuckDBPyConnection, store: Store, asset: str, snapshot: str, prefix: str) -> Positives:
+def _positives(con: duckdb.DuckDBPyConnection, store: Store, asset: str, snapshot: str, prefix: str) -> ChunkedEdges:
     """Map a table of positives into memory, in files that begin with `prefix`."""
     scanned = database.scan(store, asset, snapshot)
     rows = store.manifest(asset, snapshot).rows
-    lhs, rhs = (truth.mapped(f"{prefix}-{side}.positives", rows, np.int64) for side in ("lhs", "rhs"))
+    lhs, rhs = (mapped_zeros(f"{prefix}-{side}.positives", rows, np.int64) for side in ("lhs", "rhs"))
     position = 0
     # Files are in the order of chunks, and so are their rows.
     for batch in con.sql(f"SELECT lhs, rhs FROM {scanned}").to_arrow_reader(1 << 18):
@@ -304,14 +302,14 @@ def _positives(con: duckdb.DuckDBPyConnection, store: Store, asset: str, snapsho
         f"SELECT chunk, any_value(rel), count(*) FROM {scanned} GROUP BY chunk ORDER BY chunk"
     ).fetchnumpy()
     start = np.concatenate([[0], np.cumsum(chunks["count_star()"])]).astype(np.int64)
-    return Positives(lhs, rhs, start, np.asarray(chunks["any_value(rel)"], dtype=np.int64))
+    return ChunkedEdges(lhs, rhs, start, np.asarray(chunks["any_value(rel)"], dtype=np.int64))
 
 
-def _populations(config: TwhinConfig, positives: Positives, sizes: list[int], folder: str) -> list[Population]:
+def _populations(config: TwhinConfig, positives: ChunkedEdges, sizes: list[int], folder: str) -> list[Population]:
     """Count each type's degrees over the training positives, and sum degree^alpha along the rows."""
     populations = []
     for number, name in enumerate(config.model.table_names):
-        cumulative = truth.mapped(f"{folder}/{number}.cumulative", sizes[number], np.float64)
+        cumulative = mapped_zeros(f"{folder}/{number}.cumulative", sizes[number], np.float64)
         for rel, first, last in positives.runs():
             part = slice(int(positives.start[first]), int(positives.start[last]))
             relation = config.model.relations[rel]

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph import raw_edges, source
-from twhin_pipeline.graph.buckets import Buckets, Edges
 from twhin_pipeline.prefetch import Prefetcher
 from twhin_pipeline.store.database import explained
-from twhin_pipeline.training_set.division import Division
+from twhin_pipeline.training_set.shuffle import Edges, ShuffledEdges
+from twhin_pipeline.training_set.split_edges import SplitEdges
 from twhin_pipeline.words import REPEATS, TRAIN
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         ("weight", pa.float32()),
     ]
 )
-# A file holds whole chunks: many enough for ranks to divide, and large enough to read well.
+# A file holds complete chunks: many enough for ranks to divide, and large enough to read well.
 LEAST_FILES, EDGES_PER_FILE, EDGES_PER_ROW_GROUP = 16, 2_000_000, 131_072
 BATCHES_AHEAD = 8
 # Rows are small beside their 64 bits, and random: a third smaller than by default, and four times as fast to write.
@@ -53,7 +53,7 @@ def build_positives(config: TwhinConfig, store: Store, snapshot: str) -> dict[st
     under another relation, is in training) and `dropped` ones (an entity is in no vocabulary), and of a test by time
     the `repeated_edges` by relation, those of training that happen again in its time.
 
-    Edges are read once, as numbers, and kept in temporary files (`TMPDIR`): 16 bytes an edge.
+    Edges are read once, as indices of ids, and kept in temporary files (`TMPDIR`): 16 bytes an edge.
 
     Raises:
         UserError: Nothing is left to train on, or `split.later_snapshot` is not later.
@@ -66,24 +66,24 @@ def build_positives(config: TwhinConfig, store: Store, snapshot: str) -> dict[st
     with (
         explained("training_set/positives"),
         tempfile.TemporaryDirectory(prefix="twhin-sample-") as folder,
-        Division(config, store, snapshot, folder) as division,
+        SplitEdges(config, store, snapshot, folder) as edges,
     ):
-        total = sum(int(part.counts.sum()) for part in division.parts)
+        total = sum(int(part.counts.sum()) for part in edges.parts)
         manifests = {}
         for part, asset in enumerate(ASSETS):
-            edges_of = division.parts[part].counts
+            edges_of = edges.parts[part].counts
             if part == TRAIN and not edges_of.any():
                 raise UserError(
                     "training_set/positives: no edge is left to train on; lower split.validation, split.test, "
                     "vocabulary.min_count or train_data.offset"
                 )
             with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
-                draft.details = _write_part(draft, config, division.parts[part], division.in_order(part), total)
-                draft.details |= division.details(part)
+                draft.details = _write_part(draft, config, edges.parts[part], edges.in_order(part), total)
+                draft.details |= edges.details(part)
             manifests[asset] = store.manifest(asset, snapshot)
-        if division.repeats is not None:
+        if edges.repeats is not None:
             with store.replace(REPEATS, snapshot, config_hash=config.hash(), parents=parents) as draft:
-                draft.details = _write_part(draft, config, division.repeats, division.repeats.in_order(), total)
+                draft.details = _write_part(draft, config, edges.repeats, edges.repeats.in_order(), total)
             manifests[REPEATS] = store.manifest(REPEATS, snapshot)
     return manifests
 
@@ -97,8 +97,10 @@ def _ingested_later(config: TwhinConfig, store: Store, snapshot: str, later: str
     return store.manifest("raw_edges", later).version
 
 
-def _write_part(draft: Draft, config: TwhinConfig, part: Buckets, edges: Iterator[Edges], total: int) -> dict[str, Any]:
-    """Write a part's edges, and return what its manifest tells of them; `total` are those of all parts."""
+def _write_part(
+    draft: Draft, config: TwhinConfig, part: ShuffledEdges, edges: Iterator[Edges], total: int
+) -> dict[str, Any]:
+    """Write a part's edges, and return the details of its manifest; `total` counts the edges of all parts."""
     _write(draft, part.counts, config.negatives.chunk_size, edges)
     return {
         "chunk_size": config.negatives.chunk_size,
@@ -115,26 +117,26 @@ def _chunks(sizes: Array, chunk_size: int) -> Array:
 
 
 def _write(draft: Draft, sizes: Array, chunk_size: int, edges: Iterator[Edges]) -> None:
-    """Write edges, which come by relation, `sizes` `[R]` of each; chunks are counted on through the relations."""
+    """Write edges, which come by relation, `sizes` `[R]` of each; chunks are numbered across the relations."""
     chunks = _chunks(sizes, chunk_size)
     first_edge, first_chunk = np.cumsum(sizes) - sizes, np.cumsum(chunks) - chunks
     per_file = max(chunk_size, min(EDGES_PER_FILE, -(-int(sizes.sum()) // LEAST_FILES)))
 
-    def numbered() -> Iterator[pa.RecordBatch]:
-        position = 0
+    def batches() -> Iterator[pa.RecordBatch]:
+        written = 0
         for some in edges:
             rel, size = some.rel, len(some)
-            place = np.arange(position - first_edge[rel], position - first_edge[rel] + size)
+            position = np.arange(written - first_edge[rel], written - first_edge[rel] + size)
             # Sizes of a relation's chunks differ by at most one, so that none is left with few edges and candidates.
-            chunk = (first_chunk[rel] + place * chunks[rel] // sizes[rel]).astype(np.int32)
-            position += size
+            chunk = (first_chunk[rel] + position * chunks[rel] // sizes[rel]).astype(np.int32)
+            written += size
             columns = [chunk, some.lhs, some.rhs, np.full(size, rel, np.int32), some.weight]
             yield pa.record_batch([pa.array(column) for column in columns], schema=SCHEMA)
 
     pending: list[pa.RecordBatch] = []
-    waiting = number = 0
+    waiting = files = 0
     # Edges are sorted while others are written.
-    with Prefetcher(numbered(), BATCHES_AHEAD) as ahead:
+    with Prefetcher(batches(), BATCHES_AHEAD) as ahead:
         for batch in ahead:
             pending.append(batch)
             waiting += len(batch)
@@ -142,15 +144,15 @@ def _write(draft: Draft, sizes: Array, chunk_size: int, edges: Iterator[Edges]) 
                 table = pa.Table.from_batches(pending).combine_chunks()
                 ends = table["chunk"].to_numpy()
                 cut = int(np.searchsorted(ends, ends[per_file], side="right"))
-                _write_file(draft, number, table.slice(0, cut))
-                pending, waiting, number = table.slice(cut).to_batches(), waiting - cut, number + 1
-        if waiting or number == 0:
-            _write_file(draft, number, pa.Table.from_batches(pending, schema=SCHEMA))
+                _write_file(draft, files, table.slice(0, cut))
+                pending, waiting, files = table.slice(cut).to_batches(), waiting - cut, files + 1
+        if waiting or files == 0:
+            _write_file(draft, files, pa.Table.from_batches(pending, schema=SCHEMA))
 
 
-def _write_file(draft: Draft, number: int, table: pa.Table) -> None:
+def _write_file(draft: Draft, file: int, table: pa.Table) -> None:
     with (
-        draft.local_file(f"part-{number:05d}.parquet") as path,
+        draft.local_file(f"part-{file:05d}.parquet") as path,
         pq.ParquetWriter(
             path, SCHEMA, compression="zstd", use_dictionary=["chunk", "rel", "weight"], column_encoding=ENCODING
         ) as writer,

@@ -1,10 +1,10 @@
-"""Which edges are held out. Deterministic whatever the threads: each edge has a number of its own, made from its ids.
+"""Which edges are held out.
 
-The number `h` is a hash of seed, relation and ids, uniform over 64 bits, so an edge meets the same fate in every
-snapshot: what one snapshot holds out, a model warm-started from another has not trained on either.
+Each edge gets a hash `h` of seed, relation and ids, uniform over 64 bits. It depends neither on threads nor on the
+snapshot: an edge that one snapshot holds out, a model that was warm-started from another has not trained on either.
 
-Edges are met once, a piece at a time. A `Strategy` says of each whether it is held out, as far as that can be said
-then; when all have been met it settles which of those held go back to training.
+Edges are read once, a piece at a time. A `Strategy` holds edges out by what is known of each alone. When all have been
+read, it decides which of those held out go back to training.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HELD = np.dtype(
 
 @dataclass(frozen=True)
 class Ends:
-    """The entity types (numbers) of each relation's ends, `[R]`, and the number of rows of each type, `[T]`."""
+    """The entity types (indices) of each relation's ends, `[R]`, and the number of rows of each type, `[T]`."""
 
     types: tuple[Array, Array]
     sizes: list[int]
@@ -64,9 +64,9 @@ class Ends:
     def each(self, held: Array) -> Iterable[tuple[int, Array, Array]]:
         """Yield a type, which held-out edges have an end of it on a side (bool), and the rows on that side."""
         for side, name in enumerate(("lhs", "rhs")):
-            kind = self.types[side][held["rel"]]
-            for number in range(len(self.sizes)):
-                yield number, kind == number, held[name]
+            kinds = self.types[side][held["rel"]]
+            for kind in range(len(self.sizes)):
+                yield kind, kinds == kind, held[name]
 
 
 class Strategy(Protocol):
@@ -90,7 +90,7 @@ class Strategy(Protocol):
 
 
 class Random:
-    """Holds out the edges with the smallest numbers; an entity's largest stays in training, if none other does."""
+    """Holds out the edges with the smallest hashes; an entity's largest stays in training, if none other does."""
 
     columns: tuple[str, ...] = ()
     before: int | None = None
@@ -118,7 +118,7 @@ class Given:
     """The source has decided: by a split column, or the published system's two `data_root`s.
 
     A split column without `validation` gets `split.validation` of its training edges as such, those with the smallest
-    numbers, so that nothing is tuned on the test.
+    hashes, so that nothing is tuned on the test.
     """
 
     columns: tuple[str, ...] = ("split",)
@@ -151,7 +151,7 @@ class Given:
 class Temporal:
     """Holds out the edges that are new last as the test and those new just before them for validation.
 
-    It goes by the time when an edge first happened; equal times go by number. Edges without a time stay in training.
+    It goes by the time when an edge first happened; equal times go by hash. Edges without a time stay in training.
     """
 
     columns: tuple[str, ...] = ("time", "first_time")
@@ -199,10 +199,10 @@ def splittable(config: TwhinConfig) -> Array:
 
 def untrained(held: Array, trained: list[Array], ends: Ends) -> list[int]:
     """Count, by type, entities with a held-out edge (records `HELD`) but none in training (`trained`, bool `[N]`)."""
-    found = ends.flags()
-    for number, here, rows in ends.each(held):
-        found[number][rows[here]] = True
-    return [int((flags & ~seen).sum()) for flags, seen in zip(found, trained, strict=True)]
+    held_out = ends.flags()
+    for kind, here, rows in ends.each(held):
+        held_out[kind][rows[here]] = True
+    return [int((flags & ~seen).sum()) for flags, seen in zip(held_out, trained, strict=True)]
 
 
 def _needed(held: Array, trained: list[Array], ends: Ends) -> Array:
@@ -213,16 +213,16 @@ def _needed(held: Array, trained: list[Array], ends: Ends) -> Array:
     """
     largest = [np.zeros(size, np.uint64) for size in ends.sizes]
     back = np.zeros(len(held), bool)
-    for number, here, rows in ends.each(held):
-        np.maximum.at(largest[number], rows[here], held["h"][here])
-    for number, here, rows in ends.each(held):
+    for kind, here, rows in ends.each(held):
+        np.maximum.at(largest[kind], rows[here], held["h"][here])
+    for kind, here, rows in ends.each(held):
         chosen = rows[here]
-        back[here] |= ~trained[number][chosen] & (largest[number][chosen] == held["h"][here])
+        back[here] |= ~trained[kind][chosen] & (largest[kind][chosen] == held["h"][here])
     return back
 
 
 def _bound(share: float) -> int:
-    """Return the number below which a share of all edges' numbers is."""
+    """Return the hash below which a share of all hashes is."""
     return int(share * 2**64)
 
 

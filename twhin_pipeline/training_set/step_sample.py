@@ -1,4 +1,4 @@
-"""The entities that stand for all in a step (`train_data.sampled_per_step`), and how likely each was to be there."""
+"""The entities sampled as candidates of a step (`train_data.sampled_per_step`), and the probability of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class StepSample:
-    """Distinct rows of all tables on one number line, ascending (int64 `[S]`), and `log_q`, float32 `[S]`."""
+    """Distinct rows of all tables, one table after the other, ascending (int64 `[S]`), and `log_q`, float32 `[S]`."""
 
     rows: Array
     log_q: Array
@@ -30,10 +30,11 @@ class StepSampler:
     """Draws a step's sample: of each table `size` rows, a share of them in proportion to degree^alpha.
 
     Even rows are drawn without repeats, those by degree with repeats, of which one is kept; so where the two overlap a
-    sample has fewer rows than `size`. A table no larger than `size` is taken whole, and one without edges evenly.
+    sample has fewer rows than `size`. All rows of a table no larger than `size` are taken, and those of a table without
+    edges are drawn evenly.
 
-    A softmax over few even candidates of many seldom meets the entities that compete for a place; popular ones are
-    those, and drawn by degree they are nearly always there, with a weight near 1.
+    Popular entities are those that compete for the first ranks. Few candidates, drawn evenly among many, seldom have
+    them; drawn by degree they are nearly always there, with a weight near 1.
     """
 
     def __init__(self, size: int, degree_share: float, alpha: float, seed: int, degrees: Sequence[Array]) -> None:
@@ -51,7 +52,7 @@ class StepSampler:
 
     def draw(self, epoch: int, position: int) -> StepSample:
         """Draw the sample of the step at this position of an epoch; it depends on these and the seed alone."""
-        found, log_q = [], []
+        rows_of, log_q = [], []
         base = 0
         for table, (rows, share, cumulative) in enumerate(zip(self.rows, self.share, self.cumulative, strict=True)):
             generator = np.random.default_rng([self.seed, epoch, position, table])
@@ -63,7 +64,7 @@ class StepSampler:
                 repeated = np.searchsorted(cumulative, generator.random(popular) * cumulative[-1], side="right")
                 drawn = np.union1d(drawn, repeated)
                 absent = (1 - evenly / rows) * (1 - share[drawn]) ** popular
-            found.append(base + drawn)
+            rows_of.append(base + drawn)
             log_q.append(np.log1p(-absent).astype(np.float32))
             base += rows
-        return StepSample(np.concatenate(found).astype(np.int64), np.concatenate(log_q))
+        return StepSample(np.concatenate(rows_of).astype(np.int64), np.concatenate(log_q))

@@ -12,20 +12,23 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
+from twhin_pipeline import extras
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.model.relation_scores import RelationScores, to_tensor
-from twhin_pipeline.model.scorer import Scorer
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId
 from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of
 from twhin_pipeline.vectors.recommendation import known_tails
+
+if TYPE_CHECKING:
+    import torch
+
+    from twhin_pipeline.vectors.scoring import EdgeScores
 
 GETTER = re.compile(r"get_(?P<entity>\w+)_embedding")
 RELATIONS = "embeddings/relations"
@@ -38,6 +41,7 @@ class UnknownName(UnknownId):
 class TwhinEmbeddings:
     """A trained model, to read: the vectors of each entity type, and the scorer that training used.
 
+    Vectors and neighbors come without torch; probabilities, candidates and recommendations need it.
     Each entity type has its getter: `get_user_embedding(id)` is `get_embedding("user", id)`.
     """
 
@@ -45,7 +49,7 @@ class TwhinEmbeddings:
         self,
         model_config: TwhinModelConfig,
         tables: Mapping[str, EntityTable],
-        scorer: Scorer,
+        open_scores: Callable[[], EdgeScores],
         snapshot: str,
         version: str,
         *,
@@ -57,7 +61,7 @@ class TwhinEmbeddings:
         Args:
             model_config: Entity types and relations.
             tables: Each entity type's vectors.
-            scorer: Scores edges.
+            open_scores: Returns what scores edges; called when the first score is asked for.
             snapshot: The snapshot that the model was trained on.
             version: That of the table `twhin_model` which the vectors were exported from.
             normalized: The vectors were exported with `export.normalize`.
@@ -65,7 +69,7 @@ class TwhinEmbeddings:
         """
         self.config = model_config
         self.tables = dict(tables)
-        self.scorer = scorer.eval()
+        self._open_scores = open_scores
         self.snapshot, self.version = snapshot, version
         self.normalized = normalized
         self.store = store
@@ -86,6 +90,10 @@ class TwhinEmbeddings:
         told = f"; {unknown('entity type', getter['entity'], tables)}" if getter else ""
         known = ", ".join(tables)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{told} (entity types: {known})")
+
+    @cached_property
+    def _scores(self) -> EdgeScores:
+        return self._open_scores()
 
     @property
     def entities(self) -> list[str]:
@@ -131,8 +139,7 @@ class TwhinEmbeddings:
         b, one_b = self._vectors(right, rhs)
         if not one_a and not one_b and len(a) != len(b):
             raise UserError(f"predict_relation pairs lhs and rhs one to one, got {len(a)} and {len(b)}")
-        with torch.inference_mode():
-            probability = torch.sigmoid(self.scorer.score(a, number, b)).numpy()
+        probability = self._scores.probabilities(a, number, b)
         return float(probability[0]) if one_a and one_b else probability
 
     def has(self, entity: str, id: Any) -> bool:
@@ -180,7 +187,7 @@ class TwhinEmbeddings:
         if not one:
             raise UserError(f"candidates takes one head, got {len(vectors)}; call it once for each")
         table = self._table(right)
-        return self._best(table, k, self._tail_scores(number, vectors, table))
+        return self._best(table, k, self._scores.of_tails(number, vectors, table.vectors))
 
     def recommend(
         self,
@@ -213,7 +220,7 @@ class TwhinEmbeddings:
         if heads.trained is not None and not heads.trained[row]:
             warnings.warn(f"{left} {id!r} has no training edge, so what it is recommended says nothing", stacklevel=2)
         known = self._known(number, heads.ids([row])[0], exclude_known) if exclude_known else set()
-        scores = self._tail_scores(number, torch.from_numpy(np.array(heads.vectors[row : row + 1])), tails)
+        scores = self._scores.of_tails(number, heads.vectors[row : row + 1], tails.vectors)
         best = self._best(tails, max(k, 0) + len(known), scores if untrained else _trained(tails, scores))
         return [(tail, score) for tail, score in best if str(tail) not in known][: max(k, 0)]
 
@@ -233,18 +240,6 @@ class TwhinEmbeddings:
             )
         itself = {head} if chosen.lhs == chosen.rhs else set()
         return {str(tail) for tail in (found or set()) | itself}
-
-    def _tail_scores(self, number: int, heads: torch.Tensor, table: EntityTable) -> Callable[[slice], np.ndarray]:
-        """Return the function that scores a block of tails for one head `[1, D]`."""
-        scores = RelationScores(self.scorer, number, heads, to_tensor(table.vectors))
-        with torch.inference_mode():
-            query = scores.encode_queries("rhs")
-
-        def against(part: slice) -> np.ndarray:
-            with torch.inference_mode():
-                return scores.compare(query, scores.encode_candidates("rhs", part))[0].numpy()
-
-        return against
 
     @staticmethod
     def _best(table: EntityTable, k: int, score: Callable[[slice], np.ndarray]) -> list[tuple[Any, float]]:
@@ -287,9 +282,9 @@ class TwhinEmbeddings:
         relation = self.config.relations[number]
         return number, relation.lhs, relation.rhs
 
-    def _vectors(self, entity: str, given: Any) -> tuple[torch.Tensor, bool]:
-        """Return `[n, D]` of ids or vectors, and whether it was one that was given."""
-        if isinstance(given, torch.Tensor):
+    def _vectors(self, entity: str, given: Any) -> tuple[np.ndarray, bool]:
+        """Return float32 `[n, D]` of ids or vectors, and whether it was one that was given."""
+        if hasattr(given, "detach"):  # a tensor of torch
             given = given.detach().cpu().numpy()
         if not _is_one(given):
             array = np.asarray(given)
@@ -298,9 +293,9 @@ class TwhinEmbeddings:
                     raise UserError(
                         f"vectors of {entity} must be [{self.dim}] or [n, {self.dim}], got {list(array.shape)}"
                     )
-                return torch.from_numpy(np.atleast_2d(array).astype(np.float32)), array.ndim == 1
+                return np.atleast_2d(array).astype(np.float32), array.ndim == 1
         vectors = self.get_embedding(entity, given)
-        return torch.from_numpy(np.atleast_2d(vectors)), vectors.ndim == 1
+        return np.atleast_2d(vectors), vectors.ndim == 1
 
 
 def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
@@ -327,19 +322,27 @@ def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
                 f"under way or broke off: run `twhin export --snapshot {snapshot}`"
             )
         tables[name] = EntityTable.open(store, manifest)
-    scorer = Scorer.from_rows(model_config, _relation_rows(store, relations))
     version = model_version(relations)
     return TwhinEmbeddings(
-        model_config, tables, scorer, snapshot, version, normalized=relations.details["normalize"], store=store
+        model_config,
+        tables,
+        partial(_open_scores, model_config, store, relations),
+        snapshot,
+        version,
+        normalized=relations.details["normalize"],
+        store=store,
     )
 
 
-def _relation_rows(store: Store, manifest: Manifest) -> dict[str, torch.Tensor]:
+def _open_scores(model_config: TwhinModelConfig, store: Store, relations: Manifest) -> EdgeScores:
+    extras.need("torch", "scoring an edge", "reader")
+    from twhin_pipeline.vectors.scoring import EdgeScores
+
     rows: dict[str, torch.Tensor] = {}
-    for path in store.files_of(manifest):
+    for path in store.files_of(relations):
         with store.parquet(path) as file:
             rows |= parameters_of(file.read(columns=["relation", "embedding"]))
-    return rows
+    return EdgeScores(model_config, rows)
 
 
 def _trained(table: EntityTable, score: Callable[[slice], np.ndarray]) -> Callable[[slice], np.ndarray]:

@@ -10,14 +10,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from twhin_pipeline.evaluation.results import ALL, BASELINES, TITLES, Comparison, comparisons, current, told_sides
+from twhin_pipeline.evaluation.results import ALL, BASELINES, TITLES, Comparison, comparisons, current, sides_title
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+    from twhin_pipeline.checks.by_hand import Outcome
     from twhin_pipeline.operations.doctor import Finding
     from twhin_pipeline.operations.plan import Plan
 
@@ -72,8 +74,6 @@ def table_of(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str |
 
 
 def _cell(value: Any) -> str:
-    from rich.markup import escape
-
     if isinstance(value, float):
         return f"{value:.6g}"
     return "" if value is None else escape(str(value))
@@ -87,6 +87,19 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def print_checks(outcomes: Sequence[Outcome], title: str) -> None:
+    """Print what checks found: a line for each, and below them the first offending rows of those that did not pass."""
+    lines = [(o.table, o.check, o.status, o.offending_rows or None, f"{o.seconds:.2f}") for o in outcomes]
+    print_table(("table", "check", "result", "offending rows", "seconds"), lines, title)
+    for one in outcomes:
+        if one.status != "passed":
+            console().print(f"\n[bold]{one.check} of {one.table}: {one.status}[/]. {escape(one.description)}")
+            if one.offending:
+                print_table(list(one.offending[0]), [list(row.values()) for row in one.offending])
+                if (more := one.offending_rows - len(one.offending)) > 0:
+                    console().print(f"… and {more:,} more")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
@@ -137,7 +150,7 @@ def comparison_table(evaluation: pa.Table, details: Mapping[str, Any], most: int
 def legend(details: Mapping[str, Any]) -> str:
     """Explain the columns of `comparison_table`."""
     text = (
-        f"Held-out edges ({told_sides(details)}; recall is of tails) among all entities of the type. "
+        f"Held-out edges ({sides_title(details)}; recall is of tails) among all entities of the type. "
         "popular = by degree alone; item-kNN, ALS = fitted to the same training edges; * = the best"
     )
     edges, compared = details.get("edges", 0), details.get("compared_edges", 0)

@@ -13,9 +13,7 @@ WITH figures AS (
         AND e.side = CASE
             WHEN e.metric LIKE 'recall@%' THEN 'rhs'
             WHEN e.relation = 'all' THEN getvariable('overall_side')
-            WHEN r.sides = [0] THEN 'lhs'
-            WHEN r.sides = [1] THEN 'rhs'
-            ELSE 'both'
+            ELSE coalesce(r.side, 'both')
         END
 )
 SELECT relation, metric, baseline, model_value, baseline_value, edges,

@@ -1,4 +1,4 @@
--- Every epoch, every chunk and every side that the chunk's relation replaces has exactly one pool of `global_negatives`
+-- Every epoch, every chunk and every side that the chunk's relation corrupts has exactly one pool of `global_negatives`
 -- candidates, and no other side has one.
 WITH wanted AS (
     SELECT epoch.range AS epoch, c.chunk, unnest(r.sides) AS side

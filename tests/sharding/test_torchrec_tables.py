@@ -12,7 +12,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import nn
 
-from twhin_pipeline.sharding.cpu_tables import use_compiled_loops
+from twhin_pipeline.sharding.torchrec_tables import use_compiled_loops
 
 ROWS, DIM = (40, 25, 30), 12
 

@@ -1,4 +1,4 @@
-"""Edges that are too many to sort in memory: kept in buckets of a file, and sorted one bucket after another.
+"""Edges in a random order, out of memory: kept in the buckets of a file, and sorted one bucket after another.
 
 Memory is a bucket's, and the time is in proportion to the edges.
 """
@@ -6,13 +6,13 @@ Memory is a bucket's, and the time is in proportion to the edges.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from twhin_pipeline.graph.bucket_file import BucketFile
 from twhin_pipeline.kernels import edge_kernels
 
 Array = np.ndarray[Any, Any]
@@ -22,7 +22,7 @@ EDGES_PER_BUCKET = 1 << 17
 
 @dataclass(frozen=True)
 class Order:
-    """A random order of edges, by the lower halves of their numbers `h` (the split goes by the upper ones)."""
+    """A random order of edges, by the lower halves of their hashes `h` (the split goes by the upper ones)."""
 
     mask: np.uint64
     factor: np.uint64
@@ -34,16 +34,16 @@ class Order:
         mask, factor = (int.from_bytes(digest[i : i + 4], "little") for i in (0, 4))
         return cls(np.uint64(mask), np.uint64(factor | 1))
 
-    def places(self, low: Array) -> Array:
-        """Return the places (uint32) of edges, by the lower halves of their numbers, uint32 `[n]`."""
-        found = np.empty(len(low), np.uint32)
-        edge_kernels.shuffled(np.ascontiguousarray(low), self.mask, self.factor, found)
-        return found
+    def positions(self, low: Array) -> Array:
+        """Return the positions of edges in the order, uint32 `[n]`, by the lower halves of their hashes."""
+        positions = np.empty(len(low), np.uint32)
+        edge_kernels.shuffled(np.ascontiguousarray(low), self.mask, self.factor, positions)
+        return positions
 
 
 @dataclass(frozen=True)
 class Edges:
-    """Edges of one relation: `lhs` and `rhs`, rows; `weight`, float32; `h`, their numbers (uint64), or lower halves."""
+    """Edges of one relation: `lhs` and `rhs`, rows; `weight`, float32; `h`, their hashes (uint64), or lower halves."""
 
     rel: int
     lhs: Array
@@ -59,54 +59,11 @@ class Edges:
         return Edges(self.rel, self.lhs[test], self.rhs[test], self.weight[test], self.h[test])
 
 
-class BucketFile:
-    """Records in a file, written a piece at a time, read a bucket at a time; buckets are of groups."""
-
-    def __init__(self, path: str, record: np.dtype[Any]) -> None:
-        """Begin a new file."""
-        self.record = record
-        self.file = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed by `__exit__`)
-        self.size = 0
-        # By group and piece: where it lies, and where each bucket begins in it.
-        self.pieces: dict[int, list[tuple[int, Array]]] = {}
-
-    def __enter__(self) -> BucketFile:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.file.close()
-
-    def add(self, group: int, records: Array, ends: Array) -> None:
-        """Add a piece `[n]` to a group of B buckets: bucket i gets those from `ends[i]` on, int64 `[B + 1]`."""
-        view = records.view(np.uint8).data
-        while len(view):
-            view = view[os.write(self.file.fileno(), view) :]
-        self.pieces.setdefault(group, []).append((self.size, ends))
-        self.size += len(records)
-
-    def read(self, group: int, bucket: int) -> Array:
-        """Return a bucket's records in the order in which they were added. Threads may read at once."""
-        pieces = self.pieces.get(group, [])
-        sizes = [int(ends[bucket + 1] - ends[bucket]) for _, ends in pieces]
-        records = np.empty(sum(sizes), self.record)
-        done = 0
-        for (start, ends), size in zip(pieces, sizes, strict=True):
-            view = records[done : done + size].view(np.uint8).data
-            place = (start + int(ends[bucket])) * self.record.itemsize
-            while len(view):
-                read = os.preadv(self.file.fileno(), [view], place)
-                if read == 0:
-                    raise OSError(f"{self.file.name}: ended early; was it changed?")
-                view, place = view[read:], place + read
-            done += size
-        return records
-
-
-class Buckets:
-    """Edges in a file, each relation's in an order, which is a random one, so that buckets are of about one size."""
+class ShuffledEdges:
+    """Edges in a file, each relation's in a random order, so that buckets are of about one size."""
 
     def __init__(self, path: str, most: Array, rows: type, order: Order) -> None:
-        """Begin with none.
+        """Begin without edges.
 
         Args:
             path: A new file.
@@ -123,14 +80,14 @@ class Buckets:
         self.weights = np.zeros(len(most), np.float64)
         """Their weights' sums, float64 `[R]`."""
 
-    def __enter__(self) -> Buckets:
+    def __enter__(self) -> ShuffledEdges:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.file.__exit__(*exc)
 
     def add(self, edges: Edges) -> None:
-        """Add edges; those at one place of the order stay in the order in which they are added."""
+        """Add edges; those at one position of the order stay in the order in which they are added."""
         if not len(edges):
             return
         ends = np.zeros(int(self.buckets[edges.rel]) + 1, np.int64)
@@ -161,22 +118,24 @@ class Buckets:
         for edges in self.as_added():
             size = len(edges)
             into = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32)
-            given = (edges.h, edges.lhs, edges.rhs, edges.weight)
-            edge_kernels.ordered(given, self.order.mask, self.order.factor, into)
+            unordered = (edges.h, edges.lhs, edges.rhs, edges.weight)
+            edge_kernels.ordered(unordered, self.order.mask, self.order.factor, into)
             yield Edges(edges.rel, *into, h=np.zeros(0, np.uint64))
 
-    def part(self, path: str, first: int, last: int, order: Order) -> Buckets:
-        """Return those from the `first` to before the `last` of another order, in a new file."""
+    def part(self, path: str, first: int, last: int, order: Order) -> ShuffledEdges:
+        """Return the edges from the `first` to before the `last` of another order, in a new file."""
         total = int(self.counts.sum())
-        keys = np.concatenate([np.zeros(0, np.uint32), *(order.places(edges.h) for edges in self.as_added())])
-        bounds = [int(np.partition(keys, place)[place]) if place < total else 2**32 for place in (first, last)]
+        keys = np.concatenate([np.zeros(0, np.uint32), *(order.positions(edges.h) for edges in self.as_added())])
+        bounds = [
+            int(np.partition(keys, position)[position]) if position < total else 2**32 for position in (first, last)
+        ]
         before = {bound: int(np.count_nonzero(keys < bound)) for bound in bounds}
-        chosen = Buckets(path, self.counts, self.rows, self.order)
+        chosen = ShuffledEdges(path, self.counts, self.rows, self.order)
         for edges in self.as_added():
-            places = order.places(edges.h)
-            kept = (places > bounds[0]) & (places < bounds[1])
+            positions = order.positions(edges.h)
+            kept = (positions > bounds[0]) & (positions < bounds[1])
             for bound in set(bounds):
-                equal = np.flatnonzero(places == bound)
+                equal = np.flatnonzero(positions == bound)
                 exact = before[bound] + np.arange(len(equal))
                 kept[equal] = (exact >= first) & (exact < last)
                 before[bound] += len(equal)

@@ -1,4 +1,4 @@
-"""Edges kept in buckets come back by relation and in the order asked for, all of them and each once."""
+"""Shuffled edges come back by relation and in their random order, all of them and each once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import hashlib
 import numpy as np
 import pytest
 
-from twhin_pipeline.graph import buckets
-from twhin_pipeline.graph.buckets import Buckets, Edges, Order
+from twhin_pipeline.training_set import shuffle
+from twhin_pipeline.training_set.shuffle import Edges, Order, ShuffledEdges
 
 BITS = 2**32 - 1
 
 
-def place(low, seed, purpose):
-    """Return an edge's place in an order, in Python's integers."""
+def position(low, seed, purpose):
+    """Return an edge's position in an order, in Python's integers."""
     digest = hashlib.sha256(f"{purpose}/{seed}".encode()).digest()
     mask, factor = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little") | 1
     once = ((low ^ mask) * factor) & BITS
@@ -36,25 +36,25 @@ def listed(edges):
     return list(zip(edges.lhs.tolist(), edges.rhs.tolist(), edges.weight.tolist(), strict=True))
 
 
-def test_places_are_those_of_the_formula_and_no_two_edges_share_one():
+def test_positions_are_those_of_the_formula_and_no_two_edges_share_one():
     low = np.random.default_rng(0).integers(2**32, size=1000, dtype=np.uint64).astype(np.uint32)
     for seed in (0, 7):
-        found = Order.of(seed, "chunks").places(low)
-        assert found.tolist() == [place(int(one), seed, "chunks") for one in low]
+        found = Order.of(seed, "chunks").positions(low)
+        assert found.tolist() == [position(int(one), seed, "chunks") for one in low]
         assert len(set(found.tolist())) == len(set(low.tolist()))
-    assert (Order.of(0, "chunks").places(low) != Order.of(0, "limit").places(low)).mean() > 0.99
+    assert (Order.of(0, "chunks").positions(low) != Order.of(0, "limit").positions(low)).mean() > 0.99
 
 
 @pytest.mark.parametrize("per_bucket", [1, 16, 10_000])
 @pytest.mark.parametrize("numbers", [2**64 - 1, 20], ids=["own", "shared"])
-def test_edges_come_back_by_relation_and_place_and_as_they_came_where_places_are_equal(
+def test_edges_come_back_by_relation_and_position_and_as_they_came_where_positions_are_equal(
     tmp_path, monkeypatch, per_bucket, numbers
 ):
-    monkeypatch.setattr(buckets, "EDGES_PER_BUCKET", per_bucket)
+    monkeypatch.setattr(shuffle, "EDGES_PER_BUCKET", per_bucket)
     given = [
         some_edges(rel, count, seed, numbers) for seed, (rel, count) in enumerate([(2, 90), (0, 50), (2, 60), (2, 0)])
     ]
-    with Buckets(str(tmp_path / "b"), np.array([50, 0, 150]), np.int32, Order.of(3, "chunks")) as kept:
+    with ShuffledEdges(str(tmp_path / "b"), np.array([50, 0, 150]), np.int32, Order.of(3, "chunks")) as kept:
         for edges in given:
             kept.add(edges)
         assert kept.counts.tolist() == [50, 0, 150]
@@ -63,7 +63,7 @@ def test_edges_come_back_by_relation_and_place_and_as_they_came_where_places_are
     assert [edges.rel for edges in found] == sorted(edges.rel for edges in found)
     for rel in (0, 2):
         all_of = [
-            (place(int(h) & BITS, 3, "chunks"), one)
+            (position(int(h) & BITS, 3, "chunks"), one)
             for e in given
             if e.rel == rel
             for h, one in zip(e.h, listed(e), strict=True)
@@ -74,24 +74,24 @@ def test_edges_come_back_by_relation_and_place_and_as_they_came_where_places_are
 
 @pytest.mark.parametrize("numbers", [2**64 - 1, 5], ids=["own", "shared"])
 def test_parts_of_another_order_hold_as_many_as_asked_for_and_each_edge_once(tmp_path, monkeypatch, numbers):
-    monkeypatch.setattr(buckets, "EDGES_PER_BUCKET", 32)
+    monkeypatch.setattr(shuffle, "EDGES_PER_BUCKET", 32)
     given = some_edges(0, 300, 0, numbers)
     order = Order.of(0, "limit")
-    with Buckets(str(tmp_path / "b"), np.array([300]), np.int32, Order.of(0, "chunks")) as kept:
+    with ShuffledEdges(str(tmp_path / "b"), np.array([300]), np.int32, Order.of(0, "chunks")) as kept:
         kept.add(given)
-        seen, first_places = [], sorted(place(int(h) & BITS, 0, "limit") for h in given.h)[:7]
+        seen, first_positions = [], sorted(position(int(h) & BITS, 0, "limit") for h in given.h)[:7]
         for number, (first, last) in enumerate([(0, 0), (0, 7), (7, 120), (120, 1 << 62), (300, 400)]):
             with kept.part(str(tmp_path / str(number)), first, last, order) as part:
                 assert part.counts.tolist() == [max(min(last, 300) - first, 0)]
                 found = list(part.as_added())
             seen += [one for edges in found for one in listed(edges)]
             if number == 1:
-                assert sorted(int(one) for edges in found for one in order.places(edges.h)) == first_places
+                assert sorted(int(one) for edges in found for one in order.positions(edges.h)) == first_positions
     assert sorted(seen) == sorted(listed(given))
 
 
 def test_a_file_that_ended_early_says_so(tmp_path):
-    with Buckets(str(tmp_path / "b"), np.array([10]), np.int32, Order.of(0, "chunks")) as kept:
+    with ShuffledEdges(str(tmp_path / "b"), np.array([10]), np.int32, Order.of(0, "chunks")) as kept:
         kept.add(some_edges(0, 10, 0))
         (tmp_path / "b").write_bytes(b"")
         with pytest.raises(OSError, match="ended early"):

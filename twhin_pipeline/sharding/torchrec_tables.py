@@ -1,12 +1,13 @@
-"""Sharded tables on the CPU: fbgemm's memory and state, with compiled loops of our own for lookups and updates.
+"""Tables that torchrec shards: ranks exchange the vectors of a step's rows, and their gradients.
 
-fbgemm's CPU update takes several times as long as the row's memory does, so on the CPU its kernels are left for ours,
-which are held to them in the tests. All else stays as torchrec has it: plans, shards, checkpoints, schedules.
+fbgemm's CPU update takes several times as long as reading and writing the row does. So on the CPU its kernels are
+replaced by compiled loops of our own; tests compare the two. All else is torchrec's and fbgemm's: plans, shards,
+memory, optimizer state, checkpoints, schedules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,29 +18,52 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import nn
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbedding
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from twhin_pipeline.kernels import parallel
-from twhin_pipeline.kernels.parallel import TeamLoop
+from twhin_pipeline.kernels.parallel import ParallelLoop
+from twhin_pipeline.model.rows import Rows
 from twhin_pipeline.sharding.row_optimizers import RowGradients
 
-_UPDATES: dict[EmbOptimType, TeamLoop] = {
+_UPDATES: dict[EmbOptimType, ParallelLoop] = {
     EmbOptimType.EXACT_ROWWISE_ADAGRAD: parallel.rowwise_adagrad,
     EmbOptimType.EXACT_ADAGRAD: parallel.adagrad,
 }
 
 
+class TorchrecTables:
+    """EmbeddingTables that torchrec has sharded. Ranks look up, and go backward, together."""
+
+    def __init__(self, names: Sequence[str], module: nn.Module) -> None:
+        """Take the tables' names, in the configuration's order, and torchrec's sharded EmbeddingCollection of them."""
+        self.names = list(names)
+        self.module = module
+
+    def rows(self, ids: Mapping[str, torch.Tensor]) -> list[Rows]:
+        """Return rows of all tables, looked up at once; see EmbeddingTables."""
+        of_tables = [ids[name] for name in self.names]
+        features = KeyedJaggedTensor(
+            keys=self.names,
+            values=torch.cat(of_tables),
+            lengths=torch.tensor([len(rows) for rows in of_tables], dtype=torch.int64, device=of_tables[0].device),
+            stride=1,
+        )
+        vectors = self.module(features)
+        return [Rows(vectors[name].values().float()) for name in self.names]
+
+
 def use_compiled_loops(model: nn.Module) -> int:
-    """Let the fbgemm tables of a sharded model, where they are on the CPU, look up and update rows by our loops.
+    """Make the fbgemm tables of a sharded model, where they are on the CPU, look up and update rows by our loops.
 
     Returns:
         How many groups of tables do so: those of float32 with Adagrad or row-wise Adagrad; fbgemm keeps the others.
     """
-    found = 0
+    count = 0
     for module in _modules(model):
         if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen) and _fits(module):
             module.forward = partial(_lookup, module)
-            found += 1
-    return found
+            count += 1
+    return count
 
 
 @dataclass(frozen=True)
@@ -48,11 +72,11 @@ class Shard:
 
     table: str
     first: int
-    """Which row of the table is the shard's first."""
+    """The row of the table that is the shard's first."""
     group: SplitTableBatchedEmbeddingBagsCodegen
-    """The tables that torchrec keeps together."""
+    """The tables that share a kernel."""
     number: int
-    """The table's among them."""
+    """The table's position among them."""
 
     @property
     def weight(self) -> torch.Tensor:
@@ -65,9 +89,9 @@ class Shard:
 
 
 def known_shards(model: nn.Module) -> list[Shard] | None:
-    """Return this rank's shards of a sharded model's tables, but for those without rows; or None where fbgemm's kernels
-    keep one of them."""
-    found = []
+    """Return this rank's shards of a sharded model's tables, leaving out those without rows; or None where fbgemm's
+    kernels keep one of them."""
+    shards = []
     for kernel in _modules(model):
         if isinstance(kernel, BaseBatchedEmbedding):
             group = kernel.emb_module
@@ -76,18 +100,18 @@ def known_shards(model: nn.Module) -> list[Shard] | None:
             for number, table in enumerate(kernel._config.embedding_tables):
                 assert table.local_metadata is not None
                 if table.local_rows:
-                    found.append(Shard(table.name, table.local_metadata.shard_offsets[0], group, number))
-    return found
+                    shards.append(Shard(table.name, table.local_metadata.shard_offsets[0], group, number))
+    return shards
 
 
 def count_step(shards: Sequence[Shard]) -> None:
-    """Count a step of the shards' groups: those that a resumed run goes on from."""
+    """Count a step of the shards' groups; a resumed run continues from that count."""
     for group in {id(shard.group): shard.group for shard in shards}.values():
         group.iter.add_(1)
 
 
 def _modules(model: nn.Module) -> Iterator[nn.Module]:
-    # torchrec keeps its lookups in plain lists, where `modules` does not come.
+    # torchrec keeps its lookups in plain lists, which `modules` does not visit.
     lookups = [lookup for module in model.modules() for lookup in getattr(module, "_lookups", [])]
     return nn.ModuleList([model, *lookups]).modules()
 
@@ -113,14 +137,14 @@ def _lookup(
         offsets: `[T * B + 1]` where the indices of each feature's B samples begin.
     """
     if torch.is_grad_enabled():
-        tables.iter.add_(1)  # the steps that a resumed run goes on from
+        tables.iter.add_(1)  # a resumed run continues from that count
     features = len(tables.feature_table_map)
     cuts = offsets[:: max((len(offsets) - 1) // features, 1)].tolist()
-    found: torch.Tensor = _Rows.apply(tables.placeholder_autograd_tensor, tables, indices, cuts)
-    return found
+    vectors: torch.Tensor = _LookUp.apply(tables.placeholder_autograd_tensor, tables, indices, cuts)
+    return vectors
 
 
-class _Rows(torch.autograd.Function):
+class _LookUp(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -131,11 +155,11 @@ class _Rows(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.tables, ctx.indices, ctx.cuts = tables, indices, cuts
         weights = tables.split_embedding_weights()
-        found = torch.empty(len(indices), weights[0].shape[1])
+        vectors = torch.empty(len(indices), weights[0].shape[1])
         for feature, table in enumerate(tables.feature_table_map):
             part = slice(cuts[feature], cuts[feature + 1])
-            torch.index_select(weights[table], 0, indices[part], out=found[part])
-        return found
+            torch.index_select(weights[table], 0, indices[part], out=vectors[part])
+        return vectors
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -1,4 +1,4 @@
-"""The edges of a snapshot divided into training, validation and test, out of memory: read once, kept in buckets."""
+"""Splits the edges of a snapshot into training, validation and test, out of memory: they are read once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twhin_pipeline.graph.buckets import Buckets, Edges, Order
-from twhin_pipeline.graph.numbered_edges import NO_TIME
+from twhin_pipeline.graph.edge_file import NO_TIME
 from twhin_pipeline.prefetch import Prefetcher
-from twhin_pipeline.training_set import split, truth
+from twhin_pipeline.training_set import split
 from twhin_pipeline.training_set.encoding import Encoded, Encoder
 from twhin_pipeline.training_set.leakage import Leakage
+from twhin_pipeline.training_set.mapped_array import mapped_zeros
+from twhin_pipeline.training_set.shuffle import Edges, Order, ShuffledEdges
 from twhin_pipeline.words import PARTS, TEST, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ Array = np.ndarray[Any, Any]
 PIECES_AHEAD = 4
 
 
-class Division:
+class SplitEdges:
     """The edges by part, in temporary files: 16 bytes an edge, 24 where a type has 2^31 rows or more."""
 
     def __init__(self, config: TwhinConfig, store: Store, snapshot: str, folder: str) -> None:
-        """Read, encode and divide the edges of a snapshot; temporary files are in `folder`."""
+        """Read, encode and split the edges of a snapshot; temporary files are in `folder`."""
         self.config, self.folder = config, folder
         self.files = ExitStack()
         encoder = Encoder(config, store, snapshot, snapshot, folder)
@@ -37,29 +38,29 @@ class Division:
         self.ends = split.Ends.of(config, encoder.sizes)
         relations = len(config.model.relations)
         self.without_row = np.zeros((len(PARTS), relations), np.int64)
-        """Raw edges with an entity in no vocabulary, by part (as far as the source says it) and relation."""
+        """Raw edges with an entity in no vocabulary, by part (training, unless the source has a split) and relation."""
         self.later: Later | None = None
         if config.split.later_snapshot is not None:
             self.later = Later(config, Encoder(config, store, snapshot, config.split.later_snapshot, folder), folder)
-        train = self._buckets("train", encoder.counts)
+        train = self._shuffled("train", encoder.counts)
         self.repeated = np.zeros(relations, np.int64)
         """Training edges that happen again in the test's time, by relation."""
-        self.repeats = self._buckets("repeats", encoder.counts) if config.split.repeats else None
-        """These edges themselves, where they are asked for."""
+        self.repeats = self._shuffled("repeats", encoder.counts) if config.split.repeats else None
+        """These edges themselves, with `split.repeats`."""
         self.held = self._hold_out(encoder, train)
         """Edges that are held out, records `split.HELD`."""
         self.parts = [train]
         """The edges of each part."""
         for part in (VALIDATION, TEST):
             mine = self.held[self.held["part"] == part]
-            self.parts.append(self._buckets(PARTS[part], np.bincount(mine["rel"], minlength=relations)))
+            self.parts.append(self._shuffled(PARTS[part], np.bincount(mine["rel"], minlength=relations)))
             _add(self.parts[part], mine)
         self.left_out = self._limit()
         """Edges that `limit` and `offset` leave out."""
         self.trained = self.ends.flags()
         self.leakage = Leakage(self.held, self.ends)
 
-    def __enter__(self) -> Division:
+    def __enter__(self) -> SplitEdges:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -70,11 +71,11 @@ class Division:
         for edges in self.parts[part].in_order():
             if part == TRAIN:
                 self._mark(self.trained, edges)
-                self.leakage.meet(edges.rel, edges.lhs, edges.rhs)
+                self.leakage.add(edges.rel, edges.lhs, edges.rhs)
             yield edges
 
     def details(self, part: int) -> dict[str, Any]:
-        """Return what a part's manifest tells of more than its edges; all of training's have been yielded before."""
+        """Return further details for a part's manifest; `in_order` must have yielded all training edges before."""
         names = self.config.model.relation_names
         if part == TRAIN:
             unseen = split.untrained(self.held, self.trained, self.ends)
@@ -86,39 +87,39 @@ class Division:
         dropped = int(self.without_row[part].sum())
         if part == TEST and self.later is not None:
             dropped += self.later.without_row
-        found: dict[str, Any] = {"leakage": self.leakage.counts(part, names), "dropped": dropped}
+        details: dict[str, Any] = {"leakage": self.leakage.counts(part, names), "dropped": dropped}
         if part == TEST and self.by_time:
-            found["repeated_edges"] = dict(zip(names, self.repeated.tolist(), strict=True))
-        return found
+            details["repeated_edges"] = dict(zip(names, self.repeated.tolist(), strict=True))
+        return details
 
-    def _buckets(self, name: str, most: Array) -> Buckets:
-        return self.files.enter_context(Buckets(f"{self.folder}/{name}", most, self.rows, self.order))
+    def _shuffled(self, name: str, most: Array) -> ShuffledEdges:
+        return self.files.enter_context(ShuffledEdges(f"{self.folder}/{name}", most, self.rows, self.order))
 
     def _mark(self, flags: list[Array], edges: Edges | Encoded) -> None:
         for types, rows in zip(self.ends.types, (edges.lhs, edges.rhs), strict=True):
             flags[int(types[edges.rel])][rows] = True
 
-    def _hold_out(self, encoder: Encoder, train: Buckets) -> Array:
-        """Give `train` the training edges; return the others."""
+    def _hold_out(self, encoder: Encoder, train: ShuffledEdges) -> Array:
+        """Add the training edges to `train`; return the others, records `split.HELD`."""
         strategy = _strategy(self.config, encoder, self.folder)
         trained = self.ends.flags()
         path = f"{self.folder}/held"
         pieces = encoder.pieces(strategy.columns, strategy.before)
         with open(path, "wb") as file, Prefetcher(pieces, PIECES_AHEAD) as ahead:
             for piece in ahead:
-                found = self._with_rows(piece)
+                edges = self._with_rows(piece)
                 if self.later is not None:
-                    self.later.meet(found)
-                part = strategy.parts(found.rel, found.h, found.columns)
+                    self.later.mark_earlier(edges)
+                part = strategy.parts(edges.rel, edges.h, edges.columns)
                 out = np.flatnonzero(part)
                 if len(out):
-                    file.write(_records(found.where(out), part[out]).tobytes())
-                    found = found.where(part == TRAIN)
-                self._mark(trained, found)
-                train.add(found.edges())
+                    file.write(_records(edges.where(out), part[out]).tobytes())
+                    edges = edges.where(part == TRAIN)
+                self._mark(trained, edges)
+                train.add(edges.edges())
                 if isinstance(strategy, split.Temporal):
-                    times = (found.columns[name] for name in ("time", "first_time"))
-                    self._repeat(found.where(strategy.repeated(found.rel, *times)).edges())
+                    times = (edges.columns[name] for name in ("time", "first_time"))
+                    self._repeat(edges.where(strategy.repeated(edges.rel, *times)).edges())
             size = file.tell()
         held: Array = np.memmap(path, split.HELD, "r+") if size else np.zeros(0, split.HELD)
         held["part"] = strategy.settle(held, trained, self.ends)
@@ -126,13 +127,13 @@ class Division:
         _add(train, held[back])
         if isinstance(strategy, split.Temporal):
             again = strategy.repeated(held["rel"], held["time"], held["first_time"])
-            for edges in _edges(held[back & again], self.rows):
-                self._repeat(edges)
+            for repeats in _edges(held[back & again], self.rows):
+                self._repeat(repeats)
         held = held[~back]
         return held if self.later is None else np.concatenate([held, self.later.new()])
 
     def _repeat(self, edges: Edges) -> None:
-        """Count training edges that happen again in the test's time, and keep them where they are asked for."""
+        """Count training edges that happen again in the test's time, and keep them with `split.repeats`."""
         self.repeated[edges.rel] += len(edges)
         if self.repeats is not None:
             self.repeats.add(edges)
@@ -147,7 +148,7 @@ class Division:
         return piece.where(~lost)
 
     def _limit(self) -> int:
-        """Keep `limit` edges after `offset`, in a random order, of training and of validation; return how many went.
+        """Keep `limit` edges of training and validation after `offset`, by random order; return how many are left out.
 
         Where there is no `source`, both have counted rows of the files already.
         """
@@ -167,41 +168,42 @@ class Division:
 
 
 class Later:
-    """The edges of a later snapshot between entities that are known; those that are new are the test."""
+    """The edges of a later snapshot between entities of the vocabularies; those that are new are the test."""
 
     def __init__(self, config: TwhinConfig, encoder: Encoder, folder: str) -> None:
         """Read the edges of relations that may be held out."""
         splittable = split.splittable(config)
         self.without_row = 0
-        """Edges with an entity that is not known."""
-        found = [np.zeros(0, split.HELD)]
+        """Edges with an entity in no vocabulary."""
+        records_of = [np.zeros(0, split.HELD)]
         for piece in encoder.pieces():
             if splittable[piece.rel]:
                 known = piece.where((piece.lhs >= 0) & (piece.rhs >= 0))
                 self.without_row += piece.lost
-                found.append(_records(known, np.int8(TEST)))
-        records = np.concatenate(found)
-        # An edge's number is the same in every snapshot.
+                records_of.append(_records(known, np.int8(TEST)))
+        records = np.concatenate(records_of)
+        # An edge's hash is the same in every snapshot.
         self.records = records[np.argsort(records["h"], kind="stable")]
         self.h = np.ascontiguousarray(self.records["h"])
-        self.met = np.zeros(len(records), bool)
+        self.earlier = np.zeros(len(records), bool)
+        """Which of them the earlier snapshot has too."""
 
-    def meet(self, edges: Encoded) -> None:
-        """Meet edges that are no new ones."""
-        place = np.searchsorted(self.h, edges.h)
-        which = np.arange(len(place))
-        # Nearly always an edge's number is its own; where it is not, the next ones are looked at too.
-        while len(which := which[place[which] < len(self.h)]):
-            which = which[self.h[place[which]] == edges.h[which]]
-            there = self.records[place[which]]
+    def mark_earlier(self, edges: Encoded) -> None:
+        """Mark edges that the earlier snapshot has too."""
+        position = np.searchsorted(self.h, edges.h)
+        which = np.arange(len(position))
+        # Two edges seldom have the same hash. Where they do, the next ones are compared too.
+        while len(which := which[position[which] < len(self.h)]):
+            which = which[self.h[position[which]] == edges.h[which]]
+            there = self.records[position[which]]
             same = (there["rel"] == edges.rel) & (there["lhs"] == edges.lhs[which]) & (there["rhs"] == edges.rhs[which])
-            self.met[place[which[same]]] = True
+            self.earlier[position[which[same]]] = True
             which = which[~same]
-            place[which] += 1
+            position[which] += 1
 
     def new(self) -> Array:
-        """Return the edges that have not been met, records `split.HELD`."""
-        return self.records[~self.met]
+        """Return the edges that the earlier snapshot lacks, records `split.HELD`."""
+        return self.records[~self.earlier]
 
 
 def _strategy(config: TwhinConfig, encoder: Encoder, folder: str) -> split.Strategy:
@@ -219,14 +221,14 @@ def _strategy(config: TwhinConfig, encoder: Encoder, folder: str) -> split.Strat
 def _times(config: TwhinConfig, encoder: Encoder, path: str) -> Array:
     """Return the first times of all dated edges that may be held out, int64, in a new file."""
     splittable = split.splittable(config)
-    times = truth.mapped(path, int(encoder.counts[splittable].sum()), np.int64)
+    times = mapped_zeros(path, int(encoder.counts[splittable].sum()), np.int64)
     size = 0
     for piece in encoder.pieces(["first_time"]):
         if splittable[piece.rel]:
-            found = piece.columns["first_time"]
-            found = found[(piece.lhs >= 0) & (piece.rhs >= 0) & (found != NO_TIME)]
-            times[size : size + len(found)] = found
-            size += len(found)
+            first = piece.columns["first_time"]
+            first = first[(piece.lhs >= 0) & (piece.rhs >= 0) & (first != NO_TIME)]
+            times[size : size + len(first)] = first
+            size += len(first)
     return times[:size]
 
 
@@ -244,10 +246,10 @@ def _records(edges: Encoded | Edges, part: Any) -> Array:
     return records
 
 
-def _add(buckets: Buckets, records: Array) -> None:
-    """Add records `split.HELD` to buckets."""
-    for edges in _edges(records, buckets.rows):
-        buckets.add(edges)
+def _add(shuffled: ShuffledEdges, records: Array) -> None:
+    """Add records `split.HELD` to shuffled edges."""
+    for edges in _edges(records, shuffled.rows):
+        shuffled.add(edges)
 
 
 def _edges(records: Array, rows: type) -> Iterator[Edges]:

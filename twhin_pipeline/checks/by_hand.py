@@ -1,0 +1,75 @@
+"""Checks run by hand, of any tables of a snapshot: `twhin check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal
+
+from twhin_pipeline.checks import checks
+from twhin_pipeline.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check of one table found."""
+
+    table: str
+    check: str
+    status: Literal["passed", "failed", "warning"]
+    """`failed`: it blocks, and holds back what follows; `warning`: it did not pass, and holds back nothing."""
+    offending_rows: int
+    seconds: float
+    description: str
+    offending: list[dict[str, Any]]
+    """The first offending rows."""
+
+
+def outcomes(
+    config: TwhinConfig, store: Store, snapshot: str, patterns: Sequence[str] = (), rows: int = 20
+) -> list[Outcome]:
+    """Run every check of the tables that `patterns` name, such as `vocabulary/*`; without patterns of all tables.
+
+    Args:
+        config: The configuration, with the relations found in the source.
+        store: Where the tables are.
+        snapshot: Which one.
+        patterns: Names of tables, or patterns of the shell.
+        rows: Offending rows to return of each check.
+
+    Raises:
+        UserError: No table with checks fits a pattern, a table that was named is not there, or none is there at all.
+    """
+    known = list(dict.fromkeys(table for check in checks.CHECKS.values() for table in check.tables_of(config)))
+    wanted = []
+    for pattern in patterns:
+        fitting = [table for table in known if fnmatchcase(table, pattern)]
+        if not fitting:
+            raise UserError(f"check: {unknown('table', pattern, known)}")
+        wanted += fitting
+    tables = list(dict.fromkeys(wanted)) or [table for table in known if store.exists(table, snapshot)]
+    if not tables:
+        raise UserError(f"{store.root}: no table of snapshot {snapshot} to check; make them with `twhin run`")
+    return [
+        _outcome(table, check, result, rows)
+        for table in tables
+        for check, result in checks.results(config, store, snapshot, table)
+    ]
+
+
+def _outcome(table: str, check: checks.Check, result: checks.CheckResult, rows: int) -> Outcome:
+    failed: Literal["failed", "warning"] = "failed" if check.blocking else "warning"
+    return Outcome(
+        table=table,
+        check=check.name,
+        status="passed" if result.passed else failed,
+        offending_rows=result.metadata["offending_rows"],
+        seconds=result.metadata["seconds"],
+        description=check.description,
+        offending=result.offending.slice(0, rows).to_pylist() if result.offending is not None else [],
+    )

@@ -1,0 +1,47 @@
+"""Publish: what follows the last table. The model is registered in MLflow, and the catalog shows every table.
+
+Nothing is published whose vectors or evaluation failed a blocking check. The manifest of the table `published`, which
+has no rows, says what was published: the versions it was made from, the model's URI and the catalog.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twhin_pipeline.stages import refit
+from twhin_pipeline.stages.run import Run
+from twhin_pipeline.store import Manifest, Store
+
+TABLE = "published"
+
+
+def publish(run: Run) -> Manifest:
+    """Register the model and refresh the catalog; return the manifest of `published`.
+
+    Raises:
+        UserError: A blocking check of the vectors or of the evaluation failed, or a table is missing.
+    """
+    from twhin_pipeline.checks import checks
+    from twhin_pipeline.store import catalog
+
+    config, store, snapshot = run.config, run.store, run.snapshot
+    vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
+    checks.require_passed(config, store, snapshot, ["evaluation", *vectors])
+    model = refit.published(config, store, snapshot)
+    parents = store.versions(snapshot, ["evaluation", *vectors]) | model.versions(snapshot, ["twhin_model"])
+    with store.replace(TABLE, snapshot, config_hash=config.hash(), parents=parents) as draft:
+        draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
+    catalog.refresh(store)
+    return store.manifest(TABLE, snapshot)
+
+
+def _register(store: Store, model: Store, snapshot: str) -> dict[str, Any]:
+    """Register the model, in whose view of the store it is, with what evaluation measured; return what to record."""
+    from twhin_pipeline import tracking
+
+    run_id = model.manifest("twhin_model", snapshot).details.get("mlflow_run_id")
+    if not run_id or not tracking.run_exists(store, run_id):
+        return {"notes": [f"the model is not registered: no run of it at {tracking.uri(store)}"]}
+    metrics = tracking.finite(store.manifest("evaluation", snapshot).details["metrics"])
+    uri = tracking.register_model(model, snapshot, metrics)
+    return {"model": uri, "mlflow_run_id": run_id, "registry": tracking.uri(store)}
