@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from edge_files import make_config, write
+from edge_files import make_config, pass_checks, write
 
 from twhin_pipeline.checks import by_hand, check_views, checks
 from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.results import SCHEMA
 from twhin_pipeline.graph import raw_edges, vocabulary
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, Verdict
 from twhin_pipeline.training_set import negatives, positives
 
 BEFORE, NOW = "2025-01-01", "2025-02-01"
@@ -45,7 +45,8 @@ def planted(seed: int) -> list[tuple[str, str, str]]:
 
 def save(store: Store, asset: str, table: pa.Table, details: dict[str, Any] | None = None, file: str = "") -> None:
     """Replace a table of the present snapshot."""
-    with store.replace(asset, NOW, config_hash="test") as draft:
+    parents = store.manifest(asset, NOW).parents if store.exists(asset, NOW) else {}
+    with store.replace(asset, NOW, config_hash="test", parents=parents) as draft:
         draft.write(table, *([file] if file else []))
         draft.details = details or {}
 
@@ -82,6 +83,7 @@ def made(tmp_path_factory) -> tuple[TwhinConfig, Path]:
     for snapshot in (BEFORE, NOW):
         raw_edges.ingest(config, store, snapshot)
         vocabulary.build(config, store, snapshot)
+        pass_checks(store, snapshot)
     positives.build_positives(config, store, NOW)
     negatives.build(config, store, NOW)
     sizes = {name: store.manifest(f"vocabulary/{name}", NOW).rows for name in ("user", "item")}
@@ -100,6 +102,17 @@ def made(tmp_path_factory) -> tuple[TwhinConfig, Path]:
         "operator": ["translation"] * 3, "embedding": pa.array([[1.0] * 4] * 3, pa.list_(pa.float32(), 4)),
     }))  # fmt: skip
     return config, folder / "home"
+
+
+@pytest.fixture(autouse=True)
+def judged_anew(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave the shared store's tables accepted: tests run its checks with other configurations, by which they fail."""
+    yield
+    if "made" in request.fixturenames:
+        store = Store(str(request.getfixturevalue("made")[1]))
+        for asset in {table for check in checks.CHECKS.values() for table in check.tables_of(make_config("e.parquet"))}:
+            if (newest := store.newest(asset, NOW)) is not None:
+                store.judge(newest, Verdict("passed", "now"))
 
 
 @pytest.fixture
@@ -360,15 +373,12 @@ def test_a_model_that_did_not_learn_or_was_cut_short_is_found(broken, name, loss
     assert not checks.run(name, config, store, NOW).passed
 
 
-def test_rows_are_kept_whatever_order_snapshots_are_made_in(broken):
-    """A backfill that makes the older snapshot last does not break the newer one, which never saw it."""
+def test_a_snapshot_made_again_is_compared_with_what_it_was(broken):
     config, store = broken
-    shutil.rmtree(store.path("vocabulary"))
-    vocabulary.build(config, store, NOW)
-    path = Path(store.path("vocabulary/user", NOW, "manifest.json"))
-    path.write_text(path.read_text().replace('"created": "20', '"created": "19'))
-    vocabulary.build(config, store, BEFORE)
-    assert checks.run("rows_kept", config, store, NOW, "vocabulary/user").passed
+    rows = store.read("raw_edges", NOW)
+    save(store, "raw_edges", rows.slice(0, len(rows) // 10))
+    result = checks.run("edges_relations_kept", config, store, NOW, "raw_edges")
+    assert not result.passed and any(NOW in name for name in result.offending["compared_with"].to_pylist())
 
 
 def test_large_sets_are_audited_in_part_yet_every_relation(made, monkeypatch):
@@ -500,21 +510,50 @@ def test_a_tables_checks_share_one_preparation(made, monkeypatch):
     assert prepared == ["vocabulary/user", "vocabulary/user", "vocabulary/item"]
 
 
+def verdict_of(store: Store, table: str) -> Verdict | None:
+    return store.verdict(table, NOW, store.newest(table, NOW).version)
+
+
 def test_a_table_has_passed_once_all_its_blocking_checks_have(broken):
     config, store = broken
-
-    def passed() -> bool:
-        return store.has_passed(store.manifest("vocabulary/user", NOW))
-
     before = store.read("vocabulary/user", NOW)
     save(store, "vocabulary/user", before)
-    assert checks.run("ids_unique", config, store, NOW, "vocabulary/user").passed and not passed()
+    assert checks.run("ids_unique", config, store, NOW, "vocabulary/user").passed
+    assert verdict_of(store, "vocabulary/user") is None
     checks.run_blocking(config, store, NOW, ["vocabulary/user"])
-    assert passed()
-    save(store, "vocabulary/user", rows_as(before.to_pylist()[1:], before))
-    with pytest.raises(UserError, match="rows_contiguous of vocabulary/user"):
+    assert verdict_of(store, "vocabulary/user").status == "passed"
+
+
+def test_a_version_that_fails_is_held_back_and_readers_keep_the_one_before(broken):
+    config, store = broken
+    good = store.manifest("vocabulary/user", NOW)
+    rows = store.read("vocabulary/user", NOW)
+    save(store, "vocabulary/user", rows_as(rows.to_pylist()[1:], rows))
+    with pytest.raises(UserError, match=r"rows_contiguous of vocabulary/user[\s\S]*twhin accept vocabulary/user"):
         checks.require_passed(config, store, NOW, ["vocabulary/item", "vocabulary/user"])
-    assert not passed()
+    assert "rows_contiguous" in verdict_of(store, "vocabulary/user").failed_checks
+    assert store.manifest("vocabulary/user", NOW) == good
+    # A check of the table looks at the version that failed, not at the one that readers get.
+    assert not checks.run("rows_contiguous", config, store, NOW, "vocabulary/user").passed
+
+
+def test_a_failed_version_may_be_accepted_on_the_record_and_stays_so(broken):
+    config, store = broken
+    with pytest.raises(UserError, match="has passed its checks, so there is nothing to accept"):
+        checks.accept(store, "vocabulary/user", NOW, "me", "why")
+    rows = store.read("vocabulary/user", NOW)
+    save(store, "vocabulary/user", rows_as(rows.to_pylist()[1:], rows))
+    with pytest.raises(UserError, match="has not been checked; run `twhin check vocabulary/user` first"):
+        checks.accept(store, "vocabulary/user", NOW, "me", "why")
+    with pytest.raises(UserError, match="rows_contiguous"):
+        checks.run_blocking(config, store, NOW, ["vocabulary/user"])
+    accepted = checks.accept(store, "vocabulary/user", NOW, "me", "the first one is a test account")
+    assert store.manifest("vocabulary/user", NOW) == accepted
+    assert any(
+        "Accepted on the record" in note for note in checks.run_blocking(config, store, NOW, ["vocabulary/user"])
+    )
+    verdict = verdict_of(store, "vocabulary/user")
+    assert (verdict.status, verdict.by, verdict.reason) == ("overruled", "me", "the first one is a test account")
 
 
 def test_checks_by_hand_tell_what_blocks_from_what_does_not(broken):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from edge_files import SNAPSHOT, make_config, rows_of, store_at, write
+from edge_files import SNAPSHOT, make_config, pass_checks, rows_of, store_at, write
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph import raw_edges, vocabulary
+from twhin_pipeline.store import Verdict
 
 NAMED = [("a", "follows", "b"), ("c", "follows", "b"), ("a", "fav", "x"), ("a", "reply", "y"), ("c", "fav", "y")]
 
 
 def build(config, store, snapshot=SNAPSHOT):
     raw_edges.ingest(config, store, snapshot)
-    return vocabulary.build(config, store, snapshot)
+    manifests = vocabulary.build(config, store, snapshot)
+    pass_checks(store, snapshot)
+    return manifests
 
 
 def rows(store, entity, snapshot=SNAPSHOT):
@@ -68,6 +71,32 @@ def test_rare_entities_get_no_row_unless_they_have_one(tmp_path):
     manifests = build(config, store, "2024-02-01")
     assert {id for id, *_ in rows(store, "user", "2024-02-01")} == {"a", "b", "c"}
     assert manifests["user"].details["below_min_count"] == 1
+
+
+def test_a_vocabulary_grows_from_the_newest_earlier_one_that_passed_its_checks(tmp_path):
+    store = store_at(tmp_path)
+    for day, new in (("01", "a"), ("02", "held"), ("03", "b")):
+        write(tmp_path / f"2024-01-{day}.parquet", [("z", "follows", "y"), (new, "follows", "y"), ("z", "fav", "i")])
+    config = make_config(f"{tmp_path}/{{snapshot}}.parquet", vocabulary={"min_count": 1})
+    build(config, store, "2024-01-01")
+    build(config, store, "2024-01-02")
+    held = store.manifest("vocabulary/user", "2024-01-02")
+    store.judge(held, Verdict("failed", "now", [{"name": "x", "passed": False, "blocking": True}]))
+    manifests = build(config, store, "2024-01-03")
+    assert manifests["user"].details["earlier_snapshot"] == "2024-01-01"
+    known = {id for id, *_ in rows(store, "user", "2024-01-03")}
+    assert "a" in known and "b" in known and "held" not in known
+
+
+def test_an_older_snapshot_made_later_is_refused_where_an_entity_would_have_two_rows(tmp_path):
+    store = store_at(tmp_path)
+    write(tmp_path / "2024-01-01.parquet", [("b", "follows", "b"), ("a", "follows", "b"), ("b", "fav", "i")])
+    write(tmp_path / "2024-01-02.parquet", [("a", "follows", "a"), ("b", "follows", "a"), ("a", "fav", "i")])
+    config = make_config(f"{tmp_path}/{{snapshot}}.parquet", vocabulary={"min_count": 1})
+    build(config, store, "2024-01-02")
+    with pytest.raises(UserError, match=r"vocabulary/user of snapshot 2024-01-01: 2 entities would get other rows"):
+        build(config, store, "2024-01-01")
+    assert not store.exists("vocabulary/user", "2024-01-01")
 
 
 def test_indexed_ids_are_their_rows(tmp_path):

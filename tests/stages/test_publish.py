@@ -6,7 +6,6 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import small_store
 from small_store import SNAPSHOT
@@ -15,7 +14,7 @@ from twhin_pipeline import tracking
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages.chain import STAGES, run_stage
 from twhin_pipeline.stages.run import Run
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, Verdict
 from twhin_pipeline.vectors.export import export
 
 
@@ -27,7 +26,7 @@ def run(tmp_path) -> Run:
     with small.store.replace("evaluation", SNAPSHOT, config_hash="test") as draft:
         draft.write(pa.table({"relation": ["all"], "metric": ["filtered_mrr"], "value": [0.5]}))
         draft.details = {"metrics": {"filtered_mrr": 0.5, "recall@10": None}}
-    small.store.note_checks(small.store.manifest("evaluation", SNAPSHOT), [])
+    small.store.judge(small.store.manifest("evaluation", SNAPSHOT), Verdict("passed", "now"))
     return Run(small.config, "unused", [], small.store, SNAPSHOT)
 
 
@@ -62,15 +61,24 @@ def test_vectors_that_passed_are_published_with_what_evaluation_measured(run, re
 
 
 def test_vectors_that_fail_a_blocking_check_are_neither_registered_nor_recorded(run, registered):
-    (path,) = run.store.files("embeddings/user", SNAPSHOT)
-    pq.write_table(pq.read_table(path).slice(1), path)
+    made = run.store.manifest("embeddings/user", SNAPSHOT)
+    rows = run.store.read("embeddings/user", SNAPSHOT)
+    with run.store.replace("embeddings/user", SNAPSHOT, config_hash="test", parents=made.parents) as draft:
+        draft.write(rows.slice(1))
+    relations = run.store.read("embeddings/relations", SNAPSHOT)
+    known = run.store.manifest("embeddings/relations", SNAPSHOT)
+    parents = known.parents | run.store.versions(SNAPSHOT, ["embeddings/user"])
+    with run.store.replace("embeddings/relations", SNAPSHOT, config_hash="test", parents=parents) as draft:
+        draft.write(relations)
+        draft.details = known.details
     with pytest.raises(UserError, match="vectors_match_vocabulary of embeddings/user"):
         publish(run)
     assert registered == [] and not run.store.exists("published", SNAPSHOT)
 
 
 def test_an_evaluation_that_failed_its_gates_is_checked_again_and_holds_the_model_back(run, registered):
-    run.store.note_checks(run.store.manifest("evaluation", SNAPSHOT), ["floors_reached"])
+    failed = [{"name": "floors_reached", "passed": False, "blocking": True, "finding": ""}]
+    run.store.judge(run.store.manifest("evaluation", SNAPSHOT), Verdict("failed", "now", failed))
     with pytest.raises(UserError, match="of evaluation"):
         publish(run)
     assert registered == []

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.store import Draft, Store
+from twhin_pipeline.store import Draft, Store, Verdict
 
 S = "2025-01-01"
 
@@ -28,7 +27,8 @@ def write(store: Store, values: list[int], asset: str = "raw_edges", snapshot: s
 
 
 def everything(store: Store) -> set[str]:
-    return {str(path) for path in store.fs.find(store.root)}
+    """Return every file but the locks, which stay."""
+    return {str(path) for path in store.fs.find(store.root) if not str(path).endswith("/.lock")}
 
 
 def test_what_is_written_is_read_back_with_its_manifest(store):
@@ -53,8 +53,6 @@ def test_a_writer_that_is_killed_leaves_nothing_a_reader_would_take_for_finished
     draft = store.begin("raw_edges", S)
     draft.write(pa.table({"a": [9]}))
     assert not store.exists("raw_edges", S) and store.assets() == []
-    write(store, [1])
-    assert not any(draft.version in path for path in everything(store)), "the next writer tidies up"
 
 
 def test_a_rerun_replaces_a_table_whole_and_leaves_other_folders(store):
@@ -64,7 +62,7 @@ def test_a_rerun_replaces_a_table_whole_and_leaves_other_folders(store):
     store.fs.pipe_file(keep, b"1")
     write(store, [4])
     assert store.read("raw_edges", S)["a"].to_pylist() == [4]
-    assert len(everything(store)) == 3 and store.fs.exists(keep)
+    assert store.fs.exists(keep)
 
 
 def test_processes_can_fill_one_version_together(store):
@@ -91,18 +89,6 @@ def test_a_models_manifest_describes_its_vectors_and_lists_its_other_parts_apart
     assert [path.rpartition("/")[2] for path in store.part_files(manifest).values()] == ["losses.parquet"]
 
 
-def test_a_version_has_passed_once_its_checks_ran_and_none_failed_and_a_new_version_has_not(store):
-    write(store, [1])
-    manifest = store.manifest("raw_edges", S)
-    assert not store.has_passed(manifest)
-    store.note_checks(manifest, ["edges_unique"])
-    assert not store.has_passed(manifest)
-    store.note_checks(manifest, [])
-    assert store.has_passed(manifest) and store.read("raw_edges", S)["a"].to_pylist() == [1]
-    write(store, [2])
-    assert not store.has_passed(store.manifest("raw_edges", S))
-
-
 def test_a_missing_table_names_the_command_that_makes_it(store):
     write(store, [1], snapshot="2024-01-01")
     with pytest.raises(UserError, match=rf"raw_edges for snapshot {S}.*2024-01-01.*`twhin ingest --snapshot {S}`"):
@@ -124,7 +110,10 @@ def test_snapshots_are_ordered_and_the_one_before_is_found(store):
     for snapshot in ("2025-01-01", "2023-01-01", "2024-01-01"):
         write(store, [1], snapshot=snapshot)
     assert store.snapshots("raw_edges") == ["2023-01-01", "2024-01-01", "2025-01-01"]
-    assert store.latest_before("raw_edges", "2025-01-01") == "2024-01-01"
+    assert store.latest_before("raw_edges", "2025-01-01") is None, "none has passed its checks"
+    for snapshot in ("2023-01-01", "2024-01-01"):
+        store.judge(store.manifest("raw_edges", snapshot), Verdict("passed", "now"))
+    assert store.latest_before("raw_edges", "2025-01-01").snapshot == "2024-01-01"
     assert store.latest_before("raw_edges", "2023-01-01") is None
 
 
@@ -137,8 +126,8 @@ def test_a_manifest_with_a_number_that_is_not_finite_is_refused(store):
 def test_the_home_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TWHIN_HOME", str(tmp_path / "there"))
     write(Store(), [1])
-    manifest = json.loads((Path(tmp_path) / "there" / "raw_edges" / S / "manifest.json").read_text())
-    assert manifest["rows"] == 1
+    (path,) = (tmp_path / "there" / "raw_edges" / S).glob("*/_manifest.json")
+    assert json.loads(path.read_text())["rows"] == 1
 
 
 def test_a_table_is_refused_while_one_above_it_is_older_than_what_it_was_made_from(store):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twhin_pipeline.config import TwhinConfig, parse_config
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, Verdict
 
 SNAPSHOT = "2025-01-01"
 RELATIONS = [
@@ -47,6 +47,13 @@ def write(path: Path, rows: list[tuple[Any, ...]], names: tuple[str, ...] = ("lh
 def store_at(folder: Path) -> Store:
     """Return an empty store."""
     return Store(str(folder / "home"))
+
+
+def pass_checks(store: Store, snapshot: str = SNAPSHOT) -> None:
+    """Store the verdict that every table of a snapshot has passed its checks."""
+    for asset in store.assets():
+        if store.exists(asset, snapshot):
+            store.judge(store.manifest(asset, snapshot), Verdict("passed", "2025-01-01T00:00:00+00:00"))
 
 
 def rows_of(store: Store, asset: str, snapshot: str = SNAPSHOT) -> list[dict[str, Any]]:

@@ -237,7 +237,7 @@ def test_tables_of_two_exports_are_not_mixed(tmp_path):
         load_model(small.store.root)
 
 
-def test_vectors_are_mapped_from_one_local_copy_that_goes_with_its_version(tmp_path):
+def test_vectors_are_mapped_from_one_local_copy_of_each_version(tmp_path):
     small, model = make(tmp_path)
     assert isinstance(model.tables["user"].vectors, np.memmap)
     copies = sorted((tmp_path / "home").rglob("vectors.npy"))
@@ -245,7 +245,7 @@ def test_vectors_are_mapped_from_one_local_copy_that_goes_with_its_version(tmp_p
     load_model(small.store.root)
     assert len(copies) == len(NUM) and [path.stat().st_mtime_ns for path in copies] == written
     export(small.config, small.store, SNAPSHOT)
-    assert not any(path.exists() for path in copies)
+    assert all(path.exists() for path in copies)
     assert model.get_user_embedding("u01").shape == (DIM,)  # who holds the old ones can go on
     assert load_model(small.store.root).get_user_embedding("u01").shape == (DIM,)
 
@@ -255,7 +255,7 @@ def test_whoever_may_read_a_table_may_read_its_mapped_copy(tmp_path):
     folder = Path(
         small.store.path("embeddings/user", SNAPSHOT, small.store.manifest("embeddings/user", SNAPSHOT).version)
     )
-    assert (folder / "mapped").stat().st_mode == folder.stat().st_mode
+    assert (folder / "_mapped").stat().st_mode == folder.stat().st_mode
     assert folder.stat().st_mode & 0o055, "the umask of this test hides the difference"
 
 
@@ -288,7 +288,7 @@ def test_a_copy_that_broke_off_is_not_taken_for_whole(tmp_path, monkeypatch):
         )
         with pytest.raises(MemoryError):
             load_model(small.store.root)
-    assert not list((tmp_path / "home").rglob("mapped")) and not list((tmp_path / "home").rglob(".draft-*"))
+    assert not list((tmp_path / "home").rglob("_mapped")) and not list((tmp_path / "home").rglob(".draft-*"))
     assert load_model(small.store.root).get_user_embedding("u01").shape == (DIM,)
 
 

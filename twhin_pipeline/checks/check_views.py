@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from twhin_pipeline.config import TwhinConfig
-    from twhin_pipeline.store import Store
+    from twhin_pipeline.store import Manifest, Store
 
 AUDITED_POOLS, AUDITED_PAIRS = 500, 6_000_000
 """Pools, and masked pairs, that the costliest checks look at; of larger sets every n-th of a relation's pools."""
@@ -85,9 +85,11 @@ class _Views:
     def _variable(self, name: str, value: str) -> None:
         self.con.execute(f"SET VARIABLE {name} = {value}")
 
-    def _files(self, asset: str, snapshot: str | None = None) -> list[str]:
-        at = snapshot or self.snapshot
-        return self.store.files(asset, at) if self.store.exists(asset, at) else []
+    def _manifest(self, asset: str) -> Manifest | None:
+        return self.store.manifest(asset, self.snapshot) if self.store.exists(asset, self.snapshot) else None
+
+    def _files(self, asset: str) -> list[str]:
+        return self.store.files(asset, self.snapshot) if self.store.exists(asset, self.snapshot) else []
 
     def _scan(self, files: list[str], empty: str) -> str:
         """A FROM clause over Parquet files, or over no row with the columns of `empty`."""
@@ -150,10 +152,20 @@ class _Views:
         empty = edge + ", '' AS reason, '' AS \"column\", '' AS value, '' AS file, 0 AS row, '' AS source"
         rejected = self._scan(self._files("raw_edges_rejected"), empty)
         self._view("raw_edges_rejected", f"SELECT * FROM {rejected}")
-        before = self.store.latest_before("raw_edges", self.snapshot)
-        files = self._files("raw_edges", before) if before else []
-        self._view("previous_edges", f"SELECT rel FROM {self._scan(files, edge)}")
-        self._sources(before)
+        # A snapshot that is made again is compared with what it was, too.
+        now = self._manifest("raw_edges")
+        earlier = [
+            self.store.latest_before("raw_edges", self.snapshot),
+            self.store.last_accepted("raw_edges", self.snapshot, now.version if now else None),
+        ]
+        before = [one for one in earlier if one is not None]
+        scans = [
+            f"SELECT {_text(f'{one.snapshot} {one.version}')} AS compared, rel "
+            f"FROM {self._scan(self.store.files_of(one), edge)}"
+            for one in before
+        ]
+        self._view("previous_edges", " UNION ALL ".join(scans or ["SELECT '' AS compared, '' AS rel WHERE false"]))
+        self._sources([*([now] if now else []), *before])
 
     def _dated_edges(self) -> None:
         """Make `dated_edges`: raw edges with the time when they first happened, where the split goes by it."""
@@ -164,20 +176,18 @@ class _Views:
         empty = "'' AS lhs, '' AS rel, '' AS rhs, NULL::TIMESTAMP AS first_time"
         self._view("dated_edges", f"SELECT lhs, rel, rhs, first_time FROM {self._scan(files, empty)}")
 
-    def _sources(self, before: str | None) -> None:
+    def _sources(self, manifests: list[Manifest]) -> None:
         """Make `source` and `kept_share`: what each source may lose, and each relation of the sources that have it."""
         sources = dict(self.config.named_sources)
         published = SourceConfig(path="published") if not sources else None
         rows: list[str] = []
         shares: dict[str, float] = {}
-        for at in (self.snapshot, before):
-            if at is None or not self.store.exists("raw_edges", at):
-                continue
-            for one in self.store.manifest("raw_edges", at).details.get("sources", []):
+        for number, manifest in enumerate(manifests):
+            for one in manifest.details.get("sources", []):
                 source = sources.get(one["source"], published)
                 if source is None:
                     continue
-                if at == self.snapshot:
+                if number == 0 and manifest.snapshot == self.snapshot:
                     rows.append(f"({_text(one['source'])}, {one['read']}, {source.max_rejected_share!r}::DOUBLE)")
                 for rel in one["edges_per_relation"]:
                     shares[rel] = max(shares.get(rel, 0.0), source.min_kept_share)
@@ -206,19 +216,20 @@ class _Views:
             empty = "'' AS id, 0 AS row, 0 AS degree, '' AS first_snapshot"
             columns = f"{_text(entity)} AS entity, CAST(id AS VARCHAR) AS id, row"
             queries.append(f"SELECT {columns}, degree, first_snapshot FROM {self._scan(self._files(table), empty)}")
-            before_files = self._files(table, before) if (before := self._made_before(table)) else []
+            before_files = self._files_grown_from(table)
             before_queries.append(f"SELECT {columns} FROM {self._scan(before_files, empty)}")
         self._table("entity", f"SELECT * FROM (VALUES {', '.join(sizes)}) t(entity, size, asked)")
         self._view("vocabulary", " UNION ALL ".join(queries))
         self._view("previous_vocabulary", " UNION ALL ".join(before_queries))
 
-    def _made_before(self, table: str) -> str | None:
-        """The newest earlier snapshot that was there when this one was made: backfills go in any order."""
-        if not self.store.exists(table, self.snapshot):
-            return None
-        created = self.store.manifest(table, self.snapshot).created
-        older = [s for s in self.store.snapshots(table) if s < self.snapshot]
-        return next((s for s in reversed(older) if self.store.manifest(table, s).created <= created), None)
+    def _files_grown_from(self, table: str) -> list[str]:
+        """Return the files of the earlier vocabulary that this one says it was grown from."""
+        now = self._manifest(table)
+        for parent, version in now.parents.items() if now else ():
+            name, _, at = parent.partition("@")
+            if name == table and at:
+                return self.store.files_of(self.store.manifest(table, at, version))
+        return []
 
     def _chunks(self, asset: str) -> None:
         """Make `chunks` and `chunk_size`. A position counts from the chunk's first row in the file."""

@@ -8,12 +8,14 @@ Every query sees the same views, made here: see `check_views.prepare`.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
 from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.store import Manifest, Verdict
 from twhin_pipeline.words import REPEATS
 
 if TYPE_CHECKING:
@@ -140,9 +142,9 @@ def of_tables(config: TwhinConfig, tables: Iterable[str]) -> list[tuple[Check, s
 def results(
     config: TwhinConfig, store: Store, snapshot: str, table: str, names: Collection[str] | None = None
 ) -> Iterator[tuple[Check, CheckResult]]:
-    """Run a table's checks, or those of `names`, on views that are made once for all of them.
+    """Run the checks of a table's newest version, or those of `names`, on views that are made once for all of them.
 
-    Once all blocking checks have run, or one has failed, the store notes it with the version (`Store.has_passed`).
+    What they said is stored with the version once they have run (`record`): it decides who may read it.
 
     Raises:
         UserError: The table, or one that a check reads, is missing, or the memory limit is too low.
@@ -154,18 +156,57 @@ def results(
     wanted = [check for check in of_table if names is None or check.name in names]
     if not wanted:
         return
-    manifest = store.manifest(table, snapshot)
-    failed = []
-    with explained(f"checks of {table}"), check_views.prepare(config, store, snapshot, table) as con:
+    # The newest version, also where it has failed before and readers get an older one.
+    manifest = store.newest(table, snapshot) or store.manifest(table, snapshot)
+    reader = store.pinned(manifest)
+    records = []
+    with explained(f"checks of {table}"), check_views.prepare(config, reader, snapshot, table) as con:
         for check in wanted:
             with explained(f"check {check.name} of {table}"):
                 result = _run(con, check, config, table, time.perf_counter())
-            if check.blocking and not result.passed:
-                failed.append(check.name)
-                store.note_checks(manifest, failed)
+            finding = "" if result.passed else _first(result.offending)
+            records.append(
+                {"name": check.name, "passed": result.passed, "blocking": check.blocking, "finding": finding}
+            )
             yield check, result
-    if {check.name for check in of_table if check.blocking} <= {check.name for check in wanted}:
-        store.note_checks(manifest, failed)
+    record(store, table, manifest, records, [check.name for check in of_table if check.blocking])
+
+
+def record(
+    store: Store, table: str, manifest: Manifest, records: Iterable[dict[str, Any]], blocking: Sequence[str]
+) -> Verdict | None:
+    """Store what checks said of a version, over what the same checks said before; return the verdict.
+
+    It has passed when every one of the `blocking` checks has; until all of them have run, there is no verdict. A
+    version that someone has accepted in spite of failed checks stays accepted, unless another check fails.
+    """
+    before = store.verdict(table, manifest.snapshot, manifest.version)
+    known = {str(one["name"]): one for one in before.checks} if before else {}
+    known |= {str(one["name"]): one for one in records}
+    failed = {name for name, one in known.items() if one["blocking"] and not one["passed"]}
+    if not failed and not set(blocking) <= set(known):
+        return None
+    verdict = Verdict("failed" if failed else "passed", datetime.now(UTC).isoformat(), list(known.values()))
+    if before and before.status == "overruled" and failed and failed <= set(before.failed_checks):
+        verdict = replace(verdict, status="overruled", by=before.by, reason=before.reason)
+    store.judge(manifest, verdict)
+    return verdict
+
+
+def accept(store: Store, table: str, snapshot: str, by: str, reason: str) -> Manifest:
+    """Accept the newest version of a table in spite of its failed checks; who did and why is stored with it.
+
+    Raises:
+        UserError: There is no version, it has not been checked, or no check of it failed.
+    """
+    manifest = store.newest(table, snapshot) or store.manifest(table, snapshot)
+    verdict = store.verdict(table, snapshot, manifest.version)
+    if verdict is None:
+        raise UserError(f"{table} of snapshot {snapshot} has not been checked; run `twhin check {table}` first")
+    if not verdict.failed_checks:
+        raise UserError(f"{table} of snapshot {snapshot} has passed its checks, so there is nothing to accept")
+    store.judge(manifest, replace(verdict, status="overruled", by=by, reason=reason))
+    return manifest
 
 
 def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str | None = None) -> CheckResult:
@@ -191,15 +232,32 @@ def run_blocking(config: TwhinConfig, store: Store, snapshot: str, tables: Itera
     Raises:
         UserError: A blocking check failed; the message shows the first offending rows.
     """
-    notes = []
+    notes, failed = [], []
+    # Every table is checked before the first failure is told, so that each has its verdict.
     for table in tables:
         for check, result in results(config, store, snapshot, table):
             if result.passed:
                 continue
             line = f"check {check.name} of {table} ({snapshot}) failed: {check.description}"
             if check.blocking:
-                raise UserError(f"{line}\n{rows_as_markdown(result.offending, 5)}\nMend the cause and run it again.")
-            notes.append(f"{line} {_first(result.offending)}".rstrip())
+                failed.append((f"{line}\n{rows_as_markdown(result.offending, 5)}", table))
+            else:
+                notes.append(f"{line} {_first(result.offending)}".rstrip())
+    if failed:
+        newest = {table: store.newest(table, snapshot) for _, table in failed}
+        overruled = {
+            table
+            for table, manifest in newest.items()
+            if manifest and (verdict := store.verdict(table, snapshot, manifest.version)) and verdict.accepted
+        }
+        notes += [f"{text.splitlines()[0]} Accepted on the record." for text, table in failed if table in overruled]
+        refused = [(text, table) for text, table in failed if table not in overruled]
+        if refused:
+            raise UserError(
+                "\n".join(text for text, _ in refused)
+                + "\nMend the cause and run it again, or accept it on the record with "
+                + f"`twhin accept {refused[0][1]} --snapshot {snapshot} --reason TEXT`."
+            )
     return notes
 
 
@@ -209,7 +267,13 @@ def require_passed(config: TwhinConfig, store: Store, snapshot: str, tables: Ite
     Raises:
         UserError: A blocking check failed, or a table is missing.
     """
-    run_blocking(config, store, snapshot, [t for t in tables if not store.has_passed(store.manifest(t, snapshot))])
+    waiting = []
+    for table in tables:
+        manifest = store.newest(table, snapshot) or store.manifest(table, snapshot)
+        verdict = store.verdict(table, snapshot, manifest.version)
+        if verdict is None or not verdict.accepted:
+            waiting.append(table)
+    run_blocking(config, store, snapshot, waiting)
 
 
 def _run(con: duckdb.DuckDBPyConnection, check: Check, config: TwhinConfig, table: str, started: float) -> CheckResult:

@@ -1,4 +1,4 @@
-"""Commands about the checks of tables: run them by hand."""
+"""Commands about the soundness of tables: run their checks, accept a failed one, verify checksums."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from twhin_pipeline.cli.arguments import (
     open_store,
     read_config,
 )
+from twhin_pipeline.errors import UserError
 
 commands = typer.Typer()
 
@@ -50,4 +51,53 @@ def check_command(
     else:
         console.print_checks(outcomes, f"Checks of snapshot {snapshot}, store {store.root}")
     if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@commands.command("accept", rich_help_panel="Run")
+def accept_command(
+    table: Annotated[str, typer.Argument(help="The table whose newest version failed a check, such as raw_edges.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why it is good enough; stored with the version.")],
+    snapshot: Snapshot = None,
+    home: Home = None,
+) -> None:
+    """Accept a table in spite of its failed checks, on the record.
+
+    Later stages then read it, and it may be exported and published.
+    """
+    import getpass
+
+    from twhin_pipeline.checks import checks
+
+    store = open_store(home)
+    snapshot = snapshot or newest_table(store, "raw_edges")
+    manifest = checks.accept(store, table, snapshot, getpass.getuser(), reason)
+    verdict = store.verdict(table, snapshot, manifest.version)
+    failed = ", ".join(verdict.failed_checks) if verdict else ""
+    print(f"accepted {table} of snapshot {snapshot}, version {manifest.version}, in spite of {failed}")
+
+
+@commands.command("verify", rich_help_panel="Operate")
+def verify_command(
+    tables: Annotated[list[str] | None, typer.Argument(help="Tables; default: all there are.")] = None,
+    snapshot: Snapshot = None,
+    home: Home = None,
+) -> None:
+    """Read every file of the store's tables and compare it with its checksum.
+
+    Without --snapshot, those of every snapshot. A damaged file makes the exit code 1.
+    """
+    store = open_store(home)
+    damaged = total = size = 0
+    for table in tables or store.assets():
+        for at in [snapshot] if snapshot else store.snapshots(table):
+            for version in store.versions_of(table, at):
+                total += 1
+                try:
+                    size += store.verify(store.manifest(table, at, version))
+                except UserError as error:
+                    damaged += 1
+                    print(error)
+    print(f"{total} versions, {size / 2**20:,.1f} MiB read: {damaged or 'none'} damaged")
+    if damaged:
         raise typer.Exit(1)

@@ -63,6 +63,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             memory limit is too low; names the remedy.
     """
     with (
+        store.writing(snapshot, ["raw_edges", "raw_edges_rejected"]),
         database.connect(config, store) as con,
         tempfile.TemporaryDirectory(prefix="twhin-ingest-") as folder,
     ):

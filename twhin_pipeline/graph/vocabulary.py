@@ -51,10 +51,10 @@ def _build_one(
     parents: dict[str, str],
 ) -> Manifest:
     asset = f"vocabulary/{entity}"
-    earlier, parents = _earlier(con, config, store, snapshot, entity), dict(parents)
     before = store.latest_before(asset, snapshot)
+    earlier, parents = _earlier(con, config, store, snapshot, entity, before), dict(parents)
     if before is not None:
-        parents[f"{asset}@{before}"] = store.manifest(asset, before).version
+        parents[f"{asset}@{before.snapshot}"] = before.version
     # Either all of raw_edges' ids are integers or none.
     kind = "VARCHAR" if edges.texts or _type(con, earlier, "id") == "VARCHAR" else "BIGINT"
     con.execute(
@@ -86,6 +86,7 @@ def _build_one(
     ).fetchall()[0]
     below = len(used) - counted_rows
     _check_size(config, entity, rows, below)
+    _refuse_conflict(con, store, asset, snapshot)
     with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
         with draft.local_file("part-00000.parquet") as path:
             con.execute(
@@ -98,7 +99,7 @@ def _build_one(
             "new": rows - known,
             "below_min_count": below,
             "largest_degree": int(degree.max(initial=0)),
-            "earlier_snapshot": before,
+            "earlier_snapshot": before.snapshot if before else None,
         }
     return store.manifest(asset, snapshot)
 
@@ -120,11 +121,40 @@ def indexed(config: TwhinConfig) -> bool:
     return all(source.ids == "indexed" for source in config.all_sources)
 
 
-def _earlier(con: duckdb.DuckDBPyConnection, config: TwhinConfig, store: Store, snapshot: str, entity: str) -> str:
-    """Return the SQL of the rows that are given: the newest earlier snapshot's, or those of the `vocab` file."""
-    before = store.latest_before(f"vocabulary/{entity}", snapshot)
+def _refuse_conflict(con: duckdb.DuckDBPyConnection, store: Store, asset: str, snapshot: str) -> None:
+    """Refuse rows that contradict those of a later snapshot, which was made without this one.
+
+    Rows are handed on from snapshot to snapshot. Made in another order, an id would have two rows.
+    """
+    for at in store.snapshots(asset, accepted=True):
+        later = store.last_accepted(asset, at)
+        if at <= snapshot or later is None or f"{asset}@{snapshot}" in later.parents:
+            continue
+        files = database.parquet(store.files_of(later))
+        conflicts = con.execute(
+            f"SELECT count(*) FROM rows JOIN {files} later ON CAST(rows.id AS VARCHAR) = CAST(later.id AS VARCHAR) "
+            "WHERE rows.row <> later.row"
+        ).fetchall()[0][0]
+        if conflicts:
+            raise UserError(
+                f"{asset} of snapshot {snapshot}: {conflicts:,} entities would get other rows than in snapshot {at}, "
+                "which was made before it; a vocabulary grows from older snapshots to newer ones, so make snapshots "
+                "oldest first, in another store (--home) where later ones are there already"
+            )
+        return
+
+
+def _earlier(
+    con: duckdb.DuckDBPyConnection,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    entity: str,
+    before: Manifest | None,
+) -> str:
+    """Return the SQL of the rows that are given: those of the snapshot `before`, or those of the `vocab` file."""
     if before is not None:
-        return f"(SELECT id, row, first_snapshot FROM {database.scan(store, f'vocabulary/{entity}', before)})"
+        return f"(SELECT id, row, first_snapshot FROM {database.parquet(store.files_of(before))})"
     path = config.model.table(entity).vocab
     if path is None:
         return "(SELECT NULL::BIGINT AS id, NULL::BIGINT AS row, NULL::VARCHAR AS first_snapshot WHERE false)"

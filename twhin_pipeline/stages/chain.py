@@ -116,7 +116,17 @@ def export(run: Run) -> None:
     from twhin_pipeline.stages import refit as again
     from twhin_pipeline.vectors import export as vectors
 
+    _require_passed(run)
     vectors.export(run.config, again.published(run.config, run.store, run.snapshot), run.snapshot)
+
+
+def _require_passed(run: Run) -> None:
+    """Refuse to export a model that failed a check, or whose evaluation did; one without an evaluation passes."""
+    from twhin_pipeline.checks import checks
+
+    store, snapshot = run.store, run.snapshot
+    made = [table for table in ("twhin_model", "evaluation") if store.newest(table, snapshot) is not None]
+    checks.require_passed(run.config, store, snapshot, made)
 
 
 def publish(run: Run) -> None:
@@ -174,7 +184,10 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     if (reason := stage.left_out(resolved)) is not None:
         say(f"{stage.name:<11}   left out: {reason}")
         return {}
-    stage.function(resolved)
+    # A training process takes its own lock. Others work on the versions that were there when they began.
+    held = [] if stage.function in (train, refit) else stage.tables(run.config)
+    with run.store.writing(run.snapshot, held):
+        stage.function(replace(resolved, store=run.store.pinned()))
     made = {
         table: run.store.manifest(table, run.snapshot)
         for table in stage.tables(run.config)

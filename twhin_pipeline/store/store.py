@@ -1,24 +1,27 @@
-"""The store: where tables live. A table exists when its manifest does.
+"""The store: where tables live. A version of a table exists when its manifest does, and is never changed.
 
-    <root>/<asset>/<snapshot>/<version>/*.parquet     the data of one version
-    <root>/<asset>/<snapshot>/<version>/_*            what belongs to it besides; no rows of the table
-    <root>/<asset>/<snapshot>/manifest.json           written last; names the version that counts
+    <root>/<asset>/<snapshot>/<version>/*.parquet        the data of one version
+    <root>/<asset>/<snapshot>/<version>/_*               what belongs to it besides; no rows of the table
+    <root>/<asset>/<snapshot>/<version>/_manifest.json   written last
+    <root>/<asset>/<snapshot>/<version>/_verdict.json    what its checks said
 
-A writer fills a new version's folder and then replaces the manifest, so a crash leaves the old table as it was and
-nothing that a reader would take for finished.
+Readers get the newest version that no check has refused. A writer fills a new version's folder and then writes its
+manifest, so a crash leaves the older ones as they were and nothing that a reader would take for finished. No writer
+removes or changes another version.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+import re
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,53 +32,22 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.store.locks import writing as locked
+from twhin_pipeline.store.manifest import FORMER, MANIFEST, VERDICT, Manifest, Verdict, maker
 
 DEFAULT_HOME = ".twhin"
-MAKERS = {
-    "raw_edges": "ingest",
-    "raw_edges_rejected": "ingest",
-    "vocabulary": "vocabulary",
-    "training_set": "sample",
-    "held_out": "sample",
-    "twhin_model": "train",
-    "evaluation": "evaluate",
-    "embeddings": "export",
-    "refit": "refit",
-    "published": "publish",
-}
-"""The command that makes a table, by the first part of the table's name."""
+_DEEPEST = 2
+"""Slashes in a table's name at most, such as `refit/training_set/positives`."""
+_HASHING_THREADS = 4
+_STAMP = "%Y%m%dT%H%M%S.%f"
+_drafts: set[str] = set()
+"""Versions that this process is writing."""
 ROWS_IN = {"twhin_model": "tables/"}
 """Where a version's rows are, by the last part of the table's name, if not in all of its Parquet files. The other files
 are parts of their own: of a model, whose rows are vectors, these are the relations, the losses and the metrics."""
-CHECKED = "_checked.json"
-"""Written into a version's folder when its blocking checks have run."""
 VIEWS = {"refit": {name: f"refit/{name}" for name in ("training_set", "held_out", "twhin_model")}}
 """Views of a store, by name: each shows tables of its own under the usual names, so that the same stages make them.
 `refit` has the model that is trained once more on all edges, and its training set (`refit.py`)."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What one version of a table is and where it comes from.
-
-    `rows` and `schema` are those of the table itself, and `parts` has the same of Parquet files beside it, by their
-    names (see `ROWS_IN`). `parents` maps a parent table to the version that was read; `details` is what the stage
-    counted (JSON values).
-    """
-
-    asset: str
-    snapshot: str
-    version: str
-    created: str
-    rows: int
-    bytes: int
-    files: list[dict[str, Any]]
-    schema: dict[str, str]
-    config_hash: str
-    code_version: str
-    parents: dict[str, str] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Store:
@@ -84,6 +56,7 @@ class Store:
     def __init__(self, root: str | None = None, view: str | None = None) -> None:
         """Open a store, or one of its `VIEWS`."""
         self.view = view
+        self._pins: dict[tuple[str, str], str | None] | None = None
         root = str(root or os.environ.get("TWHIN_HOME") or DEFAULT_HOME)
         self.fs, path = fsspec.core.url_to_fs(root)
         protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
@@ -97,6 +70,16 @@ class Store:
         """Return a view of the same store; None: the store itself."""
         return Store(self.root, view)
 
+    def pinned(self, *manifests: Manifest) -> Store:
+        """Return the same store for one reader: each table stays at the version that this reader opened first.
+
+        `manifests` are versions to begin with. A table that the reader itself writes is the one that it wrote.
+        """
+        store = Store(self.root, self.view)
+        named = {self._seen(one.asset) if self.view else one.asset: one for one in manifests}
+        store._pins = {**(self._pins or {}), **{(name, one.snapshot): one.version for name, one in named.items()}}
+        return store
+
     def real(self, asset: str) -> str:
         """Return a table's name in the store, where this view shows one of its own under the usual name."""
         first, slash, rest = asset.partition("/")
@@ -107,52 +90,197 @@ class Store:
         return "/".join([self.root, *(self.real(part) if i == 0 else part for i, part in enumerate(parts))])
 
     def exists(self, asset: str, snapshot: str) -> bool:
-        """Tell whether the table is finished."""
-        return bool(self.fs.exists(self.path(asset, snapshot, "manifest.json")))
+        """Tell whether the table has a version that readers get."""
+        return self._readable(asset, snapshot) is not None
 
-    def manifest(self, asset: str, snapshot: str) -> Manifest:
-        """Read the table's manifest. Raises UserError, with the command that makes the table, where there is none."""
+    def manifest(self, asset: str, snapshot: str, version: str | None = None) -> Manifest:
+        """Read the manifest of a version; None: of the newest version that no check has refused.
+
+        Raises:
+            UserError: There is none, with the command that makes it; every version was refused by a check; or the
+                manifest is damaged.
+        """
+        version = version or self._readable(asset, snapshot)
+        place = "" if version is None else self._manifest_place(asset, snapshot, version)
         try:
-            with self.fs.open(self.path(asset, snapshot, "manifest.json"), "r") as file:
-                return Manifest(**json.load(file))
+            if version is not None:
+                return Manifest.from_json(self._text(place), place)
         except FileNotFoundError:
-            stage = MAKERS.get(asset.split("/")[0], "run")
-            there = ", ".join(self.snapshots(asset)) or "none"
+            pass
+        stage = maker(asset)
+        if version is None and (refused := self._committed(asset, snapshot)):
+            verdict = self.verdict(asset, snapshot, refused[-1])
+            failed = ", ".join(verdict.failed_checks) if verdict else ""
             raise UserError(
-                f"{self.root}: no table {asset} for snapshot {snapshot} (snapshots with one: {there}); "
-                f"make it with `twhin {stage} --snapshot {snapshot}`"
-            ) from None
+                f"{asset} of snapshot {snapshot} is held back, as its check {failed} failed; mend the cause and make "
+                f"it again with `twhin {stage} --snapshot {snapshot}`, or accept it on the record with "
+                f"`twhin accept {asset} --snapshot {snapshot} --reason TEXT`"
+            )
+        there = ", ".join(self.snapshots(asset)) or "none"
+        of = f"version {version} of " if version else ""
+        raise UserError(
+            f"{self.root}: no {of}table {asset} for snapshot {snapshot} (snapshots with one: {there}); "
+            f"make it with `twhin {stage} --snapshot {snapshot}`"
+        )
 
-    def snapshots(self, asset: str) -> list[str]:
-        """List the snapshots for which the table is finished, oldest first."""
-        found = self.fs.glob(self.path(asset, "*", "manifest.json"))
-        return sorted(str(path).rstrip("/").split("/")[-2] for path in found)
+    def newest(self, asset: str, snapshot: str) -> Manifest | None:
+        """Return the manifest of the newest version, whatever its checks said; None where there is no version."""
+        committed = self._committed(asset, snapshot)
+        return self.manifest(asset, snapshot, committed[-1]) if committed else None
 
-    def latest_before(self, asset: str, snapshot: str) -> str | None:
-        """Return the newest finished snapshot that is older than `snapshot`, or None."""
-        older = [s for s in self.snapshots(asset) if s < snapshot]
-        return older[-1] if older else None
+    def snapshots(self, asset: str, *, accepted: bool = False) -> list[str]:
+        """List the snapshots for which the table can be read, oldest first; `accepted`: whose checks have passed."""
+        readable = self._accepted if accepted else self._readable
+        return [name for name in self._children(asset) if readable(asset, name) is not None]
+
+    def latest_before(self, asset: str, snapshot: str) -> Manifest | None:
+        """Return the newest version of an older snapshot that has passed its checks, or was overruled; else None."""
+        for older in reversed([name for name in self._children(asset) if name < snapshot]):
+            version = self._accepted(asset, older)
+            if version is not None:
+                return self.manifest(asset, older, version)
+        return None
+
+    def last_accepted(self, asset: str, snapshot: str, before: str | None = None) -> Manifest | None:
+        """Return the newest version of this snapshot that has passed its checks, older than the version `before`."""
+        version = self._accepted(asset, snapshot, before)
+        return None if version is None else self.manifest(asset, snapshot, version)
+
+    def versions_of(self, asset: str, snapshot: str) -> list[str]:
+        """List all finished versions of a table, oldest first, whatever their checks said."""
+        return self._committed(asset, snapshot)
 
     def assets(self) -> list[str]:
-        """List every table of which some snapshot is finished, such as `vocabulary/user`."""
-        found = self.fs.glob(self.path("*", "*", "manifest.json")) + self.fs.glob(
-            self.path("*", "*", "*", "manifest.json")
-        )
-        root = self.fs._strip_protocol(self.root).rstrip("/") + "/"
-        return sorted({str(path)[len(root) :].rsplit("/", 2)[0] for path in found})
+        """List every table of which some snapshot can be read, such as `vocabulary/user`."""
+        found = []
+        waiting = list(self._children())
+        while waiting:
+            asset = waiting.pop()
+            if any(self.exists(asset, name) for name in self._children(asset) if _is_snapshot(name)):
+                found.append(asset)
+            elif asset.count("/") < _DEEPEST:
+                inner = (f"{asset}/{name}" for name in self._children(asset) if not _is_snapshot(name))
+                waiting += [name for name in inner if not name.rsplit("/", 1)[1].startswith((".", "_"))]
+        return sorted(found)
+
+    def verdict(self, asset: str, snapshot: str, version: str) -> Verdict | None:
+        """Return what the checks of a version said; None where they have not run."""
+        try:
+            return Verdict.from_json(self._text(self.path(asset, snapshot, version, VERDICT)))
+        except FileNotFoundError:
+            return None
+
+    def judge(self, manifest: Manifest, verdict: Verdict) -> None:
+        """Store what the checks of a version said, in place of what they said before."""
+        asset = manifest.asset if self.view is None else self._seen(manifest.asset)
+        self._put(self.path(asset, manifest.snapshot, manifest.version, VERDICT), verdict.to_json())
+
+    def _seen(self, real: str) -> str:
+        """Return the name under which this view shows a table of the store."""
+        assert self.view is not None
+        shown = {inner: name for name, inner in VIEWS[self.view].items()}
+        for inner, name in shown.items():
+            if real == inner or real.startswith(f"{inner}/"):
+                return name + real[len(inner) :]
+        return real
+
+    def _readable(self, asset: str, snapshot: str) -> str | None:
+        """Return the newest version that no check has refused; of a pinned store, the one that it was first."""
+        if self._pins is not None and self._pins.get((asset, snapshot)) is not None:
+            return self._pins[asset, snapshot]
+        found = self._newest_not_refused(asset, snapshot)
+        if self._pins is not None:
+            self._pins[asset, snapshot] = found
+        return found
+
+    def _newest_not_refused(self, asset: str, snapshot: str) -> str | None:
+        for version in reversed(self._committed(asset, snapshot)):
+            verdict = self.verdict(asset, snapshot, version)
+            if verdict is None or verdict.accepted:
+                return version
+        return None
+
+    def _accepted(self, asset: str, snapshot: str, before: str | None = None) -> str | None:
+        """Return the newest version, older than `before`, whose checks have passed or were overruled."""
+        for version in reversed(self._committed(asset, snapshot)):
+            if before is not None and version >= before:
+                continue
+            verdict = self.verdict(asset, snapshot, version)
+            if verdict is not None and verdict.accepted:
+                return version
+        return None
+
+    def _committed(self, asset: str, snapshot: str) -> list[str]:
+        """Return the finished versions, oldest first."""
+        names = self._children(asset, snapshot)
+        found = [n for n in names if _is_version(n) and self.fs.exists(self.path(asset, snapshot, n, MANIFEST))]
+        if FORMER in names:
+            place = self.path(asset, snapshot, FORMER)
+            found.append(Manifest.from_json(self._text(place), place).version)
+        return sorted(set(found))
+
+    def _manifest_place(self, asset: str, snapshot: str, version: str) -> str:
+        place = self.path(asset, snapshot, version, MANIFEST)
+        former = self.path(asset, snapshot, FORMER)
+        return former if not self.fs.exists(place) and self.fs.exists(former) else place
+
+    def _children(self, *parts: str) -> list[str]:
+        """Return the names in a folder, sorted. It is listed, not matched: a path may hold `[` or `?`."""
+        try:
+            found = self.fs.ls(self.fs._strip_protocol(self.path(*parts)), detail=False, refresh=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+
+    def children(self, folder: str) -> list[str]:
+        """Return the names in a folder under the root, sorted; none where it is not there."""
+        return self._children(folder)
+
+    def read_text(self, parts: Sequence[str]) -> str:
+        """Read a small file under the root. Raises FileNotFoundError where there is none."""
+        return self._text(self.path(*parts))
+
+    def write_text(self, parts: Sequence[str], text: str) -> None:
+        """Write a small file under the root at once: a reader sees the old one or the new one."""
+        place = self.path(*parts)
+        if self.is_local:
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+        self._put(place, text)
+
+    def _text(self, place: str) -> str:
+        if self.is_local:
+            return Path(place).read_text(encoding="utf-8")
+        return bytes(self.fs.cat_file(self.fs._strip_protocol(place))).decode()
+
+    def _put(self, place: str, text: str) -> None:
+        """Write a small file at once: a reader sees the old one or the new one."""
+        if self.is_local:
+            draft = f"{place}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
+            Path(draft).write_text(text, encoding="utf-8")
+            os.replace(draft, place)
+        else:
+            self.fs.pipe_file(self.fs._strip_protocol(place), text.encode())
 
     def files(self, asset: str, snapshot: str) -> list[str]:
         """Return the table's Parquet files (paths, or URLs in a remote store), in order."""
         return self.files_of(self.manifest(asset, snapshot))
 
     def files_of(self, manifest: Manifest) -> list[str]:
-        """Return the Parquet files of a manifest's rows."""
-        base = self.path(manifest.asset, manifest.snapshot, manifest.version)
+        """Return the Parquet files of a manifest's rows.
+
+        Raises:
+            UserError: A file is missing, or has another size than when it was written.
+        """
+        base = f"{self.root}/{manifest.asset}/{manifest.snapshot}/{manifest.version}"
+        sizes = self._sizes(base)
+        for file in manifest.files:
+            if sizes.get(file["path"]) != file["bytes"]:
+                self._refuse_damaged(manifest, file, f"has {sizes.get(file['path'], 0):,} bytes of {file['bytes']:,}")
         return [f"{base}/{file['path']}" for file in manifest.files if _has_rows(manifest.asset, file["path"])]
 
     def part_files(self, manifest: Manifest) -> dict[str, str]:
         """Return the Parquet files beside a manifest's rows, by the part's name, such as `losses`."""
-        base = self.path(manifest.asset, manifest.snapshot, manifest.version)
+        base = f"{self.root}/{manifest.asset}/{manifest.snapshot}/{manifest.version}"
         paths = [file["path"] for file in manifest.files]
         return {
             path.removesuffix(".parquet"): f"{base}/{path}"
@@ -160,16 +288,35 @@ class Store:
             if _is_data(path) and not _has_rows(manifest.asset, path)
         }
 
-    def note_checks(self, manifest: Manifest, failed: Iterable[str]) -> None:
-        """Write beside a version which of its blocking checks failed, once all of them have run."""
-        path = self.path(manifest.asset, manifest.snapshot, manifest.version, CHECKED)
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.fs.pipe_file(path, json.dumps({"checked": at, "failed": sorted(failed)}).encode())
+    def verify(self, manifest: Manifest) -> int:
+        """Read all files of a version and compare their checksums; return their bytes.
 
-    def has_passed(self, manifest: Manifest) -> bool:
-        """Tell whether the blocking checks of this version have run, and none failed when they last did."""
-        path = self.path(manifest.asset, manifest.snapshot, manifest.version, CHECKED)
-        return bool(self.fs.exists(path)) and not json.loads(self.fs.cat_file(path))["failed"]
+        Raises:
+            UserError: A file is missing or differs from what was written.
+        """
+        self.files_of(manifest)
+        base = f"{self.root}/{manifest.asset}/{manifest.snapshot}/{manifest.version}"
+        for file in manifest.files:
+            if "sha256" in file and self._sha256(f"{base}/{file['path']}") != file["sha256"]:
+                self._refuse_damaged(manifest, file, "has other contents than when it was written")
+        return manifest.bytes
+
+    def _refuse_damaged(self, manifest: Manifest, file: dict[str, Any], how: str) -> None:
+        raise UserError(
+            f"{manifest.asset} of snapshot {manifest.snapshot} is damaged: {file['path']} of version "
+            f"{manifest.version} {how}; restore the file, or make the table again with "
+            f"`twhin {manifest.maker} --snapshot {manifest.snapshot}`"
+        )
+
+    def _sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes of all files below a folder, by their paths in it."""
+        base = self.fs._strip_protocol(folder).rstrip("/")
+        found = self.fs.find(base, detail=True)
+        return {str(path)[len(base) + 1 :]: int(info["size"]) for path, info in found.items()}
+
+    def _sha256(self, path: str) -> str:
+        with self.fs.open(self.fs._strip_protocol(path), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @contextmanager
     def parquet(self, path: str) -> Iterator[pq.ParquetFile]:
@@ -238,6 +385,8 @@ class Store:
         stale = []
         for parent, version in self.manifest(asset, snapshot).parents.items():
             name, _, at = parent.partition("@")
+            if at and name.endswith("twhin_model"):
+                continue  # where a training started: an earlier version stays, and is as good as it was
             at = at or snapshot
             if not self.exists(name, at) or self.manifest(name, at).version != version:
                 stale.append(parent)
@@ -260,17 +409,53 @@ class Store:
             seen.add(asset)
             stale = self.stale(asset, snapshot)
             if stale:
-                stage = MAKERS.get(asset.split("/")[0], "run")
+                stage = maker(asset)
                 raise UserError(
                     f"{asset} of snapshot {snapshot} is stale: {', '.join(sorted(stale))} changed after it was made; "
                     f"make it and what follows it again, from `twhin {stage} --snapshot {snapshot}` on"
                 )
             waiting += [parent for parent in self.manifest(asset, snapshot).parents if "@" not in parent]
 
+    @contextmanager
+    def writing(self, snapshot: str, assets: Iterable[str]) -> Iterator[None]:
+        """Exclude other writers of these tables of a snapshot; versions may be begun inside.
+
+        Raises:
+            UserError: Another process writes one of them; the message names it.
+        """
+        names = list(assets)
+        folders = [self.path(asset, snapshot) for asset in names]
+        what = f"{', '.join(names) if len(names) < 2 else f'{names[0]} and others'} of snapshot {snapshot}"
+        with locked(self.fs, self.is_local, folders, what):
+            yield
+
     def begin(self, asset: str, snapshot: str) -> Draft:
-        """Start a new version of a table. Nothing is visible until `Draft.commit`."""
-        version = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-        return Draft(self, asset, snapshot, version)
+        """Start a new version of a table. Nothing is visible until `Draft.commit`, and others cannot write it.
+
+        Raises:
+            UserError: Another process writes the table.
+        """
+        held = ExitStack()
+        held.enter_context(self.writing(snapshot, [asset]))
+        try:
+            self._tidy(asset, snapshot)
+            newest = max([name for name in self._children(asset, snapshot) if _is_version(name)], default="")
+            version = _version(newest)
+            draft = Draft(self, asset, snapshot, version)
+        except BaseException:
+            held.close()
+            raise
+        draft.held = held
+        _drafts.add(draft.location)
+        return draft
+
+    def _tidy(self, asset: str, snapshot: str) -> None:
+        """Remove what dead writers left: versions without a manifest, which nobody writes while we hold the lock."""
+        committed = set(self._committed(asset, snapshot))
+        for name in self._children(asset, snapshot):
+            folder = self.path(asset, snapshot, name)
+            if _is_version(name) and name not in committed and folder not in _drafts:
+                self.fs.rm(self.fs._strip_protocol(folder), recursive=True)
 
     @contextmanager
     def replace(
@@ -290,13 +475,15 @@ class Store:
 
 
 class Draft:
-    """A version of a table in the making. Any process may open one by its version; one of them commits."""
+    """A version of a table in the making. Any process may open one by its version; the one that began it commits."""
 
     def __init__(self, store: Store, asset: str, snapshot: str, version: str) -> None:
         self.store, self.asset, self.snapshot, self.version = store, asset, snapshot, version
         self.location = store.path(asset, snapshot, version)
         self.details: dict[str, Any] = {}
-        store.fs.makedirs(self.location, exist_ok=True)
+        self.held = ExitStack()
+        """The lock of the process that began it; closed by `commit` and `discard`."""
+        store.fs.makedirs(store.fs._strip_protocol(self.location), exist_ok=True)
 
     @contextmanager
     def local_file(self, name: str) -> Iterator[str]:
@@ -323,18 +510,19 @@ class Draft:
             writer.write_table(table)
 
     def commit(self, *, config_hash: str, parents: dict[str, str]) -> Manifest:
-        """Make this version the one that counts, and remove the one before."""
-        fs = self.store.fs
-        base = fs._strip_protocol(self.location).rstrip("/") + "/"
-        names = sorted(str(path)[len(base) :] for path in fs.find(self.location))
+        """Finish the version: readers get it from now on. Older versions stay as they are."""
+        base = f"{self.location}/"
+        names = sorted(self.store._sizes(self.location).items())
+        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+            digests = list(pool.map(lambda one: self.store._sha256(base + one[0]), names))
         files: list[dict[str, Any]] = []
         schema: dict[str, str] = {}
         parts: dict[str, dict[str, Any]] = {}
         rows = 0
-        for name in names:
-            entry: dict[str, Any] = {"path": name, "bytes": int(fs.size(f"{self.location}/{name}"))}
+        for (name, size), digest in zip(names, digests, strict=True):
+            entry: dict[str, Any] = {"path": name, "bytes": size, "sha256": digest}
             if _is_data(name):
-                with self.store.parquet(f"{self.location}/{name}") as parquet:
+                with self.store.parquet(base + name) as parquet:
                     entry["rows"] = parquet.metadata.num_rows
                     columns = {f.name: str(f.type) for f in parquet.schema_arrow}
                 if _has_rows(self.asset, name):
@@ -358,29 +546,22 @@ class Draft:
             details=self.details,
             parts=parts,
         )
-        target = self.store.path(self.asset, self.snapshot, "manifest.json")
-        text = json.dumps(asdict(manifest), indent=1, allow_nan=False)
-        if self.store.is_local:
-            draft = f"{target}.{self.version}"
-            Path(draft).write_text(text)
-            os.replace(draft, target)
-        else:
-            fs.pipe_file(target, text.encode())
-        self._remove_others()
+        self.store._put(base + MANIFEST, manifest.to_json())
+        if self.store._pins is not None:
+            self.store._pins[self.asset, self.snapshot] = self.version
+        self._close()
         return manifest
 
     def discard(self) -> None:
-        """Remove what was written."""
-        if self.store.fs.exists(self.location):
-            self.store.fs.rm(self.location, recursive=True)
+        """Remove what was written, unless it was committed."""
+        place = self.store.fs._strip_protocol(self.location)
+        if self.store.fs.exists(place) and not self.store.fs.exists(f"{place}/{MANIFEST}"):
+            self.store.fs.rm(place, recursive=True)
+        self._close()
 
-    def _remove_others(self) -> None:
-        folder = self.store.path(self.asset, self.snapshot)
-        for path in self.store.fs.ls(folder, detail=False):
-            name = str(path).rstrip("/").split("/")[-1]
-            # A version's name begins with its date; other folders (checkpoints) are not ours to remove.
-            if name != self.version and name[:8].isdigit() and "-" in name:
-                self.store.fs.rm(path, recursive=True)
+    def _close(self) -> None:
+        _drafts.discard(self.location)
+        self.held.close()
 
 
 def code_version() -> str:
@@ -389,6 +570,24 @@ def code_version() -> str:
         return metadata.version("twhin-pipeline")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _version(newest: str) -> str:
+    """Return the name of a new version: its time, always after that of the newest one, and something random."""
+    now = datetime.now(UTC)
+    if newest:  # the clock may have been set back, or be another machine's
+        stamp = newest.split("-")[0]
+        last = datetime.strptime(stamp, _STAMP if "." in stamp else "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        now = max(now, last + timedelta(microseconds=1))
+    return f"{now.strftime(_STAMP)}-{uuid.uuid4().hex[:8]}"
+
+
+def _is_version(name: str) -> bool:
+    return re.fullmatch(r"\d{8}T\d{6}(\.\d{6})?-[0-9a-f]{8}", name) is not None
+
+
+def _is_snapshot(name: str) -> bool:
+    return re.fullmatch(r"\d{4}-\d{2}-\d{2}", name) is not None
 
 
 def _is_data(path: str) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.recipes import Recipe
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
@@ -66,6 +68,8 @@ class Trainer:
         torch.backends.cudnn.allow_tf32 = config.runtime.enable_tensorfloat32
 
         self.parents = self._parents()
+        self.started_from: dict[str, str] | None = None
+        """The model whose vectors the tables started from."""
         self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size)
         has_validation = store.exists("held_out/validation", snapshot) and (
             store.manifest("held_out/validation", snapshot).rows > 0
@@ -94,7 +98,9 @@ class Trainer:
             TrainingCancelled: `stop` was set, and a checkpoint was written.
             UserError: A loss is not finite, or vectors to start from do not fit.
         """
+        locked = ExitStack()
         try:
+            self._lock(locked)
             self._start()
             reason = self._loop(stop)
             details = self._write_model(reason)
@@ -105,8 +111,21 @@ class Trainer:
             raise
         finally:
             self.checkpoints.release()
+            locked.close()
         self.reporter.finished(details)
         return details
+
+    def _lock(self, locked: ExitStack) -> None:
+        """Exclude other writers of this snapshot's model, from the first step to the last. All ranks fail together."""
+        problem = None
+        if self.ranks.rank == 0:
+            try:
+                locked.enter_context(self.store.writing(self.snapshot, [ASSET]))
+            except UserError as error:
+                problem = str(error)
+        problem = self.ranks.broadcast(problem)
+        if problem:
+            raise UserError(problem)
 
     def step(self, batch: EdgeBatch) -> torch.Tensor:
         """Take one step: forward, backward with the tables' updates in it, the operators' update, the schedules.
@@ -125,20 +144,34 @@ class Trainer:
         self.schedule.step()
         return loss.detach()
 
+    def _newest_sound(self) -> int | None:
+        """Return the step of the newest checkpoint whose files are as they were written; say which are damaged.
+
+        Damaged ones are removed, so that the run writes them again. For rank 0; None on others.
+        """
+        if self.ranks.rank != 0:
+            return None
+        for step in reversed(self.checkpoints.steps()):
+            problem = self.checkpoints.problem(step)
+            if problem is None:
+                return step
+            self.reporter.milestone(f"{self.checkpoints.step_path(step)} is damaged: {problem}; it is not used")
+            self.checkpoints.remove(step)
+        return None
+
     def _start(self) -> None:
         """Resume where an unfinished run of the same configuration and training set left off, else begin."""
-        steps = [] if self.checkpoints.finished() else self.checkpoints.steps()
-        latest = self.ranks.broadcast(steps[-1] if steps else None)
+        latest = None if self.checkpoints.finished() else self.ranks.broadcast(self._newest_sound())
         state = self.ranks.broadcast(
             self.checkpoints.read_state(latest) if latest is not None and self.ranks.rank == 0 else None
         )
-        if state is not None and state["training_set"] == self.dataset.version:
+        if latest is not None and state is not None and state["training_set"] == self.dataset.version:
             self.checkpoints.load(latest, self._tensors())
             self._load_state(state)
             self.reporter.milestone(f"resumed from step {latest:,} ({self.checkpoints.step_path(latest)})")
         else:
             self.checkpoints.clear()
-            warm_start.initialize(
+            self.started_from = warm_start.initialize(
                 self.sharded, self.config, self.store, self.snapshot, self.ranks, self.reporter.milestone
             )
         self.ranks.barrier()  # a rank may read the rows that another has filled (shared_tables)
@@ -279,6 +312,7 @@ class Trainer:
         }
         state = {
             "training_set": self.dataset.version,
+            "started_from": self.started_from,
             "config": self.config.model_dump(mode="json"),
             "dataset": self.dataset.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -289,6 +323,7 @@ class Trainer:
         self.checkpoints.save(self.progress.step, self._tensors(), state, self.progress.best_step, wait)
 
     def _load_state(self, state: dict[str, Any]) -> None:
+        self.started_from = state.get("started_from")
         self.dataset.load_state_dict(state["dataset"])
         self.progress.load_state_dict(state["progress"])
         self.schedule.load_state_dict(state["schedule"], self._total_steps(self.progress.step))
@@ -313,6 +348,12 @@ class Trainer:
             parents |= self.store.seen_as(None).versions(self.snapshot, ["twhin_model"])
         return parents
 
+    def _ancestor(self) -> dict[str, str]:
+        """Return the model of an earlier snapshot of this store that the tables started from, as a parent."""
+        if self.started_from is None or self.started_from["store"] != self.store.root:
+            return {}
+        return {f"{ASSET}@{self.started_from['snapshot']}": self.started_from["version"]}
+
     def _write_model(self, reason: str) -> dict[str, Any]:
         """Go back to the best step, if the validation set knows one, and write the table `twhin_model`."""
         progress, ranks = self.progress, self.ranks
@@ -323,6 +364,7 @@ class Trainer:
             "world_size": ranks.world_size,
             "plan": str(self.sharded.sharding_plan_text),
             "stop_reason": reason,
+            **({"started_from": self.started_from} if self.started_from else {}),
             **({"recipe": self.recipe.as_details()} if self.recipe else {}),
             **({"tuned": self.config.tune.outcome} if self.config.tune.outcome else {}),
         }
@@ -346,7 +388,7 @@ class Trainer:
             writer.records("losses", progress.losses, LOSSES_SCHEMA)
             writer.records("metrics", progress.metric_rows(), METRICS_SCHEMA)
             draft.details = details
-            draft.commit(config_hash=self.config.hash(), parents=self.parents)
+            draft.commit(config_hash=self.config.hash(), parents=self.parents | self._ancestor())
             keys = ("final_loss", "edges_per_second", "seconds", "best_validation", "chosen_step", "chosen_epoch")
             self.tracking.log_metrics({k: details[k] for k in keys if details[k] is not None}, progress.step)
         ranks.barrier()
