@@ -37,12 +37,13 @@ def search(
     launcher: LauncherResource,
 ) -> None:
     """Search, and show the best values on the run's page."""
+    from twhin_pipeline.config import as_override
     from twhin_pipeline.operations import tune
     from twhin_pipeline.stages.run import Run
 
     with mistakes():
         overrides = launcher.overrides(configuration.overrides())
-        overrides += [tune.as_override(f"launch.env.{name}", value) for name, value in launcher.env.items()]
+        overrides += [as_override(f"launch.env.{name}", value) for name, value in launcher.env.items()]
         tables, loaded = store.open(), configuration.load()
         run = Run(loaded, configuration.file, overrides, tables, context.partition_key)
         best = tune.run(run, context.log.info, trials=config.trials, timeout_s=config.timeout_s)

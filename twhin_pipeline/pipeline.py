@@ -46,6 +46,6 @@ def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: 
 
 def _samples_alike(one: Run, other: Run) -> bool:
     """Tell whether the stage `sample` makes the same tables of two runs."""
-    from twhin_pipeline.operations import tune
+    from twhin_pipeline.operations.trial import data_key
 
-    return len({tune.data_key(relations.resolve(run.config, run.store, run.snapshot)) for run in (one, other)}) == 1
+    return len({data_key(relations.resolve(run.config, run.store, run.snapshot)) for run in (one, other)}) == 1

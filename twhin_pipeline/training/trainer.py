@@ -35,7 +35,7 @@ from twhin_pipeline.training.checkpoint import CheckpointFolder, folder_of
 from twhin_pipeline.training.dataset import EdgesDataset, table_sizes
 from twhin_pipeline.training.launch import TrainingCancelled
 from twhin_pipeline.training.progress import LOSSES_SCHEMA, METRICS_SCHEMA, Interval, Progress
-from twhin_pipeline.training.reporting import Reporter
+from twhin_pipeline.training.reporting import Reporter, ValidationRecord
 from twhin_pipeline.training.validation import LOWER_IS_BETTER, Validator
 from twhin_pipeline.vectors.model_files import ASSET, Writer
 
@@ -297,6 +297,7 @@ class Trainer:
             f"validation at step {progress.step:,}: {values}{'  (best)' if better else ''}, "
             f"{validation.edges:,} edges in {validation.seconds:.1f} s{note}"
         )
+        self.reporter.validation(ValidationRecord(progress.step, validation.metrics, validation.complete))
         self.interval.exclude(validation.seconds)
         return better
 
