@@ -177,13 +177,12 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     Raises:
         UserError: The stage says what is wrong, or a table that it reads is older than what that was made from.
     """
-    resolved = run
-    if reads := spelled_out(stage.reads, run.config):
-        run.store.refuse_stale(run.snapshot, reads)
-        resolved = replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
-    if (reason := stage.left_out(resolved)) is not None:
-        say(f"{stage.name:<11}   left out: {reason}")
+    reads = spelled_out(stage.reads, run.config)
+    run.store.refuse_stale(run.snapshot, reads)
+    if (why := reason(run, stage)) is not None:
+        say(f"{stage.name:<11}   left out: {why}")
         return {}
+    resolved = _resolved(run) if reads else run
     # A training process takes its own lock. Others work on the versions that were there when they began.
     held = [] if stage.function in (train, refit) else stage.tables(run.config)
     with run.store.writing(run.snapshot, held):
@@ -199,6 +198,15 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
         for line in relations.recipe(run.config, run.store, run.snapshot).lines():
             say(line)
     return made
+
+
+def reason(run: Run, stage: Stage) -> str | None:
+    """Return why a stage has nothing to do, or None where it has."""
+    return stage.left_out(_resolved(run)) if stage.reads else None
+
+
+def _resolved(run: Run) -> Run:
+    return replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
 
 
 def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
