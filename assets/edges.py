@@ -24,7 +24,9 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
         "raw_edges_rejected": "Rows that could not be edges, each with the reason, the column to blame, file and row.",
     }
     specs = [
-        steps.spec(table, STAGE, config, group="edges", description=text, code="graph.raw_edges", kinds=["duckdb"])
+        steps.spec(
+            table, STAGE, config, group="edges", description=text, code="graph.raw_edges", kinds=["parquet", "duckdb"]
+        )
         for table, text in texts.items()
     ]
     return steps.make(STAGE, config, partitions, specs=specs, page=page)

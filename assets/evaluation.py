@@ -31,7 +31,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
             group="evaluation",
             description=text,
             code="evaluation.evaluate",
-            kinds=["torch", "mlflow"],
+            kinds=["parquet", "torch", "mlflow"],
         )
     ]
     return steps.make(STAGE, config, partitions, specs=specs, page=page)

@@ -33,7 +33,9 @@ def of_table(store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return what every table shows: rows, size, columns, its first rows, where it is and what it was made from."""
     meaning = described(manifest.asset)
     columns = [dg.TableColumn(name, kind, description=meaning.get(name)) for name, kind in manifest.schema.items()]
-    shown: dict[str, Any] = {"dagster/row_count": manifest.rows}
+    shown: dict[str, Any] = {}
+    if manifest.files:
+        shown["dagster/row_count"] = manifest.rows
     if columns:
         shown["dagster/column_schema"] = dg.TableSchema(columns)
     if manifest.rows:
@@ -44,9 +46,9 @@ def of_table(store: Store, manifest: Manifest) -> dict[str, Any]:
             "part": names, "rows": [manifest.parts[name]["rows"] for name in names],
             "columns": [", ".join(manifest.parts[name]["schema"]) for name in names],
         })  # fmt: skip
+    if manifest.files:
+        shown |= {"size_mib": rounded(manifest.bytes / 2**20), "num_files": len(manifest.files)}
     shown |= {
-        "size_mib": rounded(manifest.bytes / 2**20),
-        "num_files": len(manifest.files),
         "path": dg.MetadataValue.path(store.path(manifest.asset, manifest.snapshot, manifest.version)),
         "dagster/uri": store.path(manifest.asset, manifest.snapshot),
         "config_hash": manifest.config_hash,

@@ -33,7 +33,7 @@ def _make(
     stage: Stage, config: TwhinConfig, partitions: dg.PartitionsDefinition, description: str, code: str
 ) -> list[dg.AssetsDefinition]:
     (name,) = stage.tables(config)
-    kinds = ["torch", "mlflow"]
+    kinds = ["parquet", "torch", "mlflow"]
     specs = [steps.spec(name, stage, config, group="model", description=description, code=code, kinds=kinds)]
     retry = dg.RetryPolicy(max_retries=2, delay=5)
     return steps.make(stage, config, partitions, specs=specs, page=page, retry_policy=retry)

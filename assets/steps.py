@@ -49,7 +49,7 @@ def spec(
     group: str,
     description: str,
     code: str,
-    kinds: Iterable[str] = (),
+    kinds: Iterable[str] = ("parquet",),
     deps: Iterable[str] | None = None,
 ) -> dg.AssetSpec:
     """Return the spec of a table.
@@ -61,7 +61,7 @@ def spec(
         group: Dagster's group.
         description: One sentence for a reader of the asset's page.
         code: The module of `twhin_pipeline` whose changes make the asset outdated.
-        kinds: Besides parquet.
+        kinds: What it is made of or made by, as tags with Dagster's icons.
         deps: Tables that come before it; left out, all that the stage waits for.
     """
     return dg.AssetSpec(
@@ -69,7 +69,7 @@ def spec(
         deps=[provenance.key(dep) for dep in (stage.upstream(config) if deps is None else deps)],
         group_name=group,
         description=description,
-        kinds={"parquet", *kinds},
+        kinds=set(kinds),
         owners=OWNERS,
         code_version=provenance.code(code),
     )

@@ -38,7 +38,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
             group=table.partition("/")[0],
             description=TEXTS[table],
             code="training_set.negatives" if table in NEGATIVES else "training_set.positives",
-            kinds=["duckdb"],
+            kinds=["parquet", "duckdb"],
             deps=[NEGATIVES[table]] if table in NEGATIVES else None,
         )
         for table in STAGE.tables(config)

@@ -24,7 +24,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
             group="vocabulary",
             description=f"Each {entity}'s row of its table, for ever, and its number of edges in this snapshot.",
             code="graph.vocabulary",
-            kinds=["duckdb"],
+            kinds=["parquet", "duckdb"],
         )
         for entity in config.model.table_names
     ]

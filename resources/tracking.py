@@ -49,7 +49,7 @@ class TrackingResource(dg.ConfigurableResource):
 
     def _page(self, store: Store, path: str) -> dg.MetadataValue:
         base = self.mlflow_url.rstrip("/") or pages.mlflow(self.uri(store))
-        return dg.MetadataValue.url(f"{base}/#/{path}")
+        return dg.MetadataValue.url(f"{base}/#/{path}?{pages.MODEL_TRAINING}")
 
     @contextmanager
     def run(

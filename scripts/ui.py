@@ -106,7 +106,8 @@ def main() -> int:
         commands["MLflow"] = [*mlflow, "--port", str(ports.mlflow_port)]
     configuration = os.environ.get("TWHIN_CONFIG") or "the bundled configs/debian.yaml, as TWHIN_CONFIG is not set"
     print(f"Dagster:       {env[pages.DAGSTER_ENV]} (its state is in {os.environ.get('DAGSTER_HOME', '.')})")
-    print(f"MLflow:        {env.get(pages.MLFLOW_ENV) or uri}")
+    runs = f"/#/experiments/{tracking.experiment_id(Store())}/runs?{pages.MODEL_TRAINING}"
+    print(f"MLflow:        {env[pages.MLFLOW_ENV] + runs if pages.MLFLOW_ENV in env else uri}")
     print(f"Configuration: {configuration}")
     print("Ctrl-c ends both.", flush=True)
     return serve(commands, env)

@@ -84,5 +84,8 @@ def test_links_to_mlflow_follow_the_port_that_it_is_served_on(env, field, page, 
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     tracking, store = TrackingResource(mlflow_url=field), Store(str(tmp_path / "home"))
-    assert tracking.model_link(store, "models:/twhin/3").value == f"{page}models/twhin/versions/3"
+    assert (
+        tracking.model_link(store, "models:/twhin/3").value
+        == f"{page}models/twhin/versions/3?workflowType=machine_learning"
+    )
     assert tracking.link(store, "abc").value.startswith(f"{page}experiments/")

@@ -6,6 +6,8 @@ import os
 
 DAGSTER, MLFLOW = "http://127.0.0.1:3000", "http://127.0.0.1:5000"
 """Where `make ui` serves them, unless it is told other ports."""
+MODEL_TRAINING = "workflowType=machine_learning"
+"""In an address of MLflow's pages, shows its menus for model training; without it, those for language models."""
 DAGSTER_ENV, MLFLOW_ENV = "TWHIN_DAGSTER_URL", "TWHIN_MLFLOW_URL"
 
 

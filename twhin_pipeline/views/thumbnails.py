@@ -41,7 +41,7 @@ def curve(steps: np.ndarray, values: np.ndarray, validation: tuple[np.ndarray, n
             points = " ".join(f"{a},{b}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
             lines += f"<polyline points='{points}' fill='none' stroke='{colour}'/>"
     first, final = f"{values[0]:.3g}", f"{values[-1]:.3g}"
-    text = f"<text x='2' y='7'>{first}</text><text x='{WIDTH}' y='{HEIGHT - 2}' text-anchor='end'>{final}</text>"
+    text = f"<text x='2' y='5'>{first}</text><text x='{WIDTH}' y='{HEIGHT - 2}' text-anchor='end'>{final}</text>"
     return _svg(lines + text)
 
 
@@ -72,4 +72,4 @@ def scatter(points: np.ndarray, groups: Sequence[str]) -> str:
 
 def _svg(inner: str) -> str:
     size = f"width='{4 * WIDTH}' height='{4 * HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}'"
-    return f"<svg xmlns='http://www.w3.org/2000/svg' {size} font-size='7'>{inner}</svg>"
+    return f"<svg xmlns='http://www.w3.org/2000/svg' {size} font-size='5'>{inner}</svg>"
