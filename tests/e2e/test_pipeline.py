@@ -167,7 +167,14 @@ def test_a_failed_blocking_check_ends_the_run_before_the_next_stage(made, tmp_pa
     done = twhin("run", "--config", config, *overrides([relations]), home=tmp_path / "home", check=False)
     assert done.returncode == 2
     assert "edges_rejected_share" in done.stderr and "Traceback" not in done.stderr
-    assert Store(str(tmp_path / "home")).assets() == ["raw_edges", "raw_edges_rejected"]
+    store = Store(str(tmp_path / "home"))
+    held = store.newest("raw_edges", "2025-01-01")
+    assert store.verdict("raw_edges", "2025-01-01", held.version).failed_checks == ["edges_rejected_share"]
+    assert store.assets() == ["raw_edges_rejected"]
+    # No later stage reads what was held back, whichever way it is started.
+    later = twhin("vocabulary", "--config", config, *overrides([relations]), home=tmp_path / "home", check=False)
+    assert later.returncode == 2
+    assert "raw_edges of snapshot 2025-01-01 is held back, as its check edges_rejected_share failed" in later.stderr
 
 
 @pytest.fixture(scope="module")

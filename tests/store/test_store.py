@@ -133,7 +133,7 @@ def test_a_manifest_with_a_number_that_is_not_finite_is_refused(store):
 def test_the_home_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TWHIN_HOME", str(tmp_path / "there"))
     write(Store(), [1])
-    (path,) = (tmp_path / "there" / "raw_edges" / S).glob("*/manifest.json")
+    (path,) = (tmp_path / "there" / "raw_edges" / S).glob("*/_manifest.json")
     assert json.loads(path.read_text())["rows"] == 1
 
 

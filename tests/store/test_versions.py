@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from twhin_pipeline.errors import UserError
@@ -252,16 +253,16 @@ def test_a_flipped_bit_is_found_by_verify(tmp_path):
 def test_a_manifest_that_was_edited_is_refused(tmp_path):
     store = Store(str(tmp_path))
     manifest = write(store, [1])
-    path = Path(store.path("raw_edges", S, manifest.version, "manifest.json"))
+    path = Path(store.path("raw_edges", S, manifest.version, "_manifest.json"))
     path.write_text(path.read_text().replace('"rows": 1', '"rows": 2'))
-    with pytest.raises(UserError, match=r"manifest.json: was changed after it was written"):
+    with pytest.raises(UserError, match=r"_manifest.json: was changed after it was written"):
         store.manifest("raw_edges", S)
 
 
 def test_a_newer_format_is_refused_and_an_older_one_is_read(tmp_path):
     store = Store(str(tmp_path))
     manifest = write(store, [1, 2])
-    path = Path(store.path("raw_edges", S, manifest.version, "manifest.json"))
+    path = Path(store.path("raw_edges", S, manifest.version, "_manifest.json"))
     written = json.loads(path.read_text())
     # Format 1 kept one manifest for the snapshot, and neither checksums nor its own format.
     old = {key: value for key, value in written.items() if key not in ("format", "digest")}
@@ -272,7 +273,7 @@ def test_a_newer_format_is_refused_and_an_older_one_is_read(tmp_path):
     assert store.snapshots("raw_edges") == [S] and store.assets() == ["raw_edges"]
     newer = write(store, [3])
     assert values(store) == [3] and store.versions_of("raw_edges", S) == [manifest.version, newer.version]
-    path = Path(store.path("raw_edges", S, newer.version, "manifest.json"))
+    path = Path(store.path("raw_edges", S, newer.version, "_manifest.json"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
     with pytest.raises(UserError, match="is of format 99"):
         store.manifest("raw_edges", S)
@@ -292,3 +293,10 @@ def test_tables_of_any_depth_are_listed(store):
         write(store, [1], asset=asset)
     store.fs.makedirs(store.fs._strip_protocol(store.path("logs", "x")), exist_ok=True)
     assert store.assets() == ["raw_edges", "refit/training_set/positives", "vocabulary/user"]
+
+
+def test_a_versions_folder_is_read_as_plain_parquet_by_anything(tmp_path):
+    store = Store(str(tmp_path))
+    manifest = write(store, [1, 2])
+    judge(store, manifest, "passed")
+    assert pq.read_table(store.path("raw_edges", S, manifest.version))["a"].to_pylist() == [1, 2]

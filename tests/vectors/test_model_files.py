@@ -12,7 +12,7 @@ from helpers import SNAPSHOT
 from written_model import write_model
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, releases
 from twhin_pipeline.vectors.model_files import (
     ModelTables,
     locate,
@@ -90,19 +90,39 @@ def test_a_model_is_found_by_store_snapshot_and_folder(tmp_path: Path) -> None:
         locate(f"{tmp_path}@2024-01-01")
 
 
-def test_a_registered_model_that_the_store_has_replaced_is_not_taken_for_the_later_one(
+def test_a_registered_model_stays_readable_when_a_later_one_was_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A warm start from `models:/twhin/3` must not begin at other vectors than those registered."""
+    """A warm start from `models:/twhin/3` begins at the vectors that were registered."""
     store = Store(str(tmp_path))
     write_model(store, snapshot="2025-01-01")
     version = store.manifest("twhin_model", "2025-01-01").version
     registered = {"store": store.root, "snapshot": "2025-01-01", "version": version}
     monkeypatch.setattr("twhin_pipeline.tracking.pointer", lambda uri: registered)
     assert locate("models:/twhin/3")[1] == "2025-01-01"
-    write_model(store, snapshot="2025-01-01")
-    with pytest.raises(UserError, match=r"models:/twhin/3 is version .* trained later"):
-        locate("models:/twhin/3")
+    write_model(store, seed=1, snapshot="2025-01-01")
+    found, at = locate("models:/twhin/3")
+    assert ModelTables.open(found, at).manifest.version == version != store.manifest("twhin_model", at).version
+    with pytest.raises(UserError, match=rf"version {version} of snapshot 2025-01-01, of which .* no embeddings/relati"):
+        locate("models:/twhin/3", "embeddings/relations")
+
+
+def test_a_model_before_a_snapshot_is_that_of_the_newest_release_of_an_older_one(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    first = {}
+    for snapshot in ("2025-01-01", "2025-02-01", "2025-03-01"):
+        write_model(store, snapshot=snapshot)
+        first[snapshot] = store.manifest("twhin_model", snapshot).version
+    assert locate(str(tmp_path), before="2025-03-01")[1] == "2025-02-01"
+    release = releases.make(store, "2025-01-01", {"twhin_model": first["2025-01-01"]}, {}, None)
+    releases.promote(store, release.name, "me", "test")
+    write_model(store, seed=1, snapshot="2025-01-01")  # not released
+    for _ in range(2):
+        found, at = locate(str(tmp_path), before="2025-03-01")
+        assert (at, found.manifest("twhin_model", at).version) == ("2025-01-01", first["2025-01-01"])
+    assert locate(str(tmp_path))[1] == "2025-01-01", "the current release, though later snapshots have a model"
+    with pytest.raises(UserError, match=r"no twhin_model there \(it has none of any snapshot before 2025-01-01\)"):
+        locate(str(tmp_path), before="2025-01-01")
 
 
 def test_vectors_survive_the_way_through_arrow() -> None:

@@ -255,7 +255,7 @@ def test_whoever_may_read_a_table_may_read_its_mapped_copy(tmp_path):
     folder = Path(
         small.store.path("embeddings/user", SNAPSHOT, small.store.manifest("embeddings/user", SNAPSHOT).version)
     )
-    assert (folder / "mapped").stat().st_mode == folder.stat().st_mode
+    assert (folder / "_mapped").stat().st_mode == folder.stat().st_mode
     assert folder.stat().st_mode & 0o055, "the umask of this test hides the difference"
 
 
@@ -288,7 +288,7 @@ def test_a_copy_that_broke_off_is_not_taken_for_whole(tmp_path, monkeypatch):
         )
         with pytest.raises(MemoryError):
             load_model(small.store.root)
-    assert not list((tmp_path / "home").rglob("mapped")) and not list((tmp_path / "home").rglob(".draft-*"))
+    assert not list((tmp_path / "home").rglob("_mapped")) and not list((tmp_path / "home").rglob(".draft-*"))
     assert load_model(small.store.root).get_user_embedding("u01").shape == (DIM,)
 
 

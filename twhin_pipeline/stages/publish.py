@@ -1,4 +1,4 @@
-"""Publish: what follows the last table. The model is registered in MLflow, and the catalog shows every table.
+"""Publish: what follows the last table. The model is registered, the catalog shows every table, a release is current.
 
 Nothing is published whose vectors or evaluation failed a blocking check. The manifest of the table `published`, which
 has no rows, says what was published: the versions it was made from, the model's URI and the catalog.
@@ -6,6 +6,7 @@ has no rows, says what was published: the versions it was made from, the model's
 
 from __future__ import annotations
 
+import getpass
 from typing import Any
 
 from twhin_pipeline.stages import refit
@@ -21,8 +22,9 @@ def publish(run: Run) -> Manifest:
     Raises:
         UserError: A blocking check of the vectors or of the evaluation failed, or a table is missing.
     """
+    from twhin_pipeline import tracking
     from twhin_pipeline.checks import checks
-    from twhin_pipeline.store import catalog
+    from twhin_pipeline.store import catalog, releases
 
     config, store, snapshot = run.config, run.store, run.snapshot
     vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
@@ -32,7 +34,11 @@ def publish(run: Run) -> Manifest:
     with store.replace(TABLE, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
     catalog.refresh(store)
-    return store.manifest(TABLE, snapshot)
+    manifest = store.manifest(TABLE, snapshot)
+    figures = tracking.finite(store.manifest("evaluation", snapshot).details["metrics"])
+    release = releases.make(store, snapshot, {TABLE: manifest.version}, figures, manifest.details.get("model"))
+    releases.promote(store, release.name, getpass.getuser(), "all checks have passed")
+    return manifest
 
 
 def _register(store: Store, model: Store, snapshot: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def cached(store: Store, manifest: Manifest, build: Callable[[Path], None]) -> P
     """
     version = Path(store.path(manifest.asset, manifest.snapshot, manifest.version))
     inside = store.is_local and os.access(version, os.W_OK)
-    folder = version / "mapped" if inside else _away(store, manifest)
+    folder = version / "_mapped" if inside else _away(store, manifest)
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,10 @@ from twhin_pipeline.errors import UserError
 
 FORMAT = 2
 """The format of manifests that this code writes. 1: one manifest a snapshot, without checksums."""
-MANIFEST, VERDICT = "manifest.json", "verdict.json"
+MANIFEST, VERDICT = "_manifest.json", "_verdict.json"
+"""Files of a version's folder that are not rows: what reads a folder of Parquet passes over names with `_`."""
+FORMER = "manifest.json"
+"""Of format 1, in the snapshot's folder."""
 MAKERS = {
     "raw_edges": "ingest",
     "raw_edges_rejected": "ingest",

@@ -2,8 +2,8 @@
 
     <root>/<asset>/<snapshot>/<version>/*.parquet        the data of one version
     <root>/<asset>/<snapshot>/<version>/_*               what belongs to it besides; no rows of the table
-    <root>/<asset>/<snapshot>/<version>/manifest.json    written last
-    <root>/<asset>/<snapshot>/<version>/verdict.json     what its checks said
+    <root>/<asset>/<snapshot>/<version>/_manifest.json   written last
+    <root>/<asset>/<snapshot>/<version>/_verdict.json    what its checks said
 
 Readers get the newest version that no check has refused. A writer fills a new version's folder and then writes its
 manifest, so a crash leaves the older ones as they were and nothing that a reader would take for finished. No writer
@@ -18,7 +18,7 @@ import re
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store.locks import writing as locked
-from twhin_pipeline.store.manifest import MANIFEST, VERDICT, Manifest, Verdict, maker
+from twhin_pipeline.store.manifest import FORMER, MANIFEST, VERDICT, Manifest, Verdict, maker
 
 DEFAULT_HOME = ".twhin"
 _DEEPEST = 2
@@ -214,14 +214,14 @@ class Store:
         """Return the finished versions, oldest first."""
         names = self._children(asset, snapshot)
         found = [n for n in names if _is_version(n) and self.fs.exists(self.path(asset, snapshot, n, MANIFEST))]
-        if MANIFEST in names:  # of format 1: one for the snapshot
-            place = self.path(asset, snapshot, MANIFEST)
+        if FORMER in names:
+            place = self.path(asset, snapshot, FORMER)
             found.append(Manifest.from_json(self._text(place), place).version)
         return sorted(set(found))
 
     def _manifest_place(self, asset: str, snapshot: str, version: str) -> str:
         place = self.path(asset, snapshot, version, MANIFEST)
-        former = self.path(asset, snapshot, MANIFEST)
+        former = self.path(asset, snapshot, FORMER)
         return former if not self.fs.exists(place) and self.fs.exists(former) else place
 
     def _children(self, *parts: str) -> list[str]:
@@ -231,6 +231,21 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+
+    def children(self, folder: str) -> list[str]:
+        """Return the names in a folder under the root, sorted; none where it is not there."""
+        return self._children(folder)
+
+    def read_text(self, parts: Sequence[str]) -> str:
+        """Read a small file under the root. Raises FileNotFoundError where there is none."""
+        return self._text(self.path(*parts))
+
+    def write_text(self, parts: Sequence[str], text: str) -> None:
+        """Write a small file under the root at once: a reader sees the old one or the new one."""
+        place = self.path(*parts)
+        if self.is_local:
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+        self._put(place, text)
 
     def _text(self, place: str) -> str:
         if self.is_local:
@@ -375,6 +390,8 @@ class Store:
         stale = []
         for parent, version in self.manifest(asset, snapshot).parents.items():
             name, _, at = parent.partition("@")
+            if at and name.endswith("twhin_model"):
+                continue  # where a training started: an earlier version stays, and is as good as it was
             at = at or snapshot
             if not self.exists(name, at) or self.manifest(name, at).version != version:
                 stale.append(parent)
@@ -416,7 +433,7 @@ class Store:
             yield
             return
         folders = [self.path(asset, snapshot) for asset in names]
-        what = f"{names[0] if len(names) == 1 else f'{names[0]} and others'} of snapshot {snapshot}"
+        what = f"{', '.join(names) if len(names) < 2 else f'{names[0]} and others'} of snapshot {snapshot}"
         with locked(self.fs, self.is_local, folders, what):
             yield
 

@@ -68,6 +68,8 @@ class Trainer:
         torch.backends.cudnn.allow_tf32 = config.runtime.enable_tensorfloat32
 
         self.parents = self._parents()
+        self.started_from: dict[str, str] | None = None
+        """The model whose vectors the tables started from."""
         self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size)
         has_validation = store.exists("held_out/validation", snapshot) and (
             store.manifest("held_out/validation", snapshot).rows > 0
@@ -155,7 +157,7 @@ class Trainer:
             self.reporter.milestone(f"resumed from step {latest:,} ({self.checkpoints.step_path(latest)})")
         else:
             self.checkpoints.clear()
-            warm_start.initialize(
+            self.started_from = warm_start.initialize(
                 self.sharded, self.config, self.store, self.snapshot, self.ranks, self.reporter.milestone
             )
         self.ranks.barrier()  # a rank may read the rows that another has filled (shared_tables)
@@ -298,6 +300,7 @@ class Trainer:
         }
         state = {
             "training_set": self.dataset.version,
+            "started_from": self.started_from,
             "config": self.config.model_dump(mode="json"),
             "dataset": self.dataset.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -308,6 +311,7 @@ class Trainer:
         self.checkpoints.save(self.progress.step, self._tensors(), state, self.progress.best_step, wait)
 
     def _load_state(self, state: dict[str, Any]) -> None:
+        self.started_from = state.get("started_from")
         self.dataset.load_state_dict(state["dataset"])
         self.progress.load_state_dict(state["progress"])
         self.schedule.load_state_dict(state["schedule"], self._total_steps(self.progress.step))
@@ -332,6 +336,12 @@ class Trainer:
             parents |= self.store.seen_as(None).versions(self.snapshot, ["twhin_model"])
         return parents
 
+    def _ancestor(self) -> dict[str, str]:
+        """Return the model of an earlier snapshot of this store that the tables started from, as a parent."""
+        if self.started_from is None or self.started_from["store"] != self.store.root:
+            return {}
+        return {f"{ASSET}@{self.started_from['snapshot']}": self.started_from["version"]}
+
     def _write_model(self, reason: str) -> dict[str, Any]:
         """Go back to the best step, if the validation set knows one, and write the table `twhin_model`."""
         progress, ranks = self.progress, self.ranks
@@ -342,6 +352,7 @@ class Trainer:
             "world_size": ranks.world_size,
             "plan": str(self.sharded.sharding_plan_text),
             "stop_reason": reason,
+            **({"started_from": self.started_from} if self.started_from else {}),
             **({"recipe": self.recipe.as_details()} if self.recipe else {}),
             **({"tuned": self.config.tune.outcome} if self.config.tune.outcome else {}),
         }
@@ -365,7 +376,7 @@ class Trainer:
             writer.records("losses", progress.losses, LOSSES_SCHEMA)
             writer.records("metrics", progress.metric_rows(), METRICS_SCHEMA)
             draft.details = details
-            draft.commit(config_hash=self.config.hash(), parents=self.parents)
+            draft.commit(config_hash=self.config.hash(), parents=self.parents | self._ancestor())
             keys = ("final_loss", "edges_per_second", "seconds", "best_validation", "chosen_step", "chosen_epoch")
             self.tracking.log_metrics({k: details[k] for k in keys if details[k] is not None}, progress.step)
         ranks.barrier()

@@ -29,8 +29,16 @@ Say = Callable[[str], None]
 Vectors = Iterator[tuple[pa.Array, np.ndarray[Any, Any]]]
 
 
-def initialize(model: nn.Module, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks, say: Say) -> None:
+def initialize(
+    model: nn.Module, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks, say: Say
+) -> dict[str, str] | None:
     """Fill the tables: at random, then by `pretrained`, then from `training.initial_checkpoint_dir`.
+
+    A store without a snapshot stands for its newest release of an older snapshot than the one to train: a model that
+    has seen this snapshot, or a later one, would know what evaluation asks for.
+
+    Returns:
+        The `store`, `snapshot` and `version` of the model that the tables start from; None where there is none.
 
     Raises:
         UserError: A source is missing, or its vectors do not fit.
@@ -44,15 +52,15 @@ def initialize(model: nn.Module, config: TwhinConfig, store: Store, snapshot: st
             _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
     source = config.training.initial_checkpoint_dir
     if source is None:
-        return
+        return None
     checkpoint = _checkpoint_in(source)
     if checkpoint is not None:
         _refuse_other_relations(checkpoint, config)
         load_tensors(checkpoint, {"model": model.state_dict()}, ranks)
         say(f"every vector starts from checkpoint {checkpoint}, by row")
-        return
+        return None
     origin = "training.initial_checkpoint_dir"
-    earlier, at = locate(source)
+    earlier, at = locate(source, before=snapshot)
     tables = ModelTables.open(earlier, at)
     for table in config.model.embeddings.tables:
         if table.name in tables.names:
@@ -61,6 +69,7 @@ def initialize(model: nn.Module, config: TwhinConfig, store: Store, snapshot: st
         else:
             say(f"table {table.name} starts at random: the model of {at} has none")
     _load_operators(unwrapped(model).scorer, config, tables, say)
+    return {"store": earlier.root, "snapshot": at, "version": tables.manifest.version}
 
 
 def _fill(

@@ -14,8 +14,9 @@ import pyarrow as pa
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.store import MAKERS, Draft, Manifest, Store
+from twhin_pipeline.store import Draft, Manifest, Store, releases
 from twhin_pipeline.store.array_cache import cached
+from twhin_pipeline.store.manifest import maker
 
 if TYPE_CHECKING:
     import torch
@@ -213,7 +214,7 @@ class ModelTables:
             mapped.flush()
 
 
-def locate(path: str, asset: str = ASSET, snapshot: str | None = None) -> tuple[Store, str]:
+def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: str | None = None) -> tuple[Store, str]:
     """Find the model, or a table made of it such as `embeddings/relations`, that `path` names.
 
     Args:
@@ -221,42 +222,71 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None) -> tuple[
             `<store>/twhin_model/YYYY-MM-DD`); or an MLflow model URI (`models:/name/3`, `models:/name@alias`,
             `runs:/<id>/model`).
         asset: The table to find there.
-        snapshot: The snapshot, where `path` does not name one. Left out: the newest that has the table.
+        snapshot: The snapshot, where `path` does not name one. Left out: that of the current release, and where
+            nothing has been published the newest that has the table.
+        before: Look only at older snapshots, where neither `path` nor `snapshot` names one: the newest release of
+            them, and where there is none the newest that has the table.
+
+    Returns:
+        The store, in which the tables that belong together stay at their versions, and the snapshot.
 
     Raises:
-        UserError: There is none, two snapshots are named, or the store has replaced the registered model by a later
-            one.
+        UserError: There is none, or two snapshots are named.
     """
-    version: str | None = None
-    view: str | None = None
     if path.startswith(("models:/", "runs:/")):
-        from twhin_pipeline import tracking  # loads mlflow
-
-        registered = tracking.pointer(path)
-        root, at, version = registered["store"], registered["snapshot"], registered["version"]
-        view = registered.get("view")
-    else:
-        named = re.fullmatch(rf"(.+?)(?:@|/{ASSET}/)(\d{{4}}-\d{{2}}-\d{{2}})/?", path)
-        root, at = (named[1], named[2]) if named else (path, snapshot)
+        return _registered(path, asset, snapshot)
+    named = re.fullmatch(rf"(.+?)(?:@|/{ASSET}/)(\d{{4}}-\d{{2}}-\d{{2}})/?", path)
+    root, at = (named[1], named[2]) if named else (path, snapshot)
     if at is not None and snapshot not in (None, at):
         raise UserError(f"{path} and snapshot={snapshot!r} name two snapshots; give one of them")
-    store = Store(root, view)
-    made = store.snapshots(asset)
+    store = Store(root)
+    if at is None and (release := _release(store, asset, before)) is not None:
+        return releases.opened(store, release), release.snapshot
+    made = [one for one in store.snapshots(asset) if before is None or one < before]
     if not made or (at is not None and at not in made):
         there = f"it has {', '.join(made)}" if made else "it has none of any snapshot"
+        there += f" before {before}" if before is not None and not made else ""
         remedy = "give a store, or a snapshot of one, that has it, or make it with"
-        command = f"twhin {MAKERS[asset.split('/')[0]]}" + (f" --snapshot {at}" if at else "")
+        command = f"twhin {maker(asset)}" + (f" --snapshot {at}" if at else "")
         raise UserError(f"{path}: no {asset} there ({there}); {remedy} `{command}`")
-    at = at or made[-1]
-    if version is not None:
-        manifest = store.manifest(asset, at)
-        held = manifest.version if asset == ASSET else model_version(manifest)
-        if held != version:
-            raise UserError(
-                f"{path} is version {version} of snapshot {at}, and the store now holds {held}, trained later; load a "
-                "newer version of the registered model"
-            )
-    return store, at
+    return store.pinned(), at or made[-1]
+
+
+def _release(store: Store, asset: str, before: str | None) -> releases.Release | None:
+    """Return the current release, or the newest one of an older snapshot; None where there is none with the table."""
+    if before is None:
+        release = releases.current(store)
+    else:
+        older = [releases.read(store, name) for name in releases.names(store) if name < before]
+        release = max(older, key=lambda one: (one.snapshot, one.name), default=None)
+    return release if release is not None and asset in release.tables else None
+
+
+def _registered(path: str, asset: str, snapshot: str | None) -> tuple[Store, str]:
+    """Find a registered model, or the table that was made of it: a version stays as long as it is registered."""
+    from twhin_pipeline import tracking  # loads mlflow
+
+    registered = tracking.pointer(path)
+    at, version = registered["snapshot"], registered["version"]
+    if snapshot not in (None, at):
+        raise UserError(f"{path} and snapshot={snapshot!r} name two snapshots; give one of them")
+    store = Store(registered["store"], registered.get("view"))
+    if asset == ASSET:
+        return store.pinned(store.manifest(ASSET, at, version)), at
+    for made in reversed(store.versions_of(asset, at)):
+        manifest = store.manifest(asset, at, made)
+        if model_version(manifest) == version:
+            whole = store.seen_as(None)
+            with_it = [
+                whole.manifest(name, at, held)
+                for name, held in manifest.parents.items()
+                if name.startswith("embeddings/")
+            ]
+            return store.pinned(manifest, *with_it), at
+    raise UserError(
+        f"{path} is version {version} of snapshot {at}, of which {store.root} has no {asset}; make it with "
+        f"`twhin export --snapshot {at}`, or load another version of the registered model"
+    )
 
 
 def model_version(manifest: Manifest) -> str:

@@ -304,11 +304,11 @@ def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
     Args:
         path: A store's root (path or URL); that with `@YYYY-MM-DD` for one of its snapshots; or an MLflow model URI
             (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
-        snapshot: The snapshot, in place of `@YYYY-MM-DD`. Left out: the newest that has embeddings.
+        snapshot: The snapshot, in place of `@YYYY-MM-DD`. Left out: that of the current release; where nothing has been
+            published, the newest that has embeddings.
 
     Raises:
-        UserError: There are no embeddings there, they are not one whole set, or the store has replaced the
-            registered model by a later one.
+        UserError: There are no embeddings there, or they are not one whole set.
     """
     store, snapshot = locate(str(path), RELATIONS, snapshot)
     relations = store.manifest(RELATIONS, snapshot)

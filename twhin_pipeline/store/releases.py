@@ -1,0 +1,131 @@
+"""Releases: what consumers see. A release names the versions of tables that belong together; `current` names one.
+
+    <root>/releases/<name>.json     one release; never changed
+    <root>/releases/current.json    which one is current, since when and why, and the ones before it
+
+`current` is replaced as one file, so a reader sees the release before or the one after. Promotion and rollback move it
+and are recorded there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from twhin_pipeline.errors import UserError, unknown
+from twhin_pipeline.store.store import Store, code_version
+
+FOLDER, CURRENT = "releases", "current"
+
+
+@dataclass(frozen=True)
+class Release:
+    """The versions of one snapshot's tables that belong together."""
+
+    name: str
+    snapshot: str
+    created: str
+    tables: Mapping[str, str]
+    """Table to version; tables of views by their names in the store, such as `refit/twhin_model`."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What evaluation measured overall."""
+    model_uri: str | None = None
+    """The registered model in MLflow."""
+    code_version: str = ""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One move of `current`."""
+
+    release: str
+    at: str
+    by: str
+    reason: str
+
+
+def make(
+    store: Store, snapshot: str, tables: Mapping[str, str], figures: Mapping[str, float], model_uri: str | None
+) -> Release:
+    """Write a release of these tables and of every table of the snapshot that they were made from.
+
+    Args:
+        store: Where the tables are.
+        snapshot: Their snapshot.
+        tables: Table to version.
+        figures: What evaluation measured overall.
+        model_uri: The registered model.
+    """
+    whole = store.seen_as(None)
+    found: dict[str, str] = {}
+    waiting = list(tables.items())
+    while waiting:
+        asset, version = waiting.pop()
+        if asset not in found and "@" not in asset:  # an earlier snapshot's tables are not this release's
+            found[asset] = version
+            waiting += whole.manifest(asset, snapshot, version).parents.items()
+    now = datetime.now(UTC)
+    name = f"{snapshot}-{now:%Y%m%dT%H%M%S%f}"
+    release = Release(
+        name, snapshot, now.isoformat(timespec="seconds"), dict(sorted(found.items())), dict(figures), model_uri,
+        code_version(),
+    )  # fmt: skip
+    store.write_text([FOLDER, f"{name}.json"], json.dumps(asdict(release), indent=1, allow_nan=False))
+    return release
+
+
+def names(store: Store) -> list[str]:
+    """List the releases, oldest snapshot first."""
+    found = (name.removesuffix(".json") for name in store.children(FOLDER) if name.endswith(".json"))
+    return [name for name in found if name != CURRENT]
+
+
+def read(store: Store, name: str) -> Release:
+    """Read a release. Raises UserError where there is none of that name."""
+    try:
+        values = json.loads(store.read_text([FOLDER, f"{name}.json"]))
+    except FileNotFoundError:
+        raise UserError(f"{store.root}: {unknown('release', name, names(store))}") from None
+    known = {one.name for one in fields(Release)}
+    return Release(**{key: value for key, value in values.items() if key in known})
+
+
+def history(store: Store) -> list[Promotion]:
+    """Return every move of `current`, the first one first."""
+    try:
+        moves: list[dict[str, Any]] = json.loads(store.read_text([FOLDER, f"{CURRENT}.json"]))["history"]
+    except FileNotFoundError:
+        return []
+    return [Promotion(**move) for move in moves]
+
+
+def current(store: Store) -> Release | None:
+    """Return the release that consumers see; None where nothing has been published."""
+    moves = history(store)
+    return read(store, moves[-1].release) if moves else None
+
+
+def promote(store: Store, name: str, by: str, reason: str) -> Release:
+    """Make a release the current one, and record it; a release that was current before is rolled back to so.
+
+    Raises:
+        UserError: There is no such release, one of its tables is gone, or another process moves `current`.
+    """
+    release = read(store, name)
+    whole = store.seen_as(None)
+    for asset, version in release.tables.items():
+        whole.manifest(asset, release.snapshot, version)
+    with store.writing(CURRENT, [FOLDER]):
+        moves = [asdict(move) for move in history(store)]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        moves.append(asdict(Promotion(name, now, by, reason)))
+        store.write_text([FOLDER, f"{CURRENT}.json"], json.dumps({"release": name, "history": moves}, indent=1))
+    return release
+
+
+def opened(store: Store, release: Release) -> Store:
+    """Return the store as a reader of a release sees it: each of its tables at the release's version."""
+    return store.pinned(*(store.seen_as(None).manifest(a, release.snapshot, v) for a, v in release.tables.items()))
