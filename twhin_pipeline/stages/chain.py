@@ -179,13 +179,12 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
         UserError: The stage says what is wrong, a table that it reads is older than what that was made from, or was
             made with other values of the configuration's fields.
     """
-    resolved = run
-    if reads := spelled_out(stage.reads, run.config):
-        run.store.refuse_stale(run.snapshot, reads)
-        resolved = replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
-    if (reason := stage.left_out(resolved)) is not None:
-        say(f"{stage.name:<11}   left out: {reason}")
+    reads = spelled_out(stage.reads, run.config)
+    run.store.refuse_stale(run.snapshot, reads)
+    if (why := reason(run, stage)) is not None:
+        say(f"{stage.name:<11}   left out: {why}")
         return {}
+    resolved = _resolved(run) if reads else run
     _refuse_other_settings(resolved, reads)
     # A training process takes its own lock. Others work on the versions that were there when they began.
     held = [] if stage.function in (train, refit) else stage.tables(run.config)
@@ -240,6 +239,15 @@ def _refuse_other_settings(run: Run, reads: Sequence[str]) -> None:
                 f"{table} of snapshot {run.snapshot} was made with other values: {shown}{more}; make it again with "
                 f"`twhin {stage} --snapshot {run.snapshot}`, or give the values that it was made with"
             )
+
+
+def reason(run: Run, stage: Stage) -> str | None:
+    """Return why a stage has nothing to do, or None where it has."""
+    return stage.left_out(_resolved(run)) if stage.reads else None
+
+
+def _resolved(run: Run) -> Run:
+    return replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
 
 
 def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:

@@ -288,6 +288,11 @@ class Store:
             if _is_data(path) and not _has_rows(manifest.asset, path)
         }
 
+    def read_part(self, manifest: Manifest, part: str) -> pa.Table:
+        """Read a Parquet file beside a manifest's rows whole, such as a model's `losses`."""
+        with self.parquet(self.part_files(manifest)[part]) as file:
+            return file.read()
+
     def verify(self, manifest: Manifest) -> int:
         """Read all files of a version and compare their checksums; return their bytes.
 
@@ -424,6 +429,9 @@ class Store:
             UserError: Another process writes one of them; the message names it.
         """
         names = list(assets)
+        if not names:
+            yield
+            return
         folders = [self.path(asset, snapshot) for asset in names]
         what = f"{', '.join(names) if len(names) < 2 else f'{names[0]} and others'} of snapshot {snapshot}"
         with locked(self.fs, self.is_local, folders, what):

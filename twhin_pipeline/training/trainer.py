@@ -180,6 +180,9 @@ class Trainer:
             self.tracking = open_run(self.store, self.snapshot, self.config, self.progress.mlflow_run_id)
             self.progress.mlflow_run_id = self.tracking.run_id
             self.tracking.log_config(self.config, world_size=self.ranks.world_size, training_set=self.dataset.version)
+            self.tracking.log_dataset(self.store, self.snapshot, "training_set/positives", "training")
+            if self.validator is not None:
+                self.tracking.log_dataset(self.store, self.snapshot, "held_out/validation", "validation")
             self.tracking.log_text(str(self.sharded.sharding_plan_text), "sharding_plan.txt")
             if self.recipe:
                 self.tracking.log_text(self.recipe.explanation(), "recipe.txt")
