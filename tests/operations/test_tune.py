@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from twhin_pipeline import pipeline, tracking
-from twhin_pipeline._dagster.assets import tune as tune_job
+from twhin_pipeline._dagster.assets import jobs
 from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
 from twhin_pipeline._dagster.resources.launcher import LauncherResource
 from twhin_pipeline._dagster.resources.store import StoreResource
@@ -248,7 +248,7 @@ def test_the_dagster_job_searches_and_shows_the_best(tmp_path, fake):
         "tracking": TrackingResource(),
         "launcher": LauncherResource(nproc_per_node=3),
     }
-    job = dg.Definitions(jobs=[tune_job.make(snapshots)], resources=resources).resolve_job_def("tune")
+    job = dg.Definitions(jobs=[jobs.tune(snapshots)], resources=resources).resolve_job_def("tune")
     done = job.execute_in_process(partition_key=SNAPSHOT, run_config={"ops": {"search": {"config": {"trials": 2}}}})
     assert done.success and 1 <= len(fake) <= 2
     assert all(trial["config"].launch.nproc_per_node == 3 for trial in fake)

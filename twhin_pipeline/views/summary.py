@@ -202,6 +202,7 @@ def neighbors(store: Store, snapshot: str, entity: str, ids: list[Any]) -> list[
 
 def _where(out: Console, config: TwhinConfig, store: Store, snapshot: str) -> None:
     from twhin_pipeline import tracking
+    from twhin_pipeline.tracking import pages
 
     out.print("\n[bold]Where things are[/]")
     first = config.model.table_names[0]
@@ -211,8 +212,7 @@ def _where(out: Console, config: TwhinConfig, store: Store, snapshot: str) -> No
         ("vectors", f"{vectors} (and embeddings/… of the other types)"),
         ("tables", f'{store.root}; in SQL: {command()} sql "show tables", or {store.path("catalog.duckdb")}'),
         ("runs", tracking.uri(store)),
-        ("Dagster", "make ui, then http://127.0.0.1:3000"),
-        ("MLflow", "make mlflow, then http://127.0.0.1:5000"),
+        ("pages", f"make ui, then Dagster at {pages.dagster()} and MLflow at {pages.mlflow(tracking.uri(store))}"),
     ]
     for name, text in lines:
         out.print(f"{name:<10}{escape(text)}")
