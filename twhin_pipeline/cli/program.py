@@ -24,17 +24,21 @@ from twhin_pipeline.errors import UserError
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 
+PANELS = ("Start", "Run", "Run one stage", "Look", "Use", "Operate")
+"""Groups of commands in the help, in its order; a command names its own by `rich_help_panel`."""
+
+
 class Panels(TyperGroup):
-    """Lists the commands in the panels that they name (`rich_help_panel`), in plain text, and cuts no line short."""
+    """Lists the commands by panel, in plain text, and cuts no line short."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write one list of commands for each panel, in the order in which the commands were added."""
+        """Write one list of commands for each panel; within one, in the order in which they were added."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
             panels.setdefault(command.rich_help_panel, []).append((name, command.get_short_help_str(limit=1_000)))
         width = max(len(name) for lines in panels.values() for name, _ in lines)
-        for panel, lines in panels.items():
+        for panel, lines in sorted(panels.items(), key=lambda item: PANELS.index(item[0])):
             with formatter.section(panel):
                 formatter.write_dl([(name.ljust(width), text) for name, text in lines])
 
