@@ -1,9 +1,8 @@
 # make demo     the whole pipeline on the bundled graph, with a summary at the end
 # make test     every test
-# make ui       Dagster on http://127.0.0.1:3000
-# make mlflow   MLflow on http://127.0.0.1:5000
+# make ui       Dagster on http://127.0.0.1:3000 and MLflow on http://127.0.0.1:5000
 # make docs     the documentation as a site, in site/
-# `make help` lists the rest. Variables: VARIANT=gpu, PYTHON=…, TORCH_INDEX_URL=…, TWHIN_HOME=…, TWHIN_CONFIG=…
+# `make help` lists the rest. Variables: UI_PORT=…, MLFLOW_PORT=…, VARIANT=gpu, PYTHON=…, TORCH_INDEX_URL=…, TWHIN_HOME=…, TWHIN_CONFIG=…
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,6 +12,8 @@ SHELL := bash
 VARIANT ?= cpu
 TWHIN_HOME ?= .twhin
 SNAPSHOT ?= 2025-08-09
+UI_PORT ?= 3000
+MLFLOW_PORT ?= 5000
 export VARIANT PYTHON TORCH_INDEX_URL
 # Dagster's and MLflow's processes run in other folders, so they get whole paths.
 export TWHIN_HOME := $(if $(findstring ://,$(TWHIN_HOME)),$(TWHIN_HOME),$(abspath $(TWHIN_HOME)))
@@ -52,13 +53,11 @@ bench: $(READY) ## Training steps beside the published model's: fails where the 
 chromium:
 	@packaging/chromium.sh
 
-ui: $(READY) $(DAGSTER_HOME)/dagster.yaml ## Dagster's UI and daemon on 127.0.0.1:3000
-	@echo "Dagster: http://127.0.0.1:3000 (ctrl-c ends it; its state is in $(DAGSTER_HOME))"
-	@echo "Configuration: $${TWHIN_CONFIG:-the bundled configs/debian.yaml, as TWHIN_CONFIG is not set}"
-	@exec env PYTHONWARNINGS=ignore::FutureWarning $(BIN)/dagster dev -h 127.0.0.1 -p 3000 -m twhin_pipeline.definitions
+ui: $(READY) $(DAGSTER_HOME)/dagster.yaml ## Dagster's UI and daemon, and MLflow's UI (UI_PORT=3000, MLFLOW_PORT=5000)
+	@exec $(BIN)/python scripts/ui.py --dagster-port $(UI_PORT) --mlflow-port $(MLFLOW_PORT)
 
-mlflow: $(READY) ## MLflow's UI on 127.0.0.1:5000
-	@exec $(BIN)/twhin mlflow --host 127.0.0.1 --port 5000
+mlflow: $(READY) ## MLflow's UI alone (MLFLOW_PORT=5000)
+	@exec $(BIN)/twhin mlflow --host 127.0.0.1 --port $(MLFLOW_PORT)
 
 lint: $(READY) ## Style and types
 	@$(BIN)/ruff check .

@@ -1,1 +1,1 @@
-"""Dagster assets, one thin module a stage."""
+"""The Dagster side: a module for each stage's assets, and one for each concept of Dagster that they share."""

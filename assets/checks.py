@@ -15,16 +15,21 @@ from twhin_pipeline.store import Store
 
 from ..resources.configuration import ConfigurationResource
 from ..resources.store import StoreResource
-from . import provenance
-from .stage import POOL, mistakes
+from . import metadata, provenance
+from .execution import POOL, mistakes
 
 SEVERITY = {"ERROR": dg.AssetCheckSeverity.ERROR, "WARN": dg.AssetCheckSeverity.WARN}
 SHOWN = 20
 
 
-def make(name: str, config: TwhinConfig, tables: Sequence[str]) -> dg.AssetChecksDefinition:
-    """Return one definition with every check of `tables`. One step for all: a process each would take far longer."""
+def make(name: str, config: TwhinConfig, tables: Sequence[str]) -> list[dg.AssetChecksDefinition]:
+    """Return one definition with every check of `tables`; none where they have no checks.
+
+    One step for all: a process each would take far longer.
+    """
     pairs = checks.of_tables(config, tables)
+    if not pairs:
+        return []
     specs = [
         dg.AssetCheckSpec(
             check.name,
@@ -40,16 +45,19 @@ def make(name: str, config: TwhinConfig, tables: Sequence[str]) -> dg.AssetCheck
     def run_checks(
         context: dg.AssetCheckExecutionContext, configuration: ConfigurationResource, store: StoreResource
     ) -> Iterator[dg.AssetCheckResult]:
+        selected: dict[str, list[str]] = {}
+        for check, table in pairs:
+            if dg.AssetCheckKey(provenance.key(table), check.name) in context.selected_asset_check_keys:
+                selected.setdefault(table, []).append(check.name)
         with mistakes():
-            loaded, tables_ = configuration.load(), store.open()
-            for check, table in pairs:
-                wanted = dg.AssetCheckKey(provenance.key(table), check.name)
-                if wanted in context.selected_asset_check_keys:
-                    snapshot = context.partition_key if context.has_partition_key else newest(tables_, table)
-                    resolved = relations.resolve(loaded, tables_, snapshot)
-                    yield as_result(check, table, snapshot, checks.run(check.name, resolved, tables_, snapshot, table))
+            loaded, opened = configuration.load(), store.open()
+            for table, names in selected.items():
+                snapshot = context.partition_key if context.has_partition_key else newest(opened, table)
+                resolved = relations.resolve(loaded, opened, snapshot)
+                for check, result in checks.results(resolved, opened, snapshot, table, names):
+                    yield as_result(check, table, snapshot, result)
 
-    return run_checks
+    return [run_checks]
 
 
 def newest(store: Store, table: str) -> str:
@@ -66,16 +74,16 @@ def newest(store: Store, table: str) -> str:
 
 def as_result(check: checks.Check, table: str, snapshot: str, result: checks.CheckResult) -> dg.AssetCheckResult:
     """Return what Dagster shows: on failure the offending rows, and what was measured."""
-    metadata = {"snapshot": snapshot, **result.metadata}
+    shown = {"snapshot": snapshot, **result.metadata}
     for name, rows in (("offending", result.offending), ("measured", result.measured)):
         if rows is not None and rows.num_rows:
-            metadata[name] = dg.MetadataValue.md(checks.rows_as_markdown(rows, SHOWN))
+            shown[name] = metadata.rows_of(rows, SHOWN)
     return dg.AssetCheckResult(
         passed=result.passed,
         asset_key=provenance.key(table),
         check_name=check.name,
         severity=SEVERITY[check.severity],
-        metadata=metadata,
+        metadata=shown,
         description=None
         if result.passed
         else f"{check.description} {result.metadata['offending_rows']:,} rows do not.",

@@ -7,57 +7,45 @@ import dagster as dg
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.evaluation.results import BASELINES, chief_rows, comparisons
+from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.store import Manifest, Store
 
-from ..resources.configuration import ConfigurationResource
-from ..resources.store import StoreResource
-from ..resources.tracking import TrackingResource
-from . import checks, provenance
-from .stage import OWNERS, POOL, counts, opened, picture, table, table_metadata
+from . import steps
+from .metadata import counts, picture, rounded, table
 
+STAGE = STAGES["evaluate"]
 OVERALL = "all"
 TITLES = {"baseline": "most popular", "item_knn": "item-kNN", "als": "ALS", "compared": "model, on the same sample"}
 """Of the table's columns; in metadata their names are prefixes."""
+SHOWN_APART = ("metrics", "warnings", "als_settings", "notes", *TITLES)
 
 
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Return the stage and its checks."""
-    above = ["twhin_model", "held_out/test", "held_out/validation", "training_set/positives"]
-    above += ["held_out/repeats"] if config.split.repeats else []
-
-    @dg.asset(
-        deps=[provenance.key(name) for name in above],
-        partitions_def=partitions,
-        group_name="evaluation",
-        description="Ranks, Recall and NDCG, AUC and RCE of held-out edges: a row for each relation, side and metric.",
-        kinds={"torch", "parquet", "mlflow"},
-        owners=OWNERS,
-        code_version=provenance.code("evaluation.evaluate"),
-        pool=POOL,
-    )
-    def evaluation(
-        context: dg.AssetExecutionContext,
-        configuration: ConfigurationResource,
-        store: StoreResource,
-        tracking: TrackingResource,
-    ) -> dg.MaterializeResult:
-        from twhin_pipeline.evaluation.evaluate import evaluate
-
-        with opened(context, configuration, store, above) as (loaded, tables, snapshot):
-            manifest = evaluate(loaded, tables, snapshot)
-            shown_apart = ["metrics", "warnings", "als_settings", *TITLES]
-            metadata = table_metadata(tables, manifest) | counts(manifest.details, leave_out=shown_apart)
-            metadata |= _metadata(tables, manifest)
-            model = tables.manifest("twhin_model", snapshot)
-            tracking.log_metrics(tables, model, manifest.details["metrics"])
-            if run_id := model.details.get("mlflow_run_id"):
-                metadata["mlflow_run"] = tracking.link(tables, run_id)
-            return dg.MaterializeResult(metadata=metadata)
-
-    return [evaluation, checks.make("evaluation_checks", config, ["evaluation"])]
+    text = "Ranks, Recall and NDCG, AUC and RCE of held-out edges: a row for each relation, side and metric."
+    specs = [
+        steps.spec(
+            "evaluation",
+            STAGE,
+            config,
+            group="evaluation",
+            description=text,
+            code="evaluation.evaluate",
+            kinds=["parquet", "torch", "mlflow"],
+        )
+    ]
+    return steps.make(STAGE, config, partitions, specs=specs, page=page)
 
 
-def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
+def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
+    """Return what was measured, and the model's run in MLflow."""
+    model = step.store.manifest("twhin_model", step.snapshot)
+    run_id = model.details.get("mlflow_run_id")
+    linked = {"mlflow_run": step.tracking.link(step.store, run_id)} if run_id else {}
+    return measured(step.store, manifest) | linked | counts(manifest.details, leave_out=SHOWN_APART)
+
+
+def measured(store: Store, manifest: Manifest) -> dict[str, Any]:
     """Overall metrics as numbers, so that the page draws them across runs; each relation's as a table and bars; and the
     warnings.
     """
@@ -69,16 +57,17 @@ def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
     evaluation, details = store.read("evaluation", manifest.snapshot), manifest.details
     rows = chief_rows(evaluation, details).to_pylist()
     shown: dict[str, Any] = {}
+    besides: dict[str, Any] = {}
+    for row in rows:
+        if row["relation"] == OVERALL and _finite(row["value"]):
+            shown[row["metric"]] = rounded(row["value"])
+            for column in TITLES:
+                if _finite(row[column]):
+                    besides[f"{column}_{row['metric']}"] = rounded(row[column])
     if details.get("warnings"):
         shown["warnings"] = dg.MetadataValue.md("\n".join(f"- {line}" for line in details["warnings"]))
     if details.get("als_settings"):
-        shown["als_settings"] = dg.MetadataValue.json(details["als_settings"])
-    for row in rows:
-        if row["relation"] == OVERALL and _finite(row["value"]):
-            shown[row["metric"]] = float(row["value"])
-            for column in TITLES:
-                if _finite(row[column]):
-                    shown[f"{column}_{row['metric']}"] = float(row[column])
+        besides["als_settings"] = dg.MetadataValue.json(details["als_settings"])
     by_metric: dict[str, dict[str, Any]] = {}
     edges: dict[str, int] = {}
     for row in rows:
@@ -87,7 +76,7 @@ def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
     # All of them together, then the largest: the table and the picture show the first ones.
     relations = sorted(edges, key=lambda name: (name != OVERALL, -edges[name]))
     if not relations:
-        return shown
+        return shown | besides
     columns: dict[str, list[Any]] = {"relation": relations}
     mrr = by_metric.get("filtered_mrr", {})
     columns["edges"] = [mrr[r]["edges"] if r in mrr else None for r in relations]
@@ -112,7 +101,7 @@ def _metadata(store: Store, manifest: Manifest) -> dict[str, Any]:
         model = np.array([compared[r].value for r in kept])
         picture_of = plots.relation_metrics(kept, model, baselines, metric)
         shown["model_beside_baselines"] = picture(picture_of, f"{metric} of the model and of the baselines")
-    return shown
+    return shown | besides
 
 
 def _finite(value: float | None) -> bool:

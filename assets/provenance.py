@@ -1,6 +1,8 @@
 """What an asset was made from: its key in Dagster, and the version of the code that it ran.
 
-What does not belong here: recording parents and refusing stale ones (`twhin_pipeline/store/store.py` does both).
+What belongs here: asset keys and code versions. What does not: recording parents and refusing stale ones
+(`twhin_pipeline/store/store.py` does both).
+https://docs.dagster.io/guides/build/assets/asset-versioning-and-caching
 """
 
 from __future__ import annotations
@@ -58,3 +60,8 @@ def _path(module: str) -> Path:
 def key(table: str) -> dg.AssetKey:
     """Return the asset key of a table of the store: `vocabulary/user` is ["vocabulary", "user"]."""
     return dg.AssetKey(table.split("/"))
+
+
+def table(key: dg.AssetKey) -> str:
+    """Return the table of the store that an asset key stands for."""
+    return "/".join(key.path)

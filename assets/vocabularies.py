@@ -1,47 +1,40 @@
 """Vocabularies: one table an entity type, which row an id has."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.stages.chain import STAGES
+from twhin_pipeline.store import Manifest
 
-from ..resources.configuration import ConfigurationResource
-from ..resources.store import StoreResource
-from . import checks
-from .provenance import key
-from .stage import POOL, counts, opened, picture, spec, table_metadata
+from . import steps
+from .metadata import counts, picture
+
+STAGE = STAGES["vocabulary"]
 
 
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Return the stage and its checks."""
-    names = [f"vocabulary/{entity}" for entity in config.model.table_names]
     specs = [
-        spec(
-            name,
+        steps.spec(
+            f"vocabulary/{entity}",
+            STAGE,
+            config,
             group="vocabulary",
             description=f"Each {entity}'s row of its table, for ever, and its number of edges in this snapshot.",
             code="graph.vocabulary",
-            deps=["raw_edges"],
-            kinds=["duckdb"],
+            kinds=["parquet", "duckdb"],
         )
-        for name, entity in zip(names, config.model.table_names, strict=True)
+        for entity in config.model.table_names
     ]
+    return steps.make(STAGE, config, partitions, specs=specs, page=page)
 
-    @dg.multi_asset(name="vocabularies", specs=specs, partitions_def=partitions, pool=POOL)
-    def vocabularies(
-        context: dg.AssetExecutionContext, configuration: ConfigurationResource, store: StoreResource
-    ) -> Iterator[dg.MaterializeResult]:
-        from twhin_pipeline.graph import vocabulary
-        from twhin_pipeline.views import plots
 
-        with opened(context, configuration, store, ["raw_edges"]) as (loaded, tables, snapshot):
-            vocabulary.build(loaded, tables, snapshot)
-            for name in names:
-                manifest = tables.manifest(name, snapshot)
-                degree = tables.read(name, snapshot, ["degree"])["degree"].to_numpy()
-                plot = picture(plots.degrees({name.split("/")[1]: degree}), "degrees")
-                metadata = table_metadata(tables, manifest) | counts(manifest.details) | {"degrees": plot}
-                yield dg.MaterializeResult(asset_key=key(name), metadata=metadata)
+def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
+    """Return what was counted, and how edges are spread over entities."""
+    from twhin_pipeline.views import plots
 
-    return [vocabularies, checks.make("vocabularies_checks", config, names)]
+    degree = step.store.read(manifest.asset, step.snapshot, ["degree"])["degree"].to_numpy()
+    drawn = picture(plots.degrees({manifest.asset.partition("/")[2]: degree}), "degrees")
+    return counts(manifest.details, first=["largest_degree"]) | {"degrees": drawn}

@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from default_graphs import ALL, BASELINES, GENERATED, GRAPHS, MRR, RECALL, Goal, Graph, configuration, read_truth
 from quality import ROOT, _row, git_commit
 
+from twhin_pipeline.config import as_override
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.operations.shop import Truth, oracle_scores
-from twhin_pipeline.operations.tune import as_override
 from twhin_pipeline.store import Store
 
 Array = np.ndarray[Any, Any]

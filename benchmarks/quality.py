@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from twhin_pipeline import pipeline
-from twhin_pipeline.config import TwhinConfig, load_config
+from twhin_pipeline.config import TwhinConfig, as_override, load_config
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.operations.tune import as_override
 from twhin_pipeline.store import Store, database
 from twhin_pipeline.training import launch
 

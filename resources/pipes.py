@@ -29,6 +29,9 @@ class PipesReporter:
     def progress(self, step: int, total: int, loss: float, rate: float) -> None:
         """Say nothing: an event for each step would make the run's page slow."""
 
+    def validation(self, record: object) -> None:
+        """Say nothing: the milestone has the values."""
+
     def finished(self, metadata: dict[str, Any]) -> None:
         """Report the materialization."""
         self.context.report_asset_materialization(metadata={key: as_metadata(value) for key, value in metadata.items()})

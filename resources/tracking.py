@@ -7,7 +7,7 @@ https://mlflow.org/docs/latest/tracking
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import dagster as dg
@@ -16,18 +16,22 @@ from pydantic import Field
 
 from twhin_pipeline import tracking
 from twhin_pipeline.config import TwhinConfig
-from twhin_pipeline.store import Manifest, Store
+from twhin_pipeline.store import Store
+from twhin_pipeline.tracking import pages
 
 
 class TrackingResource(dg.ConfigurableResource):
     """MLflow: MLFLOW_TRACKING_URI where it is set, else SQLite in the store."""
 
     mlflow_url: str = Field(
-        default="http://127.0.0.1:5000",
-        description="Where MLflow's pages are, for links, where MLFLOW_TRACKING_URI is no web address (`make mlflow`).",
+        default="",
+        description=f"Where MLflow's pages are, for links. Empty: the environment variable {pages.MLFLOW_ENV}, which "
+        f"`make ui` sets, else MLFLOW_TRACKING_URI where it is a web address, else {pages.MLFLOW}.",
     )
     dagster_url: str = Field(
-        default="http://127.0.0.1:3000", description="Where Dagster's pages are, for MLflow's link back (`make ui`)."
+        default="",
+        description="Where Dagster's pages are, for MLflow's link back. Empty: the environment variable "
+        f"{pages.DAGSTER_ENV}, which `make ui` sets, else {pages.DAGSTER}.",
     )
 
     def uri(self, store: Store) -> str:
@@ -36,9 +40,16 @@ class TrackingResource(dg.ConfigurableResource):
 
     def link(self, store: Store, run_id: str) -> dg.MetadataValue:
         """Return a link to a run's page in MLflow."""
-        uri = self.uri(store)
-        base = uri.rstrip("/") if uri.startswith(("http://", "https://")) else self.mlflow_url
-        return dg.MetadataValue.url(f"{base}/#/experiments/{tracking.experiment_id(store)}/runs/{run_id}")
+        return self._page(store, f"experiments/{tracking.experiment_id(store)}/runs/{run_id}")
+
+    def model_link(self, store: Store, model_uri: str) -> dg.MetadataValue:
+        """Return a link to a registered version's page in MLflow; `model_uri` is `models:/<name>/<version>`."""
+        name, _, version = model_uri.removeprefix("models:/").rpartition("/")
+        return self._page(store, f"models/{name}/versions/{version}")
+
+    def _page(self, store: Store, path: str) -> dg.MetadataValue:
+        base = self.mlflow_url.rstrip("/") or pages.mlflow(self.uri(store))
+        return dg.MetadataValue.url(f"{base}/#/{path}?{pages.MODEL_TRAINING}")
 
     @contextmanager
     def run(
@@ -48,9 +59,10 @@ class TrackingResource(dg.ConfigurableResource):
 
         A retry of the step goes on with the run of the attempt before.
         """
-        asset = context.asset_key.to_user_string()
+        (key,) = context.selected_asset_keys
+        asset = key.to_user_string()
         tags = {"dagster.run_id": context.run.run_id, "dagster.asset": asset, "dagster.partition": snapshot}
-        page = f"{self.dagster_url}/runs/{context.run.run_id}"
+        page = f"{self.dagster_url.rstrip('/') or pages.dagster()}/runs/{context.run.run_id}"
         note = f"Trained by [Dagster run {context.run.run_id[:8]}]({page}), asset `{asset}`, snapshot {snapshot}."
         links = {"dagster.url": page, "mlflow.note.content": note}
         started = self._attempt_before(store, tags) if context.retry_number else None
@@ -68,23 +80,6 @@ class TrackingResource(dg.ConfigurableResource):
             raise
         run.finish()
 
-    def log_metrics(self, store: Store, model: Manifest, metrics: Mapping[str, float]) -> None:
-        """Add metrics to the run that trained a model, where the tracking store has it."""
-        run_id = model.details.get("mlflow_run_id")
-        if run_id and tracking.run_exists(store, run_id):
-            run = tracking.resume_run(store, run_id, owned=False)
-            run.log_metrics(_there(metrics), int(model.details.get("steps", 0)))
-
-    def register(self, store: Store, snapshot: str) -> dict[str, dg.MetadataValue]:
-        """Register a snapshot's model with the metrics of its evaluation; return what to show."""
-        model = store.manifest("twhin_model", snapshot)
-        run_id = model.details.get("mlflow_run_id")
-        if not run_id or not tracking.run_exists(store, run_id):
-            return {"mlflow_model": dg.MetadataValue.text(f"not registered: no run of this model at {self.uri(store)}")}
-        metrics = store.manifest("evaluation", snapshot).details["metrics"]
-        uri = tracking.register_model(store, snapshot, _there(metrics))
-        return {"mlflow_model": dg.MetadataValue.text(uri), "mlflow_run": self.link(store, run_id)}
-
     @staticmethod
     def _attempt_before(store: Store, tags: dict[str, str]) -> str | None:
         from mlflow import MlflowClient
@@ -93,8 +88,3 @@ class TrackingResource(dg.ConfigurableResource):
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         found = client.search_runs([tracking.experiment_id(store)], wanted, max_results=1)
         return str(found[0].info.run_id) if found else None
-
-
-def _there(metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the metrics that have a value, by names that MLflow takes."""
-    return {tracking.allowed_name(name): float(value) for name, value in metrics.items() if value is not None}

@@ -13,14 +13,16 @@ from typing import Any
 import dagster as dg
 
 from twhin_pipeline._dagster.assets import (
-    automation,
     edges,
     embeddings,
     evaluation,
-    refit,
+    jobs,
+    models,
+    partitions,
+    published,
+    schedules,
+    sensors,
     training_set,
-    tune,
-    twhin_model,
     vocabularies,
 )
 from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
@@ -29,7 +31,8 @@ from twhin_pipeline._dagster.resources.store import StoreResource
 from twhin_pipeline._dagster.resources.tracking import TrackingResource
 from twhin_pipeline.graph.source import find_snapshots
 
-STAGES = (edges, vocabularies, training_set, twhin_model, evaluation, refit, embeddings)
+STAGES = (edges, vocabularies, training_set, models, evaluation, embeddings, published)
+"""Modules whose assets make up the chain (`twhin_pipeline/stages/chain.py`)."""
 
 
 def build_defs(
@@ -46,7 +49,7 @@ def build_defs(
     """
     configuration = ConfigurationResource(path=config_path or "")
     config = configuration.load()
-    snapshots = dg.StaticPartitionsDefinition(find_snapshots(config))
+    snapshots = partitions.snapshots(config)
     resources = {
         "configuration": configuration,
         "store": StoreResource(),
@@ -59,9 +62,9 @@ def build_defs(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
-        jobs=[automation.chain, tune.make(snapshots)],
-        schedules=[automation.retraining(lambda: find_snapshots(configuration.load()))],
-        sensors=[automation.tell_failure],
+        jobs=[jobs.chain, jobs.tune(snapshots)],
+        schedules=[schedules.retraining(lambda: find_snapshots(configuration.load()))],
+        sensors=[sensors.alert],
     )
 
 

@@ -1,4 +1,7 @@
-"""The whole chain without Dagster: every stage of `stages/chain.py`, and a search between two of them."""
+"""The ways in to the chain: the whole of it, as `twhin run`, and one stage, as its command or its Dagster step.
+
+The stages are in `stages/chain.py`. Here is what the whole chain has besides: a search between two stages.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,25 @@ from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest, Store
 
 
+def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
+    """Run one stage without its tables' checks, as `chain.make` does; before training, say what it leaves unused."""
+    _say_unused(run, stage, say)
+    return chain.make(run, stage, say)
+
+
 def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
-    """Run one stage as `chain.run_stage` does; before training, say which found values it does not use."""
+    """Run one stage and its tables' checks, as `chain.run_stage` does; before training, say what it leaves unused."""
+    _say_unused(run, stage, say)
+    return chain.run_stage(run, stage, say)
+
+
+def _say_unused(run: Run, stage: Stage, say: Say) -> None:
+    """Say which values a search has found for this training that it does not use."""
     if stage.name == "train":
         from twhin_pipeline.operations import short_search
 
         for line in short_search.unused(replace(run, config=relations.resolve(run.config, run.store, run.snapshot))):
             say(line)
-    return chain.run_stage(run, stage, say)
 
 
 def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: Store, snapshot: str, say: Say) -> Run:
@@ -46,6 +60,6 @@ def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: 
 
 def _samples_alike(one: Run, other: Run) -> bool:
     """Tell whether the stage `sample` makes the same tables of two runs."""
-    from twhin_pipeline.operations import tune
+    from twhin_pipeline.operations.trial import data_key
 
-    return len({tune.data_key(relations.resolve(run.config, run.store, run.snapshot)) for run in (one, other)}) == 1
+    return len({data_key(relations.resolve(run.config, run.store, run.snapshot)) for run in (one, other)}) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -11,11 +12,16 @@ import dagster as dg
 import pytest
 import yaml
 
+from twhin_pipeline._dagster.assets import provenance
 from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
 from twhin_pipeline.checks import checks
 from twhin_pipeline.config import default_config_path, load_config
 from twhin_pipeline.definitions import build_defs, defs
+from twhin_pipeline.stages.chain import STAGES
 
+CONCEPTS = (
+    "checks", "execution", "jobs", "metadata", "partitions", "provenance", "schedules", "sensors", "steps",
+)  # fmt: skip
 ROOT = Path(default_config_path()).parent.parent
 CONFIG = load_config(default_config_path())
 LOAD = """
@@ -67,7 +73,7 @@ def test_there_is_one_chain_with_one_asset_a_table():
     assert names == {
         "raw_edges", "raw_edges_rejected", "training_set/positives", "training_set/negatives", "held_out/validation",
         "held_out/validation_negatives", "held_out/test", "twhin_model", "evaluation", "refit/twhin_model",
-        "embeddings/relations",
+        "embeddings/relations", "published",
         *(f"vocabulary/{entity}" for entity in entities), *(f"embeddings/{entity}" for entity in entities),
     }  # fmt: skip
     graph = defs.resolve_asset_graph()
@@ -91,6 +97,32 @@ def test_every_check_of_the_registry_is_there_and_blocks_as_it_says():
     assert set(found) == wanted
     for (name, _), spec in found.items():
         assert spec.blocking == checks.CHECKS[name].blocking and spec.description
+
+
+def test_the_steps_are_the_stages_of_the_chain():
+    made = [one for one in defs.assets or [] if isinstance(one, dg.AssetsDefinition)]
+    assert {one.op.name for one in made} == set(STAGES)
+    graph = defs.resolve_asset_graph()
+    for one in made:
+        stage = STAGES[one.op.name]
+        assert {provenance.table(key) for key in one.keys} == set(stage.tables(CONFIG))
+        before = {provenance.table(key) for spec in one.specs for key in graph.get(spec.key).parent_keys}
+        assert before - set(stage.tables(CONFIG)) == set(stage.upstream(CONFIG))
+
+
+def test_a_model_is_registered_after_the_checks_of_its_vectors():
+    graph = defs.resolve_asset_graph()
+    parents = {provenance.table(key) for key in graph.get(dg.AssetKey("published")).parent_keys}
+    assert parents == {"evaluation", "embeddings/relations", *(f"embeddings/{n}" for n in CONFIG.model.table_names)}
+
+
+def test_a_module_is_one_concept_of_dagster_and_says_what_belongs_there():
+    for path in sorted((ROOT / "assets").glob("*.py")):
+        told = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert told, path.name
+        if path.stem in CONCEPTS:
+            assert "What belongs here" in told and "What does not" in told and "https://docs.dagster.io/" in told
+    assert len((ROOT / "assets" / "__init__.py").read_text().splitlines()) == 1
 
 
 def test_embeddings_wait_for_the_gates_of_the_evaluation():

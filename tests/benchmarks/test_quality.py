@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from twhin_pipeline import pipeline
-from twhin_pipeline.config import TwhinConfig, load_config, recipes, relations
+from twhin_pipeline.config import TwhinConfig, as_override, load_config, recipes, relations
 from twhin_pipeline.config.recipes import Counts
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.operations.tune import as_override
 from twhin_pipeline.store import Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))

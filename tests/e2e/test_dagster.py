@@ -13,6 +13,7 @@ from dagster_home import SNAPSHOT, Home, end, wait_for
 
 from twhin_pipeline.checks import checks
 from twhin_pipeline.config import load_config
+from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.store import Store
 
 DATA = "not key:twhin_model+"
@@ -37,7 +38,8 @@ def instance(made):
 def metadata(instance: dg.DagsterInstance, *key: str) -> dict:
     event = instance.get_latest_materialization_event(dg.AssetKey(list(key)))
     assert event is not None and event.asset_materialization is not None
-    return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    shown = event.asset_materialization.metadata
+    return {n: v if isinstance(v, dg.TableMetadataValue) else v.value for n, v in shown.items()}
 
 
 def test_every_table_is_in_the_store_and_fits_the_others(made):
@@ -86,18 +88,27 @@ def test_every_check_ran_and_passed(made, instance):
 def test_assets_show_numbers_tables_and_pictures(instance):
     model = metadata(instance, "twhin_model")
     assert model["final_loss"] < model["first_loss"] and model["edges_per_second"] > 0
-    assert "data:image/png;base64," in model["loss_curve"] and "rank 1" in model["plan"]
-    assert isinstance(metadata(instance, "evaluation")["filtered_mrr"], float)
-    assert "| likes |" in metadata(instance, "evaluation")["relations"]
+    assert next(iter(model)) == "final_loss", "the headline comes first"
+    assert "data:image/png;base64," in model["loss_curve_large"] and "rank 1" in model["plan"]
+    assert "data:image/svg+xml," in model["loss_curve"] and len(model["loss_curve"]) < 1_000, "drawn without a click"
+    evaluation = metadata(instance, "evaluation")
+    assert isinstance(evaluation["filtered_mrr"], float)
+    assert {"likes", "all"} <= {record.data["relation"] for record in evaluation["relations"].records}
     user = metadata(instance, "embeddings", "user")
-    assert "data:image/png;base64," in user["map_by_commonest_neighbour_type"] and "u" in user["nearest_neighbours"]
+    assert "data:image/png;base64," in user["map_by_commonest_neighbour_type_large"]
+    assert len(user["map_by_commonest_neighbour_type"]) < 1_000 and user["nearest_neighbours"].records
+    assert all(column.description for column in user["dagster/column_schema"].columns)
     assert metadata(instance, "raw_edges")["dagster/row_count"] > 1_000
+
+
+def run_in(link: str) -> str:
+    """Return the run that a link to MLflow's pages leads to."""
+    return link.rpartition("/")[2].partition("?")[0]
 
 
 def test_mlflow_has_the_run_linked_both_ways_and_the_registered_model(made, instance):
     model = metadata(instance, "twhin_model")
-    run_id = model["mlflow_run_id"] if "mlflow_run_id" in model else model["mlflow_run"].rpartition("/")[2]
-    assert model["mlflow_run"].endswith(run_id)
+    run_id = run_in(model["mlflow_run"])
     with sqlite3.connect(made.store / "mlflow.db") as database:
         [(status,)] = database.execute("SELECT status FROM runs WHERE run_uuid = ?", (run_id,)).fetchall()
         tags = dict(database.execute("SELECT key, value FROM tags WHERE run_uuid = ?", (run_id,)))
@@ -109,8 +120,22 @@ def test_mlflow_has_the_run_linked_both_ways_and_the_registered_model(made, inst
     assert run.run_id in tags["dagster.url"]
     assert {"filtered_mrr", "loss"} & {name.rpartition("/")[2] for name in logged} == {"filtered_mrr", "loss"}
     # What is registered is what is exported: the model of all edges, which has a run of its own.
-    refitted = metadata(instance, "refit", "twhin_model")["mlflow_run"].rpartition("/")[2]
+    refitted = run_in(metadata(instance, "refit", "twhin_model")["mlflow_run"])
     assert versions == [(refitted,)] and refitted != run_id
+
+
+def test_the_chain_ends_with_the_catalog_and_the_model_that_is_registered_after_the_checks_of_its_vectors(
+    made, instance
+):
+    """`make demo` once named a catalog that was never made, and the model was registered before the checks ran."""
+    published = metadata(instance, "published")
+    assert Path(published["catalog"]).exists() and published["mlflow_model"].startswith("models:/twhin/")
+    event = instance.get_latest_materialization_event(dg.AssetKey("published"))
+    config = load_config(made.env["TWHIN_CONFIG"])
+    for check, table in checks.of_tables(config, STAGES["export"].tables(config)):
+        key = dg.AssetCheckKey(dg.AssetKey(table.split("/")), check.name)
+        (record,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
+        assert record.event.timestamp < event.timestamp
 
 
 def test_progress_of_training_is_in_the_runs_log(made):

@@ -65,6 +65,12 @@ def test_ranks_hold_every_row_once(sharding, world_size):
     assert sum(rank.tables for rank in found.ranks) == pytest.approx(found.checkpoint, abs=world_size)
 
 
+def test_tables_that_do_not_fit_are_refused_as_in_training():
+    config = make_config(launch={"hbm_gib": 1e-6})
+    with pytest.raises(UserError, match=r"do not fit, row_wise, on 2 ranks of 9.99e-07 GiB; use more ranks"):
+        plan.estimate(config, ROWS, 2)
+
+
 def test_one_rank_sends_nothing_and_two_send_the_lookups():
     config = make_config(
         train_data={"per_replica_batch_size": 10, "global_negatives": 5, "in_batch_negatives": 2},

@@ -12,10 +12,10 @@ import yaml
 
 from twhin_pipeline import pipeline
 from twhin_pipeline.cli import run_arguments
-from twhin_pipeline.config import load_config, parse_config, recipes
+from twhin_pipeline.config import as_override, load_config, parse_config, recipes
 from twhin_pipeline.config.recipes import Counts
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.operations import generate, short_search, tune
+from twhin_pipeline.operations import generate, short_search
 from twhin_pipeline.operations.recipe_search import RecipeSpace
 from twhin_pipeline.operations.short_search import STARTUP_S, TRIALS, Plan, Progress, another_fits, make_plan
 from twhin_pipeline.store import Store
@@ -138,7 +138,7 @@ def test_every_drawn_value_is_a_valid_override_of_the_file(tmp_path):
     file = tmp_path / "shop.yaml"
     file.write_text(yaml.safe_dump(shop().model_dump(exclude_unset=True, mode="json")))
     for fields in drawn(RecipeSpace(shop(), SHOP), 30):
-        config = load_config(str(file), [tune.as_override(path, value) for path, value in fields.items()])
+        config = load_config(str(file), [as_override(path, value) for path, value in fields.items()])
         assert recipes.apply(config, SHOP).name == "interactions"
 
 
@@ -213,7 +213,7 @@ def fake(monkeypatch):
     """Stand for training: cosine is best; a trial takes 9 seconds; `stop` interrupts the trial of that number."""
     clock, seen, stop = Clock(), [], []
 
-    def run(config, config_path, overrides, store, snapshot, *, log_dir, output):
+    def run(config, config_path, overrides, store, snapshot, *, log_dir, output, on_validation):
         resolved = recipes.apply(config, Counts.read(config, store, snapshot)).config
         if len(seen) in stop:
             stop.clear()
@@ -240,7 +240,7 @@ def test_the_run_goes_on_with_the_best_values_within_its_budget(tmp_path, fake):
     assert {trial["config"].training.num_epochs for trial in seen} == {4} and best.config.training.num_epochs == 4
     assert any("the best values, now used" in line for line in said)
     for path, value in outcome["values"].items():
-        assert tune.as_override(path, value) in best.overrides
+        assert as_override(path, value) in best.overrides
     assert short_search.unused(run) and not short_search.unused(best)
     printed = [line.removeprefix("  --set '").removesuffix("'") for line in said if line.startswith("  --set")]
     assert not short_search.unused(pipeline.Run(run.config, run.config_path, printed, run.store, SNAPSHOT))

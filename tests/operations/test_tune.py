@@ -11,17 +11,18 @@ import pytest
 import yaml
 
 from twhin_pipeline import pipeline, tracking
-from twhin_pipeline._dagster.assets import tune as tune_job
+from twhin_pipeline._dagster.assets import jobs
 from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
 from twhin_pipeline._dagster.resources.launcher import LauncherResource
 from twhin_pipeline._dagster.resources.store import StoreResource
 from twhin_pipeline._dagster.resources.tracking import TrackingResource
 from twhin_pipeline.cli import run_arguments
-from twhin_pipeline.config import load_config
+from twhin_pipeline.config import as_override, load_config
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.operations import generate, tune
+from twhin_pipeline.operations import generate, trial, tune
 from twhin_pipeline.store import Store
 from twhin_pipeline.training import launch
+from twhin_pipeline.training.reporting import ValidationRecord
 
 SNAPSHOT = "2025-01-01"
 LR = "model.embeddings.tables.user.optimizer.rowwise_adagrad.lr"
@@ -72,7 +73,7 @@ def fake(monkeypatch):
     """Stand for training: the learning rate is the metric; above 1 the loss diverges."""
     seen: list[dict[str, Any]] = []
 
-    def run(config, config_path, overrides, store, snapshot, *, log_dir, output):
+    def run(config, config_path, overrides, store, snapshot, *, log_dir, output, on_validation):
         assert load_config(config_path, overrides) == config
         lr = config.model.table("user").optimizer.rowwise_adagrad.lr
         positives = store.manifest("training_set/positives", snapshot).version
@@ -106,9 +107,10 @@ def test_the_better_of_two_learning_rates_is_found_and_the_stores_model_is_untou
     assert sorted(trial.data.params[LR] for trial in trials) == ["0.1", "1e-06"]
     assert all(trial.info.status == "FINISHED" and trial.data.metrics["objective"] > 0 for trial in trials)
     assert max(trial.data.metrics["objective"] for trial in trials) == pytest.approx(best.value)
-    # Pruning goes by the lines that training prints; a search that cannot read them would never prune.
+    # Pruning goes by the evaluations that training reports; a search that does not get them would never prune.
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{run.store.path('tune', 'optuna.db')}")
-    assert all(trial.intermediate_values for trial in study.trials if "mlflow_run_id" in trial.user_attrs)
+    reported = [trial for trial in study.trials if "mlflow_run_id" in trial.user_attrs]
+    assert all(trial.value in trial.intermediate_values.values() for trial in reported)
     # What training itself logs is in the same run.
     assert all("validation/mrr" in trial.data.metrics for trial in trials)
 
@@ -181,17 +183,27 @@ def test_a_training_set_of_another_configuration_is_not_taken(tmp_path, fake):
 def test_a_hopeless_trial_is_ended_early(tmp_path, monkeypatch):
     """Against the median of earlier trials, as Optuna's documentation has it; the signal goes to the launcher."""
     raised: list[int] = []
-    monkeypatch.setattr(tune.signal, "raise_signal", raised.append)
+    monkeypatch.setattr(trial.signal, "raise_signal", raised.append)
     study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(1, 2))
     for scale, ended in ((1.0, False), (0.5, True)):
-        trial = study.ask()
-        watch = tune._Watch(trial, "mrr")
+        asked = study.ask()
+        pruning = trial.Pruning(asked, "mrr")
         for step in range(1, 5):
-            watch.line(f"step {step} of 4  epoch 1  loss 0.5000  100 edges/s")
-            watch.line(f"validation at step {step}: loss 9.0000  auc 0.9  mrr {scale * step / 10:.4f}  (best), 9 edges")
-        assert watch.pruned == ended
-        study.tell(trial, scale)
+            pruning.judge(ValidationRecord(step, {"loss": 9.0, "mrr": scale * step / 10}, complete=True))
+        assert pruning.pruned == ended
+        study.tell(asked, scale)
     assert len(raised) == 1
+
+
+def test_an_evaluation_that_was_cut_short_or_is_no_number_judges_no_trial(monkeypatch):
+    monkeypatch.setattr(trial.signal, "raise_signal", lambda number: pytest.fail("the trial was ended"))
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(0, 0))
+    study.add_trial(optuna.trial.create_trial(value=1.0, intermediate_values={0: 1.0}))
+    asked = study.ask()
+    pruning = trial.Pruning(asked, "mrr")
+    pruning.judge(ValidationRecord(1, {"mrr": 0.1}, complete=False))
+    pruning.judge(ValidationRecord(2, {"mrr": float("nan")}, complete=True))
+    assert not pruning.pruned and not study.trials[-1].intermediate_values
 
 
 @pytest.mark.parametrize(
@@ -202,6 +214,12 @@ def test_a_hopeless_trial_is_ended_early(tmp_path, monkeypatch):
         ({"model.embeddings.tables.usr.embedding_dim": {"choices": [8, 16]}}, [], "did you mean 'user'"),
         ({"split.seed": {"low": 1, "high": 2}}, [], "unknown section to search 'split'"),
         ({"training.eval_max_edges": {"low": 1, "high": 2}}, [], "must be the same for all trials"),
+        pytest.param(
+            {"training.early_stopping_metric": {"choices": ["loss", "auc"]}},
+            [],
+            "must be the same for all trials",
+            marks=pytest.mark.filterwarnings("ignore:.*is now named"),
+        ),
         ({"negatives.degree_share": {"low": 0.0, "high": 1.0}}, [], "selection_metric to filtered_mrr"),
         ({"model.temperature": {"low": 0.1, "high": 1.0}}, ["training.selection_metric=loss"], "the loss itself"),
         ({"model.embedding_dropout": {"low": 0.0, "high": 2.0}}, [], "less than 1"),
@@ -217,7 +235,7 @@ def test_what_cannot_be_searched_is_one_clear_error(tmp_path, search, overrides,
 
 def test_values_keep_their_types_as_overrides():
     for value in (1e-05, 0.1, 3, True, "dot", "1e5", None, [1, 2], {"sgd": {"lr": 1e-05}}):
-        path, _, text = tune.as_override("x", value).partition("=")
+        path, _, text = as_override("x", value).partition("=")
         assert path == "x" and yaml.safe_load(text) == value and "\n" not in text
 
 
@@ -230,7 +248,7 @@ def test_the_dagster_job_searches_and_shows_the_best(tmp_path, fake):
         "tracking": TrackingResource(),
         "launcher": LauncherResource(nproc_per_node=3),
     }
-    job = dg.Definitions(jobs=[tune_job.make(snapshots)], resources=resources).resolve_job_def("tune")
+    job = dg.Definitions(jobs=[jobs.tune(snapshots)], resources=resources).resolve_job_def("tune")
     done = job.execute_in_process(partition_key=SNAPSHOT, run_config={"ops": {"search": {"config": {"trials": 2}}}})
     assert done.success and 1 <= len(fake) <= 2
     assert all(trial["config"].launch.nproc_per_node == 3 for trial in fake)

@@ -11,6 +11,9 @@ import pytest
 import ranks as ranks_script
 import tiny
 
+from twhin_pipeline.config.training import LaunchConfig
+from twhin_pipeline.sharding.planner import rows_of_ranks
+
 RANKS = Path(__file__).resolve().parents[1] / "support" / "ranks.py"
 
 
@@ -155,6 +158,15 @@ def test_the_plan_tells_each_tables_rows_by_rank_and_is_printed_once(torchrun):
     assert "user: 9,001 x 8 float32 (0.3 MiB), row_wise, fused; rows on rank 0: 4,501, rank 1: 4,500" in plan
     assert ranks[1]["cases"]["rowwise_adagrad row_wise"]["plan"] == plan
     assert printed.count("sharding plan for 2 ranks") == len(CASES) + len(ranks_script.EXCHANGED) + 3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_layout_that_a_plan_shows_beforehand_is_that_of_the_ranks(ranks, case):
+    config, _, sharding = ranks_script.CASES[case]
+    config = config.model_copy(update={"launch": LaunchConfig(device="cpu", nproc_per_node=2, sharding=sharding)})
+    planned = rows_of_ranks(config, ranks_script.ROWS, 2)
+    held = [{table: sum(rows) for table, rows in rank["cases"][case]["held"].items() if sum(rows)} for rank in ranks]
+    assert [{table: rows for table, rows in rank.items() if rows} for rank in planned] == held
 
 
 def test_off_distributed_the_plan_says_so(alone):

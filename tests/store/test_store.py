@@ -89,6 +89,13 @@ def test_a_models_manifest_describes_its_vectors_and_lists_its_other_parts_apart
     assert [path.rpartition("/")[2] for path in store.part_files(manifest).values()] == ["losses.parquet"]
 
 
+def test_a_stage_that_holds_no_table_excludes_nobody(store):
+    """The stage that trains leaves the lock to its processes."""
+    with store.writing(S, []):
+        write(store, [1])
+    assert store.read("raw_edges", S).num_rows == 1
+
+
 def test_a_missing_table_names_the_command_that_makes_it(store):
     write(store, [1], snapshot="2024-01-01")
     with pytest.raises(UserError, match=rf"raw_edges for snapshot {S}.*2024-01-01.*`twhin ingest --snapshot {S}`"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from helpers import SNAPSHOT, planted_config
 from written_model import write_model
@@ -46,6 +48,34 @@ def test_a_run_has_every_field_as_a_parameter_and_its_metrics(store: Store) -> N
     assert found.data.metrics == {"train/loss": 2.0, "train/loss/likes": 1.5}
     assert found.data.tags["note"] == "hello" and found.data.tags["twhin.snapshot"] == SNAPSHOT
     assert Path(store.root, "mlartifacts").exists()
+
+
+def test_a_run_names_its_dataset_the_code_and_an_experiment_that_opens_under_model_training(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = Store(str(tmp_path / "home"))
+    with store.replace("training_set/positives", SNAPSHOT, config_hash="c") as draft:
+        draft.write(pa.table({"lhs": pa.array([1, 2, 3]), "weight": pa.array([1.0] * 3, pa.float32())}))
+        draft.details = {"edges_per_relation": {"likes": 3}}
+    run = tracking.start_run(store, SNAPSHOT, CONFIG)
+    run.log_dataset(store, SNAPSHOT, "training_set/positives", "training")
+    found = run.client.get_run(run.run_id)
+    (given,) = found.inputs.dataset_inputs
+    assert given.dataset.digest == store.manifest("training_set/positives", SNAPSHOT).version
+    assert json.loads(given.dataset.profile)["num_rows"] == 3 and given.tags[0].value == "training"
+    assert json.loads(given.dataset.schema)["mlflow_colspec"][0] == {"name": "lhs", "type": "long"}
+    commit = found.data.tags.get("mlflow.source.git.commit")
+    assert found.data.tags["twhin.code_version"] and (commit is None or len(commit) == 40)
+    experiment = run.client.get_experiment(tracking.experiment_id(store))
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_an_experiment_of_an_earlier_version_gets_its_kind(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = Store(str(tmp_path / "home"))
+    client = runs.connect(store)
+    made = client.create_experiment(tracking.EXPERIMENT)
+    assert tracking.experiment_id(store) == made
+    assert client.get_experiment(made).tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_a_resumed_training_goes_on_with_its_run(store: Store) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import SNAPSHOT, planted_config
 
+from twhin_pipeline.config import stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.store import Store
@@ -165,7 +166,10 @@ def test_the_folder_depends_on_what_is_trained_and_not_on_how_many_processes(tmp
     other = planted_config(launch={"nproc_per_node": 1})
     assert folder_of(config, store, SNAPSHOT) == folder_of(other, store, SNAPSHOT)
     assert folder_of(config, store, SNAPSHOT) != folder_of(planted_config(training={"seed": 1}), store, SNAPSHOT)
-    assert folder_of(config, store, SNAPSHOT, "/elsewhere") == f"/elsewhere/{SNAPSHOT}/{config.hash()}"
+    assert (
+        folder_of(config, store, SNAPSHOT, "/elsewhere")
+        == f"/elsewhere/{SNAPSHOT}/{stage_settings.digest(config, 'train')}"
+    )
 
 
 def test_checkpoints_do_not_make_the_store_see_a_table(tmp_path: Path) -> None:

@@ -29,12 +29,12 @@ def write_error(folder: Path, rank: int, message: str, when: float) -> None:
 
 
 def test_the_cause_is_the_earliest_error_whichever_rank_has_it(tmp_path: Path) -> None:
-    assert launch.failure(str(tmp_path)) is None
+    assert launch.first_failure(str(tmp_path)) is None
     write_error(tmp_path, 0, "RuntimeError: Connection closed by peer", 100.5)
     write_error(tmp_path, 1, "ValueError: the cause", 100.2)
     found = launch.first_failure(str(tmp_path))
     assert found is not None and (found.rank, found.kind, found.message) == (1, "ValueError", "the cause")
-    assert launch.failure(str(tmp_path)) == "rank 1: Traceback of ValueError: the cause"
+    assert found.traceback == "Traceback of ValueError: the cause"
 
 
 def test_an_error_file_that_is_half_written_is_passed_over(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_failing_ranks_own_traceback_is_shown(tmp_path: Path) -> None:
         "    def planted_failure(*args): raise ZeroDivisionError('only on rank 1')\n"
         "    dataset.EdgesDataset._batch = planted_failure\n"
     )
-    config = planted_config(launch={"env": {"PYTHONPATH": str(tmp_path)}})
+    config = planted_config(launch={"env": {"PYTHONPATH": python_path(tmp_path)}})
     store = Store(str(tmp_path / "home"))
     write_planted(store, config)
     with pytest.raises(launch.TrainingFailed) as error:
@@ -166,6 +166,51 @@ def test_the_failing_ranks_own_traceback_is_shown(tmp_path: Path) -> None:
     assert "rank 1 failed" in str(error.value)
     assert "planted_failure" in str(error.value) and "ZeroDivisionError: only on rank 1" in str(error.value)
     assert not store.exists("twhin_model", SNAPSHOT)
+
+
+def python_path(folder: Path) -> str:
+    """Return a PYTHONPATH with a folder in front."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
+def launch_with(tmp_path: Path, **launch_fields: object) -> str:
+    """Train with two ranks, which fails, and return what the command would show."""
+    config = planted_config(launch=launch_fields)
+    store = Store(str(tmp_path / "home"))
+    write_planted(store, config)
+    with pytest.raises(launch.TrainingFailed) as error:
+        launch.run(config, write_config(config, tmp_path), [], store, SNAPSHOT, output=lambda line: None)
+    return str(error.value)
+
+
+def test_a_library_that_does_not_load_in_a_rank_is_the_last_line(tmp_path: Path) -> None:
+    (tmp_path / "torchrec.py").write_text("raise ImportError('libfbgemm.so: undefined symbol: _ZN3foo')")
+    lines = launch_with(tmp_path, env={"PYTHONPATH": python_path(tmp_path)}).splitlines()
+    assert lines[0] in ("rank 0 failed:", "rank 1 failed:")
+    assert lines[-1] == "ImportError: libfbgemm.so: undefined symbol: _ZN3foo"
+    assert any("torchrec.py" in line for line in lines)
+
+
+def test_a_library_that_does_not_load_in_torchrun_is_the_last_line(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libtorch_cpu.so: cannot open shared object file')")
+    lines = launch_with(tmp_path, env={"PYTHONPATH": python_path(tmp_path)}).splitlines()
+    assert "before any rank failed" in lines[0]
+    assert lines[-1] == "OSError: libtorch_cpu.so: cannot open shared object file"
+
+
+@pytest.mark.parametrize(
+    ("death", "last"),
+    [
+        ("os.kill(os.getpid(), 9)", "rank 1 was ended by SIGKILL, which the kernel sends when memory runs out"),
+        ("(print('native: bad symbol', file=sys.stderr, flush=True), os.abort())", "native: bad symbol"),
+        ("(print('gone', file=sys.stderr, flush=True), os._exit(3))", "gone"),
+    ],
+)
+def test_a_rank_that_dies_without_an_error_of_its_own_is_named(tmp_path: Path, death: str, last: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import os, sys\nif os.environ.get('RANK') == '1': {death}\n")
+    lines = launch_with(tmp_path, env={"PYTHONPATH": python_path(tmp_path)}).splitlines()
+    assert lines[0] == "rank 1 failed:" and lines[1].startswith("rank 1 ")
+    assert lines[-1] == last
 
 
 def test_a_users_mistake_in_a_rank_comes_back_as_one_message(tmp_path: Path) -> None:

@@ -295,7 +295,7 @@ def rows_as_markdown(table: pa.Table | None, limit: int = 20, width: int = 80) -
         return ""
     lines = ["| " + " | ".join(table.column_names) + " |", "|" + " --- |" * table.num_columns]
     for row in table.slice(0, limit).to_pylist():
-        lines.append("| " + " | ".join(_cell(value, width) for value in row.values()) + " |")
+        lines.append("| " + " | ".join(cell(value, width).replace("|", "\\|") for value in row.values()) + " |")
     if table.num_rows > limit:
         lines.append(f"\n… and {table.num_rows - limit:,} more")
     return "\n".join(lines)
@@ -306,22 +306,23 @@ def _first(offending: pa.Table | None) -> str:
     if offending is None or not offending.num_rows:
         return ""
     row = ", ".join(
-        f"{name} {_cell(value, 40)}" for name, value in offending.slice(0, 1).to_pylist()[0].items() if name != "ok"
+        f"{name} {cell(value, 40)}" for name, value in offending.slice(0, 1).to_pylist()[0].items() if name != "ok"
     )
     return f"First: {row}" + (f"; {offending.num_rows - 1:,} more" if offending.num_rows > 1 else "")
 
 
-def _cell(value: Any, width: int) -> str:
+def cell(value: Any, width: int) -> str:
+    """Return a value as the text of a table's cell, cut to `width` characters."""
     if value is None:
         return ""
     if isinstance(value, float):
         text = f"{value:.6g}"
     elif isinstance(value, (list, tuple)) and len(value) > 4:
-        text = "[" + ", ".join(_cell(v, width) for v in value[:4]) + f", … {len(value)} in all]"
+        text = "[" + ", ".join(cell(v, width) for v in value[:4]) + f", … {len(value)} in all]"
     else:
         text = str(value)
     text = text if len(text) <= width else text[: width - 1] + "…"
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("\n", " ")
 
 
 def _judge(found: pa.Table, started: float) -> CheckResult:

@@ -35,7 +35,7 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 
-def say(message: str) -> None:
+def to_stderr(message: str) -> None:
     """Print a line for people on standard error."""
     print(f"twhin: {message}", file=sys.stderr)
 
@@ -46,7 +46,7 @@ def read_config(path: str | None, overrides: list[str] | None, store: Store | No
 
     file, was_searched = configuration_file.choose(path, store)
     if was_searched:
-        say(f"note: configuration {file}, the only one in this folder")
+        to_stderr(f"note: configuration {file}, the only one in this folder")
     return load_config(file, overrides or ()), file
 
 

@@ -36,12 +36,14 @@ def plan_command(
 
     With --rates it estimates the speed too.
     """
-    from twhin_pipeline.config import relations
+    from twhin_pipeline.config import load_config, relations
     from twhin_pipeline.operations import plan, rates
     from twhin_pipeline.views import console
 
     store = open_store(home)
-    loaded, _ = read_config(config, overrides, store)
+    loaded, path = read_config(config, overrides, store)
+    if world_size is not None and loaded.launch.nnodes == 1:  # a recipe's optimizer depends on the number of ranks
+        loaded = load_config(path, [*(overrides or []), f"launch.nproc_per_node={world_size}"])
     snapshots = store.snapshots(f"vocabulary/{loaded.model.table_names[0]}")
     snapshot = snapshot or (snapshots[-1] if snapshots else None)
     if snapshot is not None and store.exists("raw_edges", snapshot):

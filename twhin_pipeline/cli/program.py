@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from twhin_pipeline import extras
-from twhin_pipeline.cli.arguments import say
+from twhin_pipeline.cli.arguments import to_stderr
 from twhin_pipeline.cli.checks import commands as check_commands
 from twhin_pipeline.cli.look import commands as look_commands
 from twhin_pipeline.cli.operate import commands as operate_commands
@@ -24,17 +24,21 @@ from twhin_pipeline.errors import UserError
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 
+PANELS = ("Start", "Run", "Run one stage", "Look", "Use", "Operate")
+"""Groups of commands in the help, in its order; a command names its own by `rich_help_panel`."""
+
+
 class Panels(TyperGroup):
-    """Lists the commands in the panels that they name (`rich_help_panel`), in plain text, and cuts no line short."""
+    """Lists the commands by panel, in plain text, and cuts no line short."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write one list of commands for each panel, in the order in which the commands were added."""
+        """Write one list of commands for each panel; within one, in the order in which they were added."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
             panels.setdefault(command.rich_help_panel, []).append((name, command.get_short_help_str(limit=1_000)))
         width = max(len(name) for lines in panels.values() for name, _ in lines)
-        for panel, lines in panels.items():
+        for panel, lines in sorted(panels.items(), key=lambda item: PANELS.index(item[0])):
             with formatter.section(panel):
                 formatter.write_dl([(name.ljust(width), text) for name, text in lines])
 
@@ -82,7 +86,7 @@ def run_arguments(arguments: list[str] | None = None) -> int:
     try:
         return int(command.main(args=arguments or ["--help"], prog_name="twhin", standalone_mode=False) or 0)
     except UserError as error:
-        say(str(error))
+        to_stderr(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -99,29 +103,31 @@ def _exit_code(error: Exception) -> int:
     Names, because importing the errors' modules would slow the start.
     """
     if isinstance(error, ModuleNotFoundError) and (lacking := extras.missing(error.name)) is not None:
-        say(str(lacking))
+        to_stderr(str(lacking))
         return 2
     names = {kind.__name__ for kind in type(error).__mro__}
     if "ClickException" in names:
         usage = getattr(error, "ctx", None)
         hint = f" (see `{usage.command_path} --help`)" if usage is not None else ""
-        say(" ".join(error.format_message().split()) + hint)  # type: ignore[attr-defined]
+        to_stderr(" ".join(error.format_message().split()) + hint)  # type: ignore[attr-defined]
         return 2
     if "Abort" in names:
         return 130
     if isinstance(error, OSError) and error.errno in UNUSABLE:
         where = f"{error.filename}: " if error.filename else ""
-        say(f"{where}{error.strerror}; choose another --home or TMPDIR, or free some space and check the permissions")
+        to_stderr(
+            f"{where}{error.strerror}; choose another --home or TMPDIR, or free some space and check the permissions"
+        )
         return 2
     if "TrainingCancelled" in names:
-        say(str(error))
+        to_stderr(str(error))
         return 130
     if "TrainingFailed" in names:
-        say(str(error))
+        to_stderr(str(error))
         return 1
     raise error
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if issubclass(category, UserWarning):
-        say(f"note: {message}")
+        to_stderr(f"note: {message}")

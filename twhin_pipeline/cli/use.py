@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from twhin_pipeline.cli.arguments import AsJson, Home, Snapshot, newest_table, open_store, say
+from twhin_pipeline.cli.arguments import AsJson, Home, Snapshot, newest_table, open_store, to_stderr
 from twhin_pipeline.errors import UserError
 
 commands = typer.Typer()
@@ -76,7 +76,7 @@ def recommend(
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
     if note is not None:
-        say(f"note: {note}")
+        to_stderr(f"note: {note}")
     if as_json:
         tails = [{"id": tail, "score": score} for tail, score in best]
         console.print_json({"snapshot": snapshot, "id": id, "relation": relation, "tails": tails})

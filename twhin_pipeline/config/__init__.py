@@ -3,10 +3,21 @@
 from twhin_pipeline.config.twhin_config import (
     TwhinConfig,
     apply_override,
+    as_override,
+    as_yaml_line,
     current_path,
     default_config_path,
     load_config,
     parse_config,
 )
 
-__all__ = ["TwhinConfig", "apply_override", "current_path", "default_config_path", "load_config", "parse_config"]
+__all__ = [
+    "TwhinConfig",
+    "apply_override",
+    "as_override",
+    "as_yaml_line",
+    "current_path",
+    "default_config_path",
+    "load_config",
+    "parse_config",
+]

@@ -44,8 +44,8 @@ class Searched(Section):
         return self
 
     @property
-    def whole(self) -> bool:
-        """Whether the range is of whole numbers: both of its ends are."""
+    def is_integer(self) -> bool:
+        """Whether the range is of integers: both of its ends are."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 

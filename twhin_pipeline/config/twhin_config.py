@@ -17,8 +17,8 @@ import fsspec
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from twhin_pipeline.bundled import EXAMPLE
 from twhin_pipeline.config.base import Section
-from twhin_pipeline.config.bundled import EXAMPLE
 from twhin_pipeline.config.data import (
     NegativesConfig,
     SourceConfig,
@@ -334,6 +334,17 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         node[last] = parsed
     else:
         raise UserError(f"override {override!r}: {'.'.join(parents)} has no fields")
+
+
+def as_override(path: str, value: Any) -> str:
+    """Return `path=value` for `--set`: the value as YAML on one line, such that it keeps its type."""
+    return f"{path}={as_yaml_line(value)}"
+
+
+def as_yaml_line(value: Any) -> str:
+    """Return a value as YAML on one line, such that it keeps its type."""
+    # YAML 1.1 reads 1e-05 as text, so numbers are written by the library that reads them.
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("...\n").strip()
 
 
 def _descend(node: Any, key: str, override: str, *, create: bool = False) -> Any:

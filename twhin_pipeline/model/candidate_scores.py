@@ -35,7 +35,7 @@ class CandidateScores:
     queries: Mapping[Side, torch.Tensor]
     """`[G, Q, D]` of each side."""
     answers: Mapping[Side, torch.Tensor]
-    """`[G, Q', D]` of each side: the other side's entities, prepared as candidates of this side."""
+    """`[G, Q', D]` of each side: its entities in the batch's edges, prepared as candidates."""
     pools: Mapping[Side, torch.Tensor]
     """`[G, K, D]` of each side that is corrupted and has a pool: its sampled entities, as they were looked up."""
 

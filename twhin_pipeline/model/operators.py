@@ -61,7 +61,7 @@ OPERATORS: Registry[Operator] = Registry("operator")
 
 
 class Weighted(Operator):
-    """An operator whose parameters are one row of `weight [R, P]` a relation, penalized whole."""
+    """An operator whose parameters are one row of `weight [R, P]` a relation, all of it penalized."""
 
     def __init__(self, num_relations: int, dim: int, fresh: torch.Tensor) -> None:
         """Begin every relation at `fresh [P]`."""
@@ -205,7 +205,7 @@ class Rotation(Weighted):
 
     @torch.no_grad()
     def randomize(self, deviation: float) -> None:
-        """Draw the angles evenly from the whole turn."""
+        """Draw the angles uniformly from a full turn."""
         self.weight.uniform_(-math.pi, math.pi)
 
     def forward(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Literal
 
 from twhin_pipeline import extras
+from twhin_pipeline.bundled import CHECKOUT
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.machine import SHARED_MEMORY
 from twhin_pipeline.store import Store
@@ -26,8 +26,6 @@ from twhin_pipeline.store import Store
 FITS = {
     "2.13": {"torchrec": "1.8", "fbgemm": "1.8"},
 }
-CHECKOUT = (Path(__file__).resolve().parents[2] / "Makefile").is_file()
-"""Whether this is a checkout, in which `make` works, and not what a wheel installed."""
 if CHECKOUT:
     REINSTALL = "run `make clean-venv setup` (with VARIANT=gpu for CUDA)"
     USE_GPU = "run `make setup VARIANT=gpu`"
@@ -95,13 +93,13 @@ def training(versions: Mapping[str, str]) -> list[Finding]:
 def installed() -> dict[str, str]:
     """Return the versions of the distributions whose fit matters, by name; what is missing is left out."""
     names = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "dagster", "duckdb", "mlflow", "pyarrow", "pydantic")
-    found = {}
+    versions = {}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def python_version(version: tuple[int, ...]) -> Finding:
@@ -121,18 +119,18 @@ def fitting_versions(versions: Mapping[str, str]) -> Finding:
     if missing:
         return Finding(name, "wrong", f"{', '.join(missing)} not installed", REINSTALL)
     fbgemm = versions.get("fbgemm-gpu-cpu") or versions["fbgemm-gpu"]
-    told = f"torch {versions['torch']}, torchrec {versions['torchrec']}, fbgemm {fbgemm}"
+    line = f"torch {versions['torch']}, torchrec {versions['torchrec']}, fbgemm {fbgemm}"
     fits = FITS.get(_release(versions["torch"]))
     if fits is None:
-        return Finding(name, "wrong", f"{told}; only torch {', '.join(FITS)} was tested", REINSTALL)
+        return Finding(name, "wrong", f"{line}; only torch {', '.join(FITS)} was tested", REINSTALL)
     wrong = [
         f"{part} {fits[part]}"
         for part, version in (("torchrec", versions["torchrec"]), ("fbgemm", fbgemm))
         if _release(version) != fits[part]
     ]
     if wrong:
-        return Finding(name, "wrong", f"{told}; torch {versions['torch']} needs {' and '.join(wrong)}", REINSTALL)
-    return Finding(name, "ok", told)
+        return Finding(name, "wrong", f"{line}; torch {versions['torch']} needs {' and '.join(wrong)}", REINSTALL)
+    return Finding(name, "ok", line)
 
 
 def _release(version: str) -> str:
@@ -277,21 +275,21 @@ def memory() -> Finding:
     import psutil
 
     available = psutil.virtual_memory().available / 2**30
-    told = f"{available:.1f} GiB available"
+    line = f"{available:.1f} GiB available"
     if available < MEMORY_NEEDED:
         remedy = "close programs, or lower launch.nproc_per_node and launch.duckdb_memory_limit"
-        return Finding("memory", "wrong", f"{told}, the bundled example takes up to {MEMORY_NEEDED:.0f}", remedy)
-    return Finding("memory", "ok", told)
+        return Finding("memory", "wrong", f"{line}, the bundled example takes up to {MEMORY_NEEDED:.0f}", remedy)
+    return Finding("memory", "ok", line)
 
 
 def shared_memory() -> Finding:
     """Room for the tables that ranks on the CPUs of one machine share."""
     free = shutil.disk_usage(SHARED_MEMORY).free / 2**30 if SHARED_MEMORY.exists() else 0.0
-    told = f"{free:.1f} GiB free at {SHARED_MEMORY}"
+    line = f"{free:.1f} GiB free at {SHARED_MEMORY}"
     if free < SHARED_WANTED:
         remedy = "with several processes on the CPU, give the container more (docker run --shm-size=8g)"
-        return Finding("shared memory", "note", f"{told}, so ranks exchange the vectors of larger tables", remedy)
-    return Finding("shared memory", "ok", told)
+        return Finding("shared memory", "note", f"{line}, so ranks exchange the vectors of larger tables", remedy)
+    return Finding("shared memory", "ok", line)
 
 
 def disk(store: Store) -> Finding:
@@ -316,13 +314,13 @@ def writable(store: Store) -> Finding:
     try:
         store.fs.makedirs(store.root, exist_ok=True)
         store.fs.pipe_file(path, b"twhin")
-        found = store.fs.cat_file(path)
+        content = store.fs.cat_file(path)
         store.fs.rm_file(path)
         if made_root and store.is_local:
             os.rmdir(store.root)
     except Exception as error:  # any storage backend's own errors
         return Finding("store", "wrong", f"{store.root}: {type(error).__name__}: {error}", remedy)
-    if found != b"twhin":
+    if content != b"twhin":
         return Finding("store", "wrong", f"{store.root}: what was read is not what was written", remedy)
     return Finding("store", "ok", f"{store.root} can be written")
 

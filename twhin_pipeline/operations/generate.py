@@ -122,8 +122,8 @@ def write(
     _check(path, sizes, edges, communities=communities, within=within, exponent=exponent, ids=ids, seed=seed)
     communities = min(communities, *sizes.values())
     shares = np.cumsum([kind.share for kind in kinds])
-    whole = pa.int64() if ids != "string" else pa.string()
-    schema = pa.schema([("lhs", whole), ("rel", pa.int64() if ids == "indexed" else pa.string()), ("rhs", whole)])
+    id_type = pa.int64() if ids != "string" else pa.string()
+    schema = pa.schema([("lhs", id_type), ("rel", pa.int64() if ids == "indexed" else pa.string()), ("rhs", id_type)])
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     draft = f"{path}.part"
     with pq.ParquetWriter(draft, schema, compression="zstd") as writer:

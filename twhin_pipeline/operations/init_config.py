@@ -76,8 +76,8 @@ def guess(paths: Sequence[str], out: str, *, min_share: float = 0.0, choose: Cho
     choose = choose or likeliest
     with database.connect() as con:
         tables = []
-        for number, given in enumerate(init_files.group(paths)):
-            sample = init_files.sample(con, given, number)
+        for number, source in enumerate(init_files.group(paths)):
+            sample = init_files.sample(con, source, number)
             tables.append(_table(con, sample, min_share, choose, lines))
         _name_relations(tables)
         types, type_lines = _types(con, tables, choose)
@@ -133,7 +133,7 @@ def _described(sample: Sample, roles: Roles) -> str:
     ):
         if column is not None:
             used.append(f"{role} {column}")
-    rows = f"{sample.rows:,} rows" if sample.whole else f"of the first {sample.rows:,} rows"
+    rows = f"{sample.rows:,} rows" if sample.complete else f"of the first {sample.rows:,} rows"
     unused = f"; not used: {', '.join(roles.unused)}" if roles.unused else ""
     return f"{rows}; {', '.join(used)}{unused}"
 
@@ -219,7 +219,7 @@ def _types(
                         relation=relation,
                         entity=end.entity,
                         people=end.people,
-                        whole=table.sample.whole,
+                        complete=table.sample.complete,
                     )
                 )
     types, lines = init_types.guess(con, places, choose)

@@ -58,7 +58,7 @@ class Sample:
     source: Source
     table: str
     rows: int
-    whole: bool
+    complete: bool
     """Whether these are all of the newest file's rows."""
     columns: list[Column]
     delimiter: str | None
@@ -146,13 +146,13 @@ def _shards(pattern: str) -> str:
     return f"{folder}{slash}{last[: numbers[-1].start()]}*{last[numbers[-1].end() :]}"
 
 
-def sample(con: duckdb.DuckDBPyConnection, given: Source, number: int) -> Sample:
+def sample(con: duckdb.DuckDBPyConnection, source: Source, number: int) -> Sample:
     """Read the first rows of a source's newest file into the table `sample_<number>`.
 
     Raises:
         UserError: The file cannot be read, has no rows, or its first line does not name its columns.
     """
-    file, table = given.newest, f"sample_{number}"
+    file, table = source.newest, f"sample_{number}"
     database.register(con, file)
     delimiter = None
     if _plain(file).lower().endswith(".parquet"):
@@ -170,7 +170,7 @@ def sample(con: duckdb.DuckDBPyConnection, given: Source, number: int) -> Sample
         if delimiter is not None:
             _refuse_headerless(con, table, file, delimiter)
         columns = [_column(con, table, str(row[0]), str(row[1])) for row in con.execute(f"DESCRIBE {table}").fetchall()]
-    return Sample(given, table, rows, rows < SAMPLE_ROWS, columns, None if delimiter == usual else delimiter)
+    return Sample(source, table, rows, rows < SAMPLE_ROWS, columns, None if delimiter == usual else delimiter)
 
 
 def _text(file: str, delimiter: str, names: Sequence[str]) -> str:
@@ -251,10 +251,10 @@ def _column(con: duckdb.DuckDBPyConnection, table: str, column: str, sql_type: s
         kind = "other"
     values: tuple[str, ...] = ()
     if distinct <= 2 * MOST_VALUES:
-        found = con.execute(
+        distinct_values = con.execute(
             f"SELECT DISTINCT {text} FROM {table} WHERE {name(column)} IS NOT NULL ORDER BY 1 LIMIT {MOST_VALUES + 1}"
         ).fetchall()
-        values = tuple(str(row[0]) for row in found) if len(found) <= MOST_VALUES else ()
+        values = tuple(str(row[0]) for row in distinct_values) if len(distinct_values) <= MOST_VALUES else ()
     return Column(column, kind, int(distinct), low, high, values)
 
 

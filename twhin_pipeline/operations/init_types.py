@@ -35,7 +35,7 @@ class Place:
     relation: str | None
     entity: str | None
     people: bool
-    whole: bool
+    complete: bool
     """Whether all rows of the file are looked at."""
 
     def __str__(self) -> str:
@@ -53,11 +53,11 @@ class _Group:
 
 def guess(con: duckdb.DuckDBPyConnection, places: Sequence[Place], choose: Choose) -> tuple[list[str], list[str]]:
     """Return the entity type of each place, and a line for each type about how it was found."""
-    found = _Ids(con, places)
+    ids = _Ids(con, places)
     known: dict[str, _Group] = {}
     unknown: list[int] = []
     for number, place in enumerate(places):
-        prefix = None if place.entity else found.prefix(number)
+        prefix = None if place.entity else ids.prefix(number)
         entity = place.entity or prefix
         if entity is None:
             unknown.append(number)
@@ -68,10 +68,10 @@ def guess(con: duckdb.DuckDBPyConnection, places: Sequence[Place], choose: Choos
             group.reasons.append(f"ids begin with {prefix}")
     groups = list(known.values())
     named = bool(groups)
-    for group in _components(places, found, unknown, choose):
-        target = _known_type(places, found, group, list(known.values()), choose)
+    for group in _components(places, ids, unknown, choose):
+        target = _known_type(places, ids, group, list(known.values()), choose)
         if target is not None:
-            share = _share(found, group.places, target.places)
+            share = _share(ids, group.places, target.places)
             target.reasons.append(f"{share:.0%} of the ids are shared")
             target.places += group.places
         else:
@@ -100,8 +100,8 @@ def count_entities(con: duckdb.DuckDBPyConnection, table: str, column: str) -> b
 
 def _dense(column: str) -> str:
     number = f"TRY_CAST({column} AS DOUBLE)"
-    whole = f"bool_and(regexp_full_match({column}, '-?[0-9]+'))"
-    return f"{whole} AND max({number}) - min({number}) < {DENSE} * count(*)"
+    all_integers = f"bool_and(regexp_full_match({column}, '-?[0-9]+'))"
+    return f"{all_integers} AND max({number}) - min({number}) < {DENSE} * count(*)"
 
 
 class _Ids:
@@ -150,23 +150,23 @@ class _Ids:
         return text if len(text) >= SHORTEST_PREFIX and text not in ("http", "https", "urn") else None
 
 
-def _components(places: Sequence[Place], found: _Ids, unknown: list[int], choose: Choose) -> list[_Group]:
+def _components(places: Sequence[Place], ids: _Ids, unknown: list[int], choose: Choose) -> list[_Group]:
     """Group places whose names say no type by the ids that they share."""
     groups = {number: _Group([number]) for number in unknown}
     apart: list[tuple[int, int]] = []
     same_columns: dict[frozenset[tuple[str, str]], bool] = {}
     pairs = [(a, b) for at, a in enumerate(unknown) for b in unknown[at + 1 :]]
-    for a, b in sorted(pairs, key=lambda pair: -found.shared(*pair)):
+    for a, b in sorted(pairs, key=lambda pair: -ids.shared(*pair)):
         both = {id(groups[a]), id(groups[b])}
         if len(both) == 1 or any({id(groups[c]), id(groups[d])} == both for c, d in apart):
             continue
-        likely, doubtful = _alike(places, found, a, b)
+        likely, doubtful = _alike(places, ids, a, b)
         if doubtful:
             # Of numbers, the answer goes for the columns; of texts, for the groups.
             columns = frozenset((places[number].table, places[number].column) for number in (a, b))
-            share = f"{found.shared(a, b):.0%}"
+            share = f"{ids.shared(a, b):.0%}"
             question = f"{places[a]} and {places[b]} have {share} of their ids in common. Are they one entity type?"
-            if not found.numbers([a, b]) or columns not in same_columns:
+            if not ids.numbers([a, b]) or columns not in same_columns:
                 same_columns[columns] = choose(question, ["yes", "no"], "yes" if likely else "no") == "yes"
             likely = same_columns[columns]
             if not likely:
@@ -179,13 +179,13 @@ def _components(places: Sequence[Place], found: _Ids, unknown: list[int], choose
     return list({id(group): group for group in groups.values()}.values())
 
 
-def _alike(places: Sequence[Place], found: _Ids, a: int, b: int) -> tuple[bool, bool]:
+def _alike(places: Sequence[Place], ids: _Ids, a: int, b: int) -> tuple[bool, bool]:
     """Tell whether two places seem to be of one type, and whether that is doubtful."""
-    share, one, other = found.shared(a, b), places[a], places[b]
+    share, one, other = ids.shared(a, b), places[a], places[b]
     if share < HARDLY:
         return False, False
-    likely = share >= (LIKELY if one.whole and other.whole else LIKELY_OF_SAMPLE)
-    if not found.numbers([a, b]):
+    likely = share >= (LIKELY if one.complete and other.complete else LIKELY_OF_SAMPLE)
+    if not ids.numbers([a, b]):
         return likely, share < SURELY
     if one.table != other.table:
         return False, False  # numbers of two files may be the same by chance
@@ -193,14 +193,14 @@ def _alike(places: Sequence[Place], found: _Ids, a: int, b: int) -> tuple[bool, 
 
 
 def _known_type(
-    places: Sequence[Place], found: _Ids, group: _Group, known: list[_Group], choose: Choose
+    places: Sequence[Place], ids: _Ids, group: _Group, known: list[_Group], choose: Choose
 ) -> _Group | None:
     """Return the type, named by other columns, that has the group's ids."""
-    numbers = found.numbers(group.places)
+    numbers = ids.numbers(group.places)
     people = any(places[number].people for number in group.places)
     likely = []
     for other in known:
-        share = _share(found, group.places, other.places)
+        share = _share(ids, group.places, other.places)
         if share >= (SURELY if numbers else LIKELY_OF_SAMPLE):
             # Numbers of two types may be the same by chance, but people are likelier users than products.
             likely.append(((numbers and people and other.entity in ACTORS, share), other))
@@ -215,8 +215,8 @@ def _known_type(
     return next((other for other in ranked if other.entity == answer), None)
 
 
-def _share(found: _Ids, these: Sequence[int], those: Sequence[int]) -> float:
-    return max((found.shared(a, b) for a in these for b in those if a != b), default=0.0)
+def _share(ids: _Ids, these: Sequence[int], those: Sequence[int]) -> float:
+    return max((ids.shared(a, b) for a in these for b in those if a != b), default=0.0)
 
 
 def _columns(places: Sequence[Place], numbers: Sequence[int]) -> str:

@@ -38,16 +38,16 @@ def measure(config: TwhinConfig, ranks: Ranks) -> Rates:
     by_chunk = device.type == "cpu" and plan.chunks_apart(config)
     by_chunk = by_chunk and chunk_losses.suits(step.edges // config.negatives.chunk_size)
     products = _chunks if by_chunk else _products
-    found = {"gflops": products(config, step, ranks), "pass_gbps": _passes(step.places * dim, ranks)}
+    mine = {"gflops": products(config, step, ranks), "pass_gbps": _passes(step.places * dim, ranks)}
     table = torch.nn.Parameter(torch.randn(min(TABLE_ROWS, TABLE_BYTES // (4 * dim)), dim, device=device))
-    found["gather_gbps"], found["update_gbps"] = _rows(table, row_optimizer(tables[0].optimizer, table), step, ranks)
-    found["place_gbps"] = _places(table.detach(), step, ranks)
-    found["operation_us"] = _operation(ranks)
+    mine["gather_gbps"], mine["update_gbps"] = _rows(table, row_optimizer(tables[0].optimizer, table), step, ranks)
+    mine["place_gbps"] = _places(table.detach(), step, ranks)
+    mine["operation_us"] = _operation(ranks)
     if ranks.world_size > 1:
-        found["exchange_us"] = _exchange(ranks)
-        found["link_gbps"] = _link(step.looked_up * dim, ranks)
+        mine["exchange_us"] = _exchange(ranks)
+        mine["link_gbps"] = _link(step.looked_up * dim, ranks)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    means = {key: statistics.fmean(told[key] for told in ranks.gather(found)) for key in found}
+    means = {key: statistics.fmean(of_rank[key] for of_rank in ranks.gather(mine)) for key in mine}
     shared = ranks.world_size > 1 and device.type == "cpu"
     rounded = {key: float(f"{mean:.4g}") for key, mean in means.items()}
     return Rates(device=f"{ranks.world_size} x {name}", by_chunk=by_chunk, shared_memory=shared, **rounded)
@@ -80,7 +80,7 @@ def _chunks(config: TwhinConfig, step: plan.Step, ranks: Ranks) -> float:
     chunks = max(1, min(step.edges // size, MOST_ELEMENTS // (size * dim)))
     a, b = (torch.randn(chunks, size, dim) * dim**-0.5 for _ in range(2))
     place = torch.arange(size).expand(chunks, size).contiguous()
-    given = [
+    candidates_of_sides = [
         chunk_losses.Candidates(
             inside=place[:, :window].contiguous(),
             pool=torch.randn(chunks, candidates - window, dim) * dim**-0.5,
@@ -93,7 +93,7 @@ def _chunks(config: TwhinConfig, step: plan.Step, ranks: Ranks) -> float:
     real, by_sum = torch.full((chunks,), window), SumOfExponentials(own=True)
 
     def work() -> None:
-        chunk_losses.losses(a, b, place, place, 1.0, by_sum, real, *given)
+        chunk_losses.losses(a, b, place, place, 1.0, by_sum, real, *candidates_of_sides)
 
     return sides * 3 * 2 * chunks * size * candidates * dim / _seconds(work, ranks) / 1e9
 
@@ -116,8 +116,8 @@ def _rows(
     """Return the GB/s of a step's rows as they are gathered, and as they are updated, their gradients merged before."""
     # A rank asks for ascending rows, each once; those that several ask for are merged by the one that holds them.
     share = max(1, min(step.looked_up, len(table)) // ranks.world_size)
-    asked = [torch.randint(len(table), (share,), device=table.device).unique() for _ in range(ranks.world_size)]
-    rows = torch.cat(asked)
+    rows_of_ranks = [torch.randint(len(table), (share,), device=table.device).unique() for _ in range(ranks.world_size)]
+    rows = torch.cat(rows_of_ranks)
     gradient = torch.randn(len(rows), table.shape[1], device=table.device)
     table.grad = torch.sparse_coo_tensor(rows.unsqueeze(0), gradient, table.shape, check_invariants=False)
     gigabytes = gradient.numel() * 4 / 1e9
@@ -191,9 +191,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = load_config(options.config, options.set)
     with process_group(config) as ranks:
-        found = measure(config, ranks)
+        measured = measure(config, ranks)
         if ranks.rank == 0:
-            rates.save(found, options.out)
+            rates.save(measured, options.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Will it fit? Memory, traffic and disk of a training run, estimated before it starts.
 
-Every figure is a formula over the configuration and the sizes of tables (docs/explanation/architecture.md); nothing is
-loaded. Counts of a step are upper bounds: rows that repeat within a step are looked up once.
+Every figure is a formula over the configuration and the tables' sizes (docs/explanation/architecture.md); no data is
+loaded. Which rank holds which rows is torchrec's plan, as in training. Counts of a step are upper bounds: rows that
+repeat within a step are looked up once.
 """
 
 from __future__ import annotations
@@ -152,10 +153,11 @@ def estimate(
         rates: What a rank does a second; with them the time of a step is estimated too.
 
     Raises:
-        UserError: Ranks exchange vectors over a link whose rate is not among `rates`.
+        UserError: Ranks exchange vectors over a link whose rate is not among `rates`, the tables do not fit into
+            `launch.hbm_gib`, or several ranks cannot train with a table's optimizer.
     """
     tables = [_table(table, *rows[table.name]) for table in config.model.embeddings.tables]
-    held = _layout(config.launch.sharding, tables, world_size)
+    rows_of = _rows_of_ranks(config, tables, world_size)
     per_row = {t.name: (t.weights + t.optimizer) / t.rows for t in tables}
     step = step_of(config, {t.name: t.rows for t in tables})
     epoch_edges = _edges(config, num_edges or 0, world_size)
@@ -168,7 +170,7 @@ def estimate(
             edges=epoch_edges,
             process=PROCESS_BYTES,
         )
-        for rank, shard in enumerate(held)
+        for rank, shard in enumerate(rows_of)
     ]
     dim = config.model.embedding_dim
     elsewhere = (world_size - 1) / world_size
@@ -260,27 +262,27 @@ def _work(
 
 
 def table_rows(
-    config: TwhinConfig, store: Store, snapshot: str | None, given: Mapping[str, int]
+    config: TwhinConfig, store: Store, snapshot: str | None, counts: Mapping[str, int]
 ) -> dict[str, tuple[int, str]]:
-    """Return each table's rows and where the number is from: `given`, else `num_embeddings`, else its vocabulary.
+    """Return each table's rows and where the number is from: `counts`, else `num_embeddings`, else its vocabulary.
 
     Raises:
-        UserError: `given` names no table, or a table's size is known from nowhere.
+        UserError: `counts` names no table, or a table's size is known from nowhere.
     """
-    found: dict[str, tuple[int, str]] = {}
-    for name, count in given.items():
+    rows: dict[str, tuple[int, str]] = {}
+    for name, count in counts.items():
         if name not in config.model.table_names:
             raise UserError(f"--rows {name}={count}: {unknown('table', name, config.model.table_names)}")
-        found[name] = (count, "--rows")
+        rows[name] = (count, "--rows")
     missing = []
     for table in config.model.embeddings.tables:
         asset = f"vocabulary/{table.name}"
-        if table.name in found:
+        if table.name in rows:
             continue
         if table.num_embeddings is not None:
-            found[table.name] = (table.num_embeddings, "num_embeddings")
+            rows[table.name] = (table.num_embeddings, "num_embeddings")
         elif snapshot is not None and store.exists(asset, snapshot):
-            found[table.name] = (store.manifest(asset, snapshot).rows, f"vocabulary {snapshot}")
+            rows[table.name] = (store.manifest(asset, snapshot).rows, f"vocabulary {snapshot}")
         else:
             missing.append(table.name)
     if missing:
@@ -289,7 +291,7 @@ def table_rows(
             f"no vocabulary and no num_embeddings for {', '.join(missing)}: make the vocabulary with "
             f"`twhin ingest` and `twhin vocabulary`, or give numbers, such as {flags}"
         )
-    return found
+    return rows
 
 
 def training_edges(store: Store, snapshot: str | None) -> int | None:
@@ -313,23 +315,14 @@ def _table(table: TableConfig, rows: int, origin: str) -> TablePlan:
     return TablePlan(table.name, rows, origin, elements * ELEMENT_BYTES[table.data_type], state)
 
 
-def _layout(sharding: str, tables: list[TablePlan], world_size: int) -> list[dict[str, int]]:
-    """Return each rank's rows of each table."""
-    if sharding == "row_wise":
-        # torchrec cuts a table into blocks of ceil(rows / ranks); the last ranks may get less, or nothing.
-        blocks = {t.name: -(-t.rows // world_size) for t in tables}
-        return [
-            {t.name: max(0, min(blocks[t.name], t.rows - rank * blocks[t.name])) for t in tables}
-            for rank in range(world_size)
-        ]
-    # Table-wise: whole tables, the largest first, each to the rank that holds least so far.
-    shards: list[dict[str, int]] = [{} for _ in range(world_size)]
-    held = [0] * world_size
-    for table in sorted(tables, key=lambda t: t.weights + t.optimizer, reverse=True):
-        rank = held.index(min(held))
-        shards[rank][table.name] = table.rows
-        held[rank] += table.weights + table.optimizer
-    return shards
+def _rows_of_ranks(config: TwhinConfig, tables: list[TablePlan], world_size: int) -> list[dict[str, int]]:
+    """Return each rank's rows of each table, as torchrec's planner distributes them in training."""
+    rows = {table.name: table.rows for table in tables}
+    if world_size == 1:
+        return [rows]
+    from twhin_pipeline.sharding.planner import rows_of_ranks  # loads torch and torchrec
+
+    return rows_of_ranks(config, rows, world_size)
 
 
 def step_of(config: TwhinConfig, rows: Mapping[str, int]) -> Step:
@@ -382,12 +375,12 @@ def _edges(config: TwhinConfig, num_edges: int, world_size: int) -> int:
     return num_edges * POSITIVE_BYTES + chunks * sides * (pool * 8 + log_q) // world_size
 
 
-def parse_rows(given: list[str]) -> dict[str, int]:
+def parse_rows(flags: list[str]) -> dict[str, int]:
     """Read `table=number` pairs. Raises UserError where one is not of that form."""
-    found = {}
-    for text in given:
+    rows = {}
+    for text in flags:
         name, _, number = text.partition("=")
         if not number.replace("_", "").isdigit() or int(number) < 1:
             raise UserError(f"--rows {text!r} must look like package=70000")
-        found[name] = int(number)
-    return found
+        rows[name] = int(number)
+    return rows

@@ -125,13 +125,13 @@ def step_time(work: Work, rates: Rates) -> StepTime:
 def load(path: str) -> Rates:
     """Read a YAML or JSON file of rates. Raises UserError where it is none."""
     try:
-        found: Any = yaml.safe_load(Path(path).read_text())
+        values: Any = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--rates {path}: cannot be read ({error}); `twhin rates --out {path}` writes one") from error
-    if not isinstance(found, Mapping):
+    if not isinstance(values, Mapping):
         raise UserError(f"--rates {path}: must be a mapping of rates; `twhin rates --out {path}` writes one")
     try:
-        return Rates.model_validate(dict(found))
+        return Rates.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))

@@ -53,9 +53,11 @@ class RecipeSpace:
         self.fields: dict[str, dict[str, Any]] = {RECIPE: {}}
         """By the scorer's name, the fields that it sets."""
         if recipe.name == recipes.INTERACTIONS and recipe.config.model.comparator == "dot":
-            given = config.model_dump(exclude_unset=True)
+            configured = config.model_dump(exclude_unset=True)
             self.fields |= {
-                name: fields for name, fields in SCORERS.items() if not any(_is_set(given, path) for path in fields)
+                name: fields
+                for name, fields in SCORERS.items()
+                if not any(_is_set(configured, path) for path in fields)
             }
         self.parameters = {
             name: _parameters(recipes.apply(_with(config, fields), counts), own=name != RECIPE, counts=counts)
@@ -70,8 +72,8 @@ class RecipeSpace:
     @property
     def names(self) -> list[str]:
         """What is searched."""
-        found = dict.fromkeys(name for parameters in self.parameters.values() for name in parameters)
-        return ["comparator and loss", *found] if len(self.fields) > 1 else list(found)
+        varied = dict.fromkeys(name for parameters in self.parameters.values() for name in parameters)
+        return ["comparator and loss", *varied] if len(self.fields) > 1 else list(varied)
 
     @property
     def first(self) -> list[dict[str, Any]]:
@@ -108,7 +110,7 @@ def _parameters(recipe: Recipe, *, own: bool, counts: Counts) -> dict[str, Param
     """Return what is varied around a recipe's values; `own` says that the temperature is the search's."""
     config, model = recipe.config, recipe.config.model
     chosen = {value.path for value in recipe.values if value.chosen}
-    found: dict[str, Parameter] = {}
+    parameters: dict[str, Parameter] = {}
 
     if "model.regularization.entities" in chosen and model.regularization.entities > 0:
         penalty = model.regularization
@@ -117,9 +119,9 @@ def _parameters(recipe: Recipe, *, own: bool, counts: Counts) -> dict[str, Param
             values = {"entities": _short(penalty.entities * factor), "operators": _short(penalty.operators * factor)}
             return {"model.regularization": {"norm": penalty.norm, **values}}
 
-        found["penalty"] = _scaled("penalty", PENALTY_FACTOR, penalized)
+        parameters["penalty"] = _scaled("penalty", PENALTY_FACTOR, penalized)
     if "model.embedding_dropout" in chosen:
-        found["dropout"] = Parameter(
+        parameters["dropout"] = Parameter(
             model.embedding_dropout,
             lambda trial: trial.suggest_float("dropout", 0.0, MOST_DROPOUT),
             lambda value: {"model.embedding_dropout": _short(value)},
@@ -131,18 +133,18 @@ def _parameters(recipe: Recipe, *, own: bool, counts: Counts) -> dict[str, Param
             optimizers = {name: model.table(name).optimizer.model_dump(exclude_unset=True) for name in tables}
             return {f"{_path_of(name)}.optimizer": _times(value, factor) for name, value in optimizers.items()}
 
-        found["learning_rate"] = _scaled("learning_rate", RATE_FACTOR, rates)
+        parameters["learning_rate"] = _scaled("learning_rate", RATE_FACTOR, rates)
     if set(_chosen_tables(recipe, "embedding_dim")) == set(model.table_names):
         dim = model.embedding_dim
         dims = sorted({dim, *DIMS} if recipe.name == recipes.INTERACTIONS else {dim // 2, dim})
         if max(counts.entities.values(), default=0) <= recipes.LARGE_TABLE:
-            found["dim"] = Parameter(
+            parameters["dim"] = Parameter(
                 dim,
                 lambda trial: trial.suggest_categorical("dim", dims),
                 lambda value: {f"{_path_of(name)}.embedding_dim": value for name in model.table_names},
             )
     if model.comparator == "cosine" and (own or "model.temperature" in chosen):
-        found["temperature"] = Parameter(
+        parameters["temperature"] = Parameter(
             model.temperature,
             lambda trial: trial.suggest_float("temperature", *TEMPERATURES, log=True),
             lambda value: {"model.temperature": _short(value)},
@@ -150,12 +152,12 @@ def _parameters(recipe: Recipe, *, own: bool, counts: Counts) -> dict[str, Param
     # Recall and NDCG are of tails whatever training corrupts; the other metrics follow it and could not be compared.
     of_tails = config.training.selection_metric.startswith(("recall@", "ndcg@"))
     if recipe.name == recipes.INTERACTIONS and "negatives.sides" in chosen and of_tails:
-        found["sides"] = Parameter(
+        parameters["sides"] = Parameter(
             config.negatives.sides,
             lambda trial: trial.suggest_categorical("sides", ["both", "rhs"]),
             lambda value: {"negatives.sides": value},
         )
-    return found
+    return parameters
 
 
 def _scaled(name: str, most: float, fields: Callable[[float], dict[str, Any]]) -> Parameter:

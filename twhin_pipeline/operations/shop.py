@@ -195,8 +195,8 @@ def _event_types(events: Mapping[str, float | None] | None) -> dict[str, float]:
     types: dict[str, float] = {}
     for name in AFTER:
         if name in wanted:
-            given = wanted[name]
-            chance = CONVERSION[name] if given is None else given
+            chance = wanted[name]
+            chance = CONVERSION[name] if chance is None else chance
             if not 0 < chance <= 1:
                 raise UserError(f"generate: the probability of {name} must be above 0 and at most 1, got {chance}")
             types[name] = chance if types else 1.0
@@ -378,7 +378,7 @@ def _config(format: Format, relations: list[str], follows: bool) -> str:
     return f"# A generated shop: `twhin run --config` this file trains on it.\n{text}"
 
 
-def _check(folder: str, **given: Any) -> None:
+def _check(folder: str, **values: Any) -> None:
     wrong = None
     if "://" in folder or Path(folder).is_file():
         wrong = f"{folder!r} must be a local folder"
@@ -395,15 +395,15 @@ def _check(folder: str, **given: Any) -> None:
         ("dirty", 0, 1),
         ("seed", 0, 2**63),
     ):
-        if not low <= given[name] <= high:
-            wrong = wrong or f"{name} must be between {low} and {high}, got {given[name]}"
-    if given["communities"] > given["products"]:
-        wrong = wrong or f"communities ({given['communities']}) must be at most products ({given['products']})"
-    if given["format"] not in ("csv", "parquet"):
-        wrong = wrong or f"format must be csv or parquet, got {given['format']!r}"
+        if not low <= values[name] <= high:
+            wrong = wrong or f"{name} must be between {low} and {high}, got {values[name]}"
+    if values["communities"] > values["products"]:
+        wrong = wrong or f"communities ({values['communities']}) must be at most products ({values['products']})"
+    if values["format"] not in ("csv", "parquet"):
+        wrong = wrong or f"format must be csv or parquet, got {values['format']!r}"
     try:
-        date.fromisoformat(given["start"])
+        date.fromisoformat(values["start"])
     except ValueError:
-        wrong = wrong or f"start must be a date, YYYY-MM-DD, got {given['start']!r}"
+        wrong = wrong or f"start must be a date, YYYY-MM-DD, got {values['start']!r}"
     if wrong:
         raise UserError(f"generate: {wrong}")

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from twhin_pipeline.config import TwhinConfig, load_config, recipes, relations
+from twhin_pipeline.config import TwhinConfig, as_override, load_config, recipes, relations
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.operations import tune
+from twhin_pipeline.operations import search_space, trial, tune
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Store
 
@@ -123,7 +123,7 @@ def check(run: Run) -> None:
     """Raise UserError where a run's configuration cannot be searched, as far as that is known before its tables."""
     if not run.store.is_local:
         raise UserError(f"{run.store.root}: tune needs a store in a folder of this machine; pass --home FOLDER")
-    tune.check(run.config, run.config_path, run.overrides)
+    search_space.check(run.config, run.config_path, run.overrides)
 
 
 def tuned(run: Run, say: Say, clock: Callable[[], float] = time.monotonic) -> Run:
@@ -143,7 +143,7 @@ def tuned(run: Run, say: Say, clock: Callable[[], float] = time.monotonic) -> Ru
     assert progress.outcome is not None
     for line in lines(progress.outcome, progress.overrides):
         say(line)
-    overrides = [*run.overrides, *progress.overrides, tune.as_override("tune.outcome", progress.outcome)]
+    overrides = [*run.overrides, *progress.overrides, as_override("tune.outcome", progress.outcome)]
     return replace(run, config=load_config(run.config_path, overrides), overrides=overrides)
 
 
@@ -176,19 +176,19 @@ class _ShortSearch:
     def __init__(self, run: Run, say: Say, clock: Callable[[], float]) -> None:
         check(run)
         assert run.config.tune.minutes is not None
-        self.whole, self.say, self.clock, self.budget_s = run, say, clock, 60 * run.config.tune.minutes
+        self.base, self.say, self.clock, self.budget_s = run, say, clock, 60 * run.config.tune.minutes
         self.config: TwhinConfig = relations.resolve(run.config, run.store, run.snapshot)
         if not run.store.manifest("held_out/validation", run.snapshot).rows:
             raise UserError(
                 "tune.minutes: no validation edge is held out, which trials are compared by; set split.validation, "
                 "such as 0.05, or leave --tune out"
             )
-        tune.check_metric(self.config)
+        search_space.check_metric(self.config)
         self.edges = run.store.manifest("training_set/positives", run.snapshot).rows
         section = run.config.tune.model_dump(mode="json", include={"search", "seed", "minutes"})
         counts = recipes.Counts.read(self.config, run.store, run.snapshot)
         assert counts is not None
-        self.key = tune.digest([self.config.hash(), section, dict(counts.edges), dict(counts.entities), self.edges])
+        self.key = trial.digest([self.config.hash(), section, dict(counts.edges), dict(counts.entities), self.edges])
         self.file = _file(run.store, run.snapshot)
 
     def run(self) -> Progress:
@@ -233,9 +233,9 @@ class _ShortSearch:
 
     def _trials(self, progress: Progress) -> tune.Best | None:
         """Make trials while there is time; None where the first one showed that they should be longer or shorter."""
-        plan, overrides = progress.plan, [*self.whole.overrides, *self._overrides(progress.plan)]
-        run = replace(self.whole, config=load_config(self.whole.config_path, overrides), overrides=overrides)
-        search = tune.Search(run, self.say, made_by=self.whole.config, random=RANDOM_TRIALS)
+        plan, overrides = progress.plan, [*self.base.overrides, *self._overrides(progress.plan)]
+        run = replace(self.base, config=load_config(self.base.config_path, overrides), overrides=overrides)
+        search = tune.Search(run, self.say, made_by=self.base.config, random=RANDOM_TRIALS)
         began: float | None = None
 
         def proceed(number: int) -> bool:
@@ -277,4 +277,4 @@ class _ShortSearch:
         if plan.edges is not None:
             fields["train_data.limit"] = plan.edges
             fields["negatives.epochs"] = min(plan.epochs, self.config.epochs_of_negatives)
-        return [tune.as_override(path, value) for path, value in fields.items()]
+        return [as_override(path, value) for path, value in fields.items()]

@@ -93,7 +93,7 @@ def build_optimizer(
     Args:
         model: After `apply_optimizers` and `maybe_shard_model`. A rank may hold no shard of a table, or of any.
         config: Tables, their optimizers, and `translation_optimizer`.
-        total_steps: Steps of the whole training, for schedules that depend on it (`linear_decay`).
+        total_steps: Steps of the full training, for schedules that depend on it (`linear_decay`).
 
     Raises:
         ValueError: A parameter is in no group or in two, or a table has no fused optimizer.

@@ -14,17 +14,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import KernelConfig, PlannerError, TopologyFactory, TrainerConfig
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv, ShardingPlan
 
 from twhin_pipeline.config.training import LaunchConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding.distributed import Ranks
+from twhin_pipeline.sharding.planner import plan_tables
 from twhin_pipeline.sharding.shared_tables import SharedTables, share_tables
 from twhin_pipeline.sharding.torchrec_tables import TorchrecTables, use_compiled_loops
 
@@ -66,8 +63,7 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
         return model
 
     _refuse_unsupported(model, device)
-    sharder = EmbeddingCollectionSharder()
-    plan = _agreed_plan(model, sharder, device, launch)
+    plan = _agreed_plan(model, device, launch)
     text = plan_text(model, plan)
     with warnings.catch_warnings():
         # torchrec passes DistributedDataParallel an argument that torch is about to rename.
@@ -77,7 +73,7 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
             env=ShardingEnv.from_process_group(dist.group.WORLD),
             device=device,
             plan=plan,
-            sharders=[sharder],
+            sharders=[EmbeddingCollectionSharder()],
         )
     tables = TorchrecTables(model.table_names, model.embeddings)
     model.use_tables(tables)
@@ -288,40 +284,17 @@ def _refuse_unsupported(model: TwhinModel, device: torch.device) -> None:
             )
 
 
-def _agreed_plan(
-    model: TwhinModel, sharder: EmbeddingCollectionSharder, device: torch.device, launch: LaunchConfig
-) -> ShardingPlan:
+def _agreed_plan(model: TwhinModel, device: torch.device, launch: LaunchConfig) -> ShardingPlan:
     """Plan on rank 0, for all ranks; where that fails, all of them raise the same UserError."""
     world_size = dist.get_world_size()
     local_world_size = min(int(os.environ.get("LOCAL_WORLD_SIZE", launch.nproc_per_node)), world_size)
     answer: list[ShardingPlan | str | None] = [None]
     if dist.get_rank() == 0:
         capacity = _capacity(device, launch, local_world_size)
-        memory = {"hbm_cap_bytes" if device.type == "cuda" else "ddr_cap_bytes": capacity}
-        topology = TopologyFactory.create_topology(
-            TrainerConfig(world_size=world_size, local_world_size=local_world_size, **memory),
-            kernel_config=KernelConfig(compute_device=device.type),
-        )
-        constraint = ParameterConstraints(
-            sharding_types=[launch.sharding], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
-        )
-        planner = EmbeddingShardingPlanner(
-            topology=topology,
-            batch_size=1,
-            storage_reservation=FixedPercentageStorageReservation(0.0),
-            constraints=dict.fromkeys(model.table_names, constraint),
-            debug=False,
-        )
         try:
-            answer[0] = planner.plan(model, [sharder])
-        except PlannerError as error:
-            reason = str(error).splitlines()[0].strip(" .")
-            size = sum(weight.numel() * weight.element_size() for weight in _weights(model).values()) / 2**30
-            answer[0] = (
-                f"tables of {size:.3g} GiB and their optimizer state do not fit, {launch.sharding}, on {world_size} "
-                f"ranks of {capacity / 2**30:.3g} GiB; use more ranks, raise launch.hbm_gib, or take data_type fp16, "
-                f"rowwise_adagrad or a smaller embedding_dim ({reason})"
-            )
+            answer[0] = plan_tables(model, launch, device.type, world_size, local_world_size, capacity)
+        except UserError as error:
+            answer[0] = str(error)
     dist.broadcast_object_list(answer, src=0, device=device)
     plan = answer[0]
     if not isinstance(plan, ShardingPlan):

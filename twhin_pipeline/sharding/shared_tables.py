@@ -97,9 +97,9 @@ class SharedTables:
             self.updated = None
         of_tables = [ids[table] for table in self.names]
         addresses = [self.addresses[table].of(rows) for table, rows in zip(self.names, of_tables, strict=True)]
-        stand_ins = _LookUp.apply(self.leaf, self, of_tables)
+        placeholders = _LookUp.apply(self.leaf, self, of_tables)
         memory = self.buffer.gradients
-        return [Rows(x, address=a, gradient_memory=memory) for x, a in zip(stand_ins, addresses, strict=True)]
+        return [Rows(x, address=a, gradient_memory=memory) for x, a in zip(placeholders, addresses, strict=True)]
 
     def update(self, ids: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
         """Update the rows of this rank's shards by the gradients of all ranks, which call it together.

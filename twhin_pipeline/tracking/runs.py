@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import posixpath
 import re
+import subprocess
 import time
 import warnings
 from collections.abc import Mapping
@@ -15,12 +17,17 @@ from typing import Any
 from twhin_pipeline import extras
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.store import Manifest, Store
+from twhin_pipeline.store import Manifest, Store, code_version
 
 EXPERIMENT = "twhin"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes MLflow's pages show the experiment as one of model training, not of language models."""
 MAX_PARAM = 500
 MAX_NAME = 250
+MAX_PROFILE = 65_000
+"""Characters of a dataset's profile that every tracking store takes."""
 PER_RELATION = "loss/"
+MOST_FILES = 20
 MOST_RELATIONS = 50
 """Above so many relations a run has no curve and no parameters for each: nobody reads hundreds of charts."""
 
@@ -73,11 +80,14 @@ def experiment_id(store: Store, name: str = EXPERIMENT) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_root(store)))
+            return str(client.create_experiment(name, artifact_location=artifact_root(store), tags=KIND))
         except Exception:  # another process was quicker
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    for tag, value in KIND.items():
+        if tag not in found.tags:  # made by an earlier version
+            client.set_experiment_tag(found.experiment_id, tag, value)
     return str(found.experiment_id)
 
 
@@ -101,6 +111,27 @@ class Run:
         for start in range(0, len(params), 100):
             self.client.log_batch(self.run_id, params=params[start : start + 100])
         self.client.log_text(self.run_id, config.to_yaml(), "config.yaml")
+
+    def log_dataset(self, store: Store, snapshot: str, asset: str, context: str) -> None:
+        """Log a table that the run reads as an input of `context`, such as training, by its version in the store."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        manifest = store.manifest(asset, snapshot)
+        files = (
+            store.manifest("raw_edges", snapshot).details.get("files") if store.exists("raw_edges", snapshot) else []
+        )
+        source = {"uri": store.path(asset, snapshot, manifest.version), "raw_edges": files}
+        columns = [{"name": name, "type": _mlflow_type(kind)} for name, kind in manifest.schema.items()]
+        profile = {"num_rows": manifest.rows, "edges_per_relation": manifest.details.get("edges_per_relation")}
+        dataset = Dataset(
+            name=f"{asset} {snapshot}",
+            digest=manifest.version,
+            source_type="local" if store.is_local else store.root.partition("://")[0],
+            source=json.dumps(source),
+            schema=json.dumps({"mlflow_colspec": columns}),
+            profile=json.dumps(profile) if len(json.dumps(profile)) < MAX_PROFILE else None,
+        )
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log finite numbers at a step; relations' own (`loss/<relation>`) where they are `MOST_RELATIONS` or fewer."""
@@ -140,6 +171,9 @@ class QuietRun:
     def log_config(self, config: TwhinConfig, **more: Any) -> None:
         """Do nothing."""
 
+    def log_dataset(self, store: Store, snapshot: str, asset: str, context: str) -> None:
+        """Do nothing."""
+
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Do nothing."""
 
@@ -170,11 +204,37 @@ def start_run(store: Store, snapshot: str, config: TwhinConfig, tags: Mapping[st
             "twhin.snapshot": snapshot,
             "twhin.config_hash": config.hash(),
             "twhin.store": store.root,
+            **_code(),
             **({"twhin.view": store.view} if store.view else {}),
             **(tags or {}),
         },
     )
     return Run(store, run.info.run_id, owned=True)
+
+
+def _code() -> dict[str, str]:
+    """Return tags that say which code trains: the package's version and, in a clone of the repository, its commit."""
+    tags = {"twhin.code_version": code_version(), "mlflow.source.type": "LOCAL", "mlflow.source.name": "twhin_pipeline"}
+    clone = Path(__file__).parents[2]
+    if not (clone / ".git").exists():
+        return tags
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(clone), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        tags["mlflow.source.git.commit"] = git("rev-parse", "HEAD")
+        tags["mlflow.source.git.dirty"] = str(bool(git("status", "--porcelain", "--untracked-files=no")))
+    except (OSError, subprocess.SubprocessError):  # no git here, or one that does not trust the folder's owner
+        pass
+    return tags
+
+
+def _mlflow_type(kind: str) -> str:
+    """Return MLflow's name of an Arrow type."""
+    known = {"int8": "integer", "int32": "integer", "int64": "long", "float": "float", "double": "double"}
+    return known.get(kind, "string")
 
 
 def resume_run(store: Store, run_id: str, owned: bool = True) -> Run:

@@ -1,8 +1,8 @@
 """Checkpoints: the whole state of a run, written beside the training and found again after it was killed.
 
-    <base>/<snapshot>/<config hash>/step-00000100/    tensors (torch.distributed.checkpoint) and state.json
-    <base>/<snapshot>/<config hash>/finished.json     the run has ended well: the next one starts anew
-    <base>/<snapshot>/<config hash>/lock              held while a run trains here
+    <base>/<snapshot>/<hash>/step-00000100/    tensors (torch.distributed.checkpoint) and state.json
+    <base>/<snapshot>/<hash>/finished.json     the run has ended well: the next one starts anew
+    <base>/<snapshot>/<hash>/lock              held while a run trains here
 
 `<base>` is `training.save_dir`, else `twhin_model/<snapshot>/checkpoints` in the store. A checkpoint exists when its
 `checksums.json` does, which is written last. Loading one never runs code of the checkpoint: it holds tensors and JSON.
@@ -32,7 +32,7 @@ from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
-from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config import TwhinConfig, stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.store import Store
@@ -57,10 +57,10 @@ KNOWN_CLASSES = {
 
 
 def folder_of(config: TwhinConfig, store: Store, snapshot: str, save_dir: str | None = None) -> str:
-    """Return the folder of a run's checkpoints: by snapshot and configuration, so that only the same run resumes."""
+    """Return the folder of a run's checkpoints: by snapshot and what training reads, so that only it resumes."""
     base = save_dir or config.training.save_dir
     parent = f"{base.rstrip('/')}/{snapshot}" if base else store.path("twhin_model", snapshot, "checkpoints")
-    return f"{parent}/{config.hash()}"
+    return f"{parent}/{stage_settings.digest(config, 'train')}"
 
 
 def snapshot_of(value: Any) -> Any:

@@ -13,9 +13,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,11 +24,23 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
-from twhin_pipeline.training.reporting import PROGRESS_ENV, PROGRESS_MARK, ProgressBar
+from twhin_pipeline.training.reporting import (
+    PROGRESS,
+    RECORDS_ENV,
+    VALIDATION,
+    ProgressBar,
+    ValidationRecord,
+    parse_record,
+)
 
 PR_SET_PDEATHSIG = 1
 CANCELLED_EXIT = 75
 """A rank's exit code after it was told to stop and has written a checkpoint (EX_TEMPFAIL: try again later)."""
+# A rank in torchrun's list of failures.
+_FAILED_RANK = re.compile(
+    r"time +: (?P<time>\S+)\s+host +: \S+\s+rank +: (?P<rank>\d+) \(local_rank: (?P<local_rank>\d+)\)\s+"
+    r"exitcode +: (?P<code>-?\d+) \(pid: \d+\)[^\n]*\s+error_file: (?P<file>[^\n]+)"
+)
 _RANK_LINE = re.compile(r"^\[[a-z]+(\d+)\]:(.*)$", re.DOTALL)
 
 
@@ -70,7 +83,7 @@ def torchrun_command(
 ) -> list[str]:
     """Return the command that trains `snapshot`: torchrun in a wrapper that ends it with its parent.
 
-    `log_dir` gets each rank's output and, where a rank fails, its error (see `failure`). Run it with `environment`.
+    `log_dir` gets each rank's output and, where a rank fails, its error (`first_failure`). Run it with `environment`.
     """
     launch = config.launch
     if launch.nnodes == 1:
@@ -135,11 +148,21 @@ def run(
     *,
     log_dir: str | None = None,
     output: Callable[[str], None] | None = None,
+    on_validation: Callable[[ValidationRecord], None] | None = None,
 ) -> None:
     """Train under torchrun and wait for it; SIGINT and SIGTERM are passed on, once each.
 
-    The ranks' lines go to `output` (default: printed, with a progress bar where standard output is a terminal).
     torchrun's own lines go to `<log_dir>/torchrun.log`.
+
+    Args:
+        config: As `config_path` and `overrides` make it.
+        config_path: The YAML file, which the ranks read.
+        overrides: Fields set over it.
+        store: Where the training set is and the model goes.
+        snapshot: Which one.
+        log_dir: Where ranks' logs go; left out, `default_log_dir`.
+        output: Gets the ranks' lines; left out, they are printed, with a progress bar on a terminal.
+        on_validation: Gets each evaluation, from the thread that called this.
 
     Raises:
         UserError: A rank met a mistake of the user's.
@@ -149,27 +172,34 @@ def run(
     folder = Path(log_dir or default_log_dir(store, snapshot))
     folder.mkdir(parents=True, exist_ok=True)
     # Failures of earlier launches must not be taken for this one's.
-    before = set(_error_files(str(folder)))
+    before = set(_rank_files(str(folder)))
     command = torchrun_command(config, config_path, store, snapshot, str(folder), overrides)
     env = {**os.environ, **environment(config)}
+    handlers: dict[str, Callable[[dict[str, Any]], None]] = {}
+    if on_validation is not None:
+        handlers[VALIDATION] = lambda values: on_validation(ValidationRecord(**values))
     with _display(output) as (show, bar):
-        if bar:
-            env[PROGRESS_ENV] = "1"
+        if bar is not None:
+            handlers[PROGRESS] = lambda values: bar.update(**values)
+        env[RECORDS_ENV] = ",".join(handlers)
         # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
         process = subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
-        with _forwarded_signals(process), (folder / "torchrun.log").open("a") as log:
-            _relay(process.stdout, show, log, single=config.launch.nproc_per_node == 1)
+        with _forwarded_signals(process), (folder / "torchrun.log").open("a+", errors="replace") as log:
+            begin = log.tell()
+            _relay(process.stdout, show, handlers, log, single=config.launch.nproc_per_node == 1)
             code = process.wait()
+            log.seek(begin)
+            output_of_torchrun = log.read()
     if code == 0:
         return
-    cause = first_failure(str(folder), ignoring=before)
+    cause = first_failure(str(folder), ignoring=before, output_of_torchrun=output_of_torchrun)
     if cause is None:
-        tail = "\n".join((folder / "torchrun.log").read_text(errors="replace").splitlines()[-30:])
-        raise TrainingFailed(f"torchrun ended with exit code {code} and no rank told why; its last lines:\n{tail}")
+        last = _last_lines(output_of_torchrun)
+        raise TrainingFailed(f"torchrun ended with exit code {code} before any rank failed; its last lines:\n{last}")
     if cause.kind == "UserError":
         raise UserError(cause.message)
     if cause.kind == "TrainingCancelled":
@@ -182,17 +212,18 @@ def default_log_dir(store: Store, snapshot: str) -> str:
     return store.path("logs", "train", snapshot) if store.is_local else f"twhin-logs/train/{snapshot}"
 
 
-def failure(log_dir: str) -> str | None:
-    """Return the traceback of the rank that failed first, or None where no rank wrote an error."""
-    cause = first_failure(log_dir)
-    return f"rank {cause.rank}: {cause.traceback}" if cause else None
+def first_failure(log_dir: str, ignoring: Collection[str] = (), output_of_torchrun: str = "") -> Failure | None:
+    """Return the failure of the rank that failed first: the cause, where other ranks failed because of it.
 
-
-def first_failure(log_dir: str, ignoring: Collection[str] = ()) -> Failure | None:
-    """Return the earliest error that ranks wrote under `log_dir`: the cause, where others are echoes of it."""
-    found: list[tuple[int, Failure]] = []
-    for path in _error_files(log_dir):
-        if path in ignoring:
+    Args:
+        log_dir: Where ranks wrote their errors and logs.
+        ignoring: Files of earlier launches.
+        output_of_torchrun: torchrun's own lines, which name ranks that ended without a word, such as by a signal.
+    """
+    files = [path for path in _rank_files(log_dir) if path not in ignoring]
+    found = _deaths(output_of_torchrun, files)
+    for path in files:
+        if not path.endswith("error.json"):
             continue
         try:
             message = json.loads(Path(path).read_text())["message"]
@@ -201,14 +232,45 @@ def first_failure(log_dir: str, ignoring: Collection[str] = ()) -> Failure | Non
         rank = Path(path).parent.name
         text, extra = (message["message"], message["extraInfo"]) if isinstance(message, dict) else (str(message), {})
         kind, _, rest = text.partition(": ")
-        told = Failure(int(rank) if rank.isdigit() else -1, kind, rest, str(extra.get("py_callstack") or text))
+        failure = Failure(int(rank) if rank.isdigit() else -1, kind, rest, str(extra.get("py_callstack") or text))
         # torch's own timestamp has whole seconds, within which the others already feel the broken connection.
-        found.append((Path(path).stat().st_mtime_ns, told))
+        found.append((Path(path).stat().st_mtime_ns, failure))
     return min(found, key=lambda item: (item[0], item[1].rank))[1] if found else None
 
 
-def _error_files(log_dir: str) -> list[str]:
-    return [str(path) for path in Path(log_dir).rglob("error.json")]
+def _rank_files(log_dir: str) -> list[str]:
+    """Return the files with ranks' errors and with what they wrote to standard error."""
+    return [str(path) for name in ("error.json", "stderr.log") for path in Path(log_dir).rglob(name)]
+
+
+def _deaths(output_of_torchrun: str, files: Sequence[str]) -> list[tuple[int, Failure]]:
+    """Return the ranks that ended without an error file, each after the time of its last line, in nanoseconds.
+
+    Left out are those that torchrun itself ended because another rank had failed.
+    """
+    deaths = []
+    ranks = [match.groupdict() for match in _FAILED_RANK.finditer(output_of_torchrun)]
+    times = [datetime.fromisoformat(each["time"]) for each in ranks]
+    for each, time in zip(ranks, times, strict=True):
+        rank, local_rank, code = each["rank"], each["local_rank"], int(each["code"])
+        if each["file"].strip() != "<N/A>" or code == -signal.SIGTERM or time - min(times) > timedelta(seconds=2):
+            continue
+        logs = [Path(file) for file in files if file.endswith(f"/{local_rank}/stderr.log")]
+        when = logs[0].stat().st_mtime_ns if logs else 0
+        if code == -signal.SIGKILL:
+            text = f"rank {rank} was ended by SIGKILL, which the kernel sends when memory runs out"
+        else:
+            how = f"ended with exit code {code}"
+            if code < 0:
+                how = f"was ended by signal {-code} ({signal.strsignal(-code)})"
+            last = _last_lines(logs[0].read_text(errors="replace")) if logs else ""
+            text = f"rank {rank} {how}; its last lines:\n{last}"
+        deaths.append((when, Failure(int(rank), "RankDied", text.partition("\n")[0], text)))
+    return deaths
+
+
+def _last_lines(text: str, count: int = 30) -> str:
+    return "\n".join(text.splitlines()[-count:])
 
 
 @contextmanager
@@ -232,33 +294,35 @@ def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _relay(lines: IO[str], show: Callable[[str], None], log: IO[str], *, single: bool) -> None:
+def _relay(
+    lines: IO[str],
+    show: Callable[[str], None],
+    handlers: Mapping[str, Callable[[dict[str, Any]], None]],
+    log: IO[str],
+    *,
+    single: bool,
+) -> None:
+    """Pass on what torchrun prints: records to the handler of their kind, ranks' lines to `show`, others to `log`."""
     for line in lines:
         match = _RANK_LINE.match(line.rstrip("\n"))
         if match is None:
             log.write(line)
             log.flush()
-        elif PROGRESS_MARK in match[2]:
-            show(match[2][match[2].index(PROGRESS_MARK) :])
+        elif (record := parse_record(match[2])) is not None:
+            kind, values = record
+            handlers[kind](values)
         else:
             show(match[2] if single or match[1] == "0" else f"[rank {match[1]}] {match[2]}")
 
 
 @contextmanager
-def _display(output: Callable[[str], None] | None) -> Iterator[tuple[Callable[[str], None], bool]]:
-    """Yield what to call with each line of a rank, and whether progress lines are wanted."""
+def _display(output: Callable[[str], None] | None) -> Iterator[tuple[Callable[[str], None], ProgressBar | None]]:
+    """Yield what to call with each line of a rank, and the progress bar where there is one."""
     if output is not None or not sys.stdout.isatty():
-        yield output or (lambda line: print(line, flush=True)), False
+        yield output or (lambda line: print(line, flush=True)), None
         return
     with ProgressBar() as bar:
-
-        def show(line: str) -> None:
-            if line.startswith(PROGRESS_MARK):
-                bar.update(**json.loads(line.removeprefix(PROGRESS_MARK)))
-            else:
-                bar.print(line)
-
-        yield show, True
+        yield bar.print, bar
 
 
 if __name__ == "__main__":

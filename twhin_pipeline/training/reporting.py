@@ -1,4 +1,4 @@
-"""Telling people how training goes. Only rank 0 tells."""
+"""Reports of how training goes, for people and for programs. Only rank 0 reports."""
 
 from __future__ import annotations
 
@@ -6,26 +6,42 @@ import importlib
 import json
 import os
 import sys
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from twhin_pipeline.errors import UserError
 
 REPORTER_ENV = "TWHIN_REPORTER"
-# Under torchrun a rank's output is a pipe: where this variable is set, progress goes through it as marked lines.
-PROGRESS_ENV, PROGRESS_MARK = "TWHIN_PROGRESS_LINES", "\x1etwhin-progress "
+# Under torchrun a rank's output is a pipe. This variable lists the kinds of records (`PROGRESS`, `VALIDATION`) that the
+# launcher wants through it: each is a line of the mark, the kind and a JSON object.
+RECORDS_ENV, RECORD_MARK = "TWHIN_RECORDS", "\x1etwhin "
+PROGRESS, VALIDATION = "progress", "validation"
+
+
+@dataclass(frozen=True)
+class ValidationRecord:
+    """One evaluation on the validation edges during training."""
+
+    step: int
+    metrics: dict[str, float]
+    complete: bool
+    """False where `training.eval_timeout_in_s` ended it early, so that it cannot be compared with others."""
 
 
 class Reporter(Protocol):
     """Where progress goes: a console, or Dagster."""
 
     def milestone(self, text: str) -> None:
-        """Tell an event worth keeping: a checkpoint, an evaluation, a log line."""
+        """Report an event worth keeping, for people: a checkpoint, an evaluation, a log line."""
 
     def progress(self, step: int, total: int, loss: float, rate: float) -> None:
-        """Tell where training stands; `rate` is edges per second. Called at each step: it must be cheap."""
+        """Report how far training is; `rate` is edges per second. Called at each step: it must be cheap."""
+
+    def validation(self, record: ValidationRecord) -> None:
+        """Report an evaluation's values, for programs."""
 
     def finished(self, metadata: dict[str, Any]) -> None:
-        """Tell what came out; JSON values."""
+        """Report the results; JSON values."""
 
 
 class ProgressBar:
@@ -62,11 +78,11 @@ class ProgressBar:
 
 
 class ConsoleReporter:
-    """A progress bar on a terminal, or under `launch.run` the lines it draws one from; otherwise milestones only."""
+    """Milestones, a progress bar on a terminal, and under `launch.run` the records that it asks for."""
 
     def __init__(self) -> None:
         self.bar = ProgressBar() if sys.stdout.isatty() else None
-        self.lines = PROGRESS_ENV in os.environ
+        self.records = os.environ.get(RECORDS_ENV, "").split(",")
 
     def milestone(self, text: str) -> None:
         """Print it."""
@@ -79,14 +95,27 @@ class ConsoleReporter:
         """Move the bar, if there is one."""
         if self.bar is not None:
             self.bar.update(step, total, loss, rate)
-        elif self.lines:
-            values = {"step": step, "total": total, "loss": loss, "rate": rate}
-            print(PROGRESS_MARK + json.dumps(values), flush=True)
+        self._record(PROGRESS, {"step": step, "total": total, "loss": loss, "rate": rate})
+
+    def validation(self, record: ValidationRecord) -> None:
+        """Print it as a record, if the launcher asks for it; people read the milestone."""
+        self._record(VALIDATION, asdict(record))
 
     def finished(self, metadata: dict[str, Any]) -> None:
-        """Close the bar; the milestones have told the rest."""
+        """Close the bar; the milestones have the results."""
         if self.bar is not None:
             self.bar.bar.stop()
+
+    def _record(self, kind: str, values: dict[str, Any]) -> None:
+        if kind in self.records:
+            print(f"{RECORD_MARK}{kind} {json.dumps(values)}", flush=True)
+
+
+def parse_record(line: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the kind and the values of a line that is a record, else None."""
+    _, mark, record = line.partition(RECORD_MARK)
+    kind, _, values = record.partition(" ")
+    return (kind, json.loads(values)) if mark else None
 
 
 class SilentReporter:
@@ -96,6 +125,9 @@ class SilentReporter:
         """Say nothing."""
 
     def progress(self, step: int, total: int, loss: float, rate: float) -> None:
+        """Say nothing."""
+
+    def validation(self, record: ValidationRecord) -> None:
         """Say nothing."""
 
     def finished(self, metadata: dict[str, Any]) -> None:

@@ -13,6 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from twhin_pipeline.training.rank_errors import record_uncaught
+
+if __name__ == "__main__":  # before anything that may fail to load
+    record_uncaught()
+
 from twhin_pipeline.training.launch import die_with_parent
 
 if __name__ == "__main__":  # before the seconds that imports take, in which a parent may die

@@ -78,13 +78,13 @@ def commonest(config: TwhinConfig, store: Store, snapshot: str, entity: str, row
         if ours == entity
     }
     few = [name for name in names if name != entity and 1 < sizes.get(name, 0) <= FEW]
-    asked = pa.table({"row": rows, "place": np.arange(len(rows))})
-    found: dict[str, list[str]] = {}
+    wanted = pa.table({"row": rows, "place": np.arange(len(rows))})
+    columns: dict[str, list[str]] = {}
     with database.connect(config, store) as con:
-        con.register("asked", asked)
+        con.register("wanted", wanted)
         con.execute(
             "CREATE TEMP TABLE near AS SELECT place, entity, neighbour "
-            f"FROM ({' UNION ALL '.join(queries)}) JOIN asked USING (row)"
+            f"FROM ({' UNION ALL '.join(queries)}) JOIN wanted USING (row)"
         )
 
         def most(query: str) -> list[str]:
@@ -93,12 +93,12 @@ def commonest(config: TwhinConfig, store: Store, snapshot: str, entity: str, row
             by_place = dict(picked)
             return [by_place.get(place, "") for place in range(len(rows))]
 
-        found["commonest neighbour type"] = most("SELECT place, entity AS name FROM near")
+        columns["commonest neighbour type"] = most("SELECT place, entity AS name FROM near")
         if few:
             smallest = min(few, key=lambda name: sizes[name])
             vocabulary = database.scan(store, f"vocabulary/{smallest}", snapshot)
-            found[f"commonest {smallest}"] = most(
+            columns[f"commonest {smallest}"] = most(
                 f"SELECT place, CAST(v.id AS VARCHAR) AS name FROM near JOIN {vocabulary} v ON near.neighbour = v.row "
                 f"WHERE entity = {database.literal(smallest)}"
             )
-    return found
+    return columns

@@ -128,12 +128,14 @@ def _title(store: Store, snapshot: str) -> str:
 def about(config: TwhinConfig, store: Store, snapshot: str, config_path: str | None) -> list[tuple[str, str]]:
     """Return which store, configuration and source data the tables are of, as (heading, text)."""
     made_by = store.manifest("evaluation", snapshot).config_hash
-    told = [("store", store.root)]
+    lines = [("store", store.root)]
     if config_path is not None:
         same = made_by == config.hash()
-        told.append(("config", config_path if same else f"{config_path}, but the run had other values than it has now"))
-    told.append(("source", source_text(store.manifest("raw_edges", snapshot).details)))
-    return told
+        lines.append(
+            ("config", config_path if same else f"{config_path}, but the run had other values than it has now")
+        )
+    lines.append(("source", source_text(store.manifest("raw_edges", snapshot).details)))
+    return lines
 
 
 def source_text(details: Mapping[str, Any]) -> str:
@@ -153,14 +155,14 @@ def facts(config: TwhinConfig, store: Store, snapshot: str) -> list[tuple[str, s
     edges = store.manifest("raw_edges", snapshot)
     rejected = store.manifest("raw_edges_rejected", snapshot).rows
     merged = edges.details.get("duplicates_merged", 0)
-    told = [("edges", f"{edges.rows:,} of {len(config.model.relations)} relations ({rejected:,} rejected, "
+    lines = [("edges", f"{edges.rows:,} of {len(config.model.relations)} relations ({rejected:,} rejected, "
              f"{merged:,} duplicates merged)")]  # fmt: skip
     vocabularies = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in config.model.table_names}
     kinds = ", ".join(f"{name} {rows:,}" for name, rows in vocabularies.items())
-    told.append(("entities", f"{sum(vocabularies.values()):,} ({kinds})"))
+    lines.append(("entities", f"{sum(vocabularies.values()):,} ({kinds})"))
     model = store.manifest("twhin_model", snapshot).details
-    told.append(("training", training_text(model)))
-    return told
+    lines.append(("training", training_text(model)))
+    return lines
 
 
 def training_text(details: dict[str, Any]) -> str:
@@ -189,17 +191,18 @@ def neighbors(store: Store, snapshot: str, entity: str, ids: list[Any]) -> list[
     from twhin_pipeline.vectors.reader import load_model
 
     model = load_model(store.root, snapshot)
-    found = []
+    examples = []
     for name in ids:
         try:
-            found.append(Example(str(name), [(str(n), s) for n, s in model.neighbors(entity, name, NUM_NEIGHBORS)]))
+            examples.append(Example(str(name), [(str(n), s) for n, s in model.neighbors(entity, name, NUM_NEIGHBORS)]))
         except KeyError as error:
             raise UserError(str(error.args[0])) from error
-    return found
+    return examples
 
 
 def _where(out: Console, config: TwhinConfig, store: Store, snapshot: str) -> None:
     from twhin_pipeline import tracking
+    from twhin_pipeline.tracking import pages
 
     out.print("\n[bold]Where things are[/]")
     first = config.model.table_names[0]
@@ -209,8 +212,7 @@ def _where(out: Console, config: TwhinConfig, store: Store, snapshot: str) -> No
         ("vectors", f"{vectors} (and embeddings/… of the other types)"),
         ("tables", f'{store.root}; in SQL: {command()} sql "show tables", or {store.path("catalog.duckdb")}'),
         ("runs", tracking.uri(store)),
-        ("Dagster", "make ui, then http://127.0.0.1:3000"),
-        ("MLflow", "make mlflow, then http://127.0.0.1:5000"),
+        ("pages", f"make ui, then Dagster at {pages.dagster()} and MLflow at {pages.mlflow(tracking.uri(store))}"),
     ]
     for name, text in lines:
         out.print(f"{name:<10}{escape(text)}")

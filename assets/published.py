@@ -1,0 +1,35 @@
+"""Published: the last step, after the vectors' checks: the model in MLflow's registry, and the catalog."""
+
+from typing import Any
+
+import dagster as dg
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.stages.chain import STAGES
+from twhin_pipeline.store import Manifest
+
+from . import steps
+
+STAGE = STAGES["publish"]
+
+
+def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Return the stage."""
+    text = "The snapshot's model in MLflow's registry, and every table as a view in `catalog.duckdb`."
+    specs = [
+        steps.spec(
+            table, STAGE, config, group="published", description=text, code="stages.publish", kinds=["mlflow", "duckdb"]
+        )
+        for table in STAGE.tables(config)
+    ]
+    return steps.make(STAGE, config, partitions, specs=specs, page=page)
+
+
+def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
+    """Return where the registered model and the catalog are."""
+    details = manifest.details
+    shown: dict[str, Any] = {"mlflow_model": details.get("model") or "; ".join(details["notes"])}
+    if "model" in details:
+        shown["mlflow_model_page"] = step.tracking.model_link(step.store, details["model"])
+        shown["mlflow_run"] = step.tracking.link(step.store, details["mlflow_run_id"])
+    return shown | {"catalog": dg.MetadataValue.path(details["catalog"])}

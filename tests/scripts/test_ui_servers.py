@@ -1,0 +1,65 @@
+"""`make ui` runs two servers that end together, with every process that they started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import ui
+
+PARENT = (
+    "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+    "open(sys.argv[1], 'w').write(str(child.pid)); time.sleep(600)"
+)
+"""A server that starts a process of its own, as both servers do."""
+
+
+def start(folder: Path, other: str) -> subprocess.Popen[bytes]:
+    """Serve a server with a child, which writes its id to a file, beside another one."""
+    commands = {"one": [sys.executable, "-c", PARENT, str(folder / "pid")], "two": [sys.executable, "-c", other]}
+    code = f"import os, sys, ui; sys.exit(ui.serve({commands!r}, os.environ))"
+    env = {**os.environ, "PYTHONPATH": str(Path(ui.__file__).parent)}
+    return subprocess.Popen([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE)
+
+
+def child_of(folder: Path) -> int:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (folder / "pid").exists() and (text := (folder / "pid").read_text()):
+            return int(text)
+        time.sleep(0.05)
+    raise AssertionError("no child")
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_signal_ends_both_and_what_they_started(tmp_path):
+    process = start(tmp_path, "import time; time.sleep(600)")
+    child = child_of(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0 and gone(child)
+
+
+def test_where_one_ends_the_other_is_ended_and_the_exit_code_says_so(tmp_path):
+    waits = f"import os, sys, time\nwhile not os.path.exists({str(tmp_path / 'pid')!r}): time.sleep(0.05)\nsys.exit(3)"
+    process = start(tmp_path, waits)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 3 and b"two ended with exit code 3" in told
+    assert gone(child_of(tmp_path))
+
+
+def test_a_port_that_is_in_use_is_found():
+    with socket.socket() as server:
+        server.bind((ui.HOST, 0))
+        server.listen()
+        assert ui.in_use(server.getsockname()[1])

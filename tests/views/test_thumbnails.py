@@ -1,0 +1,57 @@
+"""Small pictures are valid SVG and, as an address in Markdown, short enough for Dagster to draw them on the page."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from twhin_pipeline._dagster.assets.metadata import thumbnail
+from twhin_pipeline.views import thumbnails
+
+RNG = np.random.default_rng(0)
+
+
+def curve(steps: int, evaluations: int) -> str:
+    at = np.arange(1, steps + 1) * 1_000
+    validation = np.linspace(1_000, 1_000 * steps, evaluations), RNG.uniform(0.001, 9_999, evaluations)
+    return thumbnails.curve(at, RNG.uniform(1e-7, 12_345, steps), validation)
+
+
+def scatter(points: int, groups: int) -> str:
+    names = [f"$group & <{i}>" for i in RNG.integers(0, groups, points)]
+    return thumbnails.scatter(RNG.normal(size=(points, 2)), names)
+
+
+PICTURES = {
+    "no loss": curve(0, 0),
+    "one loss": curve(1, 0),
+    "a long training": curve(5_000, 300),
+    "no point": scatter(0, 1),
+    "one point": scatter(1, 1),
+    "one group": scatter(4_000, 1),
+    "many groups": scatter(4_000, 40),
+}
+
+
+@pytest.mark.parametrize("svg", PICTURES.values(), ids=PICTURES)
+def test_a_picture_is_drawn_and_short_enough(svg):
+    ElementTree.fromstring(svg)
+    assert len(thumbnail(svg, "map by commonest neighbour type").value) < thumbnails.MOST_CHARACTERS
+
+
+def test_a_curve_has_the_first_and_the_last_loss_and_the_validation_beside_it():
+    svg = thumbnails.curve(np.array([1, 2, 3]), np.array([2.5, np.nan, 0.25]), (np.array([2, 3]), np.array([1.0, 0.5])))
+    tree = ElementTree.fromstring(svg)
+    assert [one.text for one in tree.iter("{http://www.w3.org/2000/svg}text")] == ["2.5", "0.25"]
+    training, validation = (one.get("points") for one in tree.iter("{http://www.w3.org/2000/svg}polyline"))
+    assert training is not None and len(training.split()) == 2, "a loss that is no number is left out"
+    assert validation is not None and len(validation.split()) == 2
+
+
+def test_a_map_colours_the_largest_groups_and_draws_the_rest_in_grey():
+    groups = [name for i, name in enumerate("abcdef") for _ in range(10 - i)] + [""] * 9
+    svg = thumbnails.scatter(RNG.normal(size=(len(groups), 2)), groups)
+    colours = [one.get("stroke") for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path")]
+    assert colours == [thumbnails.REST, *thumbnails.COLOURS[: thumbnails.GROUPS]]

@@ -1,0 +1,98 @@
+"""How tables are distributed over ranks, by torchrec's planner: training follows it, `twhin plan` shows it before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import KernelConfig, PlannerError, TopologyFactory, TrainerConfig
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config.training import LaunchConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.model.twhin_model import TwhinModel
+from twhin_pipeline.sharding.optimizer import apply_optimizers
+from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
+
+UNLIMITED = 2**60
+"""Bytes of a rank whose memory is not known."""
+
+
+def plan_tables(
+    model: TwhinModel, launch: LaunchConfig, device: str, world_size: int, local_world_size: int, capacity: int
+) -> ShardingPlan:
+    """Plan which rank holds which rows. It needs no process group, and the tables no memory.
+
+    Args:
+        model: After `apply_optimizers`, its tables on the meta device.
+        launch: Its `sharding`.
+        device: `cpu` or `cuda`, which the ranks train on.
+        world_size: Number of ranks.
+        local_world_size: Ranks of a node.
+        capacity: Bytes that a rank's tables and their optimizer state may take.
+
+    Raises:
+        UserError: The tables do not fit.
+    """
+    topology = TopologyFactory.create_topology(
+        TrainerConfig(
+            world_size=world_size,
+            local_world_size=local_world_size,
+            **{"hbm_cap_bytes" if device == "cuda" else "ddr_cap_bytes": capacity},
+        ),
+        kernel_config=KernelConfig(compute_device=device),
+    )
+    constraint = ParameterConstraints(
+        sharding_types=[launch.sharding], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
+    )
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=1,
+        storage_reservation=FixedPercentageStorageReservation(0.0),
+        constraints=dict.fromkeys(model.table_names, constraint),
+        debug=False,
+    )
+    try:
+        return planner.plan(model, [EmbeddingCollectionSharder()])
+    except PlannerError as error:
+        reason = str(error).splitlines()[0].strip(" .")
+        size = sum(weight.numel() * weight.element_size() for weight in model.embeddings.parameters()) / 2**30
+        raise UserError(
+            f"tables of {size:.3g} GiB and their optimizer state do not fit, {launch.sharding}, on {world_size} "
+            f"ranks of {capacity / 2**30:.3g} GiB; use more ranks, raise launch.hbm_gib, or take data_type fp16, "
+            f"rowwise_adagrad or a smaller embedding_dim ({reason})"
+        ) from error
+
+
+def rows_of_ranks(config: TwhinConfig, rows: Mapping[str, int], world_size: int) -> list[dict[str, int]]:
+    """Return how many rows of each table each rank would hold, without loading or training anything.
+
+    Args:
+        config: Tables, optimizers and `launch`; without `launch.hbm_gib` memory is taken to be enough.
+        rows: Table to its number of rows.
+        world_size: Number of ranks.
+
+    Raises:
+        UserError: The tables do not fit into `launch.hbm_gib`, or no kernel has the optimizer of one.
+    """
+    launch = config.launch
+    cuda = launch.device == "cuda" or (launch.device == "auto" and torch.cuda.is_available())
+    capacity = UNLIMITED if launch.hbm_gib is None else int(launch.hbm_gib * 2**30)
+    tables = UnshardedTables(config.model, rows, "meta")
+    model = apply_optimizers(TwhinModel(config.model, tables, "meta"), config.model)
+    ranks_per_node = min(world_size, launch.nproc_per_node) if launch.nnodes > 1 else world_size
+    plan = plan_tables(model, launch, "cuda" if cuda else "cpu", world_size, ranks_per_node, capacity)
+    planned = plan.get_plan_for_module("embeddings")
+    assert isinstance(planned, EmbeddingModuleShardingPlan)
+    ranks: list[dict[str, int]] = [{} for _ in range(world_size)]
+    for table, sharding in planned.items():
+        assert sharding.sharding_spec is not None
+        for shard in sharding.sharding_spec.shards:
+            assert shard.placement is not None
+            ranks[shard.placement.rank()][table] = shard.shard_sizes[0]
+    return ranks

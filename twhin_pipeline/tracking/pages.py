@@ -1,0 +1,23 @@
+"""Where the pages of Dagster and MLflow are, for links between them."""
+
+from __future__ import annotations
+
+import os
+
+DAGSTER, MLFLOW = "http://127.0.0.1:3000", "http://127.0.0.1:5000"
+"""Where `make ui` serves them, unless it is told other ports."""
+MODEL_TRAINING = "workflowType=machine_learning"
+"""In an address of MLflow's pages, shows its menus for model training; without it, those for language models."""
+DAGSTER_ENV, MLFLOW_ENV = "TWHIN_DAGSTER_URL", "TWHIN_MLFLOW_URL"
+
+
+def dagster() -> str:
+    """Return the address of Dagster's pages: TWHIN_DAGSTER_URL, else that of `make ui`."""
+    return (os.environ.get(DAGSTER_ENV) or DAGSTER).rstrip("/")
+
+
+def mlflow(tracking_uri: str = "") -> str:
+    """Return the address of MLflow's pages: TWHIN_MLFLOW_URL, else the tracking server's, else that of `make ui`."""
+    if given := os.environ.get(MLFLOW_ENV):
+        return given.rstrip("/")
+    return tracking_uri.rstrip("/") if tracking_uri.startswith(("http://", "https://")) else MLFLOW

@@ -1,0 +1,75 @@
+"""Small pictures as SVG, of so few characters that Dagster draws them on an asset's page without a click.
+
+`plots.py` draws the large ones. A picture's address in Markdown must have fewer than 1,000 characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from twhin_pipeline.views.plots import COLOURS, REST
+
+MOST_CHARACTERS = 1_000
+CURVE_POINTS, SCATTER_POINTS, GROUPS = 36, 60, 4
+WIDTH, HEIGHT = 99, 60
+"""Of the drawing, in its own units: two digits a coordinate."""
+
+
+def curve(steps: np.ndarray, values: np.ndarray, validation: tuple[np.ndarray, np.ndarray] | None = None) -> str:
+    """Draw a loss by step, with its first and last value, and the validation loss beside it.
+
+    Args:
+        steps: Steps at which the loss was logged (int [T]).
+        values: The loss there (float [T]).
+        validation: Steps and losses on the validation set.
+    """
+    known = np.isfinite(values)
+    steps, values = steps[known], values[known]
+    if not len(values):
+        return _svg("")
+    second = validation if validation is not None and len(validation[0]) else (np.zeros(0), np.zeros(0))
+    every = np.concatenate([values, second[1]])
+    low, high, last = float(every.min()), float(every.max()), float(max(steps[-1], *second[0], 1))
+    lines = ""
+    for colour, (at, loss) in zip(COLOURS, ((steps, values), second), strict=False):
+        kept = np.unique(np.linspace(0, len(at) - 1, min(CURVE_POINTS // (1 + len(lines) // 99), len(at))).astype(int))
+        x = np.round(WIDTH * at[kept] / last).astype(int)
+        y = np.round(HEIGHT - 10 - (HEIGHT - 20) * (loss[kept] - low) / max(high - low, 1e-12)).astype(int)
+        if len(kept):
+            points = " ".join(f"{a},{b}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+            lines += f"<polyline points='{points}' fill='none' stroke='{colour}'/>"
+    first, final = f"{values[0]:.3g}", f"{values[-1]:.3g}"
+    text = f"<text x='2' y='5'>{first}</text><text x='{WIDTH}' y='{HEIGHT - 2}' text-anchor='end'>{final}</text>"
+    return _svg(lines + text)
+
+
+def scatter(points: np.ndarray, groups: Sequence[str]) -> str:
+    """Draw some of the points, coloured by group: the largest groups, the others in grey.
+
+    Args:
+        points: Coordinates (float [N, 2]).
+        groups: Each point's group ([N]).
+    """
+    if not len(points):
+        return _svg("")
+    names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    order = [i for i in np.argsort(-np.bincount(member, minlength=len(names)), kind="stable") if names[i]][:GROUPS]
+    kept = np.unique(np.linspace(0, len(points) - 1, min(SCATTER_POINTS, len(points))).astype(int))
+    low, high = points.min(axis=0), points.max(axis=0)
+    place = (points[kept] - low) / np.maximum(high - low, 1e-12)
+    x = np.round(2 + (WIDTH - 4) * place[:, 0]).astype(int)
+    y = np.round(HEIGHT - 2 - (HEIGHT - 4) * place[:, 1]).astype(int)
+    drawn = ""
+    for colour, group in [(REST, None), *zip(COLOURS, order, strict=False)]:
+        mine = ~np.isin(member[kept], order) if group is None else member[kept] == group
+        if mine.any():
+            dots = "".join(f"M{a},{b}z" for a, b in zip(x[mine].tolist(), y[mine].tolist(), strict=True))
+            drawn += f"<path d='{dots}' stroke='{colour}'/>"
+    return _svg(f"<g stroke-width='3' stroke-linecap='round'>{drawn}</g>")
+
+
+def _svg(inner: str) -> str:
+    size = f"width='{4 * WIDTH}' height='{4 * HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}'"
+    return f"<svg xmlns='http://www.w3.org/2000/svg' {size} font-size='5'>{inner}</svg>"
