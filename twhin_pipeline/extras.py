@@ -6,15 +6,17 @@ are used, so that the rest works without.
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from importlib.util import find_spec
 
+from twhin_pipeline.bundled import CPU_FBGEMM
 from twhin_pipeline.errors import UserError
 
 EXTRA_OF = {
     "torch": "train",  # also in `reader`, for scores alone
     "torchrec": "train",
     "fbgemm_gpu": "train",
-    "torchmetrics": "train",
     "numba": "train",
     "llvmlite": "train",
     "scipy": "train",
@@ -56,5 +58,11 @@ def need(module: str, what: str, extra: str | None = None) -> None:
 
 
 def install(extra: str) -> str:
-    """Return the command that installs this package with an extra."""
-    return f'pip install "twhin-pipeline[{extra}]"'
+    """Return the command that installs this package with an extra on this machine.
+
+    torchrec asks pip for the CUDA build of fbgemm, which does not load without NVIDIA's driver.
+    """
+    words = [f'"twhin-pipeline[{extra}]"']
+    if extra in ("train", "dagster") and shutil.which("nvidia-smi") is None:
+        words.insert(0, shlex.quote(str(CPU_FBGEMM)))
+    return f"pip install {' '.join(words)}"

@@ -1,4 +1,4 @@
-"""Ids are numbered as a dictionary would, in the order in which they are met."""
+"""Ids get codes as a dictionary would give them, in the order in which they come."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_texts_are_numbered_as_by_a_dictionary_while_the_table_grows(monkeypatch
         ids = texts(10 ** (seed % 4 + 1), seed)
         # A part of an array, as batches are.
         given = pa.array(["before", *ids, "after"], kind).slice(1, len(ids))
-        assert interner.numbers(interner.look_up(given)).tolist() == by_dictionary(ids, known)
+        assert interner.codes(interner.look_up(given)).tolist() == by_dictionary(ids, known)
     assert interner.count == len(known)
     assert interner.ids().to_pylist() == list(known)
 
@@ -48,7 +48,7 @@ def test_integers_are_numbered_as_by_a_dictionary_while_the_table_grows(monkeypa
     least = np.iinfo(np.int64).min
     for seed in range(4):
         ids = [*np.random.default_rng(seed).integers(-500, 500, size=1000).tolist(), 0, least, -1 - least]
-        assert interner.numbers(interner.look_up(pa.array(ids))).tolist() == by_dictionary(ids, known)
+        assert interner.codes(interner.look_up(pa.array(ids))).tolist() == by_dictionary(ids, known)
     assert interner.ids().to_pylist() == list(known)
 
 
@@ -60,7 +60,7 @@ def test_ids_of_one_hash_keep_their_own_numbers(named):
     for _ in range(2):
         same = np.full(len(ids), 2**63 + 5, np.uint64)
         given = LookedUp(looked.cuts, looked.data, same, np.full(len(ids), -1))
-        assert interner.numbers(given).tolist() == by_dictionary(ids, known)
+        assert interner.codes(given).tolist() == by_dictionary(ids, known)
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -72,7 +72,7 @@ def test_threads_that_look_up_while_ids_are_added_find_nothing_wrong(monkeypatch
     given = [generator.integers(40_000, size=2_000) for _ in range(150)]
     arrays = [pa.array([f"entity-{n}" for n in some]) if named else pa.array(some) for some in given]
     with ThreadPoolExecutor(3) as pool:
-        found = [interner.numbers(looked) for looked in in_order(pool, interner.look_up, ((a,) for a in arrays), 6)]
+        found = [interner.codes(looked) for looked in in_order(pool, interner.look_up, ((a,) for a in arrays), 6)]
     met = {}
     for some, numbers in zip(given, found, strict=True):
         assert numbers.tolist() == by_dictionary(some.tolist(), met)
@@ -81,7 +81,7 @@ def test_threads_that_look_up_while_ids_are_added_find_nothing_wrong(monkeypatch
 def test_no_ids_are_no_numbers():
     for named, kind in ((True, pa.string()), (False, pa.int64())):
         interner = Interner(named)
-        assert interner.numbers(interner.look_up(pa.array([], kind))).tolist() == []
+        assert interner.codes(interner.look_up(pa.array([], kind))).tolist() == []
         assert interner.ids().to_pylist() == []
 
 
@@ -89,7 +89,7 @@ def test_ids_that_do_not_fit_into_memory_are_one_clear_error(tmp_path, monkeypat
     def full(*_):
         raise MemoryError("Unable to allocate 64.0 GiB")
 
-    monkeypatch.setattr(Interner, "_make_room", full)
+    monkeypatch.setattr(Interner, "_grow", full)
     config = make_config(write(tmp_path / "e.parquet", [("a", "fav", "b")]))
     with pytest.raises(UserError, match=r"source.path: out of memory \(Unable to allocate 64.0 GiB\); .* more memory"):
         raw_edges.ingest(config, store_at(tmp_path), SNAPSHOT)
@@ -100,4 +100,4 @@ def test_more_ids_than_numbers_are_one_clear_error(monkeypatch):
     monkeypatch.setattr(interning, "MOST_IDS", 3)
     interner = Interner(texts=True)
     with pytest.raises(UserError, match="the source has 3 different ids or more; divide it into smaller graphs"):
-        interner.numbers(interner.look_up(pa.array(["a", "b", "c"])))
+        interner.codes(interner.look_up(pa.array(["a", "b", "c"])))

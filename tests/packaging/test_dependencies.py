@@ -6,6 +6,8 @@ import ast
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -168,4 +170,15 @@ def test_a_command_without_its_extra_ends_in_one_line_that_names_it(tmp_path, co
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("twhin: this command needs ")
-    assert line.endswith(f'pip install "twhin-pipeline[{extra}]"')
+    assert re.search(rf': pip install .*"twhin-pipeline\[{extra}\]"$', line)
+
+
+def test_without_a_driver_training_is_installed_with_the_cpu_build_of_fbgemm(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    program, verb, stand_in, wanted = shlex.split(extras.install("dagster"))
+    assert (program, verb, wanted) == ("pip", "install", "twhin-pipeline[dagster]")
+    project = tomllib.loads((Path(stand_in) / "pyproject.toml").read_text())["project"]
+    assert (project["name"], project["dependencies"]) == ("fbgemm-gpu", ["fbgemm-gpu-cpu==1.8.0"])
+    assert extras.install("reader") == 'pip install "twhin-pipeline[reader]"'
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert extras.install("train") == 'pip install "twhin-pipeline[train]"'

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,12 +30,6 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stand_in(tmp_path_factory) -> Path:
-    """The folder of the wheel that answers to `fbgemm-gpu` with the CPU build."""
-    return build(ROOT / "packaging" / "fbgemm-gpu", tmp_path_factory.mktemp("stand-in")).parent
-
-
-@pytest.fixture(scope="module")
 def home(tmp_path_factory) -> str:
     """A small store with embeddings."""
     small = small_store.make(tmp_path_factory.mktemp("store"), config=small_store.config())
@@ -45,16 +40,20 @@ def home(tmp_path_factory) -> str:
 class Installed:
     """A fresh environment with the wheel, and a folder outside the checkout to work in."""
 
-    def __init__(self, folder: Path, wheel: Path, extra: str, *options: str) -> None:
-        self.bin, self.work = folder / "env" / "bin", folder / "work"
+    def __init__(self, folder: Path, wheel: Path, extra: str = "") -> None:
+        self.bin, self.work, self.wheel = folder / "env" / "bin", folder / "work", wheel
         self.work.mkdir()
         subprocess.run([sys.executable, "-m", "venv", str(folder / "env")], check=True)
+        self.pip("install", f"twhin-pipeline[{extra}]")
+
+    def pip(self, *arguments: str) -> None:
+        """Run pip; this package comes from the wheel."""
         torch = os.environ.get("TORCH_INDEX_URL")
-        if torch and extra not in ("", "delta", "iceberg"):
-            self("python", "-m", "pip", "install", "-q", "--index-url", torch, "torch>=2.13,<2.14")
-        name = f"twhin-pipeline[{extra}]" if extra else "twhin-pipeline"
-        self("python", "-m", "pip", "install", "-q", *options, f"{name} @ {wheel.as_uri()}")
-        self("python", "-m", "pip", "check")
+        if torch and {"twhin-pipeline[reader]", "twhin-pipeline[train]", "twhin-pipeline[dagster]"} & set(arguments):
+            self("pip", "install", "-q", "--index-url", torch, "torch>=2.13,<2.14")
+        named = [f"{one} @ {self.wheel.as_uri()}" if "twhin-pipeline" in one else one for one in arguments]
+        self("pip", *named, "-q")
+        self("pip", "check")
 
     def __call__(self, program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a program of the environment. The checkout is not on its path."""
@@ -71,12 +70,12 @@ class Installed:
 
     def packages(self) -> set[str]:
         """Return the names of what is installed."""
-        listed = json.loads(self("python", "-m", "pip", "list", "--format", "json").stdout)
+        listed = json.loads(self("pip", "list", "--format", "json").stdout)
         return {one["name"].lower().replace("_", "-") for one in listed}
 
 
 def test_without_extras_a_store_is_read(tmp_path, wheel, home):
-    env = Installed(tmp_path, wheel, "")
+    env = Installed(tmp_path, wheel)
     assert not {"torch", "dagster", "mlflow", "numba", "pandas"} & env.packages()
     assert env("twhin", "--version").stdout == f"twhin-pipeline {importlib.metadata.version('twhin-pipeline')}\n"
     nearest = json.loads(env("twhin", "neighbors", "user", "u01", "-k", "3", "--home", home, "--json").stdout)
@@ -86,7 +85,7 @@ def test_without_extras_a_store_is_read(tmp_path, wheel, home):
     env("twhin", "doctor", "--home", str(tmp_path / "new"))
     refused = env("twhin", "run", "-c", "debian", check=False)
     assert refused.returncode == 2
-    assert refused.stderr.endswith('pip install "twhin-pipeline[train]"\n')
+    assert refused.stderr.endswith('"twhin-pipeline[train]"\n')
 
 
 def test_the_extra_reader_recommends_without_what_trains(tmp_path, wheel, home):
@@ -98,8 +97,17 @@ def test_the_extra_reader_recommends_without_what_trains(tmp_path, wheel, home):
     assert 0 < float(env.python(code)) < 1
 
 
-def test_the_extra_train_runs_the_whole_chain(tmp_path, wheel, stand_in):
-    env = Installed(tmp_path, wheel, "train", "--find-links", str(stand_in))
+def install_as_told(env: Installed, extra: str) -> None:
+    """Install an extra by the command that the package names for this machine."""
+    told = env.python(f"from twhin_pipeline import extras; print(extras.install({extra!r}))")
+    program, *arguments = shlex.split(told)
+    assert program == "pip"
+    env.pip(*arguments)
+
+
+def test_the_extra_train_runs_the_whole_chain(tmp_path, wheel):
+    env = Installed(tmp_path, wheel)
+    install_as_told(env, "train")
     assert "dagster" not in env.packages()
     env("twhin", "doctor", "--home", "store")
     env("twhin", "generate", "graph.parquet", "--users", "300", "--items", "200", "--edges", "6000")
@@ -111,8 +119,9 @@ def test_the_extra_train_runs_the_whole_chain(tmp_path, wheel, stand_in):
     env("twhin", "ingest", "-c", "debian", "-s", "2021-08-14", "--home", "debian")
 
 
-def test_the_extra_dagster_shows_the_definitions(tmp_path, wheel, stand_in):
-    env = Installed(tmp_path, wheel, "dagster", "--find-links", str(stand_in))
+def test_the_extra_dagster_shows_the_definitions(tmp_path, wheel):
+    env = Installed(tmp_path, wheel)
+    install_as_told(env, "dagster")
     done = env("dagster", "definitions", "validate", "-m", "twhin_pipeline.definitions")
     assert "Validation successful" in done.stdout + done.stderr
 

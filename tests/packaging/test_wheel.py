@@ -55,6 +55,7 @@ def test_every_module_is_in_the_wheel_once_with_the_dagster_side_and_the_bundled
         ("resources", "_dagster/resources"),
         ("configs", "_bundled/configs"),
         ("examples/debian", "_bundled/examples/debian"),
+        ("packaging/fbgemm-gpu", "_bundled/fbgemm-gpu"),
     ):
         expected |= {f"{PACKAGE}/{target}/{name}" for name in files(ROOT / source)}
     held = [name for name in wheel.namelist() if ".dist-info/" not in name]

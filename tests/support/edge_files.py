@@ -32,7 +32,7 @@ def make_config(path: Path | str | None, sizes: dict[str, int] | None = None, **
     if path is not None:
         data["source"] = {"path": str(path)}
     for name, fields in sections.items():
-        data[name] = fields if isinstance(fields, list) else {**data.get(name, {}), **fields}
+        data[name] = fields if not isinstance(fields, dict) else {**data.get(name, {}), **fields}
     return parse_config(data)
 
 

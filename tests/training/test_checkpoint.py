@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 import threading
 from pathlib import Path
@@ -10,10 +12,11 @@ import pytest
 import torch
 from helpers import SNAPSHOT, planted_config
 
+from twhin_pipeline.config import stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.store import Store
-from twhin_pipeline.training.checkpoint import CheckpointFolder, folder_of
+from twhin_pipeline.training.checkpoint import CheckpointFolder, folder_of, load_tensors
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -54,12 +57,60 @@ def test_a_checkpoint_that_a_crash_cut_short_is_not_seen_and_is_written_again(tm
     folder = CheckpointFolder(str(tmp_path), ALONE)
     folder.save(1, tensors(1.0), {}, wait=True)
     folder.save(2, tensors(2.0), {}, wait=True)
-    (tmp_path / "step-00000002" / ".metadata").unlink()
+    (tmp_path / "step-00000002" / "checksums.json").unlink()
     assert folder.steps() == [1]
     folder.save(2, tensors(3.0), {}, wait=True)
     found = tensors(0.0)
     folder.load(2, found)
     assert folder.steps() == [1, 2] and found["model"]["weight"][0, 0] == 3.0
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "state.json", "checksums.json"])
+@pytest.mark.parametrize("damage", ["a bit flipped", "cut short", "removed"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, damage: str) -> None:
+    folder = CheckpointFolder(str(tmp_path), ALONE)
+    folder.save(1, tensors(1.0), {"step": 1}, wait=True)
+    assert folder.problem(1) is None
+    path = tmp_path / "step-00000001" / name
+    content = bytearray(path.read_bytes())
+    if damage == "removed":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content if damage == "a bit flipped" else content[:-1])
+    assert folder.problem(1) is not None
+    if name != "checksums.json":
+        assert name in folder.problem(1)
+
+
+class Hostile:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_checkpoint_never_runs_code_of_its_metadata(tmp_path: Path) -> None:
+    folder = CheckpointFolder(str(tmp_path), ALONE)
+    folder.save(1, tensors(1.0), {}, wait=True)
+    (tmp_path / "step-00000001" / ".metadata").write_bytes(pickle.dumps(Hostile(tmp_path / "was-run")))
+    for path in (str(tmp_path / "step-00000001"), f"file://{tmp_path}/step-00000001"):
+        with pytest.raises(UserError, match=r"describes more than tensors \(it names posix.system"):
+            load_tensors(path, tensors(0.0), ALONE)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_checkpoint_never_runs_code_of_an_object_in_the_place_of_a_tensor(tmp_path: Path) -> None:
+    torch.distributed.checkpoint.save(
+        {"model": {"weight": Hostile(tmp_path / "was-run")}}, checkpoint_id=tmp_path / "c", no_dist=True
+    )
+    for wanted in (tensors(0.0), {"model": {"weight": "anything"}}):
+        with pytest.raises(UserError):
+            load_tensors(str(tmp_path / "c"), wanted, ALONE)
+    assert not (tmp_path / "was-run").exists()
 
 
 def test_an_error_in_the_background_is_raised_at_the_next_checkpoint(tmp_path: Path) -> None:
@@ -115,7 +166,10 @@ def test_the_folder_depends_on_what_is_trained_and_not_on_how_many_processes(tmp
     other = planted_config(launch={"nproc_per_node": 1})
     assert folder_of(config, store, SNAPSHOT) == folder_of(other, store, SNAPSHOT)
     assert folder_of(config, store, SNAPSHOT) != folder_of(planted_config(training={"seed": 1}), store, SNAPSHOT)
-    assert folder_of(config, store, SNAPSHOT, "/elsewhere") == f"/elsewhere/{SNAPSHOT}/{config.hash()}"
+    assert (
+        folder_of(config, store, SNAPSHOT, "/elsewhere")
+        == f"/elsewhere/{SNAPSHOT}/{stage_settings.digest(config, 'train')}"
+    )
 
 
 def test_checkpoints_do_not_make_the_store_see_a_table(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,21 @@ def add_log_q(store: Store, asset: str) -> None:
     rng = np.random.default_rng(0)
     positives = asset.replace("validation_negatives", "validation").replace("negatives", "positives")
     sizes = Counter(store.read(positives, SNAPSHOT)["chunk"].to_pylist())
-    for path in store.files(asset, SNAPSHOT):
-        table = pq.read_table(path)
-        chunks = table["chunk"].to_pylist()
-        values = [rng.normal(size=8 + min(6, sizes[chunk])).tolist() for chunk in chunks]
-        table = table.drop_columns(["log_q"]) if "log_q" in table.column_names else table
-        pq.write_table(table.append_column("log_q", pa.array(values, pa.list_(pa.float32()))), path)
+
+    def values(table: pa.Table) -> pa.Array:
+        drawn = [rng.normal(size=8 + min(6, sizes[chunk])).tolist() for chunk in table["chunk"].to_pylist()]
+        return pa.array(drawn, pa.list_(pa.float32()))
+
+    write_log_q(store, asset, values)
+
+
+def write_log_q(store: Store, asset: str, values: Callable[[pa.Table], pa.Array]) -> None:
+    """Write a version of negatives whose log_q are the `values` of each file's table."""
+    tables = {path.rpartition("/")[2]: pq.read_table(path) for path in store.files(asset, SNAPSHOT)}
+    with store.replace(asset, SNAPSHOT, config_hash="test") as draft:
+        for name, table in tables.items():
+            others = table.drop_columns(["log_q"]) if "log_q" in table.column_names else table
+            draft.write(others.append_column("log_q", values(table)), name)
 
 
 @pytest.mark.parametrize("sides", ["both", "rhs", "lhs"])
@@ -233,10 +243,7 @@ def test_log_q_that_is_null_is_refused_with_the_remedy(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     write_planted(store, config)
     add_log_q(store, "training_set/negatives")
-    for path in store.files("training_set/negatives", SNAPSHOT):
-        table = pq.read_table(path).drop_columns(["log_q"])
-        nulls = pa.nulls(len(table), pa.list_(pa.float32()))
-        pq.write_table(table.append_column("log_q", nulls), path)
+    write_log_q(store, "training_set/negatives", lambda table: pa.nulls(len(table), pa.list_(pa.float32())))
     with pytest.raises(UserError, match=r"has no log_q.*twhin sample"):
         next(iter(EdgesDataset(config, store, SNAPSHOT)))
 

@@ -590,3 +590,24 @@ def test_vectors_of_integer_ids_are_found_by_ids_that_have_become_texts(tmp_path
     }
     train_here(planted_config(model=model, training={"num_train_steps": 1}), store)
     np.testing.assert_array_equal(ModelTables.open(store, SNAPSHOT).table("item")[7], [3.0] * 16)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_resumes_from_the_one_before_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = planted_config(training={"num_epochs": 2, "checkpoint_every_n": 4})
+    whole, broken = make_store(tmp_path / "whole", config), make_store(tmp_path / "broken", config)
+    train_here(config, whole)
+    with monkeypatch.context() as patch, pytest.raises(TrainingCancelled, match="step 10;"):
+        train_here(config, broken, stop=stop_after(10, patch))
+    steps = sorted((tmp_path / "broken").rglob("step-*"))
+    assert [int(path.name.removeprefix("step-")) for path in steps][-2:] == [8, 10]
+    for path in steps[-1].glob("*.distcp"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    capfd.readouterr()
+    train_here(config, broken)
+    said = "".join(capfd.readouterr())
+    assert f"{steps[-1].name} is damaged: " in said and "resumed from step 8 " in said
+    assert_same_training(whole, broken, exact=True)

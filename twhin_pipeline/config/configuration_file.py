@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import fsspec
 
-from twhin_pipeline.config.bundled import CONFIGS
+from twhin_pipeline.bundled import CONFIGS
 from twhin_pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:

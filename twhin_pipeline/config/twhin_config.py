@@ -17,8 +17,8 @@ import fsspec
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from twhin_pipeline.bundled import EXAMPLE
 from twhin_pipeline.config.base import Section
-from twhin_pipeline.config.bundled import EXAMPLE
 from twhin_pipeline.config.data import (
     NegativesConfig,
     SourceConfig,

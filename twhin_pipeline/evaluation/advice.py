@@ -64,7 +64,7 @@ def title(metric: str) -> str:
 
 def _remedies(below: Sequence[Comparison], config: TwhinConfig, model: Mapping[str, Any]) -> list[str]:
     """Return what may help, the likeliest first."""
-    found = []
+    remedies = []
     recipe = model.get("recipe") or {}
     kept = [
         value["path"]
@@ -72,30 +72,34 @@ def _remedies(below: Sequence[Comparison], config: TwhinConfig, model: Mapping[s
         if not value["chosen"] and value["path"].startswith(DECISIVE)
     ]
     if recipe.get("name") == "none" and config.recipe == "none":
-        found.append("the recipe for such a graph (leave out recipe: none)")
+        remedies.append("the recipe for such a graph (leave out recipe: none)")
     elif kept:
-        found.append(f"the recipe's own values: leave {_listed(kept)} out of the configuration")
+        remedies.append(f"the recipe's own values: leave {_listed(kept)} out of the configuration")
     by_popularity = config.train_data.in_batch_negatives > 0 or (
         config.train_data.global_negatives != 0 and config.negatives.degree_share > 0
     )
     if by_popularity and not config.loss.log_q and any("popularity" in one.better for one in below):
-        found.append(
+        remedies.append(
             "uniform negatives (train_data.in_batch_negatives: 0, negatives.degree_share: 0) or loss.log_q: true, "
             "since negatives in proportion to popularity push popular entities down"
         )
     epochs, steps = config.training.num_epochs, config.training.num_train_steps
     chosen, step = model.get("chosen_epoch"), model.get("chosen_step")
     if step is not None and step >= steps:
-        found.append(f"more steps, such as --set training.num_train_steps={2 * steps}: this number ended the training")
+        remedies.append(
+            f"more steps, such as --set training.num_train_steps={2 * steps}: this number ended the training"
+        )
     elif chosen is None or chosen >= epochs:
-        found.append(f"more epochs, such as --set training.num_epochs={2 * epochs}: the last one was the best so far")
-    found.append(f"other settings, by a search: {SEARCH}")
+        remedies.append(
+            f"more epochs, such as --set training.num_epochs={2 * epochs}: the last one was the best so far"
+        )
+    remedies.append(f"other settings, by a search: {SEARCH}")
     if any(name != "popularity" for one in below for name in one.better):
-        found.append(
+        remedies.append(
             "more data: a longer range of dates, or more relations between the same entities. Where item-kNN or ALS "
             "stays ahead, it is the better recommender for that relation"
         )
-    return found
+    return remedies
 
 
 def _listed(parts: Sequence[str]) -> str:

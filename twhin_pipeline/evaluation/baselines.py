@@ -110,13 +110,13 @@ def _known(
     scores = np.broadcast_to(values, (len(queries), len(values)))
     columns, column = candidates.columns[edges.neighbors], candidates.columns[targets]
     start, end = edges.spans(queries)
-    found = np.zeros((2, len(queries)), np.int64)
+    above_and_tied = np.zeros((2, len(queries)), np.int64)
 
     def count(e: slice) -> None:
-        count_listed(scores, columns, start, end, each[e], own[e], column[e], *found[:, e])
+        count_listed(scores, columns, start, end, each[e], own[e], column[e], *above_and_tied[:, e])
 
     in_parts(count, len(queries), EDGES_A_THREAD)
-    return Counts(*found.astype(float))
+    return Counts(*above_and_tied.astype(float))
 
 
 def read_interactions(
@@ -128,9 +128,9 @@ def read_interactions(
         Their weights, float64 `[heads, tails]`; a pair without an edge has no entry.
     """
     query = f"SELECT lhs, rhs, weight FROM read_parquet(?) WHERE rel IN ({', '.join(map(str, relations))}) ORDER BY ALL"
-    found = con.execute(query, [files]).fetchnumpy()
-    lhs, rhs = (np.asarray(found[side], np.int64) for side in ("lhs", "rhs"))
-    matrix = sp.csr_matrix((np.asarray(found["weight"], np.float64), (lhs, rhs)), shape)
+    edges = con.execute(query, [files]).fetchnumpy()
+    lhs, rhs = (np.asarray(edges[side], np.int64) for side in ("lhs", "rhs"))
+    matrix = sp.csr_matrix((np.asarray(edges["weight"], np.float64), (lhs, rhs)), shape)
     matrix.sum_duplicates()
     return matrix
 

@@ -37,14 +37,14 @@ def score_sampled(
     scores: RelationScores, side: Side, queries: np.ndarray, targets: np.ndarray, drawn: np.ndarray, block_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score E edges (`queries`, `targets`: int64 `[E]`) and `drawn` `[E, S]` in the targets' place: `[E]`, `[E, S]`."""
-    found = np.empty((len(queries), 1 + drawn.shape[1]), np.float32)
+    scored = np.empty((len(queries), 1 + drawn.shape[1]), np.float32)
     for start in range(0, len(queries), block_size):
         part = slice(start, start + block_size)
         entities = np.concatenate([targets[part, None], drawn[part]], axis=1)
         encoded = scores.encode_candidates(side, entities.ravel()).reshape(*entities.shape, -1)
         query = scores.encode_queries(side, queries[part])[:, None]
-        found[part] = scores.compare(query, encoded)[:, 0].float().cpu().numpy()
-    return found[:, 0], found[:, 1:]
+        scored[part] = scores.compare(query, encoded)[:, 0].float().cpu().numpy()
+    return scored[:, 0], scored[:, 1:]
 
 
 def classification_metrics(positive: np.ndarray, negative: np.ndarray) -> dict[str, float | None]:

@@ -88,18 +88,18 @@ def compare(
     samples = _samples(con, measured, held_out, config.evaluation.baseline_edges, config.evaluation.seed)
     validation = read_edges(con, held_out.validation, len(config.model.relations))
     pairs: dict[tuple[str, str], list[int]] = {}
-    for number, relation in enumerate(config.model.relations):
-        pairs.setdefault((relation.lhs, relation.rhs), []).append(number)
+    for rel, relation in enumerate(config.model.relations):
+        pairs.setdefault((relation.lhs, relation.rhs), []).append(rel)
     for (heads, tails), relations in pairs.items():
-        asked = [number for number in relations if number in measured]
-        if not asked:
+        with_tests = [rel for rel in relations if rel in measured]
+        if not with_tests:
             continue
         pair, shape = f"{heads} → {tails}", (sizes[heads], sizes[tails])
         judged = {n: validation[n] for n in relations if "als" in wanted}
         quality = _quality(con, config, judged, shape[1], held_out)
         scores = _fit(con, config, held_out, relations, shape, wanted, quality, device, pair, made)
-        for number in asked if scores else ():
-            one, sample = measured[number], samples[number]
+        for rel in with_tests if scores else ():
+            one, sample = measured[rel], samples[rel]
             ranks = {MODEL: _of_model(one, sample)}
             for name, of_pair in scores.items():
                 ranks[name] = _ranks(of_pair, sample, config.evaluation.block_size)
@@ -177,7 +177,7 @@ def _fit(
         made.notes.append(f"{' and '.join(wanted)} not computed for {pair}: {reason}")
         return {}
     interactions = read_interactions(con, held_out.train, relations, shape)
-    found: dict[str, Scores] = {}
+    scores: dict[str, Scores] = {}
     if "item_knn" in wanted:
         pairs = int((np.diff(interactions.indptr).astype(np.int64) ** 2).sum())
         if pairs > MOST_PAIRS:
@@ -185,13 +185,13 @@ def _fit(
                 f"item_knn not computed for {pair}: {pairs:,} pairs of tails of one head, more than {MOST_PAIRS:,}"
             )
         else:
-            found["item_knn"] = NeighborScores(interactions, item_similarity(interactions, NEIGHBORS))
+            scores["item_knn"] = NeighborScores(interactions, item_similarity(interactions, NEIGHBORS))
     if "als" in wanted:
         factors = min(MOST_FACTORS, config.model.embedding_dim)
-        found["als"], setting = fit_als(interactions, factors, config.evaluation.seed, quality, device)
+        scores["als"], setting = fit_als(interactions, factors, config.evaluation.seed, quality, device)
         chosen_by = config.evaluation.chief_metric if quality is not None else "default: no validation edge"
         made.settings[pair] = {"factors": factors, **asdict(setting), "chosen_by": chosen_by}
-    return found
+    return scores
 
 
 def _quality(
@@ -211,18 +211,18 @@ def _quality(
     metric, block_size = config.evaluation.chief_metric, config.evaluation.block_size
 
     def judge(scores: Scores) -> float:
-        counts = joined([asked.rank(scores, block_size)[1] for asked in questions])
+        counts = joined([question.rank(scores, block_size)[1] for question in questions])
         if metric == "filtered_mrr":
             return rank_metrics("filtered", counts.ranks, [])[metric]
         k = int(metric.partition("@")[2])
-        return retrieval_metrics(distinct(asked.queries for asked in questions), counts, [k])[metric]
+        return retrieval_metrics(distinct(question.queries for question in questions), counts, [k])[metric]
 
     return judge
 
 
 def _ranks(scores: Scores, sample: _Sample, block_size: int) -> Ranks:
-    counts = [asked.rank(scores, block_size) for asked in sample.questions]
-    filtered = {asked.side: found[1].ranks for asked, found in zip(sample.questions[:2], counts, strict=False)}
+    counts = [question.rank(scores, block_size) for question in sample.questions]
+    filtered = {question.side: count[1].ranks for question, count in zip(sample.questions[:2], counts, strict=False)}
     retrieved = counts[-1][-1] if len(sample.retrieved) else None
     return Ranks(filtered, retrieved)
 

@@ -60,15 +60,15 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         for name in tables.names
     }
     scores = [
-        RelationScores(scorer, number, vectors[relation.lhs], vectors[relation.rhs])
-        for number, relation in enumerate(config.model.relations)
+        RelationScores(scorer, rel, vectors[relation.lhs], vectors[relation.rhs])
+        for rel, relation in enumerate(config.model.relations)
     ]
     with database.connect(config, store) as con:
-        by_number = _measure(con, config.model.relation_names, scores, held_out, config.evaluation)
+        by_relation = _measure(con, config.model.relation_names, scores, held_out, config.evaluation)
         ranked = time.monotonic()
         sizes = {name: len(table) for name, table in vectors.items()}
-        compared = comparison.compare(con, config, by_number, held_out, sizes, device)
-    measured = list(by_number.values())
+        compared = comparison.compare(con, config, by_relation, held_out, sizes, device)
+    measured = list(by_relation.values())
     again = repeats.measure(config, store, snapshot, scores)
     table = pa.concat_tables([_table(measured, config.evaluation), again])
     overall = _overall(measured, config)
@@ -121,13 +121,13 @@ def _measure(
     held_out: HeldOut,
     options: EvaluationConfig,
 ) -> dict[int, Measured]:
-    """Measure the relations that have a test edge, by number and in their order."""
+    """Measure the relations that have a test edge, by index and in their order."""
     measured = {}
-    for number, edges in enumerate(read_edges(con, held_out.test, len(names))):
+    for rel, edges in enumerate(read_edges(con, held_out.test, len(names))):
         if len(edges["lhs"]):
-            rng = np.random.default_rng([options.seed, number])
+            rng = np.random.default_rng([options.seed, rel])
             chosen = some_edges(edges, options.max_edges, rng)
-            measured[number] = Measured(names[number], scores[number], edges, chosen, rng)
+            measured[rel] = Measured(names[rel], scores[rel], edges, chosen, rng)
     for side in SIDES:
         _measure_side(con, side, measured, held_out, options)
     if options.recall_at:
@@ -142,7 +142,7 @@ def _measure_side(
     held_out: HeldOut,
     options: EvaluationConfig,
 ) -> None:
-    """Rank one side of the relations' edges, and tell them from sampled ones.
+    """Rank one side of the relations' edges, and score them and sampled ones.
 
     Where these are all tails of their heads, and all candidates, it is retrieval too: the same scores, another filter.
     """
@@ -161,15 +161,19 @@ def _measure_side(
     counted = read_degrees(con, held_out.train, side, measured)
     for n, m in measured.items():
         m.candidates[side] = candidates = CandidateSet.sample(sizes[n], options.candidates, m.rng)
-        asked = Questions.of(side, m.chosen, candidates, [known[n], seen[n]] if n in same else [known[n]])
+        questions = Questions.of(side, m.chosen, candidates, [known[n], seen[n]] if n in same else [known[n]])
         degrees = counted[n].of_all(sizes[n])
-        drawn, valid = sample_negatives(sizes[n], asked.queries, known[n], options.auc_negatives, m.rng)
-        positive, negative = score_sampled(m.scores, side, asked.queries, asked.targets, drawn, options.block_size)
-        ours, theirs = asked.rank(m.scores, options.block_size), asked.popular(degrees)
-        m.model[side] = Scored(ours[0].ranks, ours[1].ranks, positive, negative[valid])
-        m.baseline[side] = Scored(theirs[0].ranks, theirs[1].ranks, degrees[asked.targets], degrees[drawn[valid]])
+        drawn, valid = sample_negatives(sizes[n], questions.queries, known[n], options.auc_negatives, m.rng)
+        positive, negative = score_sampled(
+            m.scores, side, questions.queries, questions.targets, drawn, options.block_size
+        )
+        of_model, of_popularity = questions.rank(m.scores, options.block_size), questions.popular(degrees)
+        m.model[side] = Scored(of_model[0].ranks, of_model[1].ranks, positive, negative[valid])
+        m.baseline[side] = Scored(
+            of_popularity[0].ranks, of_popularity[1].ranks, degrees[questions.targets], degrees[drawn[valid]]
+        )
         if n in same:
-            m.retrieved = Retrieved(m.chosen, ours[2], theirs[2])
+            m.retrieved = Retrieved(m.chosen, of_model[2], of_popularity[2])
 
 
 def _measure_retrieval(
@@ -181,9 +185,9 @@ def _measure_retrieval(
     questions = read_retrieval(con, heads, sizes, held_out)
     counted = read_degrees(con, held_out.train, "rhs", measured)
     for n, m in measured.items():
-        asked = questions[n]
-        ours, theirs = asked.rank(m.scores, options.block_size), asked.popular(counted[n].of_all(sizes[n]))
-        m.retrieved = Retrieved(heads[n], ours[1], theirs[1])
+        of_model = questions[n].rank(m.scores, options.block_size)
+        of_popularity = questions[n].popular(counted[n].of_all(sizes[n]))
+        m.retrieved = Retrieved(heads[n], of_model[1], of_popularity[1])
 
 
 def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:
@@ -206,7 +210,7 @@ def _table_rows(relation: str, side: str, edges: int, compared_edges: int, colum
     for metric, value in columns["value"].items() if columns else ():
         if value is not None:
             row = {"relation": relation, "side": side, "metric": metric, "edges": edges}
-            row |= {column: found.get(metric) for column, found in columns.items()}
+            row |= {column: metrics.get(metric) for column, metrics in columns.items()}
             if row.get(comparison.MODEL) is not None:
                 row["compared_edges"] = compared_edges
             rows.append(row)
@@ -225,7 +229,7 @@ def _compared_by(group: Sequence[Measured]) -> list[str]:
 
 
 def _ranked(queries: Sequence[tuple[Measured, Side]], options: EvaluationConfig) -> Columns:
-    """Return what there is to say of ranks and sampled edges, by column."""
+    """Return the metrics of ranks and sampled edges, by column."""
     columns = {
         "value": _scored_metrics([m.model[s] for m, s in queries], options),
         # A degree is no probability, so it has no log loss.
@@ -233,8 +237,8 @@ def _ranked(queries: Sequence[tuple[Measured, Side]], options: EvaluationConfig)
     }
     for name in _compared_by([m for m, _ in queries]):
         ranks = np.concatenate([m.compared.ranks[name].filtered[s] for m, s in queries if m.compared is not None])
-        found = rank_metrics("filtered", ranks, options.hits_at)
-        columns[name] = {k: v for k, v in found.items() if k != "filtered_mean_rank"}
+        metrics = rank_metrics("filtered", ranks, options.hits_at)
+        columns[name] = {k: v for k, v in metrics.items() if k != "filtered_mean_rank"}
     return columns
 
 
@@ -264,10 +268,10 @@ def _scored_metrics(scored: list[Scored], options: EvaluationConfig) -> dict[str
     raw = np.concatenate([s.raw for s in scored])
     positive = np.concatenate([s.positive for s in scored])
     negative = np.concatenate([s.negative for s in scored])
-    found: dict[str, float | None] = {}
-    found |= rank_metrics("filtered", filtered, options.hits_at)
-    found |= rank_metrics("raw", raw, options.hits_at)
-    return found | classification_metrics(positive, negative)
+    metrics: dict[str, float | None] = {}
+    metrics |= rank_metrics("filtered", filtered, options.hits_at)
+    metrics |= rank_metrics("raw", raw, options.hits_at)
+    return metrics | classification_metrics(positive, negative)
 
 
 def _overall(measured: list[Measured], config: TwhinConfig) -> dict[str, dict[str, float]]:
@@ -280,8 +284,8 @@ def _overall(measured: list[Measured], config: TwhinConfig) -> dict[str, dict[st
         return {"value": {}, "baseline": {}}
     ranked, retrieved = _ranked(queries, config.evaluation), _retrieval(measured, config.evaluation)
     return {
-        column: {k: v for k, v in (found | retrieved.get(column, {})).items() if v is not None}
-        for column, found in ranked.items()
+        column: {k: v for k, v in (metrics | retrieved.get(column, {})).items() if v is not None}
+        for column, metrics in ranked.items()
     }
 
 
@@ -296,10 +300,10 @@ def _notes(config: TwhinConfig, held_out: HeldOut, measured: list[Measured]) -> 
         return ["no edge is held out (split.validation and split.test are 0), so nothing was measured"]
     names = {m.name for m in measured}
     without = [name for name in config.model.relation_names if name not in names]
-    told = [f"no held-out edge of {', '.join(without)}"] if without else []
+    notes = [f"no held-out edge of {', '.join(without)}"] if without else []
     if held_out.split == "validation":
-        told.append("held_out/test is empty, so the validation edges were ranked")
+        notes.append("held_out/test is empty, so the validation edges were ranked")
     compared = [m.compared.edges for m in measured if m.compared is not None]
     if sum(compared) < sum(m.edges for m in measured) and compared:
-        told.append(f"item_knn and als rank {sum(compared):,} of the test edges (evaluation.baseline_edges)")
-    return told
+        notes.append(f"item_knn and als rank {sum(compared):,} of the test edges (evaluation.baseline_edges)")
+    return notes

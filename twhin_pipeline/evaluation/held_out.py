@@ -84,8 +84,8 @@ class Questions:
 def read_edges(con: duckdb.DuckDBPyConnection, files: list[str], num_relations: int) -> list[Edges]:
     """Read each relation's edges, in the order of (lhs, rhs)."""
     query = "SELECT rel, lhs, rhs FROM read_parquet(?) ORDER BY ALL"
-    found = read_by_relation(con, query, files, range(num_relations))
-    return [dict(zip(SIDES, columns, strict=True)) for columns in found.values()]
+    by_relation = read_by_relation(con, query, files, range(num_relations))
+    return [dict(zip(SIDES, columns, strict=True)) for columns in by_relation.values()]
 
 
 def read_filters(

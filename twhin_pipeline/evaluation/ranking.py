@@ -61,7 +61,7 @@ class Counts:
 class CandidateSet:
     """The entities of one type that edges are ranked against: all `num_entities`, or the sampled `rows`.
 
-    `columns` (int64 `[num_entities]`) is where an entity stands among them, -1 where it was not sampled.
+    `columns` (int64 `[num_entities]`) is each entity's position among them, -1 where it was not sampled.
     """
 
     def __init__(self, num_entities: int, rows: np.ndarray | None = None) -> None:
@@ -107,20 +107,20 @@ def rank_edges(
     Raises:
         UserError: A vector or a true edge's score is not finite.
     """
-    asked, number = np.unique(queries, return_inverse=True)
-    order = np.argsort(number, kind="stable")
+    distinct, query_of = np.unique(queries, return_inverse=True)
+    order = np.argsort(query_of, kind="stable")
     raw = Counts(*np.zeros((2, len(queries))))
     known = [Counts(*np.zeros((2, len(queries)))) for _ in filters]
-    listed_columns = [candidates.columns[edges_left_out.neighbors] for edges_left_out in filters]
+    listed_columns = [candidates.columns[listed.neighbors] for listed in filters]
     fixed = _finite(scores.encode_candidates(side, candidates.rows))
     block = scores.block(candidates.size, block_size)
-    starts = range(0, len(asked), block)
-    cuts = np.searchsorted(number[order], [*starts, len(asked)])
+    starts = range(0, len(distinct), block)
+    cuts = np.searchsorted(query_of[order], [*starts, len(distinct)])
     for i, start in enumerate(starts):
         edges = order[cuts[i] : cuts[i + 1]]
-        row = number[edges] - start
+        row = query_of[edges] - start
         matrix, true, own = _block_scores(
-            scores, side, asked[start : start + block], row, targets[edges], candidates, fixed
+            scores, side, distinct[start : start + block], row, targets[edges], candidates, fixed
         )
         raw.above[edges], raw.tied[edges] = _count(matrix, candidates.size, row, true)
         here = own >= 0
@@ -128,8 +128,10 @@ def rank_edges(
         raw.above[edges[here]] -= value > true[here]
         raw.tied[edges[here]] -= value == true[here]
         for counts, listed, columns in zip(known, filters, listed_columns, strict=True):
-            found = _count_listed(matrix, columns, *listed.spans(asked[start : start + block]), row, true, own)
-            counts.above[edges], counts.tied[edges] = found
+            above_and_tied = _count_listed(
+                matrix, columns, *listed.spans(distinct[start : start + block]), row, true, own
+            )
+            counts.above[edges], counts.tied[edges] = above_and_tied
     return [raw, *(raw.less(counts) for counts in known)]
 
 
@@ -162,7 +164,7 @@ def _block_scores(
 
 
 def _compiled(matrix: torch.Tensor) -> bool:
-    """Tell whether the compiled loops can read it; a GPU counts by torch."""
+    """Return whether the compiled loops can read it; on a GPU torch counts."""
     return matrix.device.type == "cpu"
 
 
@@ -175,17 +177,17 @@ def _elements(matrix: torch.Tensor, row: np.ndarray, column: np.ndarray) -> np.n
 
 def _count(matrix: torch.Tensor, size: int, row: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Count, for each edge, the candidates whose score is above the true one, and those tied: int64 `[2, E]`."""
-    found = np.zeros((2, len(row)), np.int64)
+    counts = np.zeros((2, len(row)), np.int64)
     if _compiled(matrix):
         values = matrix.numpy()
-        in_parts(lambda e: count_rivals(values, size, row[e], true[e], *found[:, e]), len(row), EDGES_A_THREAD)
-        return found
+        in_parts(lambda e: count_rivals(values, size, row[e], true[e], *counts[:, e]), len(row), EDGES_A_THREAD)
+        return counts
     for start in range(0, len(row), len(matrix)):
         part = slice(start, start + len(matrix))
         others = matrix[torch.from_numpy(row[part]).to(matrix.device), :size]
         own = torch.from_numpy(true[part]).to(matrix.device).unsqueeze(1)
-        found[:, part] = torch.stack([(others > own).sum(1), (others == own).sum(1)]).cpu().numpy()
-    return found
+        counts[:, part] = torch.stack([(others > own).sum(1), (others == own).sum(1)]).cpu().numpy()
+    return counts
 
 
 def _count_listed(
@@ -198,15 +200,15 @@ def _count_listed(
     own: np.ndarray,
 ) -> np.ndarray:
     """Count likewise the candidates in `columns[start:end]` of each row, but the edge's own: int64 `[2, E]`."""
-    found = np.zeros((2, len(row)), np.int64)
+    counts = np.zeros((2, len(row)), np.int64)
     if _compiled(matrix):
         values = matrix.numpy()
 
         def count(e: slice) -> None:
-            count_listed(values, columns, start, end, row[e], true[e], own[e], *found[:, e])
+            count_listed(values, columns, start, end, row[e], true[e], own[e], *counts[:, e])
 
         in_parts(count, len(row), EDGES_A_THREAD)
-        return found
+        return counts
     lengths = (end - start)[row]
     position = np.repeat(np.arange(len(row)), lengths)
     within = np.arange(len(position)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -214,14 +216,14 @@ def _count_listed(
     keep = (column >= 0) & (column != own[position])
     position = position[keep]
     value = _elements(matrix, row[position], column[keep])
-    found[0] = np.bincount(position, value > true[position], len(row))
-    found[1] = np.bincount(position, value == true[position], len(row))
-    return found
+    counts[0] = np.bincount(position, value > true[position], len(row))
+    counts[1] = np.bincount(position, value == true[position], len(row))
+    return counts
 
 
 def _finite(values: torch.Tensor) -> torch.Tensor:
     """Return the values. NaN is neither above a score nor below it, so it would pass for the worst rival."""
-    # A sum shows what is not finite at a tenth of the cost of asking each value; where it overflows, each is asked.
+    # A sum shows what is not finite at a tenth of the cost of testing each value; where it overflows, each is tested.
     if not values.sum().isfinite() and not values.isfinite().all():
         raise UserError("the model's vectors or scores are not finite; train again, at a lower learning rate")
     return values

@@ -42,23 +42,24 @@ def measure(config: TwhinConfig, store: Store, snapshot: str, scores: Sequence[R
     options = config.evaluation
     if not config.split.repeats or not options.recall_at:
         return SCHEMA.empty_table()
-    found: list[tuple[str, np.ndarray, Counts, Counts]] = []
+    ranked: list[tuple[str, np.ndarray, Counts, Counts]] = []
     with database.connect(config, store) as con:
         every = read_edges(con, store.files(REPEATS, snapshot), len(scores))
-        asked = {number: edges for number, edges in enumerate(every) if len(edges["lhs"])}
-        degrees = read_degrees(con, store.files("training_set/positives", snapshot), "rhs", asked) if asked else {}
-    for number, edges in asked.items():
-        size = scores[number].num_entities("rhs")
-        rng = np.random.default_rng([options.seed, number])
+        by_relation = {rel: edges for rel, edges in enumerate(every) if len(edges["lhs"])}
+        train = store.files("training_set/positives", snapshot)
+        degrees = read_degrees(con, train, "rhs", by_relation) if by_relation else {}
+    for rel, edges in by_relation.items():
+        size = scores[rel].num_entities("rhs")
+        rng = np.random.default_rng([options.seed, rel])
         questions = Questions.of("rhs", some_heads(edges, options.max_edges, rng), CandidateSet(size), [])
-        (ours,) = questions.rank(scores[number], options.block_size)
-        (theirs,) = questions.popular(degrees[number].of_all(size))
-        found.append((config.model.relation_names[number], questions.queries, ours, theirs))
+        (of_model,) = questions.rank(scores[rel], options.block_size)
+        (of_popularity,) = questions.popular(degrees[rel].of_all(size))
+        ranked.append((config.model.relation_names[rel], questions.queries, of_model, of_popularity))
     rows = []
-    for name, group in [*((one[0], [one]) for one in found), *([("all", found)] if found else [])]:
+    for name, group in [*((one[0], [one]) for one in ranked), *([("all", ranked)] if ranked else [])]:
         query = distinct(queries for _, queries, _, _ in group)
-        ours, theirs = joined([one[2] for one in group]), joined([one[3] for one in group])
-        value, baseline = (retrieval_metrics(query, counts, options.recall_at) for counts in (ours, theirs))
+        of_model, of_popularity = joined([one[2] for one in group]), joined([one[3] for one in group])
+        value, baseline = (retrieval_metrics(query, counts, options.recall_at) for counts in (of_model, of_popularity))
         rows += [
             {"relation": name, "side": "rhs", "metric": f"repeat_{metric}", "value": value[metric],
              "baseline": baseline[metric], "edges": len(query)}

@@ -1,4 +1,4 @@
-"""Figures: of the table `evaluation`, the rows that are each relation's figures, and the model beside the baselines."""
+"""The results of the table `evaluation`: each relation's rows, and the model beside the baselines."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class Comparison:
         Noise is a share of the figure, and its standard error: that of a mean of n numbers in [0, 1] which is p is at
         most sqrt(p (1 - p) / n).
         """
-        found = {}
+        better = {}
         for name, figure in sorted(self.baselines.items(), key=lambda item: -item[1]):
             edges = self.edges if name == "popularity" else self.compared_edges or self.edges
             error = math.sqrt(max(figure * (1 - figure), 0) / max(edges, 1))
             if edges >= LEAST_EDGES and figure - self.model(name) > max(LEAST_DIFFERENCE * self.model(name), error):
-                found[name] = figure
-        return found
+                better[name] = figure
+        return better
 
     @property
     def best(self) -> str:
@@ -105,9 +105,9 @@ def chief_rows(evaluation: pa.Table, details: Mapping[str, Any]) -> pa.Table:
     """
     sides = details.get("sides", BOTH)
     rows = []
-    given = [row for row in current(evaluation).to_pylist() if row["relation"] != ALL]
-    sided = {(row["relation"], row["metric"]) for row in given if row["side"] == BOTH}
-    for row in given:
+    of_relations = [row for row in current(evaluation).to_pylist() if row["relation"] != ALL]
+    sided = {(row["relation"], row["metric"]) for row in of_relations if row["side"] == BOTH}
+    for row in of_relations:
         mine = sides if isinstance(sides, str) else sides.get(row["relation"], BOTH)
         if row["side"] == (mine if (row["relation"], row["metric"]) in sided else RHS):
             rows.append(row)
@@ -141,7 +141,7 @@ def comparisons(evaluation: pa.Table, details: Mapping[str, Any], metric: str | 
     """
     rows = chief_rows(evaluation, details).to_pylist()
     metric = metric or chief_metric([row["metric"] for row in rows])
-    found = [
+    compared = [
         Comparison(
             relation=row["relation"],
             metric=metric,
@@ -154,7 +154,7 @@ def comparisons(evaluation: pa.Table, details: Mapping[str, Any], metric: str | 
         for row in rows
         if row["metric"] == metric and _known(row["value"])
     ]
-    return sorted(found, key=lambda one: (one.relation == ALL, -one.edges))
+    return sorted(compared, key=lambda one: (one.relation == ALL, -one.edges))
 
 
 def _known(value: float | None) -> bool:

@@ -1,1 +1,1 @@
-"""A snapshot's edges and entities: sources are read, typed, merged and numbered."""
+"""A snapshot's edges and entities: sources are read, typed and merged, and entities get rows."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store.database import explained, literal, name
 
-# As PostgreSQL and Hive write a missing value; an empty field is an empty text, and told apart from it.
+# As PostgreSQL and Hive write a missing value; an empty field is an empty text, which is another value.
 NULL_TEXT = "\\N"
 # Characters of a malformed line that are kept for whoever looks for the cause.
 MOST_TEXT = 1_000
@@ -63,8 +63,8 @@ def stage(
     for column in wanted:
         twins = [other for other in names if other.lower() == column.lower()]
         if len(twins) > 1:
-            told = " and ".join(repr(twin) for twin in twins)
-            raise UserError(f"{origin}: columns {told} have one name, upper and lower case apart; rename one in line 1")
+            both = " and ".join(repr(twin) for twin in twins)
+            raise UserError(f"{origin}: columns {both} have one name, upper and lower case apart; rename one in line 1")
     # By position, so that whatever the other columns are called does no harm.
     columns = ", ".join(f"c{number}: 'VARCHAR'" for number in range(len(names)))
     taken = ", ".join(f"c{names.index(column)} AS {name(column)}" for column in dict.fromkeys(wanted))

@@ -1,7 +1,7 @@
 """Edges sorted by relation and both ids, out of memory, and repeats merged.
 
-They are met with numbers that their ids get as they come; once all ids are known these give way to the ids' ranks, and
-edges are sorted by them in buckets, whose bounds a sample of the edges says.
+Edges come with codes of their ids. Once all ids are known, each code is replaced by its id's rank among them. Edges are
+then sorted in buckets, whose bounds are those of a sample.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class EdgeSorter:
     """Takes edges a piece at a time, and gives them back sorted and merged: 24 bytes an edge in temporary files."""
 
     def __init__(self, folder: str, columns: Sequence[str]) -> None:
-        """Begin with none; files are made in `folder`. `columns`: those of time, weight and split that edges have."""
+        """Begin without edges; files are made in `folder`. Of time, weight and split, edges have the `columns`."""
         self.folder, self.columns = folder, list(columns)
         extra = [(name, KINDS[name]) for name in self.columns]
-        self.met = np.dtype([("rel", np.int32), ("lhs", np.uint32), ("rhs", np.uint32), *extra])
+        self.unsorted = np.dtype([("rel", np.int32), ("lhs", np.uint32), ("rhs", np.uint32), *extra])
         self.sorted = np.dtype([("key", np.uint64), ("rel", np.int32), *extra])
-        self.path = f"{folder}/met"
+        self.path = f"{folder}/unsorted"
         self.files = ExitStack()
         self.file = self.files.enter_context(Path(self.path).open("wb"))  # noqa: SIM115 (closed by `__exit__`)
         self.count = 0
-        """How many edges have been taken."""
+        """How many edges have been added."""
 
     def __enter__(self) -> EdgeSorter:
         return self
@@ -52,9 +52,9 @@ class EdgeSorter:
         self.files.close()
 
     def add(self, edges: Columns) -> None:
-        """Take edges: `rel`, `lhs`, `rhs` (numbers) and the columns; `[n]` each."""
-        records = np.empty(len(edges["rel"]), self.met)
-        for name in self.met.names or ():
+        """Add edges: `rel` (an index), `lhs`, `rhs` (codes) and the columns; `[n]` each."""
+        records = np.empty(len(edges["rel"]), self.unsorted)
+        for name in self.unsorted.names or ():
             records[name] = edges[name]
         self.file.write(records.data)
         self.count += len(records)
@@ -63,26 +63,26 @@ class EdgeSorter:
         """Put all edges into buckets, which ascend; return what reads, sorts and merges each, for threads to call.
 
         Args:
-            relations: What each relation's number becomes, int32.
-            ranks: What each id's number becomes, uint32.
-            most: How many times the largest an edge's rows weigh at most, by relation (what the number has become),
+            relations: The new index of each relation, int32.
+            ranks: The rank of each code's id, uint32.
+            most: How many times the largest an edge's rows weigh at most, by relation (its new index),
                 float64 `[R]`; inf: as much as their sum.
-            threads: So many work at a time.
+            threads: How many work at a time.
         """
         self.file.close()
-        found = self.files.enter_context(BucketFile(f"{self.folder}/sorted", self.sorted))
-        met: Array = np.memmap(self.path, self.met, "r") if self.count else np.zeros(0, self.met)
-        number = max(-(-self.count // EDGES_PER_BUCKET), 1)
-        sample = met[:: max(self.count // (number * SAMPLES_PER_BUCKET), 1)]
+        buckets = self.files.enter_context(BucketFile(f"{self.folder}/sorted", self.sorted))
+        unsorted: Array = np.memmap(self.path, self.unsorted, "r") if self.count else np.zeros(0, self.unsorted)
+        count = max(-(-self.count // EDGES_PER_BUCKET), 1)
+        sample = unsorted[:: max(self.count // (count * SAMPLES_PER_BUCKET), 1)]
         rel, key = self._keys(sample, relations, ranks)
         order = np.lexsort((key, rel))
-        chosen = order[(np.arange(1, number) * len(order)) // number]
+        chosen = order[(np.arange(1, count) * len(order)) // count]
         bounds = rel[chosen], key[chosen]
 
         def placed(start: int) -> tuple[Array, Array]:
-            some = met[start : start + EDGES_AT_ONCE]
+            some = unsorted[start : start + EDGES_AT_ONCE]
             rel, key = self._keys(some, relations, ranks)
-            which, ends = np.empty(len(some), np.uint32), np.zeros(number + 1, np.int64)
+            which, ends = np.empty(len(some), np.uint32), np.zeros(count + 1, np.int64)
             _bucket(rel, key, *bounds, which, ends)
             _, order = in_order(which, np.arange(len(some), dtype=np.uint32))
             records = np.empty(len(some), self.sorted)
@@ -91,19 +91,19 @@ class EdgeSorter:
                 records[name] = some[name][order]
             return records, ends
 
-        sizes = np.zeros(number, np.int64)
+        sizes = np.zeros(count, np.int64)
         starts = ((start,) for start in range(0, self.count, EDGES_AT_ONCE))
         with ThreadPoolExecutor(threads) as pool:
             for records, ends in prefetch.in_order(pool, placed, starts, threads + 1):
-                found.add(0, records, ends)
+                buckets.add(0, records, ends)
                 sizes += np.diff(ends)
-        return [partial(_bucket_of, found, bucket, most) for bucket in np.flatnonzero(sizes).tolist()]
+        return [partial(_bucket_of, buckets, bucket, most) for bucket in np.flatnonzero(sizes).tolist()]
 
     @staticmethod
-    def _keys(met: Array, relations: Array, ranks: Array) -> tuple[Array, Array]:
-        key = np.empty(len(met), np.uint64)
-        _joined(met["lhs"], met["rhs"], ranks, key)
-        return relations[met["rel"]], key
+    def _keys(edges: Array, relations: Array, ranks: Array) -> tuple[Array, Array]:
+        key = np.empty(len(edges), np.uint64)
+        _joined(edges["lhs"], edges["rhs"], ranks, key)
+        return relations[edges["rel"]], key
 
 
 def _bucket_of(file: BucketFile, bucket: int, most: Array) -> Columns:
@@ -134,34 +134,34 @@ def merged(records: Array, most: Array) -> Columns:
     new[1:] = (key[1:] != key[:-1]) | (rel[1:] != rel[:-1])
     start = np.flatnonzero(new)
     key = key[start] + first
-    found = {
+    edges = {
         "rel": rel[start],
         "lhs": (key >> np.uint64(32)).astype(np.uint32),
         "rhs": (key & np.uint64(2**32 - 1)).astype(np.uint32),
     }
     names = records.dtype.names or ()
     summed = bool((most > 1).any())
-    most = most[found["rel"]]
+    most = most[edges["rel"]]
     rows = np.diff(start, append=len(order))
     weight = records["weight"][order] if "weight" in names else None
     if weight is None:
-        found["weight"] = np.minimum(rows, most).astype(np.float32)
+        edges["weight"] = np.minimum(rows, most).astype(np.float32)
     else:
         total = np.maximum.reduceat(weight, start)
         if summed:
-            # Where it may be infinitely often a weight of 0 (no number), the sum is the least.
+            # Infinity times a weight of 0 is NaN; the sum is then the least.
             with np.errstate(invalid="ignore"):
                 total = np.fmin(_sums(weight, rows, start), most * total)
-        found["weight"] = total.astype(np.float32)
+        edges["weight"] = total.astype(np.float32)
     if "time" in names:
         time = records["time"][order]
-        found["time"] = np.maximum.reduceat(time, start)
-        found["first_time"] = np.minimum.reduceat(time, start)
+        edges["time"] = np.maximum.reduceat(time, start)
+        edges["first_time"] = np.minimum.reduceat(time, start)
         if weight is not None or summed:
-            found |= _steps(time, weight, rows, most)
+            edges |= _steps(time, weight, rows, most)
     if "split" in names:
-        found["split"] = np.minimum.reduceat(records["split"][order], start)
-    return found
+        edges["split"] = np.minimum.reduceat(records["split"][order], start)
+    return edges
 
 
 def _sums(weight: Array, rows: Array, start: Array) -> Array:
@@ -204,7 +204,7 @@ def _grown(time: Array, weight: Array, rows: Array, most: Array, steps: Array, t
                 total += weight[i]
                 largest = max(largest, weight[i])
                 if i + 1 == end or time[i + 1] != time[i]:
-                    # 0 times infinity is no number.
+                    # 0 times infinity is NaN.
                     known = np.float32(min(total, most[edge] * largest) if largest > 0 else 0.0)
                     if size == begin or known != weights[size - 1]:
                         times[size], weights[size] = time[i], known

@@ -26,29 +26,29 @@ def order(ids: pa.Array) -> Array:
     Returns:
         uint32 `[n]`.
     """
-    found = np.arange(len(ids), dtype=np.uint32)
+    places = np.arange(len(ids), dtype=np.uint32)
     if not len(ids):
-        return found
+        return places
     if pa.types.is_integer(ids.type):
         # The sign's bit the other way round, so that what is below 0 comes first.
-        return in_order(ids.to_numpy().view(np.uint64) ^ np.uint64(1 << 63), found)[1]
+        return in_order(ids.to_numpy().view(np.uint64) ^ np.uint64(1 << 63), places)[1]
     _, cuts, held = ids.buffers()
     starts = np.frombuffer(cuts, np.int64)[ids.offset : ids.offset + len(ids) + 1]
     data = np.frombuffer(held, np.uint8) if held is not None else np.zeros(1, np.uint8)
-    _sort_texts(starts, data, _alike(starts, data), found)
-    return found
+    _sort_texts(starts, data, _alike(starts, data), places)
+    return places
 
 
 @compiled()
-def _sort_texts(starts: Array, data: Array, alike: int, found: Array) -> None:
-    """Sort the places `found` by their texts, of which so many bytes are alike."""
-    # Where texts stand that are alike so far: first, last + 1, and how many bytes that are.
+def _sort_texts(starts: Array, data: Array, alike: int, places: Array) -> None:
+    """Sort the places of texts, of which so many first bytes are alike, by the texts."""
+    # Runs of texts that are alike so far: first, last + 1, and how many bytes are.
     runs, left = np.empty((64, 3), np.int64), 1
-    runs[0] = 0, len(found), alike
+    runs[0] = 0, len(places), alike
     while left:
         left -= 1
         first, last, depth = runs[left]
-        members, words = found[first:last], np.empty(last - first, np.uint64)
+        members, words = places[first:last], np.empty(last - first, np.uint64)
         longest = _words(starts, data, members, depth, words)
         ended = longest <= depth
         if ended:
@@ -59,7 +59,7 @@ def _sort_texts(starts: Array, data: Array, alike: int, found: Array) -> None:
             _insert(words, members)
         else:
             words, members = in_order(words, members.copy())
-            found[first:last] = members
+            places[first:last] = members
         begin = 0
         for i in range(1, len(words) + 1):
             if i < len(words) and words[i] == words[begin]:
@@ -76,7 +76,7 @@ def _sort_texts(starts: Array, data: Array, alike: int, found: Array) -> None:
 
 @compiled()
 def _insert(keys: Array, order: Array) -> None:
-    """Sort keys, and what stands beside them, in place."""
+    """Sort keys, and `order` with them, in place."""
     for i in range(1, len(keys)):
         key, one, k = keys[i], order[i], i
         while k > 0 and keys[k - 1] > key:

@@ -1,4 +1,4 @@
-"""Ids numbered in the order in which they are met: a hash table in arrays, filled by a compiled loop.
+"""Ids get codes (0, 1, …) in the order in which they come: a hash table in arrays, filled by a compiled loop.
 
 A text costs its own bytes, in words of 8, 8 beside them, and 11 to 22 in the table; an integer 8 and as much in the
 table. Half of all that is added while it grows.
@@ -22,9 +22,9 @@ FIRST_SLOTS, FIRST_WORDS = 1 << 16, 1 << 17
 # A slot holds a place + 1 in its lower bits, and above them some of the id's hash, which tells most others apart.
 _PLACE_BITS = 40
 _PLACE = (1 << _PLACE_BITS) - 1
-# A text lies in words: first its number, and above these bits its length + 1; then its bytes, and zeros after them.
+# A text is kept in words: first its code, and above these bits its length + 1; then its bytes, and zeros after them.
 _LENGTH_BITS = 32
-_NUMBER = (1 << _LENGTH_BITS) - 1
+_CODE = (1 << _LENGTH_BITS) - 1
 # So many ids are looked up at a time.
 _BLOCK = 64
 # From MurmurHash3 and the golden ratio: odd, with bits all over.
@@ -33,26 +33,26 @@ _MIX, _GOLDEN = 0xC6A4A7935BD1E995, 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True)
 class LookedUp:
-    """Ids with their hashes, uint64 `[n]`, and the numbers of those found, int64 `[n]`; -1 where one was not found.
+    """Ids with their hashes, uint64 `[n]`, and the codes of those that have one, int64 `[n]`; -1 for the others.
 
-    Texts lie in `data` between `cuts` `[n + 1]`; of integers, `cuts` `[n]` are themselves.
+    Texts are in `data` between `cuts` `[n + 1]`; of integers, `cuts` `[n]` are themselves.
     """
 
     cuts: Array
     data: Array
     hashes: Array
-    found: Array
+    codes: Array
 
 
 class Interner:
-    """Numbers ids, which are texts or integers."""
+    """Gives codes to ids, which are texts or integers."""
 
     def __init__(self, texts: bool) -> None:
-        """Begin with none."""
+        """Begin without ids."""
         self.texts = texts
         self.count = 0
-        """How many ids have been met."""
-        # The hash table, and what its places are in: the texts, or the integers by number. Exchanged together, so that
+        """How many ids have a code."""
+        # The hash table, and what its places are in: the texts, or the integers by code. Exchanged together, so that
         # threads have those that fit.
         self.table = (
             np.zeros(FIRST_SLOTS, np.uint64),
@@ -62,43 +62,43 @@ class Interner:
         self.words = 0
 
     def look_up(self, ids: pa.Array) -> LookedUp:
-        """Find the numbers of ids (string or int64, none null), as far as they have one.
+        """Find the codes of ids (string or int64, none null), as far as they have one.
 
-        Threads may do so while another one calls `numbers`: they may miss what is new, but find nothing wrong, since an
-        id is compared before it is taken for found.
+        Threads may do so while another one calls `codes`. They may miss a new id, but never take a wrong one, since the
+        ids themselves are compared.
         """
-        hashes, found = np.empty(len(ids), np.uint64), np.empty(len(ids), np.int64)
+        hashes, codes = np.empty(len(ids), np.uint64), np.empty(len(ids), np.int64)
         if self.texts:
             cuts, data = _buffers(ids)
             _hash_texts(cuts, data, hashes)
-            _look_up_texts(cuts, data, hashes, *self.table, found)
+            _look_up_texts(cuts, data, hashes, *self.table, codes)
         else:
             cuts, data = ids.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), np.zeros(1, np.uint8)
             _hash_integers(cuts, hashes)
-            _look_up_integers(cuts, hashes, *self.table, found)
-        return LookedUp(cuts, data, hashes, found)
+            _look_up_integers(cuts, hashes, *self.table, codes)
+        return LookedUp(cuts, data, hashes, codes)
 
-    def numbers(self, ids: LookedUp) -> Array:
-        """Return the number of each id, uint32 `[n]`; new ones get the next.
+    def codes(self, ids: LookedUp) -> Array:
+        """Return the code of each id, uint32 `[n]`; new ones get the next.
 
         Raises:
-            UserError: There are more ids than numbers.
+            UserError: There are more ids than codes.
         """
         done = 0
-        while done < len(ids.found):
-            self._make_room(ids.cuts, done)
+        while done < len(ids.codes):
+            self._grow(ids.cuts, done)
             if self.texts:
                 done, self.count, self.words = _intern_texts(
-                    ids.cuts, ids.data, ids.hashes, done, *self.table, self.count, self.words, ids.found
+                    ids.cuts, ids.data, ids.hashes, done, *self.table, self.count, self.words, ids.codes
                 )
             else:
-                done, self.count = _intern_integers(ids.cuts, ids.hashes, done, *self.table, self.count, ids.found)
+                done, self.count = _intern_integers(ids.cuts, ids.hashes, done, *self.table, self.count, ids.codes)
             if self.count >= MOST_IDS:
                 raise UserError(f"the source has {MOST_IDS:,} different ids or more; divide it into smaller graphs")
-        return ids.found.astype(np.uint32)
+        return ids.codes.astype(np.uint32)
 
     def ids(self) -> pa.Array:
-        """Return the ids in the order of their numbers: large_string or int64."""
+        """Return the ids in the order of their codes: large_string or int64."""
         _, held = self.table
         if not self.texts:
             return pa.array(held[: self.count])
@@ -108,8 +108,8 @@ class Interner:
         _copy_texts(held[: self.words], starts, data)
         return pa.Array.from_buffers(pa.large_string(), self.count, [None, pa.py_buffer(starts), pa.py_buffer(data)])
 
-    def _make_room(self, cuts: Array, done: int) -> None:
-        """Grow what has no room for another id (the next one of all, where it is a text)."""
+    def _grow(self, cuts: Array, done: int) -> None:
+        """Enlarge what is too small for another id: the table, or the texts."""
         slots, held = self.table
         if self.count >= _most(len(slots)):
             slots = np.zeros(2 * len(slots), np.uint64)
@@ -129,7 +129,7 @@ class Interner:
 
 @compiled()
 def _most(slots: int) -> Any:
-    """Return how many ids a table has room for: fuller ones are searched longer, wider ones miss the caches oftener."""
+    """Return how many ids a table takes. A fuller one is searched longer; a wider one misses the caches oftener."""
     return slots * 3 // 4
 
 
@@ -144,14 +144,14 @@ def _buffers(texts: pa.Array) -> tuple[Array, Array]:
 
 
 @compiled()
-def _mixed(number: Any) -> Any:
-    number = (number ^ (number >> np.uint64(32))) * np.uint64(_GOLDEN)
-    return number ^ (number >> np.uint64(29))
+def _mixed(value: Any) -> Any:
+    value = (value ^ (value >> np.uint64(32))) * np.uint64(_GOLDEN)
+    return value ^ (value >> np.uint64(29))
 
 
 @compiled()
-def _hash_integer(number: Any) -> Any:
-    return _mixed(np.uint64(number) * np.uint64(_MIX))
+def _hash_integer(value: Any) -> Any:
+    return _mixed(np.uint64(value) * np.uint64(_MIX))
 
 
 @compiled()
@@ -172,15 +172,15 @@ def _few(address: Any, size: int) -> Any:
 @compiled()
 def _hash_text(address: Any, size: Any) -> Any:
     """Hash a text, 8 bytes at a time, in the way of MurmurHash2."""
-    found = np.uint64(size) * np.uint64(_MIX)
+    hashed = np.uint64(size) * np.uint64(_MIX)
     while size >= 8:
         word = read_word(address) * np.uint64(_MIX)
         word = (word ^ (word >> np.uint64(47))) * np.uint64(_MIX)
-        found = (found ^ word) * np.uint64(_MIX)
+        hashed = (hashed ^ word) * np.uint64(_MIX)
         address, size = address + 8, size - 8
     if size:
-        found = (found ^ _few(address, size)) * np.uint64(_MIX)
-    return _mixed(found)
+        hashed = (hashed ^ _few(address, size)) * np.uint64(_MIX)
+    return _mixed(hashed)
 
 
 @compiled()
@@ -205,9 +205,9 @@ def _length(header: Any) -> Any:
 def _starts(texts: Array, into: Array) -> None:
     """Write where each text begins when they follow one another, and the last one's end."""
     at = 0
-    for number in range(len(into) - 1):
+    for code in range(len(into) - 1):
         size = _length(texts[at])
-        into[number + 1] = into[number] + size
+        into[code + 1] = into[code] + size
         at += _words_of(size)
 
 
@@ -215,21 +215,21 @@ def _starts(texts: Array, into: Array) -> None:
 def _copy_texts(texts: Array, starts: Array, into: Array) -> None:
     """Write texts one after another."""
     address, at = np.int64(texts.ctypes.data), 0
-    for number in range(len(starts) - 1):
-        size = starts[number + 1] - starts[number]
+    for code in range(len(starts) - 1):
+        size = starts[code + 1] - starts[code]
         for k in range(size):
-            into[starts[number] + k] = read_byte(address + 8 * (at + 1) + k)
+            into[starts[code] + k] = read_byte(address + 8 * (at + 1) + k)
         at += _words_of(size)
 
 
 @compiled()
-def _place(found: Any, place: Any, slots: Array) -> None:
-    """Put an id that is not there into a table with room, by its hash and place."""
+def _place(hashed: Any, place: Any, slots: Array) -> None:
+    """Put an id that is not there into a table that is not full, by its hash and place."""
     last = np.uint64(len(slots) - 1)
-    spot = found & last
+    spot = hashed & last
     while slots[spot]:
         spot = (spot + np.uint64(1)) & last
-    slots[spot] = _slot(found, place)
+    slots[spot] = _slot(hashed, place)
 
 
 @compiled()
@@ -243,13 +243,13 @@ def _place_texts(texts: Array, slots: Array) -> None:
 
 @compiled()
 def _place_integers(known: Array, slots: Array) -> None:
-    for number in range(len(known)):
-        _place(_hash_integer(known[number]), number, slots)
+    for code in range(len(known)):
+        _place(_hash_integer(known[code]), code, slots)
 
 
 @compiled()
-def _slot(found: Any, place: Any) -> Any:
-    return (found >> np.uint64(_PLACE_BITS) << np.uint64(_PLACE_BITS)) | np.uint64(place + 1)
+def _slot(hashed: Any, place: Any) -> Any:
+    return (hashed >> np.uint64(_PLACE_BITS) << np.uint64(_PLACE_BITS)) | np.uint64(place + 1)
 
 
 @compiled()
@@ -268,7 +268,7 @@ def _same(one: Any, other: Any, size: int) -> Any:
 
 @compiled()
 def _look_up_texts(cuts: Array, data: Array, hashes: Array, slots: Array, texts: Array, into: Array) -> None:
-    """Write the numbers of texts, or -1.
+    """Write the codes of texts, or -1.
 
     Each of the inner loops reads places that do not depend on one another, so that it does not wait for memory once for
     each text and thing to read.
@@ -291,19 +291,19 @@ def _look_up_texts(cuts: Array, data: Array, hashes: Array, slots: Array, texts:
             at, header, size = places[i - block], headers[i - block], cuts[i + 1] - cuts[i]
             same = _length(header) == size and at + _words_of(size) <= len(texts)
             same = same and _same(one + cuts[i], other + 8 * (at + 1), size)
-            into[i] = np.int64(header & np.uint64(_NUMBER)) if same else -1
+            into[i] = np.int64(header & np.uint64(_CODE)) if same else -1
 
 
 @compiled()
 def _look_up_integers(ids: Array, hashes: Array, slots: Array, known: Array, into: Array) -> None:
-    """Write the numbers of integers, or -1."""
+    """Write the codes of integers, or -1."""
     last = np.uint64(len(slots) - 1)
     for i in range(len(into)):
         spot = hashes[i] & last
         while slots[spot] and (slots[spot] ^ hashes[i]) >> np.uint64(_PLACE_BITS):
             spot = (spot + np.uint64(1)) & last
-        number = np.int64(slots[spot] & np.uint64(_PLACE)) - 1
-        into[i] = number if 0 <= number < len(known) and known[number] == ids[i] else -1
+        code = np.int64(slots[spot] & np.uint64(_PLACE)) - 1
+        into[i] = code if 0 <= code < len(known) and known[code] == ids[i] else -1
 
 
 @compiled()
@@ -318,7 +318,7 @@ def _intern_texts(
     words: int,
     into: Array,
 ) -> tuple[int, int, int]:
-    """Number texts without one, from the `first` on while there is room.
+    """Give codes to texts without one, from the `first` on until a table is full.
 
     An id is written to its slot after all else, for those who look it up meanwhile.
 
@@ -336,7 +336,7 @@ def _intern_texts(
             at = np.int64(slots[spot] & np.uint64(_PLACE)) - 1
             alike = slots[spot] == _slot(hashes[i], at) and _length(texts[at]) == size
             if alike and _same(one + cuts[i], other + 8 * (at + 1), size):
-                into[i] = np.int64(texts[at] & np.uint64(_NUMBER))
+                into[i] = np.int64(texts[at] & np.uint64(_CODE))
                 break
             spot = (spot + np.uint64(1)) & last
         if into[i] >= 0:
@@ -364,16 +364,16 @@ def _intern_texts(
 def _intern_integers(
     ids: Array, hashes: Array, first: int, slots: Array, known: Array, count: int, into: Array
 ) -> tuple[int, int]:
-    """Number integers, as `_intern_texts` does texts."""
+    """Give codes to integers, as `_intern_texts` does to texts."""
     last = np.uint64(len(slots) - 1)
     for i in range(first, len(into)):
         if into[i] >= 0:
             continue
         spot = hashes[i] & last
         while slots[spot]:
-            number = np.int64(slots[spot] & np.uint64(_PLACE)) - 1
-            if slots[spot] == _slot(hashes[i], number) and known[number] == ids[i]:
-                into[i] = number
+            code = np.int64(slots[spot] & np.uint64(_PLACE)) - 1
+            if slots[spot] == _slot(hashes[i], code) and known[code] == ids[i]:
+                into[i] = code
                 break
             spot = (spot + np.uint64(1)) & last
         if into[i] >= 0:

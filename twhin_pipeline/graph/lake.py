@@ -69,8 +69,8 @@ def _opened(path: str, kind: str) -> Iterator[Any]:
     except UserError:
         raise
     except Exception as error:  # the libraries raise errors of many kinds of their own
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: cannot be read as a table of format {kind}: {told}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read as a table of format {kind}: {reason}") from error
 
 
 def _open(path: str, kind: str) -> Any:
@@ -88,8 +88,8 @@ def _metadata(path: str) -> str:
     folder = Path(path, "metadata")
     if "://" in path or not os.path.isdir(path) or (folder / "version-hint.text").exists():
         return path
-    found = [(int(match[1]), file) for file in folder.glob("*.metadata.json")
+    versions = [(int(match[1]), file) for file in folder.glob("*.metadata.json")
              if (match := re.match(r"v?(\d+)", file.name))]  # fmt: skip
-    if not found:
+    if not versions:
         raise UserError(f"{path}: has no metadata/*.metadata.json, so it is no Iceberg table; correct the path")
-    return str(max(found)[1])
+    return str(max(versions)[1])

@@ -43,5 +43,5 @@ def _copy(con: duckdb.DuckDBPyConnection, sql: str, folder: str | None, path: st
     except duckdb.OutOfMemoryException:
         raise  # `explained` knows what helps
     except (duckdb.Error, ImportError, ValueError, OSError) as error:
-        told = " ".join(str(error).split())
-        raise UserError(f"{origin}: DuckDB cannot run it: {told}; correct the SQL") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{origin}: DuckDB cannot run it: {reason}; correct the SQL") from error

@@ -1,7 +1,7 @@
 """Raw edges: read from the source, typed, cleaned, merged and sorted; rows that cannot be edges are kept apart.
 
-It is SQL over Parquet, which DuckDB streams once. Ids are numbered as they come (`interning`), edges are sorted by
-their numbers out of memory (`edge_sort`) and written as they come (`edge_file`), so the graph may be larger than
+It is SQL over Parquet, which DuckDB streams once. Ids get codes as they come (`interning`), edges are sorted by
+their ids out of memory (`edge_sort`) and written as they come (`edge_file`), so the graph may be larger than
 memory; its ids must fit.
 """
 
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from twhin_pipeline.config import relations
 from twhin_pipeline.config.model import Relation, names_relation
+from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.graph import edge_file, id_order, source
 from twhin_pipeline.graph.edge_sort import EdgeSorter
@@ -51,12 +52,12 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     """Write `raw_edges` and `raw_edges_rejected` of a snapshot, and return the manifest of `raw_edges`.
 
     Its details: rows `read`, edges `kept`, `rejected`, `rejected_share`, `rejected_by_reason`, `duplicates_merged`,
-    `outside_window`, `undated`, `self_loops`, `edges_per_relation`, `relations` (names, in the order that numbers
-    them), the `files`, `sources` (see `Counted.details`), and `notes` for the user. A row whose time is not before the
-    end of the snapshot's day (UTC), or before the window, is left out and counted; it is no rejected row. Duplicates
-    (equal lhs, rel and rhs) become one edge: its weight by `repeat_weight`, the earliest split, the latest time, and
-    the earliest as `first_time` (null where one of them has none). Where `model.relations` has a `"*"`, each relation
-    that has an edge is one of the model's.
+    `outside_window`, `undated`, `self_loops`, `edges_per_relation`, `relations` (names, by index), the `files`,
+    `sources` (see `Counted.details`), and `notes` for the user. A row whose time is not before the end of the
+    snapshot's day (UTC), or before the window, is left out and counted; it is no rejected row. Duplicates (equal lhs,
+    rel and rhs) become one edge: its weight by `repeat_weight`, the earliest split, the latest time, and the earliest
+    as `first_time` (null where one of them has none). Where `model.relations` has a `"*"`, each relation that has an
+    edge is one of the model's.
 
     Raises:
         UserError: Files or columns are missing or of a wrong type, a field names a relation that is not found, or the
@@ -67,22 +68,22 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         database.connect(config, store) as con,
         tempfile.TemporaryDirectory(prefix="twhin-ingest-") as folder,
     ):
-        given = source.inputs(config, snapshot)
+        inputs = source.inputs(config, snapshot)
         known = set(config.model.relation_names) if config.model.every_other is None else None
         scans = [
             scan
-            for number, one in enumerate(given)
+            for number, one in enumerate(inputs)
             for scan in open_input(con, one, number, f"{folder}/{number}", known)
         ]
         possible = relations.with_found(config, _names(con, config, scans))
-        _check_names(given, possible.model.relation_names)
+        _check_names(inputs, possible.model.relation_names)
         _create_relations(con, possible, possible.model.relations)
-        rows = Rows(scans, config, len(given), all(scan.integers for scan in scans))
-        what = ", ".join(one.field for one in given)
-        with explained(what), EdgeSorter(folder, _columns(given)) as sorter:
+        rows = Rows(scans, config, len(inputs), all(scan.integers for scan in scans))
+        what = ", ".join(one.field for one in inputs)
+        with explained(what), EdgeSorter(folder, _columns(inputs)) as sorter:
             interner = Interner(texts=not all(scan.integers for scan in scans))
             number = len(possible.model.relations)
-            counted = _meet(con, rows, sorter, interner, number, database.threads(config))
+            counted = _read_edges(con, rows, sorter, interner, number, database.threads(config))
             counted.malformed = _create_malformed(con, scans)
             edges_of = counted.edges.sum(0)
             good = int(edges_of.sum())
@@ -90,12 +91,12 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
                 config = _settle(con, config, possible, np.flatnonzero(edges_of).tolist())
             _write_rejected(con, config, store, snapshot, rows, scans, counted)
             if good == 0:
-                raise UserError(_nothing(what, given, store, snapshot, counted))
-            weigh = _repeat_weights(given, counted.edges, possible.model.relation_names)
-            met = interner.ids()
+                raise UserError(_nothing(what, inputs, store, snapshot, counted))
+            weigh = _repeat_weights(inputs, counted.edges, possible.model.relation_names)
+            by_code = interner.ids()
             del interner
-            ids, ranks = _ranked(met)
-            del met
+            ids, ranks = _ranked(by_code)
+            del by_code
             kept = _write_kept(config, store, snapshot, sorter, possible, ids, ranks, weigh)
         rejected = counted.rejected()
         read = good + counted.outside + sum(rejected.values())
@@ -107,22 +108,22 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             duplicates_merged=good - kept.details["kept"],
             outside_window=counted.outside,
             undated=int(counted.undated.sum()) if "time" in sorter.columns else 0,
-            files=[file for one in given for file in one.files],
-            sources=[counted.details(n, one, possible.model.relation_names) for n, one in enumerate(given)],
-            notes=_notes(scans, given, counted),
+            files=[file for one in inputs for file in one.files],
+            sources=[counted.details(n, one, possible.model.relation_names) for n, one in enumerate(inputs)],
+            notes=_notes(scans, inputs, counted),
         )
-        kept.commit(config_hash=config.hash(), parents={})
+        kept.commit(config_hash=config.hash(), parents={}, settings=settings(config, "ingest"))
     return store.manifest("raw_edges", snapshot)
 
 
 class Counted:
-    """What is counted while rows are read, by source."""
+    """Counts of the rows that are read, by source."""
 
     def __init__(self, reasons: list[Reason], sources: int, relations: int) -> None:
-        """Begin with none."""
+        """Begin with zeros."""
         self.reasons = reasons
         self.fates = np.zeros(sources + len(reasons), np.int64)
-        """Rows by fate, as `scan.Rows` numbers them."""
+        """Rows by fate, an index of `scan.Rows`."""
         self.edges = np.zeros((sources, relations), np.int64)
         """Rows that are edges."""
         self.undated = np.zeros(sources, np.int64)
@@ -152,26 +153,26 @@ class Counted:
 
     def rejected(self, source: int | None = None) -> dict[str, int]:
         """Return the rejected rows by reason, of one source or of all."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for reason, rows in self._by_reason():
             if reason.text != OUTSIDE_WINDOW and source in (None, reason.source):
-                found[reason.text] += rows
+                counts[reason.text] += rows
         malformed = sum(self.malformed) if source is None else self.malformed[source]
-        return dict(sorted(found.items())) | ({MALFORMED: malformed} if malformed else {})
+        return dict(sorted(counts.items())) | ({MALFORMED: malformed} if malformed else {})
 
     def by_column(self, source: int | None = None) -> list[tuple[str, str | None, int]]:
         """Return reason, column and rows of what is rejected, the most frequent first."""
-        found: Counter[tuple[str, str | None]] = Counter()
+        counts: Counter[tuple[str, str | None]] = Counter()
         for reason, rows in self._by_reason():
             if reason.text != OUTSIDE_WINDOW and source in (None, reason.source):
-                found[reason.text, reason.column] += rows
+                counts[reason.text, reason.column] += rows
         malformed = sum(self.malformed) if source is None else self.malformed[source]
         if malformed:
-            found[MALFORMED, None] = malformed
-        return [(text, column, rows) for (text, column), rows in found.most_common()]
+            counts[MALFORMED, None] = malformed
+        return [(text, column, rows) for (text, column), rows in counts.most_common()]
 
-    def details(self, source: int, given: Input, relations: Sequence[str]) -> dict[str, Any]:
-        """Return what the manifest tells of a source.
+    def details(self, source: int, spec: Input, relations: Sequence[str]) -> dict[str, Any]:
+        """Return a source's part of the manifest's details.
 
         Its `source` (path in the configuration), `files`, rows `read`, rows that are `edges`, `edges_per_relation`,
         `rejected` and `rejected_by` (reason, column, rows), `outside_window`, `undated` edges, and the `time_range` of
@@ -183,15 +184,15 @@ class Counted:
         total = sum(rows for *_, rows in rejected)
         first, last = self.times[source].tolist()
         return {
-            "source": given.section,
-            "files": given.files,
+            "source": spec.section,
+            "files": spec.files,
             "read": sum(edges.values()) + outside + total,
             "edges": sum(edges.values()),
             "edges_per_relation": edges,
             "rejected": total,
             "rejected_by": [{"reason": text, "column": column, "rows": rows} for text, column, rows in rejected],
             "outside_window": outside,
-            "undated": int(self.undated[source]) if given.columns.time is not None else sum(edges.values()),
+            "undated": int(self.undated[source]) if spec.columns.time is not None else sum(edges.values()),
             "time_range": [_iso(first), _iso(last)] if first <= last else None,
         }
 
@@ -204,48 +205,48 @@ def _iso(microseconds: int) -> str:
     return str(np.datetime64(microseconds, "us").astype("datetime64[s]"))
 
 
-def _nothing(what: str, given: list[Input], store: Store, snapshot: str, counted: Counted) -> str:
-    """Say why no row is an edge."""
+def _nothing(what: str, inputs: list[Input], store: Store, snapshot: str, counted: Counted) -> str:
+    """Return a message that says why no row is an edge."""
     rejected, outside = counted.by_column(), counted.outside
     if not rejected and not outside:
         return f"{what}: no edge for snapshot {snapshot}: the files have no rows; correct the path"
-    told = [f"{reason}{_in(column)} {count:,}" for reason, column, count in rejected]
+    causes = [f"{reason}{_in(column)} {count:,}" for reason, column, count in rejected]
     remedies = []
     if outside:
-        dated = next(one for one in given if one.columns.time is not None)
+        dated = next(one for one in inputs if one.columns.time is not None)
         start, end = window(dated)
         since = "" if start is None else f"from {start:%Y-%m-%d %H:%M} "
-        told.append(f"{OUTSIDE_WINDOW} ({since}before {end:%Y-%m-%d}) {outside:,}")
+        causes.append(f"{OUTSIDE_WINDOW} ({since}before {end:%Y-%m-%d}) {outside:,}")
         remedies.append(f"choose another snapshot or a longer {dated.section}.window")
     if rejected:
         rows = store.read("raw_edges_rejected", snapshot)
         first = rows.filter(pc.equal(rows["reason"], rejected[0][0])).slice(0, 1).to_pylist()[0]
-        told.append(f"the first is row {first['row']} of {first['file']}, {first['reason']}")
-        sections = " or ".join(f"{one.section}.columns" for one in given if one.split is None)
+        causes.append(f"the first is row {first['row']} of {first['file']}, {first['reason']}")
+        sections = " or ".join(f"{one.section}.columns" for one in inputs if one.split is None)
         remedies.append(f"correct {sections or 'the columns'}, model.relations or the file")
-    return f"{what}: no edge for snapshot {snapshot}: {', '.join(told)}; {', or '.join(remedies)}"
+    return f"{what}: no edge for snapshot {snapshot}: {', '.join(causes)}; {', or '.join(remedies)}"
 
 
 def _in(column: str | None) -> str:
     return "" if column is None else f" in column {column!r}"
 
 
-def _notes(scans: list[Scan], given: list[Input], counted: Counted) -> list[str]:
+def _notes(scans: list[Scan], inputs: list[Input], counted: Counted) -> list[str]:
     """Return what a user should know although nothing is wrong."""
     notes = []
     for scan in scans:
         if scan.named_by_file:
             files = ", ".join(part.origin for part in scan.staged[:3]) + (", …" if len(scan.staged) > 3 else "")
             notes.append(f"{files}: no relation column, so all rows are of relation {scan.relation!r}, the file's name")
-    for number, one in enumerate(given):
+    for number, one in enumerate(inputs):
         if not counted.edges[number].any():
             notes.append(f"{one.section}: none of its rows is an edge")
     return notes
 
 
-def _check_names(given: list[Input], names: Sequence[str]) -> None:
+def _check_names(inputs: list[Input], names: Sequence[str]) -> None:
     """Raise UserError where a source names a relation that is neither in the model nor, with `"*"`, in a source."""
-    for one in given:
+    for one in inputs:
         if one.source.relation is not None and one.source.relation not in names:
             raise UserError(f"{one.section}.relation: {unknown('relation', one.source.relation, names)}")
         for name_ in one.source.weights or ():
@@ -256,11 +257,11 @@ def _check_names(given: list[Input], names: Sequence[str]) -> None:
                 )
 
 
-def _repeat_weights(given: list[Input], edges: Array, names: Sequence[str]) -> Array:
+def _repeat_weights(inputs: list[Input], edges: Array, names: Sequence[str]) -> Array:
     """Return how many times the largest an edge's rows weigh at most, by relation: 1, inf for their sum; float64 `[R]`.
 
     Args:
-        given: The inputs.
+        inputs: The inputs.
         edges: Rows that are edges, by source and relation, `[S, R]`.
         names: The relations' names.
 
@@ -268,29 +269,29 @@ def _repeat_weights(given: list[Input], edges: Array, names: Sequence[str]) -> A
         UserError: Two sources of one relation differ.
     """
     named = {"largest": 1.0, "sum": np.inf}
-    most = [named[w] if isinstance(w := one.source.repeat_weight, str) else w for one in given]
-    found = np.ones(len(names))
+    most = [named[w] if isinstance(w := one.source.repeat_weight, str) else w for one in inputs]
+    weigh = np.ones(len(names))
     for rel in np.flatnonzero(edges.any(0)).tolist():
         sources = np.flatnonzero(edges[:, rel])
-        found[rel] = most[sources[0]]
+        weigh[rel] = most[sources[0]]
         for other in sources[1:]:
-            if most[other] != found[rel]:
-                first, second = given[sources[0]].section, given[other].section
+            if most[other] != weigh[rel]:
+                first, second = inputs[sources[0]].section, inputs[other].section
                 raise UserError(
                     f"{first}.repeat_weight and {second}.repeat_weight differ, and both have edges of relation "
                     f"{names[rel]!r}, which are merged; give them the same"
                 )
-    return found
+    return weigh
 
 
 def _names(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scans: list[Scan]) -> list[str]:
     """Return the source's names of relations, those that can be one, where `model.relations` has a `"*"`."""
     if config.model.every_other is None:
         return []
-    found: set[str] = set()
+    names: set[str] = set()
     for scan in scans:
         if scan.rel is None:
-            found.add(scan.relation or "")
+            names.add(scan.relation or "")
             continue
         with explained(scan.input.field):
             rows = con.execute(
@@ -303,8 +304,8 @@ def _names(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scans: list[Scan
                 f"to be names of relations; set {scan.input.section}.columns.rel to the relations' column, or list "
                 "relations without '*'"
             )
-        found |= {str(row[0]) for row in rows}
-    return [text for text in found if names_relation(text)]
+        names |= {str(row[0]) for row in rows}
+    return [text for text in names if names_relation(text)]
 
 
 def _create_relations(con: duckdb.DuckDBPyConnection, config: TwhinConfig, ordered: list[Relation]) -> None:
@@ -323,10 +324,10 @@ def _create_relations(con: duckdb.DuckDBPyConnection, config: TwhinConfig, order
 
 
 def _settle(con: duckdb.DuckDBPyConnection, config: TwhinConfig, possible: TwhinConfig, used: list[int]) -> TwhinConfig:
-    """Return the configuration with the relations that have an edge (numbers in `possible`), and number them anew.
+    """Return the configuration with the relations that have an edge (`used`: indices in `possible`), indexed anew.
 
     Names that occur in rejected rows or outside the window alone come last in the table, so that their rows keep the
-    reason that they were given.
+    reason that they had.
     """
     names = possible.model.relation_names
     settled = relations.with_found(config, [names[rel] for rel in used])
@@ -421,22 +422,22 @@ def _write_rejected(
         )
 
 
-def _columns(given: list[Input]) -> list[str]:
+def _columns(inputs: list[Input]) -> list[str]:
     """Return what edges have besides their relation and ends."""
     taken = []
-    if any(one.columns.time is not None for one in given):
+    if any(one.columns.time is not None for one in inputs):
         taken.append("time")
-    if any(one.columns.weight is not None or one.source.weights or one.source.half_life is not None for one in given):
+    if any(one.columns.weight is not None or one.source.weights or one.source.half_life is not None for one in inputs):
         taken.append("weight")
-    if any(one.columns.split is not None or one.split is not None for one in given):
+    if any(one.columns.split is not None or one.split is not None for one in inputs):
         taken.append("split")
     return taken
 
 
-def _meet(
+def _read_edges(
     con: duckdb.DuckDBPyConnection, rows: Rows, sorter: EdgeSorter, interner: Interner, relations: int, threads: int
 ) -> Counted:
-    """Read all rows once, number the ids of those that are edges, give these to `sorter`, and count."""
+    """Read all rows once, give codes to the ids of edges, add these to `sorter`, and count."""
     counted = Counted(rows.reasons, rows.sources, relations)
     names = ["rel", "lhs", "rhs", "fate", *sorter.columns]
     reader = con.sql(rows.all(names)).to_arrow_reader(ROWS_AT_ONCE)
@@ -454,28 +455,28 @@ def _meet(
     def looked_up(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, LookedUp, LookedUp]:
         return batch, interner.look_up(batch.column("lhs")), interner.look_up(batch.column("rhs"))
 
-    # While rows are read, threads look their ids up; what they have not found is numbered by one.
+    # While rows are read, threads look their ids up; new ids get codes in one thread.
     with Prefetcher(batches(), BATCHES_AHEAD) as ahead, ThreadPoolExecutor(threads) as pool:
         for batch, lhs, rhs in in_order(pool, looked_up, ahead, threads + 1):
-            found = {"rel": batch.column("rel").to_numpy(), "lhs": interner.numbers(lhs), "rhs": interner.numbers(rhs)}
+            columns = {"rel": batch.column("rel").to_numpy(), "lhs": interner.codes(lhs), "rhs": interner.codes(rhs)}
             if "time" in sorter.columns:
                 time = batch.column("time").cast(pa.timestamp("us")).cast(pa.int64())
-                found["time"] = pc.fill_null(time, edge_file.NO_TIME).to_numpy()
+                columns["time"] = pc.fill_null(time, edge_file.NO_TIME).to_numpy()
             if "weight" in sorter.columns:
-                found["weight"] = batch.column("weight").to_numpy()
+                columns["weight"] = batch.column("weight").to_numpy()
             if "split" in sorter.columns:
-                found["split"] = pc.fill_null(batch.column("split"), 1).to_numpy()
-            counted.add(batch.column("fate").to_numpy(), found["rel"], found.get("time"))
-            sorter.add(found)
+                columns["split"] = pc.fill_null(batch.column("split"), 1).to_numpy()
+            counted.add(batch.column("fate").to_numpy(), columns["rel"], columns.get("time"))
+            sorter.add(columns)
     return counted
 
 
-def _ranked(met: pa.Array) -> tuple[edge_file.Ids, Array]:
-    """Return the ids in order, and the place there of each as it was met, uint32."""
-    order = id_order.order(met)
-    ranks = np.empty(len(met), np.uint32)
-    ranks[order] = np.arange(len(met), dtype=np.uint32)
-    return edge_file.Ids(met.take(pa.array(order))), ranks
+def _ranked(by_code: pa.Array) -> tuple[edge_file.Ids, Array]:
+    """Return the ids in order, and the rank of each code's id among them, uint32."""
+    order = id_order.order(by_code)
+    ranks = np.empty(len(by_code), np.uint32)
+    ranks[order] = np.arange(len(by_code), dtype=np.uint32)
+    return edge_file.Ids(by_code.take(pa.array(order))), ranks
 
 
 def _write_kept(

@@ -70,13 +70,13 @@ class Reason:
 
 
 def open_input(
-    con: duckdb.DuckDBPyConnection, given: Input, source: int, prefix: str, known: Collection[str] | None
+    con: duckdb.DuckDBPyConnection, spec: Input, source: int, prefix: str, known: Collection[str] | None
 ) -> list[Scan]:
     """Make an input readable, and check that its files have the columns that the configuration names.
 
     Args:
         con: The connection.
-        given: The input.
+        spec: The input.
         source: Its number.
         prefix: How the paths of temporary files begin.
         known: Names of relations, where the model lists all of them.
@@ -88,39 +88,39 @@ def open_input(
         UserError: A file cannot be read, lacks a column, or has one of a wrong type.
     """
     parts: dict[tuple[str | None, str | None], list[delimited.Staged]] = {}
-    for number, origin in enumerate(given.files):
+    for number, origin in enumerate(spec.files):
         path = f"{prefix}-{number}.parquet"
-        file = _reachable(con, origin, f"{prefix}-{number}") if given.format in ("parquet", "csv") else origin
-        names = _names(con, given, origin, file, path)
-        _check_columns(origin, given, names)
-        rel, relation = _relation(given, origin, names, known)
-        wanted = [column for _, column in _named(given, rel)]
-        parts.setdefault((rel, relation), []).append(_stage(con, given, origin, file, path, wanted))
-    return [_scan(con, given, source, staged, rel, relation) for (rel, relation), staged in parts.items()]
+        file = _reachable(con, origin, f"{prefix}-{number}") if spec.format in ("parquet", "csv") else origin
+        names = _names(con, spec, origin, file, path)
+        _check_columns(origin, spec, names)
+        rel, relation = _relation(spec, origin, names, known)
+        wanted = [column for _, column in _named(spec, rel)]
+        parts.setdefault((rel, relation), []).append(_stage(con, spec, origin, file, path, wanted))
+    return [_scan(con, spec, source, staged, rel, relation) for (rel, relation), staged in parts.items()]
 
 
-def _names(con: duckdb.DuckDBPyConnection, given: Input, origin: str, file: str, path: str) -> list[str]:
+def _names(con: duckdb.DuckDBPyConnection, spec: Input, origin: str, file: str, path: str) -> list[str]:
     """Return the names of a file's columns. What a query gives is at `path` then."""
-    if given.format == "csv":
-        return delimited.header(file, given.delimiter)
-    if given.format in TABLES:
-        return lake.names(origin, given.format)
-    if given.format == "sql":
-        assert given.sql is not None
-        query.stage(con, given.sql, given.source.folder, path, origin)
+    if spec.format == "csv":
+        return delimited.header(file, spec.delimiter)
+    if spec.format in TABLES:
+        return lake.names(origin, spec.format)
+    if spec.format == "sql":
+        assert spec.sql is not None
+        query.stage(con, spec.sql, spec.source.folder, path, origin)
         file = path
     return list(_described(con, origin, file))
 
 
 def _stage(
-    con: duckdb.DuckDBPyConnection, given: Input, origin: str, file: str, path: str, wanted: list[str]
+    con: duckdb.DuckDBPyConnection, spec: Input, origin: str, file: str, path: str, wanted: list[str]
 ) -> delimited.Staged:
     """Make a Parquet file at `path` of what is none."""
-    if given.format == "csv":
-        return delimited.stage(con, file, origin, given.delimiter, path, wanted)
-    if given.format in TABLES:
-        lake.stage(origin, given.format, path, wanted)
-    return delimited.Staged(origin, file if given.format == "parquet" else path)
+    if spec.format == "csv":
+        return delimited.stage(con, file, origin, spec.delimiter, path, wanted)
+    if spec.format in TABLES:
+        lake.stage(origin, spec.format, path, wanted)
+    return delimited.Staged(origin, file if spec.format == "parquet" else path)
 
 
 def _described(con: duckdb.DuckDBPyConnection, origin: str, file: str) -> dict[str, str]:
@@ -131,19 +131,19 @@ def _described(con: duckdb.DuckDBPyConnection, origin: str, file: str) -> dict[s
 
 
 def _relation(
-    given: Input, origin: str, names: list[str], known: Collection[str] | None
+    spec: Input, origin: str, names: list[str], known: Collection[str] | None
 ) -> tuple[str | None, str | None]:
     """Return the relation column of a file, or the relation of all of its rows."""
-    source = given.source
+    source = spec.source
     if source.relation is not None:
         return None, source.relation
     if source.columns.rel is not None or DEFAULT_REL in names:
         return source.columns.rel or DEFAULT_REL, None
-    remedy = f"set {given.section}.relation, or {given.section}.columns.rel to the column that has it"
+    remedy = f"set {spec.section}.relation, or {spec.section}.columns.rel to the column that has it"
     missing = f"{origin}: has no column {DEFAULT_REL!r} (columns there: {', '.join(names) or 'none'})"
-    if given.format == "sql":
+    if spec.format == "sql":
         raise UserError(f"{missing}; {remedy}")
-    relation = stem(origin, source, given.snapshot)
+    relation = stem(origin, source, spec.snapshot)
     if not names_relation(relation) or (known is not None and relation not in known):
         raise UserError(
             f"{missing}{_hint(DEFAULT_REL, names)}, and its name, {relation!r}, is none of model.relations; {remedy}"
@@ -153,7 +153,7 @@ def _relation(
 
 def _scan(
     con: duckdb.DuckDBPyConnection,
-    given: Input,
+    spec: Input,
     source: int,
     staged: list[delimited.Staged],
     rel: str | None,
@@ -162,24 +162,24 @@ def _scan(
     files = [part.path for part in staged]
     types: dict[str, str] = {}
     for part in staged:
-        found = _described(con, part.origin, part.path)
-        if taken := [column for column in found if column.lower() in (FILE_COLUMN, ROW_COLUMN)]:
+        types_of_part = _described(con, part.origin, part.path)
+        if taken := [column for column in types_of_part if column.lower() in (FILE_COLUMN, ROW_COLUMN)]:
             raise UserError(f"{part.origin}: a column is named {taken[0]!r}, as that of row numbers is; rename it")
-        _check_types(part.origin, given, found, rel)
-        for column, kind in found.items():
+        _check_types(part.origin, spec, types_of_part, rel)
+        for column, kind in types_of_part.items():
             # Files of one table may differ in width (INTEGER, BIGINT); the widest sort of value rules.
             both = {types.get(column, kind), kind}
             types[column] = kind if len(both) == 1 else "BIGINT" if both <= INTEGERS else "VARCHAR"
-    if given.format == "csv" and not given.indexed:
+    if spec.format == "csv" and not spec.indexed:
         # Text files have no types: ids are integers where every one of them is written as one.
-        for column in (given.columns.lhs, given.columns.rhs):
+        for column in (spec.columns.lhs, spec.columns.rhs):
             text = name(column)
-            whole = f"regexp_full_match({text}, '0|-?[1-9][0-9]*') AND TRY_CAST({text} AS BIGINT) IS NOT NULL"
+            integer = f"regexp_full_match({text}, '0|-?[1-9][0-9]*') AND TRY_CAST({text} AS BIGINT) IS NOT NULL"
             test = con.execute(
-                f"SELECT coalesce(bool_and({whole}) FILTER ({name(column)} IS NOT NULL), false) FROM {parquet(files)}"
+                f"SELECT coalesce(bool_and({integer}) FILTER ({name(column)} IS NOT NULL), false) FROM {parquet(files)}"
             ).fetchall()
             types[column] = "BIGINT" if test[0][0] else "VARCHAR"
-    return Scan(given, source, files, staged, types, rel, relation)
+    return Scan(spec, source, files, staged, types, rel, relation)
 
 
 class Rows:
@@ -199,28 +199,28 @@ class Rows:
         return " UNION ALL ".join(f"SELECT {', '.join(columns)} FROM ({part})" for part in self.parts)
 
     def _part(self, scan: Scan, config: TwhinConfig, integers: bool) -> str:
-        given, columns = scan.input, scan.input.columns
-        fields = dict(_named(given, scan.rel))
+        spec, columns = scan.input, scan.input.columns
+        fields = dict(_named(spec, scan.rel))
         taken = [f"{ROW_COLUMN} AS row", f"{FILE_COLUMN} AS file"]
         taken += [f"{name(column)} AS raw_{field}" for field, column in fields.items()]
         if scan.rel is None:
             taken.append(f"{literal(scan.relation or '')} AS raw_rel")
         rows = f"SELECT {', '.join(taken)} FROM {parquet(scan.files)}"
-        if given.limit is not None or given.offset is not None:
-            rows += f" LIMIT {given.limit if given.limit is not None else 2**62} OFFSET {given.offset or 0}"
+        if spec.limit is not None or spec.offset is not None:
+            rows += f" LIMIT {spec.limit if spec.limit is not None else 2**62} OFFSET {spec.offset or 0}"
         identity = "BIGINT" if integers else "VARCHAR"
-        by_index = given.indexed and scan.rel is not None
+        by_index = spec.indexed and scan.rel is not None
         key = "r.index = TRY_CAST(raw_rel AS BIGINT)" if by_index else "r.name = CAST(raw_rel AS VARCHAR)"
         time_sql = _time(scan.types[columns.time]) if columns.time is not None else "NULL::TIMESTAMP"
         split_sql = (
-            "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(given.split or "")
+            "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(spec.split or "")
         )
         typed = (
             f"SELECT TRY_CAST(raw_lhs AS {identity}) AS lhs, r.index AS rel, TRY_CAST(raw_rhs AS {identity}) AS rhs, "
             f"{time_sql} AS time, {split_sql} AS split, p.*, r.lhs_rows, r.rhs_rows, r.name "
             f"FROM ({rows}) p LEFT JOIN relations r ON {key}"
         )
-        weighted = f"SELECT *, {_weight(given)} AS weight FROM ({typed})"
+        weighted = f"SELECT *, {_weight(spec)} AS weight FROM ({typed})"
         order = f"list_position([{', '.join(literal(s) for s in PARTS)}], split)"
         texts = [
             f"CAST({f'raw_{field}' if field in fields or field == 'rel' else 'NULL'} AS VARCHAR) AS raw_{field}"
@@ -233,7 +233,7 @@ class Rows:
 
     def _fate(self, scan: Scan, config: TwhinConfig, fields: dict[str, str], identity: str) -> str:
         """Return the SQL of `fate`: the first test that is true says why a row is no edge."""
-        given = scan.input
+        spec = scan.input
         both = {side: f"CAST(raw_{side} AS VARCHAR)" for side in SIDES}
         # A row without a time is an edge of no date.
         cases = [(f"raw_{field} IS NULL", "null", field) for field in fields if field != "time"]
@@ -241,7 +241,7 @@ class Rows:
             cases += [(_blank(both[side]), "empty id", side) for side in SIDES]
         unknown = "unknown relation" if config.model.every_other is None else "bad relation name"
         cases.append(("rel IS NULL", unknown, "rel"))
-        if given.indexed:
+        if spec.indexed:
             index = {side: f"TRY_CAST(raw_{side} AS HUGEINT)" for side in SIDES}
             # A cast alone would round 1.5 to an integer.
             cases += [(f"NOT regexp_full_match({both[s]}, '-?[0-9]+')", "not an index", s) for s in SIDES]
@@ -259,7 +259,7 @@ class Rows:
             text = scan.types[fields["time"]] == "VARCHAR"
             undated = f"raw_time IS NULL{' OR ' + _blank('raw_time') if text else ''}"
             cases.append((f"time IS NULL AND NOT ({undated})", "bad time", "time"))
-            start, end = window(given)
+            start, end = window(spec)
             bounds = [f"time >= TIMESTAMP '{end}'"] + ([f"time < TIMESTAMP '{start}'"] if start is not None else [])
             cases.append((" OR ".join(bounds), OUTSIDE_WINDOW, "time"))
         tests = []
@@ -269,15 +269,15 @@ class Rows:
         return f"CAST(CASE {' '.join(tests)} ELSE {scan.source} END AS INTEGER)"
 
 
-def _weight(given: Input) -> str:
+def _weight(spec: Input) -> str:
     """Return the SQL of a row's weight: that of its column, times its relation's, less with age."""
-    factors = ["TRY_CAST(raw_weight AS DOUBLE)" if given.columns.weight is not None else "1.0::DOUBLE"]
-    if given.source.weights:
-        tests = " ".join(f"WHEN {literal(n)} THEN {w!r}::DOUBLE" for n, w in given.source.weights.items())
+    factors = ["TRY_CAST(raw_weight AS DOUBLE)" if spec.columns.weight is not None else "1.0::DOUBLE"]
+    if spec.source.weights:
+        tests = " ".join(f"WHEN {literal(n)} THEN {w!r}::DOUBLE" for n, w in spec.source.weights.items())
         factors.append(f"CASE name {tests} ELSE 1.0::DOUBLE END")
-    if given.source.half_life is not None:
-        half_life = duration(given.source.half_life) // timedelta(microseconds=1)
-        _, end = window(given)
+    if spec.source.half_life is not None:
+        half_life = duration(spec.source.half_life) // timedelta(microseconds=1)
+        _, end = window(spec)
         age = f"(epoch_us(TIMESTAMP '{end}') - epoch_us(time))"
         factors.append(f"coalesce(pow(0.5::DOUBLE, {age} / {half_life}::DOUBLE), 1.0::DOUBLE)")
     return " * ".join(factors)
@@ -288,10 +288,10 @@ def _blank(text: str) -> str:
     return f"(({text} < '!' OR {text} >= chr(128)) AND trim({text}) = '')"
 
 
-def window(given: Input) -> tuple[datetime | None, datetime]:
+def window(spec: Input) -> tuple[datetime | None, datetime]:
     """Return the first instant that counts (None: no bound) and the first that does not: the end of the day (UTC)."""
-    end = datetime.combine(check_snapshot(given.snapshot), time()) + timedelta(days=1)
-    length = given.source.window
+    end = datetime.combine(check_snapshot(spec.snapshot), time()) + timedelta(days=1)
+    length = spec.source.window
     return (None if length is None else end - duration(length)), end
 
 
@@ -327,9 +327,9 @@ def _reachable(con: duckdb.DuckDBPyConnection, file: str, path: str) -> str:
     return file
 
 
-def _named(given: Input, rel: str | None) -> list[tuple[str, str]]:
+def _named(spec: Input, rel: str | None) -> list[tuple[str, str]]:
     """Return the fields of `columns` that are read, and the columns' names; `rel` is the relation column's."""
-    names = {field: getattr(given.columns, field) for field in FIELDS} | {"rel": rel}
+    names = {field: getattr(spec.columns, field) for field in FIELDS} | {"rel": rel}
     return [(field, names[field]) for field in FIELDS if names[field] is not None]
 
 
@@ -338,18 +338,18 @@ def _hint(column: str, names: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _check_columns(origin: str, given: Input, names: list[str]) -> None:
-    for field, column in _named(given, given.columns.rel):
+def _check_columns(origin: str, spec: Input, names: list[str]) -> None:
+    for field, column in _named(spec, spec.columns.rel):
         if column in names:
             continue
         remedy = (
-            f"name its columns like this in {given.field}"
-            if given.split is not None
-            else f"set {given.section}.columns.{field}"
+            f"name its columns like this in {spec.field}"
+            if spec.split is not None
+            else f"set {spec.section}.columns.{field}"
         )
-        if len(names) == 1 and given.format == "csv":
+        if len(names) == 1 and spec.format == "csv":
             remedy = (
-                f"if another mark than {given.delimiter!r} parts its columns, set {given.section}.delimiter; else "
+                f"if another mark than {spec.delimiter!r} parts its columns, set {spec.section}.delimiter; else "
                 f"{remedy}"
             )
         raise UserError(
@@ -358,8 +358,8 @@ def _check_columns(origin: str, given: Input, names: list[str]) -> None:
         )
 
 
-def _check_types(origin: str, given: Input, types: dict[str, str], rel: str | None) -> None:
-    for field, column in _named(given, rel):
+def _check_types(origin: str, spec: Input, types: dict[str, str], rel: str | None) -> None:
+    for field, column in _named(spec, rel):
         if field not in ("lhs", "rhs", "rel"):
             continue
         kind = types[column]

@@ -86,8 +86,8 @@ def _input(config: TwhinConfig, section: str, source: SourceConfig, snapshot: st
         kinds = {_format(file, field) for file in files}
         if len(kinds) > 1:
             named = {"parquet": "Parquet", "csv": "CSV", "sql": "SQL"}
-            told = " and ".join(named[one] for one in sorted(kinds, key=list(named).index))
-            raise UserError(f"{field}: {source.path}: has both {told} files; narrow the pattern")
+            both = " and ".join(named[one] for one in sorted(kinds, key=list(named).index))
+            raise UserError(f"{field}: {source.path}: has both {both} files; narrow the pattern")
         kind = kinds.pop()
     if kind == "sql":
         if len(files) > 1:
@@ -142,8 +142,8 @@ def newest_snapshot(config: TwhinConfig) -> str:
     Raises:
         UserError: There is none, with where it was looked for.
     """
-    if found := find_snapshots(config):
-        return found[-1]
+    if snapshots := find_snapshots(config):
+        return snapshots[-1]
     named = config.named_sources
     if named and all(_is_query(source) for _, source in named):
         raise UserError(
@@ -165,8 +165,8 @@ def _dates(source: SourceConfig) -> set[str] | None:
     # A date's own shape keeps `{snapshot}` from matching a folder or file that is none.
     pattern = re.compile(_as_regex(_plain(path)) + "$")
     listed = list_files(path.replace("{snapshot}", "????-??-??"), tables=source.format in TABLES)
-    found = (pattern.search(_plain(file)) for file in listed)
-    return {match["snapshot"] for match in found if match and _is_date(match["snapshot"])}
+    matches = (pattern.search(_plain(file)) for file in listed)
+    return {match["snapshot"] for match in matches if match and _is_date(match["snapshot"])}
 
 
 def _times(source: SourceConfig) -> Iterator[datetime]:

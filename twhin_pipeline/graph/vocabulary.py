@@ -8,6 +8,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph.edge_file import Array, IndexedEdges
 from twhin_pipeline.kernels import sampling_kernels
@@ -62,17 +63,17 @@ def _build_one(
     )
     degree = _degrees(config, edges, entity)
     used = np.flatnonzero(degree)
-    counted = pa.table({"number": used, "degree": degree[used]})  # noqa: F841 (DuckDB reads it by its name)
+    counted = pa.table({"id_index": used, "degree": degree[used]})  # noqa: F841 (DuckDB reads it by its name)
     con.execute(
-        f"CREATE OR REPLACE TEMP TABLE degrees AS SELECT CAST(id AS {kind}) AS id, number, degree FROM {edges.ids} "
-        "JOIN counted ON number = file_row_number"
+        f"CREATE OR REPLACE TEMP TABLE degrees AS SELECT CAST(id AS {kind}) AS id, id_index, degree FROM {edges.ids} "
+        "JOIN counted ON id_index = file_row_number"
     )
     if indexed(config):
         new = _every_index(con, config, entity)
     else:
-        # Ids are numbered in their own order.
+        # An id's index is its position in their order.
         new = (
-            "SELECT id, degree, row_number() OVER (ORDER BY degree DESC, number) - 1 AS position FROM degrees "
+            "SELECT id, degree, row_number() OVER (ORDER BY degree DESC, id_index) - 1 AS position FROM degrees "
             f"ANTI JOIN known USING (id) WHERE degree >= {config.vocabulary.min_count}"
         )
     con.execute(
@@ -87,7 +88,8 @@ def _build_one(
     below = len(used) - counted_rows
     _check_size(config, entity, rows, below)
     _refuse_conflict(con, store, asset, snapshot)
-    with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
+    read = settings(config, "vocabulary")
+    with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents, settings=read) as draft:
         with draft.local_file("part-00000.parquet") as path:
             con.execute(
                 "COPY (SELECT id, CAST(row AS BIGINT) AS row, CAST(degree AS BIGINT) AS degree, "
@@ -181,9 +183,9 @@ def _earlier(
             f"{field}: {path}: must give each id one row and use the rows 0 to {total - 1} once each (found {ids} ids, "
             f"{distinct} rows from {least} to {most}); number them anew"
         )
-    whole = kinds["id"] != "VARCHAR"
+    integers = kinds["id"] != "VARCHAR"
     return (
-        f"(SELECT CAST(id AS {'BIGINT' if whole else 'VARCHAR'}) AS id, row, {literal(snapshot)} AS first_snapshot "
+        f"(SELECT CAST(id AS {'BIGINT' if integers else 'VARCHAR'}) AS id, row, {literal(snapshot)} AS first_snapshot "
         f"FROM {database.parquet([path])})"
     )
 

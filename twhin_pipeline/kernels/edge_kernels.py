@@ -19,7 +19,7 @@ _GOLDEN, _OTHER = 0x9E3779B9, 0x5BD1E994
 
 @compiled()
 def _mixed(lhs: Any, relation: Any, rhs: Any) -> Any:
-    """Return an edge's number from the hashes (uint64) of its parts: three rounds of a Feistel network on halves.
+    """Return an edge's hash from the hashes (uint64) of its parts: three rounds of a Feistel network on halves.
 
     The right end's hash is turned, so that a pair and its reverse differ.
     """
@@ -34,7 +34,7 @@ def _mixed(lhs: Any, relation: Any, rhs: Any) -> Any:
 
 @compiled()
 def _shuffled(low: Any, mask: Any, factor: Any) -> Any:
-    """Return where the lower half of an edge's number (uint32) comes in an order, which `mask` and `factor` make."""
+    """Return the position of the lower half of an edge's hash (uint32) in an order, which `mask` and `factor` make."""
     bits = np.uint64(_LOW)
     once = ((np.uint64(low) ^ mask) * factor) & bits
     # A second round, on the halves exchanged: a product alone leaves the low bits as ordered as they were.
@@ -44,7 +44,7 @@ def _shuffled(low: Any, mask: Any, factor: Any) -> Any:
 
 @compiled()
 def shuffled(low: Array, mask: Any, factor: Any, into: Array) -> None:
-    """Write the place of each of `low`, uint32 `[n]`, in an order; uint32 `[n]`."""
+    """Write the position of each of `low`, uint32 `[n]`, in an order; uint32 `[n]`."""
     for i in range(len(low)):
         into[i] = _shuffled(low[i], mask, factor)
 
@@ -53,11 +53,11 @@ def shuffled(low: Array, mask: Any, factor: Any, into: Array) -> None:
 def encode(
     lhs: Array, rhs: Array, relation: Any, hashes: Array, left: Array, right: Array, rows: tuple[Array, Array], h: Array
 ) -> int:
-    """Write the rows and the numbers of edges, whose ends `[n]` are numbers of ids; return how many lack a row.
+    """Write the rows and the hashes of edges, whose ends `[n]` are indices of ids; return how many lack a row.
 
     Args:
-        lhs: Numbers of ids.
-        rhs: Numbers of ids.
+        lhs: Indices of ids.
+        rhs: Indices of ids.
         relation: The relation's hash, uint64.
         hashes: Each id's, uint64 `[ids]`.
         left: Each id's row as an entity of the relation's left type, or -1; `[ids]`.
@@ -78,10 +78,10 @@ def encode(
 def scatter(
     h: Array, lhs: Array, rhs: Array, weight: Array, mask: Any, factor: Any, ends: Array, into: tuple[Array, ...]
 ) -> None:
-    """Put edges into buckets by their places in an order: bucket i has those from i / B of all places on.
+    """Put edges into buckets by their positions in an order: bucket i begins at i / B of all positions.
 
     Args:
-        h: The edges' numbers, uint64 `[n]`.
+        h: The edges' hashes, uint64 `[n]`.
         lhs: Rows `[n]`.
         rhs: Rows `[n]`.
         weight: `[n]`.

@@ -14,10 +14,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Literal
 
 from twhin_pipeline import extras
+from twhin_pipeline.bundled import CHECKOUT
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.machine import SHARED_MEMORY
 from twhin_pipeline.store import Store
@@ -26,8 +26,6 @@ from twhin_pipeline.store import Store
 FITS = {
     "2.13": {"torchrec": "1.8", "fbgemm": "1.8"},
 }
-CHECKOUT = (Path(__file__).resolve().parents[2] / "Makefile").is_file()
-"""Whether this is a checkout, in which `make` works, and not what a wheel installed."""
 if CHECKOUT:
     REINSTALL = "run `make clean-venv setup` (with VARIANT=gpu for CUDA)"
     USE_GPU = "run `make setup VARIANT=gpu`"

@@ -7,10 +7,11 @@ A stage makes tables from the tables that it reads, and its tables' checks run a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from twhin_pipeline.config import TwhinConfig, relations
+from twhin_pipeline.config import TwhinConfig, relations, stage_settings
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages.publish import TABLE as PUBLISHED
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest
@@ -175,7 +176,8 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     """Run one stage without the checks of its tables; return the tables' manifests, none where it is left out.
 
     Raises:
-        UserError: The stage says what is wrong, or a table that it reads is older than what that was made from.
+        UserError: The stage says what is wrong, a table that it reads is older than what that was made from, or was
+            made with other values of the configuration's fields.
     """
     reads = spelled_out(stage.reads, run.config)
     run.store.refuse_stale(run.snapshot, reads)
@@ -183,6 +185,7 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
         say(f"{stage.name:<11}   left out: {why}")
         return {}
     resolved = _resolved(run) if reads else run
+    _refuse_other_settings(resolved, reads)
     # A training process takes its own lock. Others work on the versions that were there when they began.
     held = [] if stage.function in (train, refit) else stage.tables(run.config)
     with run.store.writing(run.snapshot, held):
@@ -207,6 +210,44 @@ def reason(run: Run, stage: Stage) -> str | None:
 
 def _resolved(run: Run) -> Run:
     return replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
+
+
+_COMPARED = {
+    "raw_edges": "ingest",
+    "vocabulary": "vocabulary",
+    "training_set": "sample",
+    "held_out": "sample",
+    "twhin_model": "train",
+}
+"""The stage that made a table, by the first part of the table's name, where later stages depend on its fields."""
+
+
+def _refuse_other_settings(run: Run, reads: Sequence[str]) -> None:
+    """Refuse a table that was made under other values than the configuration has now of the fields that it was made by.
+
+    Of a model only its own section is compared: how long it was trained is no matter to who reads it.
+
+    Raises:
+        UserError: Names the fields, their values then and now, and the remedy.
+    """
+    for table in reads:
+        stage = _COMPARED.get(table.split("/")[0])
+        if stage is None or not run.store.exists(table, run.snapshot):
+            continue
+        manifest = run.store.manifest(table, run.snapshot)
+        if not manifest.settings:  # of an earlier version of this package
+            continue
+        fields = stage_settings.differences(manifest.settings, stage_settings.settings(run.config, stage))
+        fields.pop("negatives.epochs", None)  # training that runs longer uses them again
+        if stage == "train":
+            fields = {path: values for path, values in fields.items() if path.startswith("model.")}
+        if fields:
+            shown = "; ".join(f"{path} was {then!r} and is {now!r}" for path, (then, now) in list(fields.items())[:5])
+            more = f"; and {len(fields) - 5} more" if len(fields) > 5 else ""
+            raise UserError(
+                f"{table} of snapshot {run.snapshot} was made with other values: {shown}{more}; make it again with "
+                f"`twhin {stage} --snapshot {run.snapshot}`, or give the values that it was made with"
+            )
 
 
 def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:

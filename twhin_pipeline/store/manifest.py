@@ -42,8 +42,8 @@ class Manifest:
 
     `rows` and `schema` are those of the table itself, and `parts` has the same of Parquet files beside it, by their
     names (see `store.ROWS_IN`). `files` has `path`, `bytes`, `sha256` and, of Parquet files, `rows`. `parents` maps a
-    parent table to the version that was read; `details` is what the stage counted (JSON values); `digest` is the
-    checksum of all else.
+    parent table to the version that was read; `details` is what the stage counted (JSON values), `settings` are
+    the fields that it read, by their paths; `digest` is the checksum of all else.
     """
 
     asset: str
@@ -59,6 +59,7 @@ class Manifest:
     parents: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
     digest: str = ""
 

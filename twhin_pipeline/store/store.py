@@ -467,7 +467,13 @@ class Store:
 
     @contextmanager
     def replace(
-        self, asset: str, snapshot: str, *, config_hash: str, parents: dict[str, str] | None = None
+        self,
+        asset: str,
+        snapshot: str,
+        *,
+        config_hash: str,
+        parents: dict[str, str] | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> Iterator[Draft]:
         """Write a new version of a table: committed where the block ends well, discarded where it raises.
 
@@ -476,7 +482,7 @@ class Store:
         draft = self.begin(asset, snapshot)
         try:
             yield draft
-            draft.commit(config_hash=config_hash, parents=parents or {})
+            draft.commit(config_hash=config_hash, parents=parents or {}, settings=settings)
         except BaseException:
             draft.discard()
             raise
@@ -517,7 +523,7 @@ class Draft:
         with self.writer(name, table.schema) as writer:
             writer.write_table(table)
 
-    def commit(self, *, config_hash: str, parents: dict[str, str]) -> Manifest:
+    def commit(self, *, config_hash: str, parents: dict[str, str], settings: dict[str, Any] | None = None) -> Manifest:
         """Finish the version: readers get it from now on. Older versions stay as they are."""
         base = f"{self.location}/"
         names = sorted(self.store._sizes(self.location).items())
@@ -553,6 +559,7 @@ class Draft:
             parents=parents,
             details=self.details,
             parts=parts,
+            settings=settings or {},
         )
         self.store._put(base + MANIFEST, manifest.to_json())
         if self.store._pins is not None:

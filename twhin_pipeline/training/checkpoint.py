@@ -1,18 +1,21 @@
 """Checkpoints: the whole state of a run, written beside the training and found again after it was killed.
 
-    <base>/<snapshot>/<config hash>/step-00000100/    tensors (torch.distributed.checkpoint) and state.json
-    <base>/<snapshot>/<config hash>/finished.json     the run has ended well: the next one starts anew
-    <base>/<snapshot>/<config hash>/lock              held while a run trains here
+    <base>/<snapshot>/<hash>/step-00000100/    tensors (torch.distributed.checkpoint) and state.json
+    <base>/<snapshot>/<hash>/finished.json     the run has ended well: the next one starts anew
+    <base>/<snapshot>/<hash>/lock              held while a run trains here
 
 `<base>` is `training.save_dir`, else `twhin_model/<snapshot>/checkpoints` in the store. A checkpoint exists when its
-`.metadata` does, which torch writes last.
+`checksums.json` does, which is written last. Loading one never runs code of the checkpoint: it holds tensors and JSON.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import io
 import json
 import os
+import pickle
 import re
 import socket
 import time
@@ -24,8 +27,12 @@ import fsspec
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed.checkpoint import DefaultLoadPlanner
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
 
-from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config import TwhinConfig, stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.store import Store
@@ -33,13 +40,27 @@ from twhin_pipeline.store import Store
 # A process that was just killed holds its lock until the last of its threads has ended.
 LOCK_PATIENCE_S = 3.0
 STEP = re.compile(r"step-(\d{8,})")
+CHECKSUMS = "checksums.json"
+_DCP = "torch.distributed.checkpoint"
+_SHARDED = "torch.distributed._shard.sharded_tensor.metadata"
+KNOWN_CLASSES = {
+    *((f"{_DCP}.metadata", name) for name in (
+        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "MetadataIndex",
+        "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING",
+    )),
+    (_SHARDED, "TensorProperties"), (_SHARDED, "MEM_FORMAT_ENCODING"),
+    (f"{_DCP}.filesystem", "_StorageInfo"), (f"{_DCP}.filesystem", "_StoragePrefix"),
+    ("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"), ("pathlib", "PurePosixPath"), ("pathlib._local", "PosixPath"),
+}  # fmt: skip
+"""What the pickle `.metadata` of torch may name, besides dtypes: where tensors lie in files, and nothing that acts."""
 
 
 def folder_of(config: TwhinConfig, store: Store, snapshot: str, save_dir: str | None = None) -> str:
-    """Return the folder of a run's checkpoints: by snapshot and configuration, so that only the same run resumes."""
+    """Return the folder of a run's checkpoints: by snapshot and what training reads, so that only it resumes."""
     base = save_dir or config.training.save_dir
     parent = f"{base.rstrip('/')}/{snapshot}" if base else store.path("twhin_model", snapshot, "checkpoints")
-    return f"{parent}/{config.hash()}"
+    return f"{parent}/{stage_settings.digest(config, 'train')}"
 
 
 def snapshot_of(value: Any) -> Any:
@@ -120,12 +141,35 @@ class CheckpointFolder:
             self.lock.close()
             self.lock = None
 
+    def problem(self, step: int) -> str | None:
+        """Read a checkpoint's files and compare their checksums; say what is wrong, None where nothing is."""
+        folder = self.step_path(step)
+        try:
+            with self.fs.open(f"{folder}/{CHECKSUMS}", "r") as file:
+                wanted = json.load(file)
+            for name, digest in wanted.items():
+                if self._sha256(f"{folder}/{name}") != digest:
+                    return f"{name} has other contents than when it was written"
+        except FileNotFoundError as error:
+            return f"a file is missing ({os.path.basename(str(error.filename or error))})"
+        except ValueError:
+            return f"{CHECKSUMS} is damaged"
+        return None
+
+    def remove(self, step: int) -> None:
+        """Remove a checkpoint. For rank 0."""
+        self.fs.rm(self.step_path(step), recursive=True)
+
+    def _sha256(self, path: str) -> str:
+        with self.fs.open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def steps(self) -> list[int]:
         """List the steps of the whole checkpoints, ascending."""
         found = []
-        for path in self.fs.glob(f"{self.path}/step-*/.metadata"):
+        for path in self.fs.glob(f"{self.path}/step-*/{CHECKSUMS}"):
             match = STEP.fullmatch(str(path).split("/")[-2])
-            if match and self.fs.exists(f"{self.step_path(int(match[1]))}/state.json"):
+            if match:
                 found.append(int(match[1]))
         return sorted(found)
 
@@ -192,7 +236,11 @@ class CheckpointFolder:
     def _write(self, step: int, tensors: dict[str, Any], best: int | None) -> None:
         # Its own process group: the training's collectives go on beside it.
         dcp.save(tensors, checkpoint_id=self.step_path(step), process_group=self.ranks.saving, no_dist=self._alone)
-        if self.ranks.rank == 0:
+        if self.ranks.rank == 0:  # all ranks have written theirs
+            folder = self.step_path(step)
+            names = sorted(str(path).rsplit("/", 1)[-1] for path in self.fs.ls(folder, detail=False))
+            digests = {name: self._sha256(f"{folder}/{name}") for name in names if name != CHECKSUMS}
+            self._write_json(f"{folder.split('/')[-1]}/{CHECKSUMS}", digests)
             self._remove_old(best)
 
     @property
@@ -224,10 +272,59 @@ class CheckpointFolder:
             json.dump(value, file, allow_nan=False)
 
 
+class _MetadataUnpickler(pickle.Unpickler):
+    """Reads torch's `.metadata`, and refuses to make anything but what describes tensors."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or (module, name) in KNOWN_CLASSES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint of tensors does")
+
+
+class _TensorReader(FsspecReader):
+    """torch's reader of a folder or URL, without its unpickling of whatever `.metadata` holds."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = self._get_metadata_path(kwargs.get("rank"))
+        with self.fs.create_stream(path, "rb") as file:
+            text = file.read()
+        metadata = _MetadataUnpickler(io.BytesIO(text)).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError("it does not describe tensors")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _TensorPlanner(DefaultLoadPlanner):
+    """torch's plan of what to read, without objects, which torch would unpickle."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is an object, and not a tensor")
+
+
 def load_tensors(path: str, tensors: dict[str, Any], ranks: Ranks) -> None:
-    """Read a checkpoint into `tensors`, in place. Raises UserError where it does not hold them in these sizes."""
+    """Read a checkpoint into `tensors`, in place. No code of the checkpoint runs.
+
+    Raises:
+        UserError: It does not hold these tensors in these sizes, is damaged, or holds something else than tensors.
+    """
+    reader = _TensorReader(path)
     try:
-        dcp.load(tensors, checkpoint_id=path, process_group=ranks.saving, no_dist=ranks.saving is None)
+        reader.read_metadata()
+    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{path}: its .metadata is damaged, or describes more than tensors ({error}); nothing of it was run"
+        ) from error
+    try:
+        dcp.load(
+            tensors,
+            storage_reader=reader,
+            planner=_TensorPlanner(),
+            process_group=ranks.saving,
+            no_dist=ranks.saving is None,
+        )
     except dcp.api.CheckpointException as error:
         causes = {str(failure[0]) for failure in error.failures.values()}
         raise UserError(f"{path}: the checkpoint does not fit this model: {'; '.join(sorted(causes))}") from error

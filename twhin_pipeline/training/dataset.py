@@ -50,7 +50,7 @@ class EdgesDataset:
     step of an epoch takes what is left, and a rank may then get an empty batch. So each edge is read once an epoch at
     any world size, and a position saved at one world size continues at another.
 
-    Memory: positives whole (see Positives), plus this rank's share of the negatives of up to two epochs; with
+    Memory: all positives (see Positives), plus this rank's share of the negatives of up to two epochs; with
     `global_negatives: all` no negatives, but the true edges by either end (see KnownEdges), unless `negatives.mask` is
     `own`. With `sampled_per_step` a step's sample depends on `negatives.seed` and the step's position alone: all ranks
     draw the same.
@@ -95,7 +95,7 @@ class EdgesDataset:
         if not self.files:
             raise UserError(f"{assets[1]} for {snapshot} is empty; make it anew (`twhin sample`)")
 
-        # One number line for the rows of all tables: a single unique() then finds every table's ids.
+        # Rows of all tables, one table after the other: a single unique() then finds every table's ids.
         self.model_config = config.model
         self.tables = config.model.table_names
         self.base = np.concatenate([[0], np.cumsum([sizes[name] for name in self.tables])]).astype(np.int64)
@@ -196,7 +196,7 @@ class EdgesDataset:
     def _batch(
         self, chunks: Array, negatives: Negatives | None, drawn: StepSample | None, epoch: int, global_edges: int
     ) -> EdgeBatch:
-        """Put the chunks ([G]) together by whole arrays: unique rows of each table, indices into them, padding."""
+        """Assemble the chunks ([G]) without a loop over them: unique rows of each table, indices into them, padding."""
         if not len(chunks):
             return EdgeBatch.empty(self.model_config, global_edges)
         positives = self.positives
@@ -262,24 +262,24 @@ class EdgesDataset:
             mask = np.zeros((0, 3), np.int64)
             used = np.flatnonzero(on[side])
             if self.everything:
-                asked = np.flatnonzero(on[side][queries.group])
+                replaced = np.flatnonzero(on[side][queries.group])
                 if self.known_edges:
-                    edge = flat[queries.first[asked]]
+                    edge = flat[queries.first[replaced]]
                     kept = (positives.rhs if side == 0 else positives.lhs)[edge]
-                    keys_of_kept = self.known_base[side][relation[queries.group[asked]]] + kept
+                    keys_of_kept = self.known_base[side][relation[queries.group[replaced]]] + kept
                     others, counts = self.known_edges[side].of(keys_of_kept)
-                    where = np.repeat(asked, counts)
+                    where = np.repeat(replaced, counts)
                 else:
                     own = (positives.lhs if side == 0 else positives.rhs)[flat]
                     where, others = queries.answers(group, own)
-                    kept = np.isin(where, asked)
+                    kept = np.isin(where, replaced)
                     where, others = where[kept], others[kept]
                 if drawn is not None:
                     start = bases[side][queries.group[where]]
                     place = np.searchsorted(drawn.rows, others + start)
                     hit = drawn.rows[np.minimum(place, len(drawn.rows) - 1)] == others + start
                     where, others = where[hit], (place - np.searchsorted(drawn.rows, start))[hit]
-                mask = np.stack([queries.group[where], queries.number[where], others], axis=1).astype(np.int64)
+                mask = np.stack([queries.group[where], queries.position[where], others], axis=1).astype(np.int64)
             elif negatives is not None and len(used):
                 pool[used] = inverse[taken : taken + len(used) * self.pool].reshape(len(used), self.pool)
                 taken += len(used) * self.pool
@@ -323,26 +323,26 @@ class Queries:
     """The distinct kept entities of each chunk, all chunks' end to end."""
 
     def __init__(self, group: Array, kept: Array) -> None:
-        """Find them from each edge's chunk (ascending from 0, none left out) and kept entity's index (int64 [E])."""
+        """Take each edge's chunk (ascending from 0, none left out) and kept entity's index (int64 [E])."""
         span = int(kept.max()) + 1
         unique, self.first, inverse = radix.unique(group * span + kept)
         self.group, self.index = np.divmod(unique, span)
         start = np.searchsorted(self.group, np.arange(int(group[-1]) + 1))
-        self.number = np.arange(len(unique)) - start[self.group]
-        """A query's number in its chunk; `first` is an edge that asks it, `group` its chunk, `index` its entity's."""
+        self.position = np.arange(len(unique)) - start[self.group]
+        """A query's position in its chunk; `first` is one of its edges, `group` its chunk, `index` its entity's."""
         self.of_edge = inverse - start[group]
 
     def answers(self, group: Array, other: Array) -> tuple[Array, Array]:
         """Return the distinct (query, other) of the edges, from each one's chunk and other entity (int64 `[E]`)."""
         start = np.searchsorted(self.group, group)
         span = int(other.max()) + 1
-        found = np.unique((start + self.of_edge) * span + other)
-        return found // span, found % span
+        pairs = np.unique((start + self.of_edge) * span + other)
+        return pairs // span, pairs % span
 
     def grid(self) -> Array:
         """Return the indices as int64 `[G, Q]`, 0 behind."""
-        result = np.zeros((int(self.group[-1]) + 1, int(self.number.max()) + 1), np.int64)
-        result[self.group, self.number] = self.index
+        result = np.zeros((int(self.group[-1]) + 1, int(self.position.max()) + 1), np.int64)
+        result[self.group, self.position] = self.index
         return result
 
 

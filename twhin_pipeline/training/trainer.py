@@ -12,6 +12,7 @@ import torch
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.recipes import Recipe
+from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
@@ -144,14 +145,28 @@ class Trainer:
         self.schedule.step()
         return loss.detach()
 
+    def _newest_sound(self) -> int | None:
+        """Return the step of the newest checkpoint whose files are as they were written; say which are damaged.
+
+        Damaged ones are removed, so that the run writes them again. For rank 0; None on others.
+        """
+        if self.ranks.rank != 0:
+            return None
+        for step in reversed(self.checkpoints.steps()):
+            problem = self.checkpoints.problem(step)
+            if problem is None:
+                return step
+            self.reporter.milestone(f"{self.checkpoints.step_path(step)} is damaged: {problem}; it is not used")
+            self.checkpoints.remove(step)
+        return None
+
     def _start(self) -> None:
         """Resume where an unfinished run of the same configuration and training set left off, else begin."""
-        steps = [] if self.checkpoints.finished() else self.checkpoints.steps()
-        latest = self.ranks.broadcast(steps[-1] if steps else None)
+        latest = None if self.checkpoints.finished() else self.ranks.broadcast(self._newest_sound())
         state = self.ranks.broadcast(
             self.checkpoints.read_state(latest) if latest is not None and self.ranks.rank == 0 else None
         )
-        if state is not None and state["training_set"] == self.dataset.version:
+        if latest is not None and state is not None and state["training_set"] == self.dataset.version:
             self.checkpoints.load(latest, self._tensors())
             self._load_state(state)
             self.reporter.milestone(f"resumed from step {latest:,} ({self.checkpoints.step_path(latest)})")
@@ -193,7 +208,7 @@ class Trainer:
         batches = iter(self.dataset)
         self.interval.restart()
         progress.restart()
-        told = 0.0
+        last_shown = 0.0
         try:
             while reason is None:
                 agreement.start(stop.is_set())
@@ -201,8 +216,8 @@ class Trainer:
                 loss = self.step(batch)
                 progress.advance(batch.global_edges, self.interval)
                 stopped = agreement.wait()
-                if time.monotonic() - told > PROGRESS_EVERY_S and self.ranks.rank == 0:
-                    told = time.monotonic()
+                if time.monotonic() - last_shown > PROGRESS_EVERY_S and self.ranks.rank == 0:
+                    last_shown = time.monotonic()
                     self.reporter.progress(progress.step, self.total, float(loss), self.interval.rate)
                 if progress.step % training.train_log_every_n == 0:
                     self._log()
@@ -242,10 +257,10 @@ class Trainer:
         if self.dataset.epoch >= self.dataset.num_epochs:
             return f"num_epochs ({training.num_epochs}) is reached"
         if progress.step >= training.num_train_steps:
-            whole = training.num_epochs * self.dataset.steps_per_epoch
+            all_steps = training.num_epochs * self.dataset.steps_per_epoch
             return (
                 f"num_train_steps ({training.num_train_steps:,}) comes before the end of num_epochs "
-                f"({training.num_epochs}), which takes {whole:,} steps"
+                f"({training.num_epochs}), which takes {all_steps:,} steps"
             )
         return None
 
@@ -273,17 +288,19 @@ class Trainer:
         progress, metric = self.progress, self.config.training.selection_metric
         if self.validator is None or progress.evaluated_step == progress.step:
             return False
-        found = self.validator.evaluate(self.model)
+        validation = self.validator.evaluate(self.model)
         epoch = self.dataset.epoch_of_last_batch + 1
-        better = progress.add_validation(found.metrics, epoch, metric, metric not in LOWER_IS_BETTER, found.complete)
-        self.tracking.log_metrics({f"validation/{k}": v for k, v in found.metrics.items()}, progress.step)
-        told = "  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
-        note = "" if found.complete else f" (stopped after eval_timeout_in_s, {found.cut_short})"
-        self.reporter.milestone(
-            f"validation at step {progress.step:,}: {told}{'  (best)' if better else ''}, "
-            f"{found.edges:,} edges in {found.seconds:.1f} s{note}"
+        better = progress.add_validation(
+            validation.metrics, epoch, metric, metric not in LOWER_IS_BETTER, validation.complete
         )
-        self.interval.exclude(found.seconds)
+        self.tracking.log_metrics({f"validation/{k}": v for k, v in validation.metrics.items()}, progress.step)
+        values = "  ".join(f"{name} {value:.4f}" for name, value in validation.metrics.items())
+        note = "" if validation.complete else f" (stopped after eval_timeout_in_s, {validation.cut_short})"
+        self.reporter.milestone(
+            f"validation at step {progress.step:,}: {values}{'  (best)' if better else ''}, "
+            f"{validation.edges:,} edges in {validation.seconds:.1f} s{note}"
+        )
+        self.interval.exclude(validation.seconds)
         return better
 
     def _tensors(self) -> dict[str, Any]:
@@ -376,7 +393,11 @@ class Trainer:
             writer.records("losses", progress.losses, LOSSES_SCHEMA)
             writer.records("metrics", progress.metric_rows(), METRICS_SCHEMA)
             draft.details = details
-            draft.commit(config_hash=self.config.hash(), parents=self.parents | self._ancestor())
+            draft.commit(
+                config_hash=self.config.hash(),
+                parents=self.parents | self._ancestor(),
+                settings=settings(self.config, "train"),
+            )
             keys = ("final_loss", "edges_per_second", "seconds", "best_validation", "chosen_step", "chosen_epoch")
             self.tracking.log_metrics({k: details[k] for k in keys if details[k] is not None}, progress.step)
         ranks.barrier()

@@ -103,7 +103,7 @@ class Negatives:
             UserError: A chunk lacks its pool, or pools have no log_q; `twhin sample` makes them.
         """
         columns = ["row", "mask_position", "mask_candidate", *(["log_q"] if log_q else [])]
-        found: tuple[list[Array], list[Array]] = ([], [])
+        chunks_of: tuple[list[Array], list[Array]] = ([], [])
         lists: tuple[dict[str, list[pa.Array]], ...] = ({name: [] for name in columns}, {name: [] for name in columns})
         with store.parquet(path) as parquet:
             if not set(columns) <= set(parquet.schema_arrow.names):
@@ -113,7 +113,7 @@ class Negatives:
                 side = batch.column("side").to_numpy(zero_copy_only=False)
                 for s in (0, 1):
                     picked = batch.filter(pa.array((side == s) & wanted[s][chunk]))
-                    found[s].append(picked.column("chunk").to_numpy(zero_copy_only=False))
+                    chunks_of[s].append(picked.column("chunk").to_numpy(zero_copy_only=False))
                     for name in columns:
                         lists[s][name].append(picked.column(name))
                         if name == "log_q" and picked.column(name).null_count:
@@ -123,7 +123,7 @@ class Negatives:
         self.mask: list[tuple[Ragged, Ragged]] = []
         self.log_q: list[Ragged] = []
         for s in (0, 1):
-            chunks = np.concatenate(found[s]) if found[s] else np.zeros(0, np.int64)
+            chunks = np.concatenate(chunks_of[s]) if chunks_of[s] else np.zeros(0, np.int64)
             place = np.full(len(wanted[s]), -1, np.int64)
             place[chunks] = np.arange(len(chunks))
             missing = np.flatnonzero(wanted[s] & (place < 0))

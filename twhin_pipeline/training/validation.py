@@ -40,7 +40,7 @@ LOWER_IS_BETTER = {"loss"}
 
 @dataclass(frozen=True)
 class Validation:
-    """What one evaluation found, the same on every rank."""
+    """The result of one evaluation, the same on every rank."""
 
     metrics: dict[str, float]
     """`loss`, `auc`, `rce` (percent) and `mrr` against sampled candidates, and the metric that ranks every entity."""
@@ -221,7 +221,7 @@ class FullRanking:
     @property
     def edges(self) -> int:
         """Validation edges that are ranked, on one side or both; known to rank 0."""
-        of_relation = {relation: len(asked.targets) for relation, asked in self.questions}
+        of_relation = {relation: len(questions.targets) for relation, questions in self.questions}
         return sum(of_relation.values())
 
     def measure(self, model: nn.Module, timeout: float) -> float | None:
@@ -236,33 +236,33 @@ class FullRanking:
         weights = table_weights(model)
         tables = {}
         for name in self.tables:
-            whole = gather_table(weights[name], self.ranks, self.sizes[name])
-            if whole is not None:
-                tables[name] = limit_norm(whole, self.max_norm).float()
-        found = self._measure(model, tables, deadline) if self.ranks.rank == 0 else None
-        value: float | None = self.ranks.broadcast(found)
+            table = gather_table(weights[name], self.ranks, self.sizes[name])
+            if table is not None:
+                tables[name] = limit_norm(table, self.max_norm).float()
+        measured = self._measure(model, tables, deadline) if self.ranks.rank == 0 else None
+        value: float | None = self.ranks.broadcast(measured)
         return value
 
     def _measure(self, model: nn.Module, tables: dict[str, torch.Tensor], deadline: float) -> float | None:
         scorer = unwrapped(model).scorer
         counts: list[Counts] = []
         with _full_precision():
-            for number, asked in self.questions:
+            for rel, questions in self.questions:
                 if time.monotonic() > deadline:
                     return None
-                relation = self.config.model.relations[number]
-                scores = RelationScores(scorer, number, tables[relation.lhs], tables[relation.rhs])
-                counts.append(asked.rank(scores, self.config.evaluation.block_size)[1])
+                relation = self.config.model.relations[rel]
+                scores = RelationScores(scorer, rel, tables[relation.lhs], tables[relation.rhs])
+                counts.append(questions.rank(scores, self.config.evaluation.block_size)[1])
         if not counts:
             return float("nan")
         _, _, k = self.metric.partition("@")
         if self.retrieval:
-            queries = distinct(asked.queries for _, asked in self.questions)
+            queries = distinct(questions.queries for _, questions in self.questions)
             return retrieval_metrics(queries, joined(counts), [int(k)])[self.metric]
         return rank_metrics("filtered", joined(counts).ranks, [int(k or 1)])[self.metric]
 
     def _read(self, store: Store, snapshot: str) -> list[tuple[int, Questions]]:
-        """Return relations' numbers and what is asked of them, in the order of the configuration."""
+        """Return relations and what is ranked of them, in the order of the configuration."""
         held_out = HeldOut.for_selection(store, snapshot)
         relations = self.config.model.relations
         with database.connect(self.config, store) as con:
@@ -272,12 +272,12 @@ class FullRanking:
             draw = some_heads if self.retrieval else some_edges
             seed = self.config.evaluation.seed
             chosen = {
-                number: draw(one, share, np.random.default_rng([seed, number]))
-                for number, (one, share) in enumerate(zip(edges, allowed, strict=True))
+                rel: draw(one, share, np.random.default_rng([seed, rel]))
+                for rel, (one, share) in enumerate(zip(edges, allowed, strict=True))
                 if share
             }
             if self.retrieval:
-                sizes = {number: self.sizes[relations[number].rhs] for number in chosen}
+                sizes = {rel: self.sizes[relations[rel].rhs] for rel in chosen}
                 return list(read_retrieval(con, chosen, sizes, held_out).items())
             sides = list(self.config.corrupted_sides.values())
             known = {

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.kernels import sampling_kernels
 from twhin_pipeline.prefetch import in_order
 from twhin_pipeline.store import database
@@ -154,7 +155,9 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
             if len(positives.relation) and not plan.every:
                 known_edges = index_edges(read, _sizes_of_sides(config, sizes), threads, f"{folder}/{stream}")
             sampler = Sampler(config, plan, positives, populations, known_edges)
-            with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
+            with store.replace(
+                asset, snapshot, config_hash=config.hash(), parents=parents, settings=settings(config, "sample")
+            ) as draft:
                 draft.details = sampler.write(draft, threads)
             manifests[asset] = store.manifest(asset, snapshot)
     return manifests

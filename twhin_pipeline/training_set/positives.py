@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph import raw_edges, source
 from twhin_pipeline.prefetch import Prefetcher
@@ -60,6 +61,7 @@ def build_positives(config: TwhinConfig, store: Store, snapshot: str) -> dict[st
     """
     names = config.model.table_names
     parents = store.versions(snapshot, ["raw_edges", *(f"vocabulary/{name}" for name in names)])
+    read = settings(config, "sample")
     later = config.split.later_snapshot
     if later is not None:
         parents[f"raw_edges@{later}"] = _ingested_later(config, store, snapshot, later)
@@ -77,12 +79,12 @@ def build_positives(config: TwhinConfig, store: Store, snapshot: str) -> dict[st
                     "training_set/positives: no edge is left to train on; lower split.validation, split.test, "
                     "vocabulary.min_count or train_data.offset"
                 )
-            with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents) as draft:
+            with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents, settings=read) as draft:
                 draft.details = _write_part(draft, config, edges.parts[part], edges.in_order(part), total)
                 draft.details |= edges.details(part)
             manifests[asset] = store.manifest(asset, snapshot)
         if edges.repeats is not None:
-            with store.replace(REPEATS, snapshot, config_hash=config.hash(), parents=parents) as draft:
+            with store.replace(REPEATS, snapshot, config_hash=config.hash(), parents=parents, settings=read) as draft:
                 draft.details = _write_part(draft, config, edges.repeats, edges.repeats.in_order(), total)
             manifests[REPEATS] = store.manifest(REPEATS, snapshot)
     return manifests

@@ -242,6 +242,7 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: s
     store = Store(root)
     if at is None and (release := _release(store, asset, before)) is not None:
         return releases.opened(store, release), release.snapshot
+    before = None if at is not None else before
     made = [one for one in store.snapshots(asset) if before is None or one < before]
     if not made or (at is not None and at not in made):
         there = f"it has {', '.join(made)}" if made else "it has none of any snapshot"
