@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
-from edge_files import SNAPSHOT, make_config, rows_of, store_at, triples, write
+from edge_files import SNAPSHOT, make_config, pass_checks, rows_of, store_at, triples, write
 from random_edges import RELATION_SIDES, random_edges
 
 from twhin_pipeline.errors import UserError
@@ -155,6 +155,7 @@ def test_an_edge_keeps_its_part_in_a_later_snapshot(tmp_path):
     store = store_at(tmp_path)
     for snapshot in ("2024-01-01", "2024-02-01"):
         build(config, store, snapshot)
+        pass_checks(store, snapshot)
     held = triples(store, PARTS[2], "2024-01-01")
     assert held and not held & triples(store, PARTS[0], "2024-02-01")
 

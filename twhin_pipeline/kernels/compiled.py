@@ -40,6 +40,10 @@ class _OfAllSources:
     def get_source_stamp(self) -> bytes:
         return _sources()
 
+    def get_disambiguator(self) -> str:
+        """Return a part of the file's name: what older sources left may name types that are gone, and is not opened."""
+        return f"{super().get_disambiguator() or ''}{_sources().hex()[:8]}"  # type: ignore[misc]
+
 
 # numba has no public way to say when a cached loop is stale; these private names are those of numba 0.61 to 0.68
 # (pyproject.toml allows no later one). All of numba uses the list, so our entries come first and decline other files.

@@ -203,6 +203,15 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     return made
 
 
+def reason(run: Run, stage: Stage) -> str | None:
+    """Return why a stage has nothing to do, or None where it has."""
+    return stage.left_out(_resolved(run)) if stage.reads else None
+
+
+def _resolved(run: Run) -> Run:
+    return replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
+
+
 _COMPARED = {
     "raw_edges": "ingest",
     "vocabulary": "vocabulary",
@@ -239,15 +248,6 @@ def _refuse_other_settings(run: Run, reads: Sequence[str]) -> None:
                 f"{table} of snapshot {run.snapshot} was made with other values: {shown}{more}; make it again with "
                 f"`twhin {stage} --snapshot {run.snapshot}`, or give the values that it was made with"
             )
-
-
-def reason(run: Run, stage: Stage) -> str | None:
-    """Return why a stage has nothing to do, or None where it has."""
-    return stage.left_out(_resolved(run)) if stage.reads else None
-
-
-def _resolved(run: Run) -> Run:
-    return replace(run, config=relations.resolve(run.config, run.store, run.snapshot))
 
 
 def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
