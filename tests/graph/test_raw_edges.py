@@ -306,7 +306,8 @@ def test_a_failed_ingestion_leaves_no_table(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="disk full"):
         raw_edges.ingest(config, store, SNAPSHOT)
     assert store.assets() == []
-    assert not [file for file in Path(store.root).rglob("*") if file.is_file()]
+    files = (file for file in Path(store.root).rglob("*") if file.is_file())
+    assert not [file for file in files if file.name != ".lock"], "a lock stays, and holds nobody back"
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

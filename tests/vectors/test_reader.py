@@ -208,7 +208,7 @@ def test_a_snapshot_is_named_by_argument_or_by_path_and_the_newest_is_the_defaul
         load_model(f"{root}@2023-03-03")
 
 
-def test_a_registered_model_is_opened_and_refused_where_the_store_has_since_replaced_it(tmp_path, monkeypatch):
+def test_a_registered_model_is_opened_and_stays_readable_when_a_later_one_was_exported(tmp_path, monkeypatch):
     small, model = make(tmp_path)
     registered = {"store": small.store.root, "snapshot": SNAPSHOT, "version": model.version}
     asked = []
@@ -220,8 +220,10 @@ def test_a_registered_model_is_opened_and_refused_where_the_store_has_since_repl
         small.store, small.config, {**small.vectors, "item": np.ones((45, DIM), np.float32)}, small.scorer
     )
     export(small.config, small.store, SNAPSHOT)
-    with pytest.raises(UserError, match=r"models:/twhin/3 is version .* trained later"):
-        load_model("models:/twhin/3")
+    opened = load_model("models:/twhin/3")
+    assert opened.version == model.version != load_model(small.store.root).version
+    assert np.array_equal(opened.get_item_embedding(120), model.get_item_embedding(120))
+    assert not np.array_equal(opened.get_item_embedding(120), load_model(small.store.root).get_item_embedding(120))
 
 
 def test_a_store_without_embeddings_is_refused_with_its_remedy(tmp_path):
