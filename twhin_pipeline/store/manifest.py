@@ -41,7 +41,7 @@ class Manifest:
     """What one version of a table is and where it comes from.
 
     `rows` and `schema` are those of the table itself, and `parts` has the same of Parquet files beside it, by their
-    names (see `store.ROWS_IN`). `files` has `path`, `bytes`, `sha256` and, of Parquet files, `rows`. `parents` maps a
+    names (see `draft.ROWS_IN`). `files` has `path`, `bytes`, `sha256` and, of Parquet files, `rows`. `parents` maps a
     parent table to the version that was read; `details` is what the stage counted (JSON values), `settings` are
     the fields that it read, by their paths; `digest` is the checksum of all else.
     """

@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.store.store import Store, code_version
+from twhin_pipeline.store.draft import code_version
+from twhin_pipeline.store.store import Store
 
 FOLDER, CURRENT = "releases", "current"
 

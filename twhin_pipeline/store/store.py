@@ -16,13 +16,10 @@ import hashlib
 import os
 import re
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +29,14 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.store.draft import Draft, has_rows, is_data, unfinished
 from twhin_pipeline.store.locks import writing as locked
 from twhin_pipeline.store.manifest import FORMER, MANIFEST, VERDICT, Manifest, Verdict, maker
 
 DEFAULT_HOME = ".twhin"
 _DEEPEST = 2
 """Slashes in a table's name at most, such as `refit/training_set/positives`."""
-_HASHING_THREADS = 4
 _STAMP = "%Y%m%dT%H%M%S.%f"
-_drafts: set[str] = set()
-"""Versions that this process is writing."""
-ROWS_IN = {"twhin_model": "tables/"}
-"""Where a version's rows are, by the last part of the table's name, if not in all of its Parquet files. The other files
-are parts of their own: of a model, whose rows are vectors, these are the relations, the losses and the metrics."""
 VIEWS = {"refit": {name: f"refit/{name}" for name in ("training_set", "held_out", "twhin_model")}}
 """Views of a store, by name: each shows tables of its own under the usual names, so that the same stages make them.
 `refit` has the model that is trained once more on all edges, and its training set (`refit.py`)."""
@@ -173,7 +165,7 @@ class Store:
     def judge(self, manifest: Manifest, verdict: Verdict) -> None:
         """Store what the checks of a version said, in place of what they said before."""
         asset = manifest.asset if self.view is None else self._seen(manifest.asset)
-        self._put(self.path(asset, manifest.snapshot, manifest.version, VERDICT), verdict.to_json())
+        self.put(self.path(asset, manifest.snapshot, manifest.version, VERDICT), verdict.to_json())
 
     def _seen(self, real: str) -> str:
         """Return the name under which this view shows a table of the store."""
@@ -245,14 +237,14 @@ class Store:
         place = self.path(*parts)
         if self.is_local:
             Path(place).parent.mkdir(parents=True, exist_ok=True)
-        self._put(place, text)
+        self.put(place, text)
 
     def _text(self, place: str) -> str:
         if self.is_local:
             return Path(place).read_text(encoding="utf-8")
         return bytes(self.fs.cat_file(self.fs._strip_protocol(place))).decode()
 
-    def _put(self, place: str, text: str) -> None:
+    def put(self, place: str, text: str) -> None:
         """Write a small file at once: a reader sees the old one or the new one."""
         if self.is_local:
             draft = f"{place}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -272,11 +264,11 @@ class Store:
             UserError: A file is missing, or has another size than when it was written.
         """
         base = f"{self.root}/{manifest.asset}/{manifest.snapshot}/{manifest.version}"
-        sizes = self._sizes(base)
+        sizes = self.sizes(base)
         for file in manifest.files:
             if sizes.get(file["path"]) != file["bytes"]:
                 self._refuse_damaged(manifest, file, f"has {sizes.get(file['path'], 0):,} bytes of {file['bytes']:,}")
-        return [f"{base}/{file['path']}" for file in manifest.files if _has_rows(manifest.asset, file["path"])]
+        return [f"{base}/{file['path']}" for file in manifest.files if has_rows(manifest.asset, file["path"])]
 
     def part_files(self, manifest: Manifest) -> dict[str, str]:
         """Return the Parquet files beside a manifest's rows, by the part's name, such as `losses`."""
@@ -285,7 +277,7 @@ class Store:
         return {
             path.removesuffix(".parquet"): f"{base}/{path}"
             for path in paths
-            if _is_data(path) and not _has_rows(manifest.asset, path)
+            if is_data(path) and not has_rows(manifest.asset, path)
         }
 
     def read_part(self, manifest: Manifest, part: str) -> pa.Table:
@@ -302,7 +294,7 @@ class Store:
         self.files_of(manifest)
         base = f"{self.root}/{manifest.asset}/{manifest.snapshot}/{manifest.version}"
         for file in manifest.files:
-            if "sha256" in file and self._sha256(f"{base}/{file['path']}") != file["sha256"]:
+            if "sha256" in file and self.sha256(f"{base}/{file['path']}") != file["sha256"]:
                 self._refuse_damaged(manifest, file, "has other contents than when it was written")
         return manifest.bytes
 
@@ -313,13 +305,13 @@ class Store:
             f"`twhin {manifest.maker} --snapshot {manifest.snapshot}`"
         )
 
-    def _sizes(self, folder: str) -> dict[str, int]:
+    def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes of all files below a folder, by their paths in it."""
         base = self.fs._strip_protocol(folder).rstrip("/")
         found = self.fs.find(base, detail=True)
         return {str(path)[len(base) + 1 :]: int(info["size"]) for path, info in found.items()}
 
-    def _sha256(self, path: str) -> str:
+    def sha256(self, path: str) -> str:
         with self.fs.open(self.fs._strip_protocol(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -454,7 +446,7 @@ class Store:
             held.close()
             raise
         draft.held = held
-        _drafts.add(draft.location)
+        unfinished.add(draft.location)
         return draft
 
     def _tidy(self, asset: str, snapshot: str) -> None:
@@ -462,7 +454,7 @@ class Store:
         committed = set(self._committed(asset, snapshot))
         for name in self._children(asset, snapshot):
             folder = self.path(asset, snapshot, name)
-            if _is_version(name) and name not in committed and folder not in _drafts:
+            if _is_version(name) and name not in committed and folder not in unfinished:
                 self.fs.rm(self.fs._strip_protocol(folder), recursive=True)
 
     @contextmanager
@@ -488,105 +480,6 @@ class Store:
             raise
 
 
-class Draft:
-    """A version of a table in the making. Any process may open one by its version; the one that began it commits."""
-
-    def __init__(self, store: Store, asset: str, snapshot: str, version: str) -> None:
-        self.store, self.asset, self.snapshot, self.version = store, asset, snapshot, version
-        self.location = store.path(asset, snapshot, version)
-        self.details: dict[str, Any] = {}
-        self.held = ExitStack()
-        """The lock of the process that began it; closed by `commit` and `discard`."""
-        store.fs.makedirs(store.fs._strip_protocol(self.location), exist_ok=True)
-
-    @contextmanager
-    def local_file(self, name: str) -> Iterator[str]:
-        """Yield a local path to write the file `name` to; in a remote store it is uploaded when the block ends."""
-        if self.store.is_local:
-            path = f"{self.location}/{name}"
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            yield path
-            return
-        with tempfile.TemporaryDirectory(prefix="twhin-") as folder:
-            path = f"{folder}/{Path(name).name}"
-            yield path
-            self.store.fs.put_file(path, f"{self.location}/{name}")
-
-    @contextmanager
-    def writer(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-        """Yield a streaming Parquet writer of the file `name`."""
-        with self.local_file(name) as path, pq.ParquetWriter(path, schema, **_encoding(schema)) as writer:
-            yield writer
-
-    def write(self, table: pa.Table, name: str = "part-00000.parquet") -> None:
-        """Write a whole table as the file `name`."""
-        with self.writer(name, table.schema) as writer:
-            writer.write_table(table)
-
-    def commit(self, *, config_hash: str, parents: dict[str, str], settings: dict[str, Any] | None = None) -> Manifest:
-        """Finish the version: readers get it from now on. Older versions stay as they are."""
-        base = f"{self.location}/"
-        names = sorted(self.store._sizes(self.location).items())
-        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            digests = list(pool.map(lambda one: self.store._sha256(base + one[0]), names))
-        files: list[dict[str, Any]] = []
-        schema: dict[str, str] = {}
-        parts: dict[str, dict[str, Any]] = {}
-        rows = 0
-        for (name, size), digest in zip(names, digests, strict=True):
-            entry: dict[str, Any] = {"path": name, "bytes": size, "sha256": digest}
-            if _is_data(name):
-                with self.store.parquet(base + name) as parquet:
-                    entry["rows"] = parquet.metadata.num_rows
-                    columns = {f.name: str(f.type) for f in parquet.schema_arrow}
-                if _has_rows(self.asset, name):
-                    rows += entry["rows"]
-                    schema = schema or columns
-                else:
-                    parts[name.removesuffix(".parquet")] = {"rows": entry["rows"], "schema": columns}
-            files.append(entry)
-        manifest = Manifest(
-            asset=self.store.real(self.asset),
-            snapshot=self.snapshot,
-            version=self.version,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            rows=rows,
-            bytes=sum(f["bytes"] for f in files),
-            files=files,
-            schema=schema,
-            config_hash=config_hash,
-            code_version=code_version(),
-            parents=parents,
-            details=self.details,
-            parts=parts,
-            settings=settings or {},
-        )
-        self.store._put(base + MANIFEST, manifest.to_json())
-        if self.store._pins is not None:
-            self.store._pins[self.asset, self.snapshot] = self.version
-        self._close()
-        return manifest
-
-    def discard(self) -> None:
-        """Remove what was written, unless it was committed."""
-        place = self.store.fs._strip_protocol(self.location)
-        if self.store.fs.exists(place) and not self.store.fs.exists(f"{place}/{MANIFEST}"):
-            self.store.fs.rm(place, recursive=True)
-        self._close()
-
-    def _close(self) -> None:
-        _drafts.discard(self.location)
-        self.held.close()
-
-
-def code_version() -> str:
-    """Return the version of this package that is installed."""
-    try:
-        return metadata.version("twhin-pipeline")
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def _version(newest: str) -> str:
     """Return the name of a new version: its time, always after that of the newest one, and something random."""
     now = datetime.now(UTC)
@@ -603,31 +496,3 @@ def _is_version(name: str) -> bool:
 
 def _is_snapshot(name: str) -> bool:
     return re.fullmatch(r"\d{4}-\d{2}-\d{2}", name) is not None
-
-
-def _is_data(path: str) -> bool:
-    """Tell whether a version's file, by its path in the folder, is a Parquet file of the table or of its parts.
-
-    Files whose names begin with `_` are not, as in Spark.
-    """
-    return path.endswith(".parquet") and not path.startswith("_")
-
-
-def _has_rows(asset: str, path: str) -> bool:
-    """Tell whether a version's file holds rows of the table itself."""
-    return _is_data(path) and path.startswith(ROWS_IN.get(asset.rpartition("/")[2], ""))
-
-
-def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Return how a table's columns are written: compressed, but for vectors, whose bits are as good as random.
-
-    To look for repeats in them takes several times as long as a disk does, and saves one byte of twenty.
-    """
-    if not any(_is_vector(field.type) for field in schema):
-        return {"compression": "zstd"}
-    others = [field.name for field in schema if not _is_vector(field.type)]
-    return {"compression": dict.fromkeys(others, "zstd"), "use_dictionary": others, "write_statistics": others}
-
-
-def _is_vector(kind: pa.DataType) -> bool:
-    return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
