@@ -93,7 +93,7 @@ class Recipe:
         kept = [value.path for value in self.values if not value.chosen]
         if kept:
             lines.append(f"           set by the configuration: {', '.join(kept)}")
-        lines.append("           every value and its reason: twhin config --explain")
+        lines.append("           every value and its reason: twhin config --explain, with the same -c and --home")
         return lines
 
     def explanation(self) -> str:

@@ -1,11 +1,12 @@
 """Checkpoints: the whole state of a run, written beside the training and found again after it was killed.
 
-    <base>/<snapshot>/<hash>/step-00000100/    tensors (torch.distributed.checkpoint) and state.json
-    <base>/<snapshot>/<hash>/finished.json     the run has ended well: the next one starts anew
-    <base>/<snapshot>/<hash>/lock              held while a run trains here
+    <folder>/step-00000100/    tensors (torch.distributed.checkpoint) and state.json
+    <folder>/finished.json     the run has ended well: the next one starts anew
+    <folder>/lock              held while a run trains here
 
-`<base>` is `training.save_dir`, else `twhin_model/<snapshot>/checkpoints` in the store. A checkpoint exists when its
-`checksums.json` does, which is written last. Loading one never runs code of the checkpoint: it holds tensors and JSON.
+`<folder>` is `<training.save_dir>/<snapshot>/<hash>`, else `twhin_model/<snapshot>/checkpoints/<hash>` in the store; the
+hash is of what training reads. A checkpoint exists when its `checksums.json` does, which is written last. Loading one
+never runs code of the checkpoint: it holds tensors and JSON.
 """
 
 from __future__ import annotations
