@@ -4,9 +4,9 @@
     <folder>/finished.json     the run has ended well: the next one starts anew
     <folder>/lock              held while a run trains here
 
-`<folder>` is `<training.save_dir>/<snapshot>/<hash>`, else `twhin_model/<snapshot>/checkpoints/<hash>` in the store; the
-hash is of what training reads. A checkpoint exists when its `checksums.json` does, which is written last. Loading one
-never runs code of the checkpoint: it holds tensors and JSON.
+`<folder>` is `<training.save_dir>/<snapshot>/<hash>`, else `twhin_model/<snapshot>/checkpoints/<hash>` in the store.
+The hash is of what training reads. A checkpoint exists when its `checksums.json` does, which is written last. Loading
+one never runs code of the checkpoint: it holds tensors and JSON.
 """
 
 from __future__ import annotations
