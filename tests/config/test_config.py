@@ -346,3 +346,23 @@ def test_both_names_of_a_field_are_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=r"launch.duckdb_threads.* is the old name of launch.data_threads"):
             load_config(str(path), overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("relations", "is that of a table of the store"), ("u" * 300, "has 300 characters, more than 100; shorten it")],
+)
+def test_an_entity_type_may_not_be_called_like_a_table_or_too_long_for_a_folder(name, told):
+    data = {
+        "model": {"embeddings": {"tables": [{"name": name}]}, "relations": [{"name": "r", "lhs": name, "rhs": name}]}
+    }
+    with pytest.raises(UserError, match=told):
+        parse_config({**data, "source": {"path": "e.parquet"}})
+
+
+def test_a_relation_may_not_be_called_half_a_character():
+    tables = [{"name": "user"}]
+    relations = [{"name": "likes\ud83d", "lhs": "user", "rhs": "user"}]
+    data = {"model": {"embeddings": {"tables": tables}, "relations": relations}, "source": {"path": "e.parquet"}}
+    with pytest.raises(UserError, match="without control characters or lone surrogates"):
+        parse_config(data)

@@ -26,22 +26,33 @@ TAKEN = (EVERY_OTHER, "all")
 """Names that no relation of the source may have: `all` is every relation together in the table `evaluation`."""
 
 
+RESERVED_TYPES = ("relations",)
+"""Names that no entity type may have: `embeddings/relations` is a table of its own."""
+LONGEST_NAME = 100
+"""Characters of an entity type's name, which names folders and files."""
+
+
 def _check_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ValueError(f"name {name!r} must be a letter, then letters, digits and underscores; rename it")
+    if name in RESERVED_TYPES:
+        raise ValueError(f"name {name!r} is that of a table of the store (embeddings/{name}); rename the entity type")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"name {name[:20]!r}… has {len(name)} characters, more than {LONGEST_NAME}; shorten it")
     return name
 
 
 def names_relation(text: str) -> bool:
-    """Tell whether an edge's relation may be called so: any text but blanks, control characters and `TAKEN`."""
-    return bool(text.strip()) and text not in TAKEN and not any(unicodedata.category(sign) == "Cc" for sign in text)
+    """Tell whether an edge's relation may be called so: any text but blanks, control signs, lone surrogates and `TAKEN`."""
+    odd = any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)
+    return bool(text.strip()) and text not in TAKEN and not odd
 
 
 def _check_relation(name: str) -> str:
     if name != EVERY_OTHER and not names_relation(name):
         raise ValueError(
-            f"name {name!r} must be text without control characters, neither blank nor 'all' (which stands for all "
-            "relations together in the evaluation); rename it"
+            f"name {name!r} must be text without control characters or lone surrogates, neither blank nor 'all' (which "
+            "stands for all relations together in the evaluation); rename it"
         )
     return name
 
