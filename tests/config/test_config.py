@@ -353,9 +353,8 @@ def test_both_names_of_a_field_are_refused(tmp_path):
     [("relations", "is that of a table of the store"), ("u" * 300, "has 300 characters, more than 100; shorten it")],
 )
 def test_an_entity_type_may_not_be_called_like_a_table_or_too_long_for_a_folder(name, told):
-    data = {
-        "model": {"embeddings": {"tables": [{"name": name}]}, "relations": [{"name": "r", "lhs": name, "rhs": name}]}
-    }
+    relations = [{"name": "r", "lhs": name, "rhs": name}]
+    data = {"model": {"embeddings": {"tables": [{"name": name}]}, "relations": relations}}
     with pytest.raises(UserError, match=told):
         parse_config({**data, "source": {"path": "e.parquet"}})
 
