@@ -43,7 +43,7 @@ def _check_name(name: str) -> str:
 
 
 def names_relation(text: str) -> bool:
-    """Tell whether an edge's relation may be called so: any text but blanks, control signs, lone surrogates and `TAKEN`."""
+    """Tell whether a relation may be called so: text, but blanks, control signs, lone surrogates and `TAKEN`."""
     odd = any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)
     return bool(text.strip()) and text not in TAKEN and not odd
 
