@@ -276,6 +276,8 @@ def test_a_newer_format_is_refused_and_an_older_one_is_read(tmp_path):
     (path.parent.parent / "manifest.json").write_text(json.dumps(old))
     assert values(store) == [1, 2] and store.manifest("raw_edges", S).format == 1
     assert store.snapshots("raw_edges") == [S] and store.assets() == ["raw_edges"]
+    # It kept no verdicts: the next snapshot grows from it all the same.
+    assert store.latest_before("raw_edges", "2025-02-01").version == manifest.version
     newer = write(store, [3])
     assert values(store) == [3] and store.versions_of("raw_edges", S) == [manifest.version, newer.version]
     path = Path(store.path("raw_edges", S, newer.version, "_manifest.json"))

@@ -198,17 +198,23 @@ class Store:
             if before is not None and version >= before:
                 continue
             verdict = self.verdict(asset, snapshot, version)
-            if verdict is not None and verdict.accepted:
+            # Format 1 kept no verdicts, and what follows an old table must still grow from it.
+            accepted = version == self._former(asset, snapshot) if verdict is None else verdict.accepted
+            if accepted:
                 return version
         return None
+
+    def _former(self, asset: str, snapshot: str) -> str | None:
+        """Return the version that a manifest of format 1 names, which was written for the snapshot as a whole."""
+        place = self.path(asset, snapshot, FORMER)
+        return Manifest.from_json(self._text(place), place).version if self.fs.exists(place) else None
 
     def _committed(self, asset: str, snapshot: str) -> list[str]:
         """Return the finished versions, oldest first."""
         names = self._children(asset, snapshot)
         found = [n for n in names if _is_version(n) and self.fs.exists(self.path(asset, snapshot, n, MANIFEST))]
-        if FORMER in names:
-            place = self.path(asset, snapshot, FORMER)
-            found.append(Manifest.from_json(self._text(place), place).version)
+        if FORMER in names and (former := self._former(asset, snapshot)) is not None:
+            found.append(former)
         return sorted(set(found))
 
     def _manifest_place(self, asset: str, snapshot: str, version: str) -> str:
