@@ -66,7 +66,7 @@ def newest(store: Store, table: str) -> str:
     Raises:
         UserError: There is none.
     """
-    found = store.snapshots(table)
+    found = store.snapshots_made(table)
     if not found:
         raise UserError(f"there is no table {table} to check; materialize it first")
     return found[-1]

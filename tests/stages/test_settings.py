@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from edge_files import SNAPSHOT, make_config, store_at, write
 
+from twhin_pipeline.config import stage_settings
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.stages.chain import STAGES, run_stage
+from twhin_pipeline.stages.chain import STAGES, _refuse_other_settings, run_stage
 from twhin_pipeline.stages.run import Run
 
 EDGES = [
@@ -58,3 +59,38 @@ def test_sampling_refuses_vocabularies_of_other_types(folder):
 def test_a_field_of_another_stage_refuses_nothing(folder, other):
     run(folder, until="vocabulary")
     one(folder, "sample", **other)
+
+
+def test_relations_in_another_order_are_refused(folder):
+    """Edges of the training set name their relation by its position."""
+    run(folder, until="sample")
+    config = make_config(folder / "e.parquet", recipe="none")
+    turned = [relation.model_dump(exclude_unset=True) for relation in reversed(config.model.relations)]
+    with pytest.raises(UserError, match=r"model\.relation_order was"):
+        one(folder, "train", model={"relations": turned})
+
+
+def trained(folder: Path, **sections) -> None:
+    """Write a model as training with these sections would name it."""
+    config = make_config(folder / "e.parquet", recipe="none", **sections)
+    store = store_at(folder)
+    with store.replace("twhin_model", SNAPSHOT, config_hash="c", settings=stage_settings.settings(config, "train")):
+        pass
+
+
+def test_who_reads_a_model_does_not_mind_how_it_was_trained(folder):
+    trained(folder, training={"num_epochs": 7})
+    optimizer = {"adagrad": {"lr": 0.3}}
+    tables = [{"name": name, "embedding_dim": 4, "optimizer": optimizer} for name in ("user", "item")]
+    config = make_config(folder / "e.parquet", recipe="none", model={"embeddings": {"tables": tables}})
+    _refuse_other_settings(Run(config, "unused", [], store_at(folder), SNAPSHOT), ["twhin_model"])
+
+
+@pytest.mark.parametrize("model", [{"comparator": "cosine"}, {"temperature": 0.5}, {"reciprocal": True}])
+def test_who_reads_a_model_minds_how_it_scores(folder, model):
+    trained(folder)
+    config = make_config(folder / "e.parquet", recipe="none", model=model)
+    with pytest.raises(
+        UserError, match=rf"twhin_model of .* was made with other values: model.{next(iter(model))} was"
+    ):
+        _refuse_other_settings(Run(config, "unused", [], store_at(folder), SNAPSHOT), ["twhin_model"])

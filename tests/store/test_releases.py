@@ -86,3 +86,10 @@ def test_a_reader_of_current_sees_one_whole_file_at_every_moment(tmp_path):
     ended.set()
     reader.join()
     assert seen <= known and len(releases.history(store)) == 51
+
+
+def test_a_user_without_a_name_is_recorded_by_number(monkeypatch):
+    """As in a container that runs under a number of its own."""
+    monkeypatch.setattr("getpass.getuser", lambda: (_ for _ in ()).throw(KeyError("getpwuid(): uid not found: 1234")))
+    monkeypatch.setattr("os.getuid", lambda: 1234)
+    assert releases.user() == "uid 1234"

@@ -13,6 +13,7 @@ from helpers import SNAPSHOT, planted_config
 from written_model import write_model
 
 from twhin_pipeline import tracking
+from twhin_pipeline.config import stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
 from twhin_pipeline.tracking import runs
@@ -131,7 +132,13 @@ def test_a_model_that_is_not_there_is_a_mistake(store: Store, uri: str) -> None:
 
 def test_sections_become_paths_and_lists_go_by_name() -> None:
     nested = {"a": {"b": 1}, "items": [{"name": "x", "v": 2}, {"v": 3}], "plain": [1, 2]}
-    assert runs.flatten(nested) == {"a.b": 1, "items.x.name": "x", "items.x.v": 2, "items.1.v": 3, "plain": [1, 2]}
+    assert stage_settings.flatten(nested) == {
+        "a.b": 1,
+        "items.x.name": "x",
+        "items.x.v": 2,
+        "items.1.v": 3,
+        "plain": [1, 2],
+    }
 
 
 def test_artifacts_of_a_store_that_mlflow_cannot_write_to_are_kept_beside_its_database(

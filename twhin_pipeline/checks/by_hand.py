@@ -52,7 +52,7 @@ def outcomes(
         if not fitting:
             raise UserError(f"check: {unknown('table', pattern, known)}")
         wanted += fitting
-    tables = list(dict.fromkeys(wanted)) or [table for table in known if store.exists(table, snapshot)]
+    tables = list(dict.fromkeys(wanted)) or [table for table in known if store.versions_of(table, snapshot)]
     if not tables:
         raise UserError(f"{store.root}: no table of snapshot {snapshot} to check; make them with `twhin run`")
     return [

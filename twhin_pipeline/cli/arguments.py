@@ -62,7 +62,15 @@ def open_store(home: str | None) -> Store:
 
 def newest_table(store: Store, asset: str) -> str:
     """Return the newest snapshot of a table. Raises UserError where there is none."""
-    snapshots = store.snapshots(asset)
+    return _newest(store, asset, store.snapshots(asset))
+
+
+def newest_made(store: Store, asset: str) -> str:
+    """Return the newest snapshot of a table, also where a check refused it. Raises UserError where there is none."""
+    return _newest(store, asset, store.snapshots_made(asset))
+
+
+def _newest(store: Store, asset: str, snapshots: list[str]) -> str:
     if not snapshots:
         raise UserError(f"{store.root}: there is no {asset} yet; make one with `twhin run`, or pass --home")
     return snapshots[-1]

@@ -12,7 +12,7 @@ from twhin_pipeline.cli.arguments import (
     Home,
     Overrides,
     Snapshot,
-    newest_table,
+    newest_made,
     open_store,
     read_config,
 )
@@ -44,7 +44,7 @@ def check_command(
 
     store = open_store(home)
     loaded, _ = read_config(config, overrides, store)
-    snapshot = snapshot or newest_table(store, "raw_edges")
+    snapshot = snapshot or newest_made(store, "raw_edges")
     outcomes = by_hand.outcomes(relations.resolve(loaded, store, snapshot), store, snapshot, tables or ())
     if as_json:
         console.print_json([asdict(outcome) for outcome in outcomes])
@@ -65,13 +65,12 @@ def accept_command(
 
     Later stages then read it, and it may be exported and published.
     """
-    import getpass
-
     from twhin_pipeline.checks import checks
+    from twhin_pipeline.store import releases
 
     store = open_store(home)
-    snapshot = snapshot or newest_table(store, "raw_edges")
-    manifest = checks.accept(store, table, snapshot, getpass.getuser(), reason)
+    snapshot = snapshot or newest_made(store, table)
+    manifest = checks.accept(store, table, snapshot, releases.user(), reason)
     verdict = store.verdict(table, snapshot, manifest.version)
     failed = ", ".join(verdict.failed_checks) if verdict else ""
     print(f"accepted {table} of snapshot {snapshot}, version {manifest.version}, in spite of {failed}")

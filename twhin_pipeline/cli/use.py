@@ -27,8 +27,8 @@ def neighbors(
     from twhin_pipeline.views import console
 
     store = open_store(home)
-    snapshot = snapshot or newest_table(store, "embeddings/relations")
-    model = reader.load_model(store.root, snapshot)
+    newest_table(store, "embeddings/relations")  # says how to make them, where there are none
+    model = reader.load_model(store.root, snapshot)  # without a snapshot, the current release
     try:
         nearest = model.neighbors(entity, id, k, untrained=untrained)
     except KeyError as error:
@@ -65,8 +65,9 @@ def recommend(
     from twhin_pipeline.views import console
 
     store = open_store(home)
-    snapshot = snapshot or newest_table(store, "embeddings/relations")
-    model = reader.load_model(store.root, snapshot)
+    newest_table(store, "embeddings/relations")  # says how to make them, where there are none
+    model = reader.load_model(store.root, snapshot)  # without a snapshot, the current release
+    snapshot = model.snapshot
     details = store.manifest("raw_edges", snapshot).details if store.exists("raw_edges", snapshot) else {}
     edges = details.get("edges_per_relation", {})
     which: dict[str, bool | Literal["any"]] = {"relation": True, "any": "any", "none": False}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,11 @@ UNTRAINED_FIELDS = {
     "evaluation": {"baselines", "baseline_edges", "must_beat", "floors"},
 }  # fmt: skip
 """Fields that change what is written beside a training, and not its steps."""
+SCORING = re.compile(
+    r"model\.(comparator|reciprocal|temperature|max_norm|relations\..*\.(lhs|rhs|operator)"
+    r"|embeddings\.tables\..*\.embedding_dim)"
+)
+"""Paths of the fields that say how a trained model scores an edge."""
 
 
 def settings(config: TwhinConfig, stage: str) -> dict[str, Any]:
@@ -35,27 +41,28 @@ def settings(config: TwhinConfig, stage: str) -> dict[str, Any]:
     everything = config.model_dump(mode="json")
     model = everything["model"]
     if stage == "ingest":
-        return flat({"source": everything["source"], "sources": everything["sources"]})
+        return flatten({"source": everything["source"], "sources": everything["sources"]})
     if stage == "vocabulary":
         tables = _chosen(model["embeddings"]["tables"], ("num_embeddings", "vocab"))
         ends = _chosen(model["relations"], ("lhs", "rhs"))
-        return flat({"vocabulary": everything["vocabulary"], "model": {"tables": tables, "relations": ends}})
+        return flatten({"vocabulary": everything["vocabulary"], "model": {"tables": tables, "relations": ends}})
     if stage == "sample":
         values = {name: everything[name] for name in ("split", "negatives")}
         for name in ("train_data", "validation_data"):
             values[name] = {k: v for k, v in everything[name].items() if k != "per_replica_batch_size"}
         relations = _chosen(model["relations"], ("lhs", "rhs", "sides"))
         epochs = {"epochs": config.epochs_of_negatives}
-        return flat(
+        return flatten(
             values
             | {"negatives": values["negatives"] | epochs, "loss": {"log_q": config.loss.log_q}}
-            | {"model": {"relations": relations}}
+            # Edges are encoded by their relation's position, so the order counts.
+            | {"model": {"relations": relations, "relation_order": config.model.relation_names}}
         )
     assert stage == "train", stage
     values = {name: value for name, value in everything.items() if name not in UNTRAINED_SECTIONS}
     for section, left_out in UNTRAINED_FIELDS.items():
         values[section] = {key: value for key, value in values[section].items() if key not in left_out}
-    found = flat(values)
+    found = flatten(values)
     found.pop("model.embeddings.tables_to_log", None)
     return found
 
@@ -76,13 +83,15 @@ def _chosen(items: list[dict[str, Any]], fields: tuple[str, ...]) -> dict[str, d
     return {item["name"]: {field: item[field] for field in fields} for item in items}
 
 
-def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Return nested sections as `{"split.test": 0.1}`; of a list, named sections go by their names."""
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
-        value = {item["name"]: {k: v for k, v in item.items() if k != "name"} for item in value}
-    if not isinstance(value, dict) or not value:
-        return {path: value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= flat(inner, f"{path}.{key}" if path else str(key))
-    return found
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested sections as `{"model.relations.fav.lhs": "user"}`; list items go by their name, else number."""
+    if isinstance(value, dict):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = [(str(item.get("name", i)), item) for i, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else key)
+    return flat

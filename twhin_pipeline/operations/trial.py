@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twhin_pipeline import tracking
-from twhin_pipeline.config import TwhinConfig, as_override, load_config, relations
+from twhin_pipeline.config import TwhinConfig, as_override, load_config, relations, stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages import chain
 from twhin_pipeline.stages.run import Run, Say
@@ -141,14 +141,7 @@ class Pruning:
 
 def data_key(config: TwhinConfig) -> str:
     """Return a name of all that the stage `sample` depends on: trials of the same name share their training set."""
-    read = config.model_dump(mode="json", include={"source", "sources", "vocabulary", "split", "negatives"})
-    for name in ("train_data", "validation_data"):
-        read[name] = getattr(config, name).model_dump(mode="json", exclude={"per_replica_batch_size"})
-    fields = {"name", "lhs", "rhs", "sides"}
-    read["relations"] = [relation.model_dump(mode="json", include=fields) for relation in config.model.relations]
-    fields = {"name", "num_embeddings", "vocab"}
-    read["tables"] = [table.model_dump(mode="json", include=fields) for table in config.model.embeddings.tables]
-    read |= {"epochs": config.epochs_of_negatives, "log_q": config.loss.log_q}
+    read = {stage: stage_settings.settings(config, stage) for stage in ("ingest", "vocabulary", "sample")}
     return digest(read)
 
 

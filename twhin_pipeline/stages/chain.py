@@ -225,7 +225,8 @@ _COMPARED = {
 def _refuse_other_settings(run: Run, reads: Sequence[str]) -> None:
     """Refuse a table that was made under other values than the configuration has now of the fields that it was made by.
 
-    Of a model only its own section is compared: how long it was trained is no matter to who reads it.
+    Of a model only what says how an edge is scored is compared (`stage_settings.SCORING`): how it was trained is no
+    matter to who reads it, and the recipe's optimizer depends on the number of ranks.
 
     Raises:
         UserError: Names the fields, their values then and now, and the remedy.
@@ -240,7 +241,7 @@ def _refuse_other_settings(run: Run, reads: Sequence[str]) -> None:
         fields = stage_settings.differences(manifest.settings, stage_settings.settings(run.config, stage))
         fields.pop("negatives.epochs", None)  # training that runs longer uses them again
         if stage == "train":
-            fields = {path: values for path, values in fields.items() if path.startswith("model.")}
+            fields = {path: values for path, values in fields.items() if stage_settings.SCORING.fullmatch(path)}
         if fields:
             shown = "; ".join(f"{path} was {then!r} and is {now!r}" for path, (then, now) in list(fields.items())[:5])
             more = f"; and {len(fields) - 5} more" if len(fields) > 5 else ""

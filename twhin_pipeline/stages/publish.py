@@ -6,7 +6,6 @@ has no rows, says what was published: the versions it was made from, the model's
 
 from __future__ import annotations
 
-import getpass
 from typing import Any
 
 from twhin_pipeline.stages import refit
@@ -37,7 +36,7 @@ def publish(run: Run) -> Manifest:
     manifest = store.manifest(TABLE, snapshot)
     figures = tracking.finite(store.manifest("evaluation", snapshot).details["metrics"])
     release = releases.make(store, snapshot, {TABLE: manifest.version}, figures, manifest.details.get("model"))
-    releases.promote(store, release.name, getpass.getuser(), "all checks have passed")
+    releases.promote(store, release.name, releases.user(), "all checks have passed")
     return manifest
 
 

@@ -9,7 +9,9 @@ and are recorded there.
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -46,6 +48,14 @@ class Promotion:
     at: str
     by: str
     reason: str
+
+
+def user() -> str:
+    """Return who moves `current` or accepts a table: the user's name, or its number where it has none (containers)."""
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def make(

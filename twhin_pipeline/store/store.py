@@ -138,6 +138,10 @@ class Store:
         version = self._accepted(asset, snapshot, before)
         return None if version is None else self.manifest(asset, snapshot, version)
 
+    def snapshots_made(self, asset: str) -> list[str]:
+        """List the snapshots for which the table has any version, one that a check refused included, oldest first."""
+        return [name for name in self._children(asset) if self._committed(asset, name)]
+
     def versions_of(self, asset: str, snapshot: str) -> list[str]:
         """List all finished versions of a table, oldest first, whatever their checks said."""
         return self._committed(asset, snapshot)

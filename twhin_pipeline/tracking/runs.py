@@ -16,6 +16,7 @@ from typing import Any
 
 from twhin_pipeline import extras
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config.stage_settings import flatten
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store, code_version
 
@@ -291,17 +292,3 @@ def allowed_name(name: str) -> str:
 def _is_path(name: str) -> bool:
     """Tell whether a name, taken for a relative path, is in its shortest form."""
     return posixpath.normpath(name) == name and not name.startswith(("..", "/")) and name != "."
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested sections as `{"model.relations.fav.lhs": "user"}`; list items go by their name, else number."""
-    if isinstance(value, dict):
-        items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        items = [(str(item.get("name", i)), item) for i, item in enumerate(value)]
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else key)
-    return flat
