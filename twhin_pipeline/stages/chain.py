@@ -91,8 +91,9 @@ def evaluate(run: Run) -> None:
     from twhin_pipeline import tracking
     from twhin_pipeline.evaluation.evaluate import evaluate as measure
 
-    metrics = measure(run.config, run.store, run.snapshot).details["metrics"]
-    tracking.log_evaluation(run.store, run.store.manifest("twhin_model", run.snapshot), metrics)
+    details = measure(run.config, run.store, run.snapshot).details
+    measured = details["metrics"] | ({"edges_left_out": details["edges_left_out"]} if details["ancestors"] else {})
+    tracking.log_evaluation(run.store, run.store.manifest("twhin_model", run.snapshot), measured)
 
 
 def refit(run: Run) -> None:

@@ -14,6 +14,7 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.recipes import Recipe
 from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.evaluation import ancestors
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
@@ -28,7 +29,7 @@ from twhin_pipeline.sharding.placement import (
     unwrapped,
 )
 from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
-from twhin_pipeline.store import Draft, Store
+from twhin_pipeline.store import Draft, Store, database
 from twhin_pipeline.tracking import QuietRun, Run, open_run
 from twhin_pipeline.training import warm_start
 from twhin_pipeline.training.checkpoint import CheckpointFolder, folder_of
@@ -69,14 +70,10 @@ class Trainer:
         torch.backends.cudnn.allow_tf32 = config.runtime.enable_tensorfloat32
 
         self.parents = self._parents()
-        self.started_from: dict[str, str] | None = None
-        """The model whose vectors the tables started from."""
+        self.started_from: tuple[ancestors.Origin, ...] = ()
+        """The models whose vectors the tables started from."""
         self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size)
-        has_validation = store.exists("held_out/validation", snapshot) and (
-            store.manifest("held_out/validation", snapshot).rows > 0
-            and (training.num_eval_steps != 0 or training.ranks_everything)
-        )
-        self.validator = Validator(config, store, snapshot, ranks) if has_validation else None
+        self.validator: Validator | None = None
 
         tables = UnshardedTables(config.model, table_sizes(config, store, snapshot), ranks.device)
         model = TwhinModel(config.model, tables, ranks.device)
@@ -175,6 +172,7 @@ class Trainer:
             self.started_from = warm_start.initialize(
                 self.sharded, self.config, self.store, self.snapshot, self.ranks, self.reporter.milestone
             )
+        self.validator = self._open_validation()
         self.ranks.barrier()  # a rank may read the rows that another has filled (shared_tables)
         if self.ranks.rank == 0:
             self.tracking = open_run(self.store, self.snapshot, self.config, self.progress.mlflow_run_id)
@@ -195,6 +193,31 @@ class Trainer:
             f"of {self.dataset.steps_per_epoch:,} steps, to step {self.total:,}, {self.ranks.world_size} process(es) "
             f"on {self.ranks.device.type}; ready in {time.monotonic() - self.started:.1f} s"
         )
+
+    def _open_validation(self) -> Validator | None:
+        """Open the validation set, without edges that a model was trained on which this one started from."""
+        training, asset = self.config.training, "held_out/validation"
+        held_out = self.store.manifest(asset, self.snapshot) if self.store.exists(asset, self.snapshot) else None
+        if held_out is None or not held_out.rows or not (training.num_eval_steps or training.ranks_everything):
+            return None
+        seen = self.ranks.broadcast(self._seen_before(asset) if self.ranks.rank == 0 else None)
+        if len(seen) >= held_out.rows:
+            self.reporter.milestone("no validation edge is left, so the model is that of the last step")
+            return None
+        return Validator(self.config, self.store, self.snapshot, self.ranks, seen)
+
+    def _seen_before(self, asset: str) -> ancestors.SeenBefore:
+        """Return the held-out edges that ancestors were trained on, and say how many there are."""
+        files = self.store.files(asset, self.snapshot)
+        with database.connect(self.config, self.store) as con:
+            seen = ancestors.find(con, self.config, self.store, self.snapshot, self.started_from, files)
+        if seen.ancestors:
+            self.reporter.milestone(
+                f"{len(seen):,} validation edges are left out: the model starts from one that was trained on them"
+            )
+        for one in seen.unknown:
+            self.reporter.milestone(f"validation edges that an earlier model was trained on are not known: {one}")
+        return seen
 
     def _total_steps(self, done: int) -> int:
         """Return the steps of the whole training, of which `done` are made: how many are left depends on the ranks."""
@@ -318,7 +341,7 @@ class Trainer:
         }
         state = {
             "training_set": self.dataset.version,
-            "started_from": self.started_from,
+            "started_from": [one.as_details() for one in self.started_from],
             "config": self.config.model_dump(mode="json"),
             "dataset": self.dataset.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -329,7 +352,7 @@ class Trainer:
         self.checkpoints.save(self.progress.step, self._tensors(), state, self.progress.best_step, wait)
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self.started_from = state.get("started_from")
+        self.started_from = ancestors.origins_in(state)
         self.dataset.load_state_dict(state["dataset"])
         self.progress.load_state_dict(state["progress"])
         self.schedule.load_state_dict(state["schedule"], self._total_steps(self.progress.step))
@@ -355,10 +378,9 @@ class Trainer:
         return parents
 
     def _ancestor(self) -> dict[str, str]:
-        """Return the model of an earlier snapshot of this store that the tables started from, as a parent."""
-        if self.started_from is None or self.started_from["store"] != self.store.root:
-            return {}
-        return {f"{ASSET}@{self.started_from['snapshot']}": self.started_from["version"]}
+        """Return the models of this store that the tables started from, as parents."""
+        mine = [one for one in self.started_from if one.version is not None and one.store is None]
+        return {f"{self.store.seen_as(one.view).real(ASSET)}@{one.snapshot}": str(one.version) for one in mine}
 
     def _write_model(self, reason: str) -> dict[str, Any]:
         """Go back to the best step, if the validation set knows one, and write the table `twhin_model`."""
@@ -370,7 +392,7 @@ class Trainer:
             "world_size": ranks.world_size,
             "plan": str(self.sharded.sharding_plan_text),
             "stop_reason": reason,
-            **({"started_from": self.started_from} if self.started_from else {}),
+            **({"started_from": [one.as_details() for one in self.started_from]} if self.started_from else {}),
             **({"recipe": self.recipe.as_details()} if self.recipe else {}),
             **({"tuned": self.config.tune.outcome} if self.config.tune.outcome else {}),
         }

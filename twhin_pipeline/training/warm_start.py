@@ -17,12 +17,13 @@ from torch import nn
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.model import TableConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.evaluation.ancestors import Origin, origins_in
 from twhin_pipeline.model.scorer import Scorer
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.sharding.placement import init_tables, local_shards, table_weights, unwrapped
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.training.checkpoint import STEP, load_tensors
-from twhin_pipeline.vectors.model_files import ModelTables, locate, vectors_of
+from twhin_pipeline.vectors.model_files import ASSET, ModelTables, locate, vectors_of
 
 BLOCK = 65_536
 Say = Callable[[str], None]
@@ -31,36 +32,37 @@ Vectors = Iterator[tuple[pa.Array, np.ndarray[Any, Any]]]
 
 def initialize(
     model: nn.Module, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks, say: Say
-) -> dict[str, str] | None:
+) -> tuple[Origin, ...]:
     """Fill the tables: at random, then by `pretrained`, then from `training.initial_checkpoint_dir`.
 
     A store without a snapshot stands for its newest release of an older snapshot than the one to train: a model that
     has seen this snapshot, or a later one, would know what evaluation asks for.
 
     Returns:
-        The `store`, `snapshot` and `version` of the model that the tables start from; None where there is none.
+        The models that tables start from.
 
     Raises:
         UserError: A source is missing, or its vectors do not fit.
     """
     init_tables(model, config.training.seed)
     weights = table_weights(model)
+    origins: list[Origin] = []
     for i, table in enumerate(config.model.embeddings.tables):
         if table.pretrained is not None:
             origin = f"model.embeddings.tables[{i}].pretrained"
-            vectors = _pretrained(table, origin)
+            vectors = _pretrained(table, origin, store, ranks, origins)
             _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
     source = config.training.initial_checkpoint_dir
     if source is None:
-        return None
+        return tuple(origins)
     checkpoint = _checkpoint_in(source)
     if checkpoint is not None:
         _refuse_other_relations(checkpoint, config)
         load_tensors(checkpoint, {"model": model.state_dict()}, ranks)
         say(f"every vector starts from checkpoint {checkpoint}, by row")
-        return None
+        return (*origins, _origin_of(checkpoint))
     origin = "training.initial_checkpoint_dir"
-    earlier, at = locate(source, before=snapshot)
+    earlier, at = _agreed(ranks, lambda: _earlier_model(source, snapshot))
     tables = ModelTables.open(earlier, at)
     for table in config.model.embeddings.tables:
         if table.name in tables.names:
@@ -69,7 +71,45 @@ def initialize(
         else:
             say(f"table {table.name} starts at random: the model of {at} has none")
     _load_operators(unwrapped(model).scorer, config, tables, say)
-    return {"store": earlier.root, "snapshot": at, "version": tables.manifest.version}
+    return (*origins, Origin.of_model(earlier, tables.manifest, store))
+
+
+def _agreed(ranks: Ranks, find: Callable[[], tuple[Store, str]]) -> tuple[Store, str]:
+    """Return what rank 0 finds, a pinned store and a snapshot, so that all ranks read the same versions.
+
+    Raises:
+        UserError: As `find` does, on all ranks alike.
+    """
+    found, problem = None, None
+    if ranks.rank == 0:
+        try:
+            earlier, at = find()
+            found = earlier.root, earlier.view, at, earlier.pins
+        except UserError as error:
+            problem = str(error)
+    found, problem = ranks.broadcast((found, problem))
+    if found is None:
+        raise UserError(str(problem))
+    root, view, at, pins = found
+    return Store(root, view).pinned_at(pins), at
+
+
+def _earlier_model(source: str, snapshot: str) -> tuple[Store, str]:
+    """Locate the model to start from, with the vocabularies that it was trained with."""
+    earlier, at = locate(source, before=snapshot)
+    model, whole = earlier.manifest(ASSET, at), earlier.seen_as(None)
+    read = {name: version for name, version in model.parents.items() if name.startswith("vocabulary/")}
+    return earlier.pinned(model, *(whole.manifest(n, at, version) for n, version in read.items() if "@" not in n)), at
+
+
+def _origin_of(checkpoint: str) -> Origin:
+    """Name a checkpoint, with the training set and the origins that its state names."""
+    fs, plain = fsspec.core.url_to_fs(f"{checkpoint}/state.json")
+    if not fs.exists(plain):
+        return Origin(checkpoint=checkpoint)
+    with fs.open(plain, "r") as file:
+        state = json.load(file)
+    return Origin(checkpoint=checkpoint, training_set=state.get("training_set"), before=origins_in(state))
 
 
 def _fill(
@@ -121,17 +161,40 @@ def _of_model(store: Store, snapshot: str, tables: ModelTables, name: str) -> Ve
             yield ids.slice(int(numbers[0]), known), vectors[:known]
 
 
-def _pretrained(table: TableConfig, origin: str) -> Vectors:
+def _pretrained(table: TableConfig, origin: str, store: Store, ranks: Ranks, origins: list[Origin]) -> Vectors:
+    """Return the vectors that a table is to start from; the model that they were exported from goes to `origins`."""
     assert table.pretrained is not None
     uri, asset = table.pretrained.embedding_snapshot_uri, f"embeddings/{table.pretrained.emb_name}"
     if uri.endswith(".parquet") or "*" in uri:
         fs, path = fsspec.core.url_to_fs(uri)
         files = sorted(str(file) for file in fs.glob(path))
     else:
-        store, snapshot = locate(uri, asset)
-        fs, files = store.fs, store.files(asset, snapshot)
+        found, at = _agreed(ranks, lambda: _exported(uri, asset))
+        fs, files = found.fs, found.files(asset, at)
+        origins += _models_of(found, found.manifest(asset, at), store)
     if not files:
         raise UserError(f"{origin}.embedding_snapshot_uri: no file matches {uri!r}; give a Parquet file, glob or store")
+    return _vectors_of_files(fs, files, origin)
+
+
+def _exported(uri: str, asset: str) -> tuple[Store, str]:
+    found, at = locate(uri, asset)
+    found.manifest(asset, at)  # which version it is, is known from here on
+    return found, at
+
+
+def _models_of(found: Store, vectors: Manifest, child: Store) -> list[Origin]:
+    """Return the model that vectors were exported from, where it is there."""
+    models = []
+    for name, version in vectors.parents.items():
+        view = name.removesuffix(ASSET).rstrip("/") or None
+        if name.endswith(ASSET):
+            home = found.seen_as(view)
+            models.append(Origin.of_model(home, home.manifest(ASSET, vectors.snapshot, version), child))
+    return models
+
+
+def _vectors_of_files(fs: Any, files: list[str], origin: str) -> Vectors:
     for file in files:
         with fs.open(file, "rb") as opened:
             yield from _vectors_in(opened, f"{origin}: {file}")
