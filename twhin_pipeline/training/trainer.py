@@ -20,6 +20,7 @@ from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
 from twhin_pipeline.sharding.distributed import Agreement, Ranks
 from twhin_pipeline.sharding.optimizer import apply_optimizers, build_optimizer
+from twhin_pipeline.sharding.optimizer_state import OptimizerState
 from twhin_pipeline.sharding.placement import (
     limit_norms,
     local_shards,
@@ -73,6 +74,8 @@ class Trainer:
         self.started_from: tuple[ancestors.Origin, ...] = ()
         """The models whose vectors the tables started from."""
         self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size)
+        self.steps_before = 0
+        """Steps that the optimizers' state had seen when the tables started from an earlier model."""
         self.validator: Validator | None = None
 
         tables = UnshardedTables(config.model, table_sizes(config, store, snapshot), ranks.device)
@@ -169,8 +172,9 @@ class Trainer:
             self.reporter.milestone(f"resumed from step {latest:,} ({self.checkpoints.step_path(latest)})")
         else:
             self.checkpoints.clear()
-            self.started_from = warm_start.initialize(
-                self.sharded, self.config, self.store, self.snapshot, self.ranks, self.reporter.milestone
+            state = OptimizerState(self.sharded, self.optimizer, self.config.model)
+            self.started_from, self.steps_before = warm_start.initialize(
+                self.sharded, state, self.config, self.store, self.snapshot, self.ranks, self.reporter.milestone
             )
         self.validator = self._open_validation()
         self.ranks.barrier()  # a rank may read the rows that another has filled (shared_tables)
@@ -342,6 +346,7 @@ class Trainer:
         state = {
             "training_set": self.dataset.version,
             "started_from": [one.as_details() for one in self.started_from],
+            "steps_before": self.steps_before,
             "config": self.config.model_dump(mode="json"),
             "dataset": self.dataset.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -353,11 +358,12 @@ class Trainer:
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.started_from = ancestors.origins_in(state)
+        self.steps_before = state.get("steps_before", 0)
         self.dataset.load_state_dict(state["dataset"])
         self.progress.load_state_dict(state["progress"])
         self.schedule.load_state_dict(state["schedule"], self._total_steps(self.progress.step))
         # fbgemm's kernels count the steps that Adam's bias correction needs, and no state dict holds that count.
-        self.optimizer.set_optimizer_step(self.progress.step)
+        self.optimizer.set_optimizer_step(self.steps_before + self.progress.step)
         self.interval.load_state_dict(state["interval"])
         if len(state["random"]) == self.ranks.world_size:
             random = state["random"][self.ranks.rank]
@@ -385,8 +391,10 @@ class Trainer:
     def _write_model(self, reason: str) -> dict[str, Any]:
         """Go back to the best step, if the validation set knows one, and write the table `twhin_model`."""
         progress, ranks = self.progress, self.ranks
+        carried = self.config.training.carry_optimizer_state
         if progress.best_step is not None and progress.best_step != progress.step:
-            self.checkpoints.load(progress.best_step, {"model": self.sharded.state_dict()})
+            best = self._tensors() if carried else {"model": self.sharded.state_dict()}
+            self.checkpoints.load(progress.best_step, best)
         details = progress.details(self.config, self.dataset.epoch_of_last_batch + 1) | {
             "epochs": self.dataset.epoch,
             "world_size": ranks.world_size,
@@ -410,8 +418,14 @@ class Trainer:
         writer = Writer(draft, ranks.rank)
         for table, weight in table_weights(self.sharded).items():
             writer.table(table, local_shards(weight))
+        state = OptimizerState(self.sharded, self.optimizer, self.config.model)
+        for table, states in state.tables.items() if carried else ():
+            writer.states(table, {name: local_shards(value) for name, value in states.items()})
         ranks.barrier()
         if ranks.rank == 0:
+            if carried:
+                writer.operator_states(self.config.model.relation_names, state.operator_rows())
+                details["optimizer"] = state.as_details(self.steps_before + details["chosen_step"])
             writer.relations(self.config.model, unwrapped(self.sharded).scorer.state_rows())
             writer.records("losses", progress.losses, LOSSES_SCHEMA)
             writer.records("metrics", progress.metric_rows(), METRICS_SCHEMA)
