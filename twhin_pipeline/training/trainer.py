@@ -79,7 +79,9 @@ class Trainer:
         self.validator: Validator | None = None
 
         tables = UnshardedTables(config.model, table_sizes(config, store, snapshot), ranks.device)
-        model = TwhinModel(config.model, tables, ranks.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(training.seed)  # tables have drawn numbers before, but those to be sharded
+            model = TwhinModel(config.model, tables, ranks.device)
         self.sharded = maybe_shard_model(apply_optimizers(model, config.model), ranks.device, config.launch)
         self.optimizer, self.schedule = build_optimizer(self.sharded, config.model, self._total_steps(done=0))
         loss = LOSSES[config.loss.name](config.loss)
@@ -398,6 +400,7 @@ class Trainer:
         details = progress.details(self.config, self.dataset.epoch_of_last_batch + 1) | {
             "epochs": self.dataset.epoch,
             "world_size": ranks.world_size,
+            "device": ranks.device.type,
             "plan": str(self.sharded.sharding_plan_text),
             "stop_reason": reason,
             **({"started_from": [one.as_details() for one in self.started_from]} if self.started_from else {}),
