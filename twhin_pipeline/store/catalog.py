@@ -75,7 +75,11 @@ def _near(store: Store) -> str | None:
 def _files(store: Store, manifest: Manifest) -> dict[str, list[str]]:
     """Return a manifest's Parquet files by view."""
     view = manifest.asset.replace("/", "_")
-    found = {f"{view}_{part}": [file] for part, file in store.part_files(manifest).items()}
+    found: dict[str, list[str]] = {}
+    for part, file in store.part_files(manifest).items():
+        # A part in a folder has several files, such as those of the state of an optimizer.
+        folder, _, last = part.rpartition("/")
+        found.setdefault("_".join([view, *(folder or last).split("/")]), []).append(file)
     base = store.path(manifest.asset, manifest.snapshot, manifest.version) + "/"
     for file in store.files_of(manifest):
         # A model has a folder of vectors for each entity type.

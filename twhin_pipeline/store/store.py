@@ -72,6 +72,17 @@ class Store:
         store._pins = {**(self._pins or {}), **{(name, one.snapshot): one.version for name, one in named.items()}}
         return store
 
+    @property
+    def pins(self) -> dict[tuple[str, str], str | None]:
+        """The versions at which a pinned store's tables stay so far, by table and snapshot."""
+        return dict(self._pins or {})
+
+    def pinned_at(self, pins: dict[tuple[str, str], str | None]) -> Store:
+        """Return the same store with the `pins` of another process's store, so that both read the same versions."""
+        store = Store(self.root, self.view)
+        store._pins = dict(pins)
+        return store
+
     def real(self, asset: str) -> str:
         """Return a table's name in the store, where this view shows one of its own under the usual name."""
         first, slash, rest = asset.partition("/")

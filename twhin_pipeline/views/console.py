@@ -156,6 +156,8 @@ def legend(details: Mapping[str, Any]) -> str:
     edges, compared = details.get("edges", 0), details.get("compared_edges", 0)
     if 0 < compared < edges:
         text += f". item-kNN and ALS rank {compared:,} of the edges; sample = the model on these"
+    if left_out := details.get("edges_left_out"):
+        text += f". {left_out:,} held-out edges are left out, as an earlier model that this one started from knows them"
     return text
 
 
