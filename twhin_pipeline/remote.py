@@ -105,4 +105,6 @@ def text(path: str, most: int, what: str) -> str:
     try:
         return str(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: cannot be read (it is no UTF-8 text: {error}); give the path or URL of {what}") from error
+        raise UserError(
+            f"{path}: cannot be read (it is no UTF-8 text: {error}); give the path or URL of {what}"
+        ) from error

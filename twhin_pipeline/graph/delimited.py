@@ -172,7 +172,7 @@ class _Reader:
         return Staged(path, origins, _malformed(origins, rejects, layout, lost), _shifts(rejects, layout))
 
     def _copy(self, file: str, path: str, more: str = "") -> tuple[int, list[tuple[int, str]]]:
-        """Write what are rows; return their count, and number (see `lines.Layout`) and text of records that are none."""
+        """Write what are rows; return their count, and number (`lines.Layout`) and text of records that are none."""
         try:
             done = self.con.execute(
                 f"COPY (SELECT {self.taken} FROM read_csv({literal(file)}, {self.options}{more})) TO {literal(path)} "

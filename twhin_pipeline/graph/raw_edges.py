@@ -7,7 +7,6 @@ memory; its ids must fit.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from twhin_pipeline import scratch
 from twhin_pipeline.config import relations
 from twhin_pipeline.config.model import Relation, names_relation
 from twhin_pipeline.config.stage_settings import settings
@@ -65,7 +65,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     with (
         store.writing(snapshot, ["raw_edges", "raw_edges_rejected"]),
         database.connect(config, store) as con,
-        tempfile.TemporaryDirectory(prefix="twhin-ingest-") as folder,
+        scratch.folder("ingest") as folder,
     ):
         inputs = source.inputs(config, snapshot)
         known = set(config.model.relation_names) if config.model.every_other is None else None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from twhin_pipeline import scratch
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
 from twhin_pipeline.tracking.runs import EXPERIMENT, Run, connect, run_exists, uri
@@ -30,7 +30,7 @@ def register_model(
             f"the model for {snapshot} has no run at {uri(store)}; set MLFLOW_TRACKING_URI as it was in training"
         )
     client = connect(store)
-    with tempfile.TemporaryDirectory(prefix="twhin-") as folder:
+    with scratch.folder("model") as folder:
         registered = {
             "store": store.root,
             "snapshot": snapshot,
