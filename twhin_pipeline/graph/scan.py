@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twhin_pipeline.config.data import duration
 from twhin_pipeline.config.model import names_relation
 from twhin_pipeline.errors import UserError, nearest
 from twhin_pipeline.graph import delimited, lake, query
 from twhin_pipeline.graph.source import TABLES, check_snapshot, stem
+from twhin_pipeline.remote import fetch, local_path
 from twhin_pipeline.store import database
 from twhin_pipeline.store.database import explained, literal, name
 from twhin_pipeline.words import PARTS, SIDES
@@ -87,47 +88,63 @@ def open_input(
     Raises:
         UserError: A file cannot be read, lacks a column, or has one of a wrong type.
     """
-    parts: dict[tuple[str | None, str | None], list[delimited.Staged]] = {}
+    staged: dict[tuple[str | None, str | None], list[delimited.Staged]] = {}
+    texts: dict[tuple[str | None, str | None, tuple[str, ...]], list[tuple[str, str]]] = {}
+    types: dict[str, dict[str, str]] = {}
+    if spec.format == "parquet":
+        files = [_reachable(con, file, f"{prefix}-{number}") for number, file in enumerate(spec.files)]
+        types = _described(con, spec, files)
     for number, origin in enumerate(spec.files):
         path = f"{prefix}-{number}.parquet"
-        file = _reachable(con, origin, f"{prefix}-{number}") if spec.format in ("parquet", "csv") else origin
-        names = _names(con, spec, origin, file, path)
+        if spec.format == "csv":
+            file = local_path(origin) or fetch(origin, f"{prefix}-{number}")
+            names = delimited.header(file, spec.delimiter)
+        elif spec.format == "parquet":
+            file = files[number]
+            names = list(types[file])
+        elif spec.format == "sql":
+            assert spec.sql is not None
+            query.stage(con, spec.sql, spec.source.folder, path, origin)
+            file, types = path, _described(con, spec, [path])
+            names = list(types[path])
+        else:
+            file, names = path, lake.names(origin, spec.format)
         _check_columns(origin, spec, names)
         rel, relation = _relation(spec, origin, names, known)
+        if spec.format == "csv":
+            texts.setdefault((rel, relation, tuple(names)), []).append((origin, file))
+            continue
+        if spec.format in TABLES:
+            lake.stage(origin, spec.format, path, [column for _, column in _named(spec, rel)])
+        staged.setdefault((rel, relation), []).append(delimited.Staged(file, [(origin, 0)]))
+    for number, ((rel, relation, named), same) in enumerate(texts.items()):
         wanted = [column for _, column in _named(spec, rel)]
-        parts.setdefault((rel, relation), []).append(_stage(con, spec, origin, file, path, wanted))
-    return [_scan(con, spec, source, staged, rel, relation) for (rel, relation), staged in parts.items()]
+        made = delimited.stage(con, same, spec.delimiter, f"{prefix}-text-{number}", wanted, named)
+        staged.setdefault((rel, relation), []).extend(made)
+    return [_scan(con, spec, source, parts, rel, relation, types) for (rel, relation), parts in staged.items()]
 
 
-def _names(con: duckdb.DuckDBPyConnection, spec: Input, origin: str, file: str, path: str) -> list[str]:
-    """Return the names of a file's columns. What a query gives is at `path` then."""
-    if spec.format == "csv":
-        return delimited.header(file, spec.delimiter)
-    if spec.format in TABLES:
-        return lake.names(origin, spec.format)
-    if spec.format == "sql":
-        assert spec.sql is not None
-        query.stage(con, spec.sql, spec.source.folder, path, origin)
-        file = path
-    return list(_described(con, origin, file))
-
-
-def _stage(
-    con: duckdb.DuckDBPyConnection, spec: Input, origin: str, file: str, path: str, wanted: list[str]
-) -> delimited.Staged:
-    """Make a Parquet file at `path` of what is none."""
-    if spec.format == "csv":
-        return delimited.stage(con, file, origin, spec.delimiter, path, wanted)
-    if spec.format in TABLES:
-        lake.stage(origin, spec.format, path, wanted)
-    return delimited.Staged(origin, file if spec.format == "parquet" else path)
-
-
-def _described(con: duckdb.DuckDBPyConnection, origin: str, file: str) -> dict[str, str]:
-    """Return the columns of a Parquet file and their SQL types."""
-    with explained(origin):
-        described = con.execute(f"DESCRIBE SELECT * FROM {parquet([file], numbered=False)}").fetchall()
-    return {str(row[0]): str(row[1]) for row in described}
+def _described(con: duckdb.DuckDBPyConnection, spec: Input, files: list[str]) -> dict[str, dict[str, str]]:
+    """Return the columns of Parquet files and their SQL types: one file is asked for each schema that there is."""
+    fields: dict[str, list[Any]] = {file: [] for file in files}
+    try:
+        with explained(spec.field):
+            listed = ", ".join(literal(file) for file in files)
+            rows = con.execute(f"SELECT * FROM parquet_schema([{listed}])").fetchall()
+        for file, *described in rows:
+            fields[str(file)].append(tuple(described))
+    except UserError:
+        fields = {file: [file] for file in files}  # so that the one that cannot be read is named
+    known: dict[tuple[Any, ...], dict[str, str]] = {}
+    types = {}
+    for file, origin in zip(files, spec.files, strict=True):
+        schema = tuple(fields[file])
+        if schema not in known:
+            with explained(origin):
+                columns = con.execute(f"DESCRIBE SELECT * FROM {parquet([file], numbered=False)}").fetchall()
+            known[schema] = {str(row[0]): str(row[1]) for row in columns}
+        types[file] = known[schema]
+    return types
 
 
 def _relation(
@@ -158,11 +175,14 @@ def _scan(
     staged: list[delimited.Staged],
     rel: str | None,
     relation: str | None,
+    types_of: dict[str, dict[str, str]],
 ) -> Scan:
     files = [part.path for part in staged]
     types: dict[str, str] = {}
     for part in staged:
-        types_of_part = _described(con, part.origin, part.path)
+        types_of_part = (
+            types_of.get(part.path) or _described(con, replace(spec, files=[part.origin]), [part.path])[part.path]
+        )
         if taken := [column for column in types_of_part if column.lower() in (FILE_COLUMN, ROW_COLUMN)]:
             raise UserError(f"{part.origin}: a column is named {taken[0]!r}, as that of row numbers is; rename it")
         _check_types(part.origin, spec, types_of_part, rel)
@@ -310,19 +330,10 @@ def _time(kind: str) -> str:
 
 def _reachable(con: duckdb.DuckDBPyConnection, file: str, path: str) -> str:
     """Let DuckDB read a URL; what comes by HTTP is fetched once, since it is read more than once."""
-    if "://" not in file:
-        return file
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(file)
-    if file.startswith(("http://", "https://")):
-        ending = file.partition("?")[0].rpartition("/")[2]
-        local = f"{path}-{ending}"
-        try:
-            fs.get_file(inner, local)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be fetched ({error}); mend the URL") from error
+    if (local := local_path(file)) is not None:
         return local
+    if file.startswith(("http://", "https://")):
+        return fetch(file, path)
     database.register(con, file)
     return file
 

@@ -9,14 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from twhin_pipeline import extras
+from twhin_pipeline import extras, scratch
 from twhin_pipeline.bundled import CHECKOUT
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.machine import SHARED_MEMORY
@@ -216,7 +215,7 @@ def probe_gloo() -> None:
     """Add two processes' numbers. Raises where that does not work."""
     import torch.multiprocessing as mp
 
-    with tempfile.TemporaryDirectory(prefix="twhin-") as folder:
+    with scratch.folder("doctor") as folder:
         # Fork is quick, and nothing has started threads yet.
         mp.start_processes(_gloo_rank, args=(f"{folder}/meet",), nprocs=2, start_method="fork")
     print("two processes added their numbers")

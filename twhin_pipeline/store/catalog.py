@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from twhin_pipeline.store import Manifest, Store
 
 CATALOG = "catalog.duckdb"
+DEAD_AFTER_S = 3600.0
 
 
 def views(con: duckdb.DuckDBPyConnection, store: Store, snapshot: str | None = None) -> list[str]:
@@ -50,6 +54,11 @@ def refresh(store: Store) -> str:
     It is replaced as a whole, so a reader that has the old one open is not disturbed.
     """
     target = store.path(CATALOG)
+    if store.is_local:  # what a process left that was killed here
+        for left in Path(store.root).glob("twhin-catalog-*"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > DEAD_AFTER_S:
+                    shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix="twhin-catalog-", dir=_near(store)) as folder:
         path = os.path.join(folder, CATALOG)
         con = duckdb.connect(path)

@@ -147,15 +147,18 @@ class EdgesDataset:
 
     def leave_out(self, edges: pa.Table) -> None:
         """Give edges (`rel`, `lhs`, `rhs`) the weight 0: nothing is measured of them; they stay candidates."""
-        positives = self.positives
-        relation = np.repeat(positives.relation, positives.lengths)
         rel, lhs, rhs = (edges.column(name).to_numpy() for name in ("rel", "lhs", "rhs"))
-        for number in np.unique(rel):
-            known = KnownEdges.from_pairs(lhs[rel == number], rhs[rel == number])
-            mine = np.flatnonzero(relation == number)
-            ends = (side[mine].astype(np.int64) for side in (positives.lhs, positives.rhs))
-            positives.weight[mine[known.contains(*ends)]] = 0
-        self.counts = np.add.reduceat(positives.weight > 0, positives.offsets[:-1], dtype=np.int64)
+        known = {n: KnownEdges.from_pairs(lhs[rel == n], rhs[rel == n]) for n in np.unique(rel).tolist()}
+        left_out = np.zeros(self.num_edges, bool)
+        first = 0
+        for piece, relation in self.positives.pieces():
+            for number, of_relation in known.items():
+                mine = np.flatnonzero(relation == number)
+                ends = (piece[side][mine].astype(np.int64) for side in SIDES)
+                left_out[first + mine] = of_relation.contains(*ends)
+            first += len(piece)
+        self.positives.left_out = left_out
+        self.counts = self.positives.lengths - np.add.reduceat(left_out, self.positives.offsets[:-1], dtype=np.int64)
 
     def state_dict(self) -> dict[str, int]:
         """Return the position: the batches that the loop has received, not those read ahead."""
