@@ -9,22 +9,34 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
 
 
-def cached(store: Store, manifest: Manifest, build: Callable[[Path], None]) -> Path:
+def cached(store: Store, manifest: Manifest, build: Callable[[Path], None], name: str = "_mapped") -> Path:
     """Return the folder that `build` filled for this version of a table; it is filled once, and appears whole.
 
-    It lies in the version's own folder and goes when that goes. Where the store is remote or cannot be written, it lies
-    under `$XDG_CACHE_HOME/twhin`, and what was made of earlier versions is removed.
+    It lies in the version's own folder, as `name`, and goes when that goes. Where the store is remote or cannot be
+    written, it lies under `$XDG_CACHE_HOME/twhin`, and what was made of earlier versions is removed.
+
+    Raises:
+        UserError: Neither can be written.
     """
     version = Path(store.path(manifest.asset, manifest.snapshot, manifest.version))
     inside = store.is_local and os.access(version, os.W_OK)
-    folder = version / "_mapped" if inside else _away(store, manifest)
+    folder = version / name if inside else _away(store, manifest, name)
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+    if not inside and (version / name).exists():  # made by who could write there
+        return version / name
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: cannot be written ({error.strerror}), and a copy of {manifest.asset} for fast reading "
+            "has to be somewhere; set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
     try:
         build(draft)
         # A temporary folder is its maker's alone; who may read the table may read its copy.
@@ -43,7 +55,7 @@ def cached(store: Store, manifest: Manifest, build: Callable[[Path], None]) -> P
     return folder
 
 
-def _away(store: Store, manifest: Manifest) -> Path:
+def _away(store: Store, manifest: Manifest, name: str) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "twhin")
     root = hashlib.sha256(store.root.encode()).hexdigest()[:12]
-    return base / root / manifest.asset / manifest.snapshot / manifest.version
+    return base / root / manifest.asset / manifest.snapshot / f"{manifest.version}{'' if name == '_mapped' else name}"
