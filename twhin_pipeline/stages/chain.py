@@ -214,7 +214,7 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
         for table in stage.tables(run.config)
         if run.store.exists(table, run.snapshot)
     }
-    for line in _passed_over(run, made):
+    for line in [*(_undated(run) if stage.name == "ingest" else ()), *_passed_over(run, made)]:
         say(f"  note: {line}")
     for note in (note for manifest in made.values() for note in manifest.details.get("notes", [])):
         say(f"  note: {note}")
@@ -222,6 +222,12 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
         for line in relations.recipe(run.config, run.store, run.snapshot).lines():
             say(line)
     return made
+
+
+def _undated(run: Run) -> list[str]:
+    from twhin_pipeline.graph import source
+
+    return source.undated(run.config, run.snapshot)
 
 
 def _passed_over(run: Run, made: Iterable[str]) -> Iterator[str]:
