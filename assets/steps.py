@@ -71,7 +71,7 @@ def spec(
         description=description,
         kinds=set(kinds),
         owners=OWNERS,
-        code_version=provenance.code(code),
+        code_version=provenance.code(code, stage.name),
     )
 
 

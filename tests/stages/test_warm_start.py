@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.config import TwhinConfig, load_config
 from twhin_pipeline.evaluation import evaluate as evaluation
 from twhin_pipeline.operations.generate import generate
@@ -42,9 +48,20 @@ def edges_of(config: TwhinConfig, store: Store, asset: str, snapshot: str) -> se
     }
 
 
+@dataclass(frozen=True)
+class Made:
+    """Two snapshots' tables; `asked` is what evaluation of the second asked for."""
+
+    config: TwhinConfig
+    config_path: str
+    overrides: tuple[str, ...]
+    store: Store
+    asked: list[Any]
+
+
 @pytest.fixture(scope="module")
-def two_snapshots(tmp_path_factory: pytest.TempPathFactory) -> tuple[TwhinConfig, Store, list[Any]]:
-    """Run both snapshots; returns what evaluation of the second asked for besides."""
+def two_snapshots(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Run both snapshots."""
     folder = tmp_path_factory.mktemp("two")
     config_path = generate(str(folder / "graph.parquet"), users=900, items=400, edges=5_000, communities=6)
     table = pq.read_table(folder / "graph.parquet")
@@ -75,13 +92,13 @@ def two_snapshots(tmp_path_factory: pytest.TempPathFactory) -> tuple[TwhinConfig
                 if snapshot == SECOND and stage.name == "evaluate":
                     patch.setattr(evaluation, "read_edges", read)
                 run_stage(run, stage, lambda line: None)
-    return run.config, store, asked
+    return Made(run.config, config_path, overrides, store, asked)
 
 
 def test_no_ranked_edge_was_a_training_edge_of_the_model_that_this_one_started_from(
-    two_snapshots: tuple[TwhinConfig, Store, list[Any]],
+    two_snapshots: Made,
 ) -> None:
-    config, store, asked = two_snapshots
+    config, store, asked = two_snapshots.config, two_snapshots.store, two_snapshots.asked
     details = store.manifest("twhin_model", SECOND).details
     started_from = details["started_from"]
     assert [one["snapshot"] for one in started_from] == [FIRST]
@@ -104,7 +121,36 @@ def test_no_ranked_edge_was_a_training_edge_of_the_model_that_this_one_started_f
     assert load_model(store.root).snapshot == SECOND
 
 
-def test_a_first_snapshot_leaves_out_nothing(two_snapshots: tuple[TwhinConfig, Store, list[Any]]) -> None:
-    _, store, _ = two_snapshots
+def test_a_first_snapshot_leaves_out_nothing(two_snapshots: Made) -> None:
+    store = two_snapshots.store
     details = store.manifest("evaluation", FIRST).details
     assert details["edges"] == store.manifest("held_out/test", FIRST).rows and details["ancestors"] == 0
+
+
+@pytest.mark.parametrize("tables", [["refit/*"], []], ids=["those of the refit", "all"])
+def test_the_checks_of_the_refit_run_by_hand_too(
+    two_snapshots: Made, tables: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [word for one in two_snapshots.overrides for word in ("--set", one)]
+    home = ["--home", two_snapshots.store.root, "--config", two_snapshots.config_path, "--snapshot", SECOND]
+    assert run_arguments(["check", *tables, *home, *given, "--json"]) == 0
+    found = {(one["table"], one["check"]): one["status"] for one in json.loads(capsys.readouterr().out)}
+    assert found["refit/twhin_model", "loss_finite"] == "passed"
+    assert found["refit/training_set/positives", "held_out_unseen"] == "passed"
+    assert (("evaluation", "metrics_sound") in found) == (tables == [])
+
+
+def test_an_earlier_table_that_nobody_has_checked_is_not_passed_over_in_silence(
+    two_snapshots: Made, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "home"))
+    shutil.copytree(two_snapshots.store.root, store.root)
+    version = store.manifest("vocabulary/user", FIRST).version
+    os.remove(store.path("vocabulary/user", FIRST, version, "_verdict.json"))
+    shutil.rmtree(store.path("vocabulary/user", SECOND))
+    said: list[str] = []
+    run = run_of(two_snapshots.config_path, store, SECOND, *two_snapshots.overrides)
+    run_stage(run, STAGES["vocabulary"], said.append)
+    (line,) = [line for line in said if "passed over" in line]
+    assert f"vocabulary/user of snapshot {FIRST} is passed over" in line and "twhin check vocabulary/user" in line
+    assert store.manifest("vocabulary/user", SECOND).details["earlier_snapshot"] is None

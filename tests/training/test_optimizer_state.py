@@ -52,7 +52,8 @@ def configured(algorithm: str, **training: Any) -> TwhinConfig:
         table["optimizer"] = ALGORITHMS[algorithm]
     model["translation_optimizer"] = {"adagrad": {"lr": 0.1}}
     launch = {"nproc_per_node": 1 if algorithm in ("adam", "rmsprop") else 2}
-    return planted_config(model=model, training={"num_epochs": 2, **training}, launch=launch)
+    training = {"num_epochs": 2, "carry_optimizer_state": True, **training}
+    return planted_config(model=model, training=training, launch=launch)
 
 
 def write_later(store: Store, config: TwhinConfig) -> None:

@@ -68,6 +68,8 @@ class Origin:
         """Return the store with the model, and its manifest. Raises UserError where it is gone."""
         assert self.snapshot is not None and self.version is not None
         root = self.store or child.root
+        if self.store is not None and not Store(root).assets():
+            root = child.root  # an earlier version of this package noted the full path, and the store has moved
         store = Store(root, self.view)
         if self.view is None and self.version not in store.versions_of(ASSET, self.snapshot):
             # An earlier version of this package did not note the view.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from twhin_pipeline.config import TwhinConfig, relations, stage_settings
@@ -214,12 +214,31 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
         for table in stage.tables(run.config)
         if run.store.exists(table, run.snapshot)
     }
+    for line in [*(_undated(run) if stage.name == "ingest" else ()), *_passed_over(run, made)]:
+        say(f"  note: {line}")
     for note in (note for manifest in made.values() for note in manifest.details.get("notes", [])):
         say(f"  note: {note}")
     if stage.name == "vocabulary":  # all that a recipe looks at is there now
         for line in relations.recipe(run.config, run.store, run.snapshot).lines():
             say(line)
     return made
+
+
+def _undated(run: Run) -> list[str]:
+    from twhin_pipeline.graph import source
+
+    return source.undated(run.config, run.snapshot)
+
+
+def _passed_over(run: Run, made: Iterable[str]) -> Iterator[str]:
+    """Say which earlier tables were left aside because nobody has checked them; what grows day by day lacks them."""
+    for table in made:
+        if table.startswith(("raw_edges", "vocabulary/")):
+            for older in run.store.passed_over(table, run.snapshot):
+                yield (
+                    f"{table} of snapshot {older} is passed over, as its checks never ran; run "
+                    f"`twhin check {table} --snapshot {older}` and make {run.snapshot} again, or leave it so"
+                )
 
 
 def reason(run: Run, stage: Stage) -> str | None:

@@ -144,6 +144,17 @@ class Store:
                 return self.manifest(asset, older, version)
         return None
 
+    def passed_over(self, asset: str, snapshot: str) -> list[str]:
+        """List older snapshots that `latest_before` passes over because the checks of their tables never ran."""
+        found: list[str] = []
+        for older in reversed([name for name in self._children(asset) if name < snapshot]):
+            if self._accepted(asset, older) is not None:
+                break
+            committed = self._committed(asset, older)
+            if committed and self.verdict(asset, older, committed[-1]) is None:
+                found.append(older)
+        return found
+
     def last_accepted(self, asset: str, snapshot: str, before: str | None = None) -> Manifest | None:
         """Return the newest version of this snapshot that has passed its checks, older than the version `before`."""
         version = self._accepted(asset, snapshot, before)
