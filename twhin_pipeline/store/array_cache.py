@@ -68,8 +68,8 @@ def _make(folder: Path, manifest: Manifest) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror}), and a copy of {manifest.asset} for fast reading has to be "
-            "somewhere; set XDG_CACHE_HOME to a folder that can be written"
+            f"{folder}: cannot be written ({error.strerror}), and a copy of {manifest.asset} for fast reading has to "
+            "be somewhere; set XDG_CACHE_HOME to a folder that can be written"
         ) from error
 
 
