@@ -312,7 +312,10 @@ def window(spec: Input) -> tuple[datetime | None, datetime]:
     """Return the first instant that counts (None: no bound) and the first that does not: the end of the day (UTC)."""
     end = datetime.combine(check_snapshot(spec.snapshot), time()) + timedelta(days=1)
     length = spec.source.window
-    return (None if length is None else end - duration(length)), end
+    try:
+        return (None if length is None else end - duration(length)), end
+    except OverflowError:  # it begins before year 1
+        return None, end
 
 
 def _time(kind: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from twhin_pipeline import remote
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.training.launch import environment
 
@@ -125,11 +126,11 @@ def step_time(work: Work, rates: Rates) -> StepTime:
 def load(path: str) -> Rates:
     """Read a YAML or JSON file of rates. Raises UserError where it is none."""
     try:
-        values: Any = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--rates {path}: cannot be read ({error}); `twhin rates --out {path}` writes one") from error
+        values: Any = yaml.safe_load(remote.text(path, 1 << 20, "a file of rates"))
+    except (UserError, yaml.YAMLError) as error:
+        raise UserError(f"--rates {path}: cannot be read ({error}); `twhin rates FILE` writes one") from error
     if not isinstance(values, Mapping):
-        raise UserError(f"--rates {path}: must be a mapping of rates; `twhin rates --out {path}` writes one")
+        raise UserError(f"--rates {path}: must be a mapping of rates; `twhin rates FILE` writes one")
     try:
         return Rates.model_validate(dict(values))
     except ValidationError as error:
