@@ -15,6 +15,8 @@ from twhin_pipeline.config.base import Section, Seed
 from twhin_pipeline.config.model import names_relation
 
 MOST_NEGATIVES = 1_000_000
+TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+"""Parts of a second."""
 LONGEST_DAYS = 3_652_058
 """Days from year 1 to year 9999."""
 DURATION = re.compile(r"([1-9][0-9]*)([hdw])")
@@ -87,8 +89,10 @@ class Columns(Section):
     rhs: str = "rhs"
     """The right-hand entity's id."""
     time: str | None = None
-    """When the edge happened: a timestamp, a date, or seconds since 1970 (UTC). Edges after the snapshot's day do not
-    count. An edge whose time is null or empty has no date: it is in every window, and always known."""
+    """When the edge happened: a timestamp, a date, or a number (see `time_unit`). Edges after the snapshot's day do
+    not count. An edge whose time is null or empty has no date: it is in every window, and always known."""
+    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    """The unit of times that are numbers: seconds, milliseconds, microseconds or nanoseconds since 1970 (UTC)."""
     weight: str | None = None
     """How much the edge counts (finite, not negative)."""
     split: str | None = None
@@ -200,6 +204,8 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> SourceConfig:
+        if self.columns.time_unit != "s" and self.columns.time is None:
+            raise ValueError("columns.time_unit needs columns.time; name the time column or leave time_unit out")
         if (self.path is None) == (self.sql is None):
             raise ValueError("give exactly one of path and sql")
         if self.sql is not None and self.format not in ("auto", "sql"):
