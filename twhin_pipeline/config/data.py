@@ -118,6 +118,10 @@ class SourceConfig(Section):
     ids: Literal["named", "indexed"] = "named"
     """`named`: ids are strings or any integers and `rel` a relation's name. `indexed`: `lhs`, `rhs` are rows, `rel` an
     index into `model.relations`, as in the published system."""
+    normalize_ids: list[Literal["nfc", "trim", "lower"]] = []
+    """What is done to ids that are text, in this order: `nfc`, Unicode's composed form; `trim`, no spaces at their
+    ends; `lower`, small letters. Ids that are alike then are one entity; the check `ids_alike` counts those that would
+    be."""
     relation: str | None = None
     """The relation of every row; no column is read for it. Left out, and without a relation column, it is the file's
     name without the ending and the snapshot: `follows` of follows.csv."""

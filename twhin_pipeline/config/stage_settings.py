@@ -31,7 +31,7 @@ SCORING = re.compile(
 """Paths of the fields that say how a trained model scores an edge."""
 
 
-ADDED = {"time_unit": "s"}
+ADDED: dict[str, Any] = {"time_unit": "s", "normalize_ids": []}
 """Fields that an earlier version did not have, by their last name, with the value that says what it did."""
 
 

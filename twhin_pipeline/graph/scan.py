@@ -239,7 +239,7 @@ class Rows:
             "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(spec.split or "")
         )
         typed = (
-            f"SELECT TRY_CAST(raw_lhs AS {identity}) AS lhs, r.index AS rel, TRY_CAST(raw_rhs AS {identity}) AS rhs, "
+            f"SELECT {_id(spec, 'lhs', identity)} AS lhs, r.index AS rel, {_id(spec, 'rhs', identity)} AS rhs, "
             f"{time_sql} AS time, {split_sql} AS split, p.*, r.lhs_rows, r.rhs_rows, r.name "
             f"FROM ({rows}) p LEFT JOIN relations r ON {key}"
         )
@@ -290,6 +290,16 @@ class Rows:
             tests.append(f"WHEN {test} THEN {self.sources + len(self.reasons)}")
             self.reasons.append(Reason(scan.source, reason, field, fields.get(field)))
         return f"CAST(CASE {' '.join(tests)} ELSE {scan.source} END AS INTEGER)"
+
+
+def _id(spec: Input, side: str, identity: str) -> str:
+    """Return the SQL of an id, normalized where it is text."""
+    sql = f"TRY_CAST(raw_{side} AS {identity})"
+    if identity == "VARCHAR":
+        for form in ("nfc", "trim", "lower"):
+            if form in spec.source.normalize_ids:
+                sql = f"{'nfc_normalize' if form == 'nfc' else form}({sql})"
+    return sql
 
 
 def _weight(spec: Input) -> str:
