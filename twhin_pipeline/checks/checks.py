@@ -47,7 +47,7 @@ class Check:
     @property
     def sql(self) -> str:
         """The query."""
-        return (resources.files("twhin_pipeline.checks") / "sql" / f"{self.name}.sql").read_text()
+        return (resources.files("twhin_pipeline.checks") / "sql" / f"{self.name}.sql").read_text(encoding="utf-8")
 
     @property
     def description(self) -> str:

@@ -130,7 +130,7 @@ def remember(store: Store, path: str) -> None:
         target = store.path(RECORD)
         if store.is_local:
             draft = f"{target}.{os.getpid()}"
-            Path(draft).write_text(text)
+            Path(draft).write_text(text, encoding="utf-8")
             os.replace(draft, target)
         else:
             store.fs.pipe_file(target, text.encode())

@@ -143,7 +143,7 @@ def load(path: str) -> Rates:
 
 def save(rates: Rates, path: str) -> None:
     """Write rates as YAML."""
-    Path(path).write_text(yaml.safe_dump(rates.model_dump(exclude_none=True), sort_keys=False))
+    Path(path).write_text(yaml.safe_dump(rates.model_dump(exclude_none=True), sort_keys=False), encoding="utf-8")
 
 
 def measured(config: TwhinConfig, config_path: str, overrides: list[str], path: str) -> Rates:
@@ -157,7 +157,14 @@ def measured(config: TwhinConfig, config_path: str, overrides: list[str], path: 
     command += ["--config", config_path, "--out", path]
     for override in overrides:
         command += ["--set", override]
-    done = subprocess.run(command, env={**os.environ, **environment(config)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        env={**os.environ, **environment(config)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     if done.returncode:
         raise UserError(f"rates: a rank failed; the end of what it said:\n{(done.stdout + done.stderr)[-2000:]}")
     return load(path)

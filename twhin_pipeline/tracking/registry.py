@@ -38,7 +38,7 @@ def register_model(
             "view": store.view,
             "model": manifest.details["model"],
         }
-        (Path(folder) / POINTER).write_text(json.dumps(registered, indent=1))
+        (Path(folder) / POINTER).write_text(json.dumps(registered, indent=1), encoding="utf-8")
         source = store.path("twhin_model", snapshot, manifest.version, "relations.parquet")
         store.fs.get_file(store.fs._strip_protocol(source), f"{folder}/relations.parquet")
         client.log_artifacts(run_id, folder, MODEL_FOLDER)
