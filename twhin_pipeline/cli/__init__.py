@@ -18,6 +18,9 @@ __all__ = ["app", "main", "run_arguments"]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit: 0, 1 where something failed, 2 (and one line) on a user's mistake, 130 on ctrl-c."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1" and sys.executable:
+        # A plain locale, such as LC_ALL=C: files' names and texts, and what is printed, would be ASCII.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
     try:
         from twhin_pipeline.cli import program
     except KeyboardInterrupt:  # while modules are read

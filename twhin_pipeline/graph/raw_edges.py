@@ -25,7 +25,19 @@ from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.graph import edge_file, id_order, source
 from twhin_pipeline.graph.edge_sort import EdgeSorter
 from twhin_pipeline.graph.interning import Interner, LookedUp
-from twhin_pipeline.graph.scan import FIELDS, OUTSIDE_WINDOW, SIDES, Reason, Rows, Scan, open_input, parquet, window
+from twhin_pipeline.graph.scan import (
+    BAD_TIME,
+    FIELDS,
+    OUTSIDE_WINDOW,
+    SIDES,
+    Reason,
+    Rows,
+    Scan,
+    open_input,
+    parquet,
+    time_unit,
+    window,
+)
 from twhin_pipeline.prefetch import Prefetcher, in_order
 from twhin_pipeline.store import database
 from twhin_pipeline.store.database import explained, literal, name
@@ -109,7 +121,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             undated=int(counted.undated.sum()) if "time" in sorter.columns else 0,
             files=[file for one in inputs for file in one.files],
             sources=[counted.details(n, one, possible.model.relation_names) for n, one in enumerate(inputs)],
-            notes=_notes(scans, inputs, counted),
+            notes=_notes(scans, inputs, counted) + _time_notes(inputs, store, snapshot, counted),
         )
         kept.commit(config_hash=config.hash(), parents={}, settings=settings(config, "ingest"))
     return store.manifest("raw_edges", snapshot)
@@ -225,7 +237,25 @@ def _nothing(what: str, inputs: list[Input], store: Store, snapshot: str, counte
         causes.append(f"the first is row {first['row']} of {first['file']}, {first['reason']}")
         sections = " or ".join(f"{one.section}.columns" for one in inputs if one.split is None)
         remedies.append(f"correct {sections or 'the columns'}, model.relations or the file")
+    remedies = _time_notes(inputs, store, snapshot, counted) or remedies
     return f"{what}: no edge for snapshot {snapshot}: {', '.join(causes)}; {', or '.join(remedies)}"
+
+
+def _time_notes(inputs: list[Input], store: Store, snapshot: str, counted: Counted) -> list[str]:
+    """Say by which unit bad times would be times."""
+    notes = []
+    for number, one in enumerate(inputs):
+        if BAD_TIME not in counted.rejected(number):
+            continue
+        rows = store.read("raw_edges_rejected", snapshot, ["reason", "value", "source"])
+        mine = pc.and_(pc.equal(rows["reason"], BAD_TIME), pc.equal(rows["source"], one.section))
+        value = str(rows.filter(mine)["value"][0].as_py())
+        if unit := time_unit(value, one.columns.time_unit):
+            notes.append(
+                f"{one.section}: {value} in column {one.columns.time!r} is a time in {unit}: set "
+                f"{one.section}.columns.time_unit: {unit}"
+            )
+    return notes
 
 
 def _in(column: str | None) -> str:

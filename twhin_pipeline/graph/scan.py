@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
-from twhin_pipeline.config.data import duration
+from twhin_pipeline.config.data import TIME_UNITS, duration
 from twhin_pipeline.config.model import names_relation
 from twhin_pipeline.errors import UserError, nearest
 from twhin_pipeline.graph import delimited, lake, query
@@ -27,10 +28,12 @@ FIELDS = ("lhs", "rel", "rhs", "time", "weight", "split")
 # Reasons why a row is no edge; the first is why it does not count for this snapshot.
 OUTSIDE_WINDOW = "outside window"
 OUT_OF_RANGE = "index out of range"
+BAD_TIME = "bad time"
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 # What the scan calls a row's file and its number in it; the second is DuckDB's own name.
 FILE_COLUMN, ROW_COLUMN = "twhin_file", "file_row_number"
 DEFAULT_REL = "rel"
+_NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL.*")
 
 
 @dataclass(frozen=True)
@@ -231,12 +234,12 @@ class Rows:
         identity = "BIGINT" if integers else "VARCHAR"
         by_index = spec.indexed and scan.rel is not None
         key = "r.index = TRY_CAST(raw_rel AS BIGINT)" if by_index else "r.name = CAST(raw_rel AS VARCHAR)"
-        time_sql = _time(scan.types[columns.time]) if columns.time is not None else "NULL::TIMESTAMP"
+        time_sql = _time(scan.types[columns.time], columns.time_unit) if columns.time is not None else "NULL::TIMESTAMP"
         split_sql = (
             "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(spec.split or "")
         )
         typed = (
-            f"SELECT TRY_CAST(raw_lhs AS {identity}) AS lhs, r.index AS rel, TRY_CAST(raw_rhs AS {identity}) AS rhs, "
+            f"SELECT {_id(spec, 'lhs', identity)} AS lhs, r.index AS rel, {_id(spec, 'rhs', identity)} AS rhs, "
             f"{time_sql} AS time, {split_sql} AS split, p.*, r.lhs_rows, r.rhs_rows, r.name "
             f"FROM ({rows}) p LEFT JOIN relations r ON {key}"
         )
@@ -278,7 +281,7 @@ class Rows:
         if "time" in fields:
             text = scan.types[fields["time"]] == "VARCHAR"
             undated = f"raw_time IS NULL{' OR ' + _blank('raw_time') if text else ''}"
-            cases.append((f"time IS NULL AND NOT ({undated})", "bad time", "time"))
+            cases.append((f"time IS NULL AND NOT ({undated})", BAD_TIME, "time"))
             start, end = window(spec)
             bounds = [f"time >= TIMESTAMP '{end}'"] + ([f"time < TIMESTAMP '{start}'"] if start is not None else [])
             cases.append((" OR ".join(bounds), OUTSIDE_WINDOW, "time"))
@@ -287,6 +290,16 @@ class Rows:
             tests.append(f"WHEN {test} THEN {self.sources + len(self.reasons)}")
             self.reasons.append(Reason(scan.source, reason, field, fields.get(field)))
         return f"CAST(CASE {' '.join(tests)} ELSE {scan.source} END AS INTEGER)"
+
+
+def _id(spec: Input, side: str, identity: str) -> str:
+    """Return the SQL of an id, normalized where it is text."""
+    sql = f"TRY_CAST(raw_{side} AS {identity})"
+    if identity == "VARCHAR":
+        for form in ("nfc", "trim", "lower"):
+            if form in spec.source.normalize_ids:
+                sql = f"{'nfc_normalize' if form == 'nfc' else form}({sql})"
+    return sql
 
 
 def _weight(spec: Input) -> str:
@@ -312,20 +325,46 @@ def window(spec: Input) -> tuple[datetime | None, datetime]:
     """Return the first instant that counts (None: no bound) and the first that does not: the end of the day (UTC)."""
     end = datetime.combine(check_snapshot(spec.snapshot), time()) + timedelta(days=1)
     length = spec.source.window
-    return (None if length is None else end - duration(length)), end
+    try:
+        return (None if length is None else end - duration(length)), end
+    except OverflowError:  # it begins before year 1
+        return None, end
 
 
-def _time(kind: str) -> str:
+_MOST_SECONDS = 253_402_300_800
+"""Seconds from 1970 to the year 10,000."""
+
+
+def _time(kind: str, unit: str) -> str:
     """Return the SQL that reads `raw_time` as a timestamp; null where it is none (or is beyond year 9999)."""
     text = "CAST(raw_time AS VARCHAR)"
-    seconds = f"TRY_CAST({text} AS DOUBLE)"
-    moment = f"CASE WHEN abs({seconds}) < 253402300800 THEN make_timestamp(CAST({seconds} * 1000000 AS BIGINT)) END"
-    if kind in INTEGERS or kind in ("FLOAT", "DOUBLE", "HUGEINT") or kind.startswith("DECIMAL"):
+    parts = TIME_UNITS[unit]
+    number = f"TRY_CAST({text} AS DOUBLE)"
+    whole = f"TRY_CAST({text} AS BIGINT)"
+    # Integers stay exact; a fraction of a second comes as a decimal number.
+    micros = f"CAST({number} / {parts} * 1000000 AS BIGINT)"
+    if kind in INTEGERS:
+        micros = f"{whole} * {10**6 // parts}" if parts <= 10**6 else f"{whole} // {parts // 10**6}"
+    moment = f"CASE WHEN abs({number}) < {_MOST_SECONDS * parts} THEN make_timestamp({micros}) END"
+    if _NUMBER.fullmatch(kind):
         return moment
     if kind == "VARCHAR":
         # A text with an offset (+02:00, Z) is an instant; one without is taken as UTC, which is the session's zone.
         return f"coalesce(CAST(TRY_CAST({text} AS TIMESTAMPTZ) AS TIMESTAMP), {moment})"
+    if "TIME ZONE" in kind or "TZ" in kind:
+        # Nanoseconds with a time zone go to microseconds by way of a text only.
+        return "CAST(TRY_CAST(CAST(raw_time AS VARCHAR) AS TIMESTAMPTZ) AS TIMESTAMP)"
     return "TRY_CAST(raw_time AS TIMESTAMP)"
+
+
+def time_unit(value: str, unit: str) -> str | None:
+    """Return the unit by which a number that is no time in `unit` is one from 1979 to 2039; None if there is none."""
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    fitting = [one for one, parts in TIME_UNITS.items() if one != unit and 3e8 <= number / parts < 2.2e9]
+    return fitting[0] if fitting else None
 
 
 def _reachable(con: duckdb.DuckDBPyConnection, file: str, path: str) -> str:
@@ -371,9 +410,16 @@ def _check_columns(origin: str, spec: Input, names: list[str]) -> None:
 
 def _check_types(origin: str, spec: Input, types: dict[str, str], rel: str | None) -> None:
     for field, column in _named(spec, rel):
+        kind = types[column]
+        if field == "time" and not (
+            _NUMBER.fullmatch(kind) or kind.startswith(("TIMESTAMP", "DATE", "VARCHAR", "ENUM"))
+        ):
+            raise UserError(
+                f"{origin}: column {column!r} is of type {kind}; times must be timestamps, dates, numbers or text, so "
+                "cast it"
+            )
         if field not in ("lhs", "rhs", "rel"):
             continue
-        kind = types[column]
         plain = (
             kind in INTEGERS or kind in ("VARCHAR", "UUID", "HUGEINT", "UHUGEINT", "DATE") or kind.startswith("ENUM")
         )

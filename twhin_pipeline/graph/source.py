@@ -269,7 +269,10 @@ def check_snapshot(snapshot: str) -> date:
     """Return the snapshot's day. Raises UserError where it is not a date, YYYY-MM-DD."""
     if not _is_date(snapshot):
         raise UserError(f"snapshot {snapshot!r} must be a date, YYYY-MM-DD")
-    return date.fromisoformat(snapshot)
+    day = date.fromisoformat(snapshot)
+    if day == date.max:
+        raise UserError(f"snapshot {snapshot!r} has no day after it; choose an earlier one")
+    return day
 
 
 def _is_date(text: str) -> bool:

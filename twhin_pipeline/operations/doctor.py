@@ -170,6 +170,8 @@ def probe(name: str, function: Callable[[], None], remedy: str) -> Finding:
             text=True,
             timeout=PROBE_TIMEOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            encoding="utf-8",
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         return Finding(name, "wrong", f"no answer within {PROBE_TIMEOUT:.0f} s", remedy)
@@ -239,7 +241,7 @@ def cuda() -> Finding:
         "import torch, torch.distributed as d; print(torch.version.cuda, torch.cuda.is_available(), "
         "torch.cuda.device_count(), d.is_nccl_available())"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, encoding="utf-8")
     if done.returncode:
         return Finding("torch", "wrong", (done.stderr.strip().splitlines() or ["does not load"])[-1], REINSTALL)
     return judge_cuda(*done.stdout.split(), owners=fbgemm_owners(), driver=shutil.which("nvidia-smi") is not None)

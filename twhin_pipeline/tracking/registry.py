@@ -51,7 +51,7 @@ def _register(store: Store, snapshot: str, metrics: Mapping[str, float] | None, 
             "view": store.view,
             "model": manifest.details["model"],
         }
-        (Path(folder) / POINTER).write_text(json.dumps(registered, indent=1))
+        (Path(folder) / POINTER).write_text(json.dumps(registered, indent=1), encoding="utf-8")
         source = store.path("twhin_model", snapshot, manifest.version, "relations.parquet")
         store.fs.get_file(store.fs._strip_protocol(source), f"{folder}/relations.parquet")
         client.log_artifacts(run_id, folder, MODEL_FOLDER)

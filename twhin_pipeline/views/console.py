@@ -95,7 +95,9 @@ def print_checks(outcomes: Sequence[Outcome], title: str) -> None:
     print_table(("table", "check", "result", "offending rows", "seconds"), lines, title)
     for one in outcomes:
         if one.status != "passed":
-            console().print(f"\n[bold]{one.check} of {one.table}: {one.status}[/]. {escape(one.description)}")
+            console().print(
+                f"\n[bold]{one.check} of {one.table}: {one.status}[/]. {escape(f'{one.finding}. {one.description}')}"
+            )
             if one.offending:
                 print_table(list(one.offending[0]), [list(row.values()) for row in one.offending])
                 if (more := one.offending_rows - len(one.offending)) > 0:
