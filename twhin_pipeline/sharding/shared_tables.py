@@ -197,9 +197,8 @@ class _Offer:
         """Describe this rank."""
         can_share = _BOOT.exists() and SHARED_MEMORY.exists() and hasattr(os, "memfd_create")
         size = None if shards is None else sum(shard.weight.nbytes for shard in shards)
-        return cls(
-            _BOOT.read_text() if can_share else "", size, shutil.disk_usage(SHARED_MEMORY).free if can_share else 0
-        )
+        boot = _BOOT.read_text(encoding="utf-8") if can_share else ""
+        return cls(boot, size, shutil.disk_usage(SHARED_MEMORY).free if can_share else 0)
 
 
 def _reason_against(offers: Sequence[_Offer]) -> str | None:

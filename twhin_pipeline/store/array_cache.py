@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
 
 MAPPED = "_mapped"
@@ -22,15 +24,20 @@ def cached(store: Store, manifest: Manifest, build: Callable[[Path], None], name
     It lies in the version's own folder, by its `name`, and goes when that goes. Where the store is remote or cannot be
     written, it lies under `$XDG_CACHE_HOME/twhin`, and what was made of earlier versions is removed. Of several
     processes of one machine one builds it, and the others wait.
+
+    Raises:
+        UserError: Neither can be written.
     """
     version = Path(store.path(manifest.asset, manifest.snapshot, manifest.version))
     inside = store.is_local and os.access(version, os.W_OK)
     if not inside:
+        if store.is_local and (version / name).exists():  # made by who could write there
+            return version / name
         version = _away(store, manifest)
     folder = version / name
     if folder.exists():
         return folder
-    version.mkdir(parents=True, exist_ok=True)
+    _make(version, manifest)
     with _locked(version):
         if folder.exists():
             return folder
@@ -52,6 +59,18 @@ def cached(store: Store, manifest: Manifest, build: Callable[[Path], None], name
             if path.name != version.name and not path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
     return folder
+
+
+def _make(folder: Path, manifest: Manifest) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}), and a copy of {manifest.asset} for fast reading has to "
+            "be somewhere; set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
 
 
 @contextmanager

@@ -30,11 +30,13 @@ import fsspec
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem, SavePlan, WriteItem, WriteItemType
+from torch.distributed.remote_device import _remote_device
 
 from twhin_pipeline.config import TwhinConfig, stage_settings
 from twhin_pipeline.errors import UserError
@@ -120,13 +122,25 @@ def snapshot_of(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: snapshot_of(item) for key, item in value.items()}
     if isinstance(value, ShardedTensor):
-        shards = [Shard(shard.tensor.detach().cpu().clone(), shard.metadata) for shard in value.local_shards()]
+        metadata = value.metadata()
+        on_cpu = dataclasses.replace(metadata, shards_metadata=[_on_cpu(shard) for shard in metadata.shards_metadata])
+        shards = [Shard(_copied(shard.tensor), _on_cpu(shard.metadata)) for shard in value.local_shards()]
         return ShardedTensor._init_from_local_shards_and_global_metadata(
-            shards, value.metadata(), process_group=value._process_group
+            shards, on_cpu, process_group=value._process_group
         )
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().clone()
+        return _copied(value)
     return value
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _on_cpu(shard: ShardMetadata) -> ShardMetadata:
+    """Say of a shard that it is on its rank's CPU: torch checks that against the copy."""
+    assert isinstance(shard.placement, _remote_device)
+    return dataclasses.replace(shard, placement=_remote_device(f"rank:{shard.placement.rank()}/cpu"))
 
 
 class CheckpointFolder:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from twhin_pipeline.config import TwhinConfig
@@ -117,6 +118,8 @@ class EdgesDataset:
         self.chunks_per_rank = max(1, data.per_replica_batch_size // chunk_size)
         self.num_chunks = len(self.positives.relation)
         self.num_edges = int(self.positives.offsets[-1])
+        self.counts = self.positives.lengths
+        """Edges of each chunk that count, int64 `[chunks]`: all of them, but for what `leave_out` was given."""
         self.epoch, self.chunks_done = 0, 0
 
     @property
@@ -142,6 +145,21 @@ class EdgesDataset:
         """The epoch of the last batch that the loop received, from 0."""
         return self.epoch if self.chunks_done else max(self.epoch - 1, 0)
 
+    def leave_out(self, edges: pa.Table) -> None:
+        """Give edges (`rel`, `lhs`, `rhs`) the weight 0: nothing is measured of them; they stay candidates."""
+        rel, lhs, rhs = (edges.column(name).to_numpy() for name in ("rel", "lhs", "rhs"))
+        known = {n: KnownEdges.from_pairs(lhs[rel == n], rhs[rel == n]) for n in np.unique(rel).tolist()}
+        left_out = np.zeros(self.num_edges, bool)
+        first = 0
+        for piece, relation in self.positives.pieces():
+            for number, of_relation in known.items():
+                mine = np.flatnonzero(relation == number)
+                ends = (piece[side][mine].astype(np.int64) for side in SIDES)
+                left_out[first + mine] = of_relation.contains(*ends)
+            first += len(piece)
+        self.positives.left_out = left_out
+        self.counts = self.positives.lengths - np.add.reduceat(left_out, self.positives.offsets[:-1], dtype=np.int64)
+
     def state_dict(self) -> dict[str, int]:
         """Return the position: the batches that the loop has received, not those read ahead."""
         return {"epoch": self.epoch, "chunks_done": self.chunks_done}
@@ -158,7 +176,6 @@ class EdgesDataset:
                 yield batch
 
     def _produce(self, epoch: int, done: int) -> Iterator[tuple[EdgeBatch, int, int]]:
-        lengths = self.positives.lengths
         for e in range(epoch, self.num_epochs):
             order = np.random.default_rng([self.seed, e]).permutation(self.num_chunks)
             file_epoch = e % len(self.files)
@@ -169,7 +186,7 @@ class EdgesDataset:
                 sample = None if self.sampler is None else self.sampler.draw(e, done)
                 done += len(step)
                 after = (e + 1, 0) if done == self.num_chunks else (e, done)
-                yield self._batch(chunks, negatives, sample, file_epoch, int(lengths[step].sum())), *after
+                yield self._batch(chunks, negatives, sample, file_epoch, int(self.counts[step].sum())), *after
             done = 0
 
     def _negatives(self, epoch: int) -> Negatives:

@@ -23,7 +23,7 @@ from twhin_pipeline.kernels import sampling_kernels
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.store.array_cache import cached
 from twhin_pipeline.store.file_array import FileArray
-from twhin_pipeline.training_set.known_edges import ChunkedEdges, KnownEdges, index_edges
+from twhin_pipeline.training_set.known_edges import ChunkedEdges, KnownEdges, index_edges, ranges
 
 Array = np.ndarray[Any, Any]
 INT32_MAX = np.iinfo(np.int32).max
@@ -49,6 +49,8 @@ class Positives:
         self._check_rows(config, chunks, sizes)
         self.edges = FileArray(folder / "edges", _edge(json.loads((folder / "types.json").read_text())["row"]))
         self.relations = len(config.model.relations)
+        self.left_out: Array | None = None
+        """Whether an edge is read with the weight 0, bool `[E]`; None: no edge is."""
 
     def _build(self, folder: Path) -> None:
         table = self.manifest.asset
@@ -98,7 +100,10 @@ class Positives:
         """Return the edges of some chunks, records of `lhs`, `rhs` and `weight`, end to end; and how many each has."""
         starts = self.offsets[chunks]
         lengths = self.offsets[chunks + 1] - starts
-        return self.edges.take(starts, lengths), lengths
+        edges = self.edges.take(starts, lengths)
+        if self.left_out is not None:
+            edges["weight"][self.left_out[ranges(starts, lengths)]] = 0
+        return edges, lengths
 
     def pieces(self) -> Iterator[tuple[Array, Array]]:
         """Yield all edges in the file's order, some at a time, as records; and each one's relation."""

@@ -95,7 +95,9 @@ def print_checks(outcomes: Sequence[Outcome], title: str) -> None:
     print_table(("table", "check", "result", "offending rows", "seconds"), lines, title)
     for one in outcomes:
         if one.status != "passed":
-            console().print(f"\n[bold]{one.check} of {one.table}: {one.status}[/]. {escape(one.description)}")
+            console().print(
+                f"\n[bold]{one.check} of {one.table}: {one.status}[/]. {escape(f'{one.finding}. {one.description}')}"
+            )
             if one.offending:
                 print_table(list(one.offending[0]), [list(row.values()) for row in one.offending])
                 if (more := one.offending_rows - len(one.offending)) > 0:
@@ -156,6 +158,8 @@ def legend(details: Mapping[str, Any]) -> str:
     edges, compared = details.get("edges", 0), details.get("compared_edges", 0)
     if 0 < compared < edges:
         text += f". item-kNN and ALS rank {compared:,} of the edges; sample = the model on these"
+    if left_out := details.get("edges_left_out"):
+        text += f". {left_out:,} held-out edges are left out, as an earlier model that this one started from knows them"
     return text
 
 
