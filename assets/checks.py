@@ -84,7 +84,5 @@ def as_result(check: checks.Check, table: str, snapshot: str, result: checks.Che
         check_name=check.name,
         severity=SEVERITY[check.severity],
         metadata=shown,
-        description=None
-        if result.passed
-        else f"{check.description} {result.metadata['offending_rows']:,} rows do not.",
+        description=None if result.passed else f"{check.finding(result)}. {check.description}",
     )

@@ -97,12 +97,12 @@ def materialize(snapshot: str, log_path: Path) -> int:
         [*command, "--partition", snapshot],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
         env={**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"},
+        encoding="utf-8",
+        errors="replace",
     )
     assert process.stdout is not None
-    with log_path.open("w") as log:
+    with log_path.open("w", encoding="utf-8") as log:
         try:
             for raw in process.stdout:
                 log.write(raw)

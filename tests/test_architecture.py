@@ -32,7 +32,7 @@ ORDER = (
     "cli",
 )
 """Folders in the order in which data flows; `words` and `entry` are modules beside them, `cli` is the way in."""
-WORDS = ("bundled", "errors", "extras", "prefetch", "registry", "words")
+WORDS = ("bundled", "errors", "extras", "interrupts", "prefetch", "registry", "remote", "scratch", "words")
 """Modules that everyone may import."""
 
 

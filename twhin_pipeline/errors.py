@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -28,3 +29,16 @@ def unknown(what: str, word: object, known: Iterable[object]) -> str:
     close = nearest(str(word), names)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else f"known: {', '.join(sorted(names))}"
     return f"unknown {what} {word!r}; {hint}"
+
+
+def out_of_handles(error: BaseException) -> bool:
+    """Tell whether an error says that the process, or the machine, can open no further file."""
+    return getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(error)
+
+
+def no_handles(what: str) -> str:
+    """Say of `what` that no file can be opened any more, and what helps."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"{what}: no more files can be opened (the limit is {limit:,}); raise it, such as by `ulimit -n 4096`"

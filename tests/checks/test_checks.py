@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,6 +196,8 @@ BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("rows_contiguous", "vocabulary/item", lambda rows: []),
     ("ids_cover_edges", "vocabulary/item", lambda rows: rows[:-1]),
     ("rows_kept", "vocabulary/user", lambda rows: first(row=rows[1]["row"])(rows)),
+    ("ids_alike", "vocabulary/user", lambda rows: first(id=rows[1]["id"].upper())(rows)),
+    ("ids_alike", "vocabulary/user", lambda rows: first(id=rows[1]["id"] + " ")(rows)),
     ("edges_in_range", "training_set/positives", first(lhs=10_000)),
     ("edges_in_range", "held_out/test", first(rhs=-1)),
     ("edges_in_range", "held_out/validation", first(rel=7)),
@@ -505,7 +508,7 @@ def test_a_tables_checks_share_one_preparation(made, monkeypatch):
     prepare = check_views.prepare
     monkeypatch.setattr(check_views, "prepare", lambda *given: prepared.append(given[-1]) or prepare(*given))
     found = [check.name for check, _ in checks.results(config, Store(str(home)), NOW, "vocabulary/user")]
-    assert found == ["ids_unique", "rows_contiguous", "ids_cover_edges", "rows_kept"]
+    assert found == ["ids_unique", "rows_contiguous", "ids_cover_edges", "rows_kept", "ids_alike"]
     assert checks.run_blocking(config, Store(str(home)), NOW, ["vocabulary/user", "vocabulary/item"]) == []
     assert prepared == ["vocabulary/user", "vocabulary/user", "vocabulary/item"]
 
@@ -571,11 +574,46 @@ def test_checks_by_hand_tell_what_blocks_from_what_does_not(broken):
         by_hand.outcomes(config, store, NOW, ["raw_edge"])
 
 
-def test_every_query_is_a_check_and_tells_what_it_is_about():
+def test_every_query_is_a_check_and_tells_what_it_is_about_and_what_it_found():
     folder = Path(checks.__file__).parent / "sql"
     assert {path.stem for path in folder.glob("*.sql")} == set(checks.CHECKS)
     for check in checks.CHECKS.values():
-        assert len(check.description) > 20, check.name
+        assert len(check.description) > 20 and checks.FINDING.strip() not in check.description, check.name
+        assert check._head()[-1].startswith(checks.FINDING), check.name
+        found = check.finding(checks.CheckResult(False, {"offending_rows": 1234}))
+        assert len(found) > 15 and not found.startswith(checks.FINDING), check.name
+        # Only where there is one thing to find is there no count.
+        single = {"beats_popular", "edges_present", "held_out_present", "loss_fell", "vectors_spread"}
+        assert ("1,234" in found) is (check.name not in single), check.name
+
+
+def test_the_message_of_a_failed_check_is_the_finding_with_its_counts_by_relation(broken):
+    """It once was what must hold ("Every entity of a held-out edge has a training edge"), never what was found."""
+    config, store = broken
+    before = store.read("raw_edges", NOW)
+    rows = before.to_pylist()
+    twice = {relation: [row for row in rows if row["rel"] == relation] for relation in ("fav", "reply")}
+    save(store, "raw_edges", rows_as([*rows, *twice["fav"][:3], *twice["reply"][:2]], before))
+    finding = r"5 edges are there more than once \(fav 3, reply 2\)"
+    with pytest.raises(UserError, match=rf"check edges_unique of raw_edges \({NOW}\) failed: {finding}\. No edge is"):
+        checks.run_blocking(config, store, NOW, ["raw_edges"])
+    verdict = store.verdict("raw_edges", NOW, store.newest("raw_edges", NOW).version)
+    stored = {one["name"]: one["finding"] for one in verdict.checks}
+    assert re.match(rf"{finding}\. First: ", stored["edges_unique"])
+    found = {outcome.check: outcome for outcome in by_hand.outcomes(config, store, NOW, ["raw_edges"])}
+    assert re.fullmatch(finding, found["edges_unique"].finding) and found["edges_present"].finding == ""
+
+
+def test_the_line_of_a_check_that_only_warns_is_the_finding_with_its_count(broken):
+    config, store = broken
+    before = store.read("vocabulary/user", NOW)
+    rows = before.to_pylist()
+    rows[0]["id"] = rows[1]["id"].upper()
+    rows[2]["id"] = rows[3]["id"] + " "
+    save(store, "vocabulary/user", rows_as(rows, before))
+    result = checks.run("ids_alike", config, store, NOW, "vocabulary/user")
+    expected = "2 groups of ids differ by letter case, spaces at their ends, or Unicode form alone"
+    assert checks.CHECKS["ids_alike"].finding(result) == expected
 
 
 def test_an_unknown_check_or_table_names_the_nearest(made):

@@ -78,7 +78,7 @@ def test_without_dates_in_the_path_the_newest_files_day_is_the_snapshot(tmp_path
         ("[ef].*", "has both Parquet and CSV files; narrow the pattern"),
         (".", r"is a folder; name its files, such as"),
         ("none.parquet", "no file for snapshot 2025-01-01"),
-        ("nowhere://x/e.parquet", "cannot be listed"),
+        ("nowhere://x/e.parquet", "cannot be read .Protocol not known: nowhere"),
     ],
 )
 def test_a_path_that_is_wrong_is_one_clear_error(tmp_path, path, told):

@@ -108,10 +108,9 @@ def test_columns_are_known_by_their_names_and_values(given, ends, entities, othe
     assert bool(answers) == ("type:text:2" in given)
 
 
-def test_a_time_in_milliseconds_is_not_taken_for_seconds_and_a_note_says_so():
+def test_a_time_in_milliseconds_is_not_taken_for_seconds():
     roles = guess_columns("f.csv", columns("src:text dst:text ts:millis"), refuse)
-    assert roles.time is None
-    assert "ts is not used: it seems to be a time in milliseconds" in roles.notes[0]
+    assert (roles.time, roles.time_unit) == ("ts", "ms")
 
 
 def test_someone_who_is_asked_decides():

@@ -13,7 +13,7 @@ LATE = "SELECT CAST(CASE WHEN a = 2_900_000 THEN 'x' ELSE '1' END AS INTEGER) AS
 
 def test_an_error_met_while_a_result_is_streamed_is_explained() -> None:
     reader = duckdb.connect().sql(LATE).to_arrow_reader(1000)
-    message = r"^edges: cannot be read \(Conversion Error: Could not convert string 'x'.*of the format said\?$"
+    message = r"^edges: cannot be read \(Conversion Error: Could not convert string 'x'.*write it anew, or correct.*$"
     with pytest.raises(UserError, match=message), explained("edges"):
         sum(len(batch) for batch in reader)
 

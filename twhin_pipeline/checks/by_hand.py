@@ -28,6 +28,8 @@ class Outcome:
     check: str
     status: Literal["passed", "failed", "warning"]
     """`failed`: it blocks, and holds back what follows; `warning`: it did not pass, and holds back nothing."""
+    finding: str
+    """What was found, with how many; empty where it passed."""
     offending_rows: int
     seconds: float
     description: str
@@ -84,6 +86,7 @@ def _outcome(table: str, check: checks.Check, result: checks.CheckResult, rows: 
         table=table,
         check=check.name,
         status="passed" if result.passed else failed,
+        finding="" if result.passed else check.finding(result),
         offending_rows=result.metadata["offending_rows"],
         seconds=result.metadata["seconds"],
         description=check.description,

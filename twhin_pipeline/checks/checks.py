@@ -7,7 +7,9 @@ Every query sees the same views, made here: see `check_views.prepare`.
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.store import Store
 
+FINDING = "Finding: "
+TEXTS = ("string", "large_string")
+MOST_RELATIONS = 5
+"""A finding names at most so many relations."""
 SHOWN_ROWS = 1_000
 """At most so many offending rows are returned; all are counted."""
 
@@ -41,17 +47,27 @@ class Check:
     @property
     def sql(self) -> str:
         """The query."""
-        return (resources.files("twhin_pipeline.checks") / "sql" / f"{self.name}.sql").read_text()
+        return (resources.files("twhin_pipeline.checks") / "sql" / f"{self.name}.sql").read_text(encoding="utf-8")
 
     @property
     def description(self) -> str:
-        """The comment at the head of the query."""
-        lines = []
-        for line in self.sql.splitlines():
-            if not line.startswith("--"):
-                break
-            lines.append(line.removeprefix("--").strip())
-        return " ".join(lines)
+        """What must hold: the comment at the head of the query, but its last line."""
+        return " ".join(self._head()[:-1])
+
+    def finding(self, result: CheckResult) -> str:
+        """Say what was found where it does not hold, with how many: the last line of that comment.
+
+        Where rows have a relation, they are counted by it.
+        """
+        text = self._head()[-1].removeprefix(FINDING).format(n=f"{result.metadata['offending_rows']:,}")
+        counts = result.metadata.get("by_relation", {})
+        shown = ", ".join(f"{relation} {count:,}" for relation, count in list(counts.items())[:MOST_RELATIONS])
+        more = f", and {len(counts) - MOST_RELATIONS} more" if len(counts) > MOST_RELATIONS else ""
+        return f"{text} ({shown}{more})" if len(counts) > 1 else text
+
+    def _head(self) -> list[str]:
+        lines = itertools.takewhile(lambda line: line.startswith("--"), self.sql.splitlines())
+        return [line.removeprefix("--").strip() for line in lines]
 
     def tables_of(self, config: TwhinConfig) -> list[str]:
         """Return the tables it is about, entity types spelled out."""
@@ -101,6 +117,7 @@ CHECKS: dict[str, Check] = {
         Check("rows_contiguous", _VOCABULARY),
         Check("ids_cover_edges", _VOCABULARY),
         Check("rows_kept", _VOCABULARY),
+        Check("ids_alike", _VOCABULARY, blocking=False, severity="WARN"),
         Check("edges_in_range", ("training_set/positives", *_HELD_OUT, REPEATS)),
         Check("chunks_sound", ("training_set/positives", *_HELD_OUT, REPEATS)),
         # A later snapshot's test edges are none of this one's.
@@ -165,7 +182,7 @@ def results(
         for check in wanted:
             with explained(f"check {check.name} of {table}"):
                 result = _run(con, check, config, table, time.perf_counter())
-            finding = "" if result.passed else _first(result.offending)
+            finding = "" if result.passed else f"{check.finding(result)}. {_first(result.offending)}".rstrip()
             records.append(
                 {"name": check.name, "passed": result.passed, "blocking": check.blocking, "finding": finding}
             )
@@ -239,9 +256,9 @@ def run_blocking(config: TwhinConfig, store: Store, snapshot: str, tables: Itera
         for check, result in results(config, store, snapshot, table):
             if result.passed:
                 continue
-            line = f"check {check.name} of {table} ({snapshot}) failed: {check.description}"
+            line = f"check {check.name} of {table} ({snapshot}) failed: {check.finding(result)}."
             if check.blocking:
-                failed.append((f"{line}\n{rows_as_markdown(result.offending, 5)}", table))
+                failed.append((f"{line} {check.description}\n{rows_as_markdown(result.offending, 5)}", table))
             else:
                 notes.append(f"{line} {_first(result.offending)}".rstrip())
     if failed:
@@ -336,10 +353,23 @@ def _judge(found: pa.Table, started: float) -> CheckResult:
         offending = found.filter(pc.invert(pc.fill_null(found["ok"], False)))
     return CheckResult(
         passed=offending.num_rows == 0,
-        metadata={"offending_rows": offending.num_rows, "seconds": round(time.perf_counter() - started, 3)},
+        metadata={
+            "offending_rows": offending.num_rows,
+            "seconds": round(time.perf_counter() - started, 3),
+            **_by_relation(offending),
+        },
         offending=offending.slice(0, SHOWN_ROWS) if offending.num_rows else None,
         measured=measured,
     )
+
+
+def _by_relation(offending: pa.Table) -> dict[str, dict[str, int]]:
+    """Return how many rows each relation has, the most first, where rows have one."""
+    named = next((name for name in ("relation", "rel") if name in offending.column_names), None)
+    if named is None or not offending.num_rows or str(offending.schema.field(named).type) not in TEXTS:
+        return {}
+    counts = Counter(str(name) for name in offending[named].to_pylist() if name is not None)
+    return {"by_relation": dict(counts.most_common())}
 
 
 def _combine(results: list[CheckResult], tables: list[str]) -> CheckResult:

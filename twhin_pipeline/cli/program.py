@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from twhin_pipeline import extras
+from twhin_pipeline import extras, interrupts
 from twhin_pipeline.cli.arguments import to_stderr
 from twhin_pipeline.cli.checks import commands as check_commands
 from twhin_pipeline.cli.look import commands as look_commands
@@ -18,7 +18,7 @@ from twhin_pipeline.cli.operate import commands as operate_commands
 from twhin_pipeline.cli.run import commands as run_commands
 from twhin_pipeline.cli.start import commands as start_commands
 from twhin_pipeline.cli.use import commands as use_commands
-from twhin_pipeline.errors import UserError
+from twhin_pipeline.errors import UserError, no_handles, out_of_handles
 
 # Errors of a folder that cannot be written, or of a full disk.
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
@@ -73,20 +73,26 @@ def options(
     """
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command and exit: 0, 1 where something failed, 2 (and one line) on a user's mistake, 130 on ctrl-c."""
-    raise SystemExit(run_arguments(arguments))
-
-
 def run_arguments(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code; a mistake is one line on standard error, without a traceback."""
     warnings.showwarning = _show_warning
+    with interrupts.noticed() as interrupted:
+        code = _run(arguments)
+        # Libraries turn ctrl-c into errors of their own.
+        if code and interrupted():
+            to_stderr("interrupted; finished tables stay, and the same command goes on from them")
+            return 130
+        return code
+
+
+def _run(arguments: list[str] | None) -> int:
     command: Any = typer.main.get_command(app)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return int(command.main(args=arguments or ["--help"], prog_name="twhin", standalone_mode=False) or 0)
     except UserError as error:
-        to_stderr(str(error))
+        if not interrupts.interrupted():
+            to_stderr(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -94,6 +100,8 @@ def run_arguments(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
+        if interrupts.interrupted():
+            return 130
         return _exit_code(error)
 
 
@@ -113,6 +121,9 @@ def _exit_code(error: Exception) -> int:
         return 2
     if "Abort" in names:
         return 130
+    if out_of_handles(error):
+        to_stderr(no_handles(str(getattr(error, "filename", None) or "this command")))
+        return 2
     if isinstance(error, OSError) and error.errno in UNUSABLE:
         where = f"{error.filename}: " if error.filename else ""
         to_stderr(

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import fsspec
-
+from twhin_pipeline import remote
 from twhin_pipeline.bundled import CONFIGS
 from twhin_pipeline.errors import UserError, nearest
 
@@ -123,7 +122,7 @@ def remember(store: Store, path: str) -> None:
 
     A store that cannot be written stays as it is: the record only saves from a mistake.
     """
-    with suppress(OSError):
+    with suppress(OSError, UserError):
         made_by = Record(path if "://" in path else os.path.abspath(path), _sha256(path))
         if made_by == record(store):
             return
@@ -131,7 +130,7 @@ def remember(store: Store, path: str) -> None:
         target = store.path(RECORD)
         if store.is_local:
             draft = f"{target}.{os.getpid()}"
-            Path(draft).write_text(text)
+            Path(draft).write_text(text, encoding="utf-8")
             os.replace(draft, target)
         else:
             store.fs.pipe_file(target, text.encode())
@@ -143,5 +142,4 @@ def _same(made_by: Record, path: str) -> bool:
 
 
 def _sha256(path: str) -> str:
-    with fsspec.open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+    return hashlib.sha256(remote.text(path, LARGEST, "a YAML file").encode()).hexdigest()

@@ -11,9 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from twhin_pipeline.config.base import Section
+from twhin_pipeline.config.base import Section, Seed
 from twhin_pipeline.config.model import names_relation
 
+MOST_NEGATIVES = 1_000_000
+TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+"""Parts of a second."""
+LONGEST_DAYS = 3_652_058
+"""Days from year 1 to year 9999."""
 DURATION = re.compile(r"([1-9][0-9]*)([hdw])")
 
 
@@ -28,7 +33,10 @@ def duration(text: str) -> timedelta:
     match = DURATION.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} must be a number and h, d or w, such as 90d")
-    return int(match[1]) * {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}[match[2]]
+    hours = int(match[1]) * {"h": 1, "d": 24, "w": 168}[match[2]]
+    if hours > 24 * LONGEST_DAYS:
+        raise ValueError(f"{text!r} is longer than {LONGEST_DAYS:,} days; give a shorter time")
+    return timedelta(hours=hours)
 
 
 class TwhinDataConfig(Section):
@@ -36,17 +44,17 @@ class TwhinDataConfig(Section):
 
     data_root: str | None = None
     """A path, glob or URL of indexed Parquet (`lhs`, `rel`, `rhs`: integers). Read where there is no `source`."""
-    per_replica_batch_size: int = Field(8192, ge=1)
+    per_replica_batch_size: int = Field(8192, ge=1, le=10_000_000)
     """Edges a rank takes in one step."""
-    global_negatives: Annotated[int, Field(ge=0)] | Literal["all"] = 256
+    global_negatives: Annotated[int, Field(ge=0, le=MOST_NEGATIVES)] | Literal["all"] = 256
     """Candidates sampled from the whole entity type, for each chunk and side. `all` takes every entity of the type
     (1-vs-all), which suits small types: a step's work grows with them, unless `sampled_per_step` bounds it."""
-    sampled_per_step: int | None = Field(None, ge=1)
+    sampled_per_step: int | None = Field(None, ge=1, le=10_000_000)
     """With `global_negatives: all`: so many entities of each type, drawn for each step, stand for all of them (sampled
     softmax; `loss.log_q` makes it an estimate of 1-vs-all), `negatives.degree_share` of them by degree. All chunks and
     both sides share them, whatever their relations, so chunks may be small: the way for graphs of many relations. Left
     out: all entities."""
-    in_batch_negatives: int = Field(64, ge=0)
+    in_batch_negatives: int = Field(64, ge=0, le=65_536)
     """Candidates taken from the chunk's own entities, for each chunk and side."""
     limit: int | None = Field(None, ge=1)
     """Take at most so many edges."""
@@ -66,8 +74,8 @@ class TwhinDataConfig(Section):
     @classmethod
     def _number_or_all(cls, value: object) -> object:
         # A union would tell one mistake twice, once for each of its types.
-        if value != "all" and (not isinstance(value, int) or value < 0):
-            raise ValueError(f"{value!r} must be a number of candidates, 0 or more, or all")
+        if value != "all" and (not isinstance(value, int) or not 0 <= value <= MOST_NEGATIVES):
+            raise ValueError(f"{value!r} must be a number of candidates, from 0 to {MOST_NEGATIVES:,}, or all")
         return value
 
 
@@ -81,8 +89,10 @@ class Columns(Section):
     rhs: str = "rhs"
     """The right-hand entity's id."""
     time: str | None = None
-    """When the edge happened: a timestamp, a date, or seconds since 1970 (UTC). Edges after the snapshot's day do not
-    count. An edge whose time is null or empty has no date: it is in every window, and always known."""
+    """When the edge happened: a timestamp, a date, or a number (see `time_unit`). Edges after the snapshot's day do
+    not count. An edge whose time is null or empty has no date: it is in every window, and always known."""
+    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    """The unit of times that are numbers: seconds, milliseconds, microseconds or nanoseconds since 1970 (UTC)."""
     weight: str | None = None
     """How much the edge counts (finite, not negative)."""
     split: str | None = None
@@ -108,6 +118,10 @@ class SourceConfig(Section):
     ids: Literal["named", "indexed"] = "named"
     """`named`: ids are strings or any integers and `rel` a relation's name. `indexed`: `lhs`, `rhs` are rows, `rel` an
     index into `model.relations`, as in the published system."""
+    normalize_ids: list[Literal["nfc", "trim", "lower"]] = []
+    """What is done to ids that are text, in this order: `nfc`, Unicode's composed form; `trim`, no spaces at their
+    ends; `lower`, small letters. Ids that are alike then are one entity; the check `ids_alike` counts those that would
+    be."""
     relation: str | None = None
     """The relation of every row; no column is read for it. Left out, and without a relation column, it is the file's
     name without the ending and the snapshot: `follows` of follows.csv."""
@@ -194,6 +208,8 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> SourceConfig:
+        if self.columns.time_unit != "s" and self.columns.time is None:
+            raise ValueError("columns.time_unit needs columns.time; name the time column or leave time_unit out")
         if (self.path is None) == (self.sql is None):
             raise ValueError("give exactly one of path and sql")
         if self.sql is not None and self.format not in ("auto", "sql"):
@@ -238,7 +254,7 @@ class SplitConfig(Section):
     keep_connected: bool = True
     """For `random`, and where `given` draws validation edges: an edge that is the last one of an entity stays in
     training, so that every entity can learn."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the random choice. An edge meets the same fate in every snapshot."""
 
     @field_validator("later_snapshot")
@@ -275,7 +291,8 @@ class NegativesConfig(Section):
     """Which true edges are not taken for false ones in training: `known`, all training edges; `own`, those of the same
     chunk, as 1-vs-all has it: then the true tails of a query compete with each other, and one that is yet unknown is
     not the only one left to be pushed away. It suits graphs whose queries have many answers, compared by `dot`."""
-    epochs: int | None = Field(None, ge=1)
-    """Epochs of negatives to make; training that runs longer uses them again. Left out: `training.num_epochs`."""
-    seed: int = 0
+    epochs: int | None = Field(None, ge=1, le=10_000)
+    """Epochs of negatives to make; training that runs longer uses them again. Left out: `training.num_epochs`, and 20
+    at most."""
+    seed: Seed = 0
     """Seed of chunks and pools."""

@@ -72,9 +72,9 @@ class TableConfig(Section):
 
     name: str
     """The entity type; relations refer to it."""
-    num_embeddings: int | None = Field(None, ge=1)
+    num_embeddings: int | None = Field(None, ge=1, le=2**32)
     """Rows of the table. Left out: as many as the vocabulary has. Given: a vocabulary that outgrows it is an error."""
-    embedding_dim: int = Field(128, ge=4, multiple_of=4)
+    embedding_dim: int = Field(128, ge=4, le=65_536, multiple_of=4)
     """Length of a vector; equal in all tables (said in one, it is that of all), and a multiple of 4 (the embedding
     kernel's vector width)."""
     data_type: Literal["fp32", "fp16"] = "fp32"

@@ -31,6 +31,10 @@ SCORING = re.compile(
 """Paths of the fields that say how a trained model scores an edge."""
 
 
+ADDED: dict[str, Any] = {"time_unit": "s", "normalize_ids": []}
+"""Fields that an earlier version did not have, by their last name, with the value that says what it did."""
+
+
 def settings(config: TwhinConfig, stage: str) -> dict[str, Any]:
     """Return the values of the fields that a stage reads, by their paths.
 
@@ -73,9 +77,13 @@ def digest(config: TwhinConfig, stage: str) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the fields whose values differ, with both values; a field that one side lacks is None there."""
+    """Return the fields whose values differ, with both values; a field that one side lacks is None there.
+
+    One that was added since (`ADDED`) had the value there that it stands for.
+    """
     paths = [*now, *(path for path in before if path not in now)]
-    return {path: (before.get(path), now.get(path)) for path in paths if before.get(path) != now.get(path)}
+    both = {path: (before.get(path, ADDED.get(path.rpartition(".")[2])), now.get(path)) for path in paths}
+    return {path: values for path, values in both.items() if values[0] != values[1]}
 
 
 def _chosen(items: list[dict[str, Any]], fields: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from twhin_pipeline.config.base import Section
+from twhin_pipeline.config.base import Section, Seed
 from twhin_pipeline.config.model import LOSS_NAMES
 from twhin_pipeline.errors import unknown
 
@@ -72,7 +72,7 @@ class TrainingConfig(Section):
     refit: bool = True
     """After the evaluation train once more, on all edges, held-out ones included, for the epochs that validation chose,
     and export that model; false exports the one that was evaluated. It takes as long as the training before."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial vectors and of the order of chunks."""
 
     @model_validator(mode="after")
@@ -139,11 +139,11 @@ class EvaluationConfig(Section):
     """k of Hits@k."""
     recall_at: list[Annotated[int, Field(ge=1)]] = [10, 20]
     """k of Recall@k and NDCG@k, which always rank the whole catalogue; `[]` leaves them out."""
-    candidates: int | None = Field(None, ge=1)
+    candidates: int | None = Field(None, ge=1, le=2**31)
     """Rank against so many sampled entities of the type; left out, against all."""
     max_edges: int | None = Field(None, ge=1)
     """Rank at most so many test edges a relation, drawn by `seed`; left out, all."""
-    auc_negatives: int = Field(10, ge=1)
+    auc_negatives: int = Field(10, ge=1, le=10_000)
     """Sampled negatives an edge for AUC and RCE."""
     floors: dict[str, float] = {}
     """Least values of overall metrics, such as `{filtered_mrr: 0.1}`; the check on `evaluation` fails below."""
@@ -159,10 +159,10 @@ class EvaluationConfig(Section):
     With `[]` the evaluation warns only."""
     must_beat_tolerance: float = Field(0.0, ge=0, lt=1)
     """The share of a baseline's figure by which the model may be below it."""
-    block_size: int = Field(512, ge=1)
+    block_size: int = Field(512, ge=1, le=1_000_000)
     """Most edges ranked at a time; memory is at most this times the entities of the type times 4 bytes (on a CPU fewer
     are taken where that is faster)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of sampled edges and candidates."""
 
     @model_validator(mode="after")
@@ -195,16 +195,16 @@ class ExportConfig(Section):
     """Element type of the exported vectors."""
     normalize: bool = False
     """Scale each vector to length 1 (for indexes that know dot products only, with the cosine comparator)."""
-    rows_per_file: int = Field(262_144, ge=1)
+    rows_per_file: int = Field(262_144, ge=1, le=2**31)
     """Rows of one Parquet file (128 MiB of 128 numbers). Several files are written at once."""
 
 
 class LaunchConfig(Section):
     """Processes and memory."""
 
-    nproc_per_node: int = Field(1, ge=1)
+    nproc_per_node: int = Field(1, ge=1, le=1_024)
     """Ranks on a node."""
-    nnodes: int = Field(1, ge=1)
+    nnodes: int = Field(1, ge=1, le=65_536)
     """Nodes."""
     node_rank: int = Field(0, ge=0)
     """This node's number, where `nnodes` is above 1."""
@@ -212,19 +212,19 @@ class LaunchConfig(Section):
     """host:port of the first node, where `nnodes` is above 1."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA (NCCL) where it is there, else the CPU (gloo)."""
-    threads_per_process: int | None = Field(None, ge=1)
+    threads_per_process: int | None = Field(None, ge=1, le=1_024)
     """Threads of a rank's matrix products; left out, the node's cores divided by its ranks."""
     sharding: Literal["row_wise", "table_wise"] = "row_wise"
     """How tables are laid on ranks."""
     hbm_gib: float | None = Field(None, gt=0)
     """Memory a rank's tables may take, for the sharding planner; left out, what the device has."""
-    prefetch_batches: int = Field(4, ge=1)
+    prefetch_batches: int = Field(4, ge=1, le=10_000)
     """Batches read ahead in the background."""
     env: dict[str, str] = {}
     """Environment variables of the training processes."""
     duckdb_memory_limit: str = "4GB"
     """Memory DuckDB may take in data preparation and checks; beyond it, it spills to disk."""
-    data_threads: int | None = Field(None, ge=1)
+    data_threads: int | None = Field(None, ge=1, le=1_024)
     """Threads of data preparation and of the export: DuckDB's, and those of our own loops. Left out: all cores."""
 
     @model_validator(mode="after")

@@ -60,13 +60,13 @@ class TuneConfig(Section):
     """The fields to search, by their path as for `--set`, in `model`, `training`, `train_data`, `negatives`, `loss` and
     `runtime`. Each takes `{low: 0.01, high: 1.0, log: true}` (whole numbers, if both ends are) or `{choices: [..]}`.
     Left out: those values of the recipe that depend most on the graph and that the configuration does not set."""
-    trials: int = Field(20, ge=1)
+    trials: int = Field(20, ge=1, le=1_000_000)
     """Trials of the search, those of earlier calls included."""
     timeout_s: float | None = Field(None, gt=0)
     """No further trial begins after so many seconds; left out, all are made."""
     prune: bool = True
     """End a trial whose validation metric is, from its third evaluation on, below the median of those before it."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the values that are tried."""
     outcome: dict[str, Any] | None = None
     """What `twhin run --tune` found, for training to store with the model (`tuned`); the run sets it."""

@@ -13,10 +13,10 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import fsspec
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from twhin_pipeline import remote
 from twhin_pipeline.bundled import EXAMPLE
 from twhin_pipeline.config.base import Section
 from twhin_pipeline.config.data import (
@@ -39,6 +39,10 @@ from twhin_pipeline.config.tune import TuneConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.words import BOTH, SIDES, Side
 
+LARGEST, DEEPEST, MOST_VALUES = 1 << 20, 50, 100_000
+"""A larger file is no configuration (bytes), nor is one of more levels or values."""
+MOST_EPOCHS_OF_NEGATIVES = 20
+"""Where the configuration says no number of its own."""
 RENAMED = {
     "launch.duckdb_threads": "launch.data_threads",
     "training.early_stopping_metric": "training.selection_metric",
@@ -171,7 +175,7 @@ class TwhinConfig(Section):
         """Epochs of negatives that the training set holds: one, and empty, where `all` entities are candidates."""
         if self.train_data.global_negatives == "all":
             return 1
-        return self.negatives.epochs or self.training.num_epochs
+        return self.negatives.epochs or min(self.training.num_epochs, MOST_EPOCHS_OF_NEGATIVES)
 
     def hash(self) -> str:
         """Return 12 hex digits that name this configuration.
@@ -205,6 +209,58 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_yaml(text: str) -> Any:
+    """Return what a YAML text holds.
+
+    Raises:
+        yaml.YAMLError: It is no YAML.
+        ValueError: It is nested too deep, or aliases (`*name`) make it too large, or a key is no plain value.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {}, 0)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError(f"is nested deeper than {DEEPEST} levels; no section is") from None
+    finally:
+        loader.dispose()
+
+
+def _measure(node: yaml.Node, sizes: dict[int, int], depth: int) -> int:
+    """Return how many values a node is once its aliases are written out. Raises ValueError beyond the limits."""
+    known = sizes.get(id(node))
+    if known is not None:
+        if known == 0:
+            raise ValueError(f"line {node.start_mark.line + 1}: a value contains itself by an alias; write it out")
+        return known
+    if depth > DEEPEST:
+        raise ValueError(f"line {node.start_mark.line + 1}: is nested deeper than {DEEPEST} levels; no section is")
+    sizes[id(node)] = 0  # so that one that contains itself is noticed
+    size = 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"line {key.start_mark.line + 1}: a key is a list or a mapping; make it a name")
+            size += 1 + _measure(value, sizes, depth + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_measure(item, sizes, depth + 1) for item in node.value)
+    if size > MOST_VALUES:
+        raise ValueError(
+            f"line {node.start_mark.line + 1}: has more than {MOST_VALUES:,} values, aliases written out; no "
+            "configuration needs so many"
+        )
+    sizes[id(node)] = size
+    return size
+
+
+def cut(text: str, width: int = 100) -> str:
+    """Return a text, cut to `width` characters."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
 def load_config(path: str, overrides: Iterable[str] = ()) -> TwhinConfig:
     """Read a YAML file (path or URL) and apply overrides such as `training.num_epochs=3`.
 
@@ -215,17 +271,13 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> TwhinConfig:
     Raises:
         UserError: The file is missing or no YAML mapping, or a field is wrong; it names the path in the YAML.
     """
+    text = remote.text(path, LARGEST, "a YAML file")
     try:
-        with fsspec.open(path, "r") as file:
-            text = file.read()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); give the path of a YAML file") from error
-    except (ValueError, ImportError) as error:  # no text, or a protocol that fsspec lacks
-        raise UserError(f"{path}: cannot be read ({error}); give the path or URL of a YAML file") from error
-    try:
-        data = yaml.load(text, Loader=_Loader)
+        data = read_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold sections such as `model:` and `source:`, got {type(data).__name__}")
     data = rename_fields(data, str(path))
@@ -250,6 +302,8 @@ def _set_folders(config: TwhinConfig, path: str, overrides: list[str]) -> None:
 def parse_config(data: dict[str, Any], origin: str = "configuration") -> TwhinConfig:
     """Validate `data`. Raises UserError that names each wrong field by its path in the YAML, `origin` in front."""
     data = rename_fields(data, origin)
+    if too_large := _beyond_64_bits(data):
+        raise UserError(f"{origin}: {too_large} is beyond 64 bits; give a smaller number")
     try:
         config = TwhinConfig.model_validate(data)
     except ValidationError as error:
@@ -258,6 +312,15 @@ def parse_config(data: dict[str, Any], origin: str = "configuration") -> TwhinCo
     if config.runtime.wandb is not None:
         warnings.warn("runtime.wandb is accepted and not used: runs are tracked with MLflow", stacklevel=1)
     return config
+
+
+def _beyond_64_bits(value: Any, path: tuple[int | str, ...] = ()) -> str:
+    """Return path and value of the first integer that no field can take; empty where there is none."""
+    if isinstance(value, int):
+        return f"{_yaml_path(path)}: {cut(str(value))}" if abs(value) >= 2**63 else ""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = (_beyond_64_bits(item, (*path, key)) for key, item in items)
+    return next((text for text in found if text), "")
 
 
 def current_path(path: str) -> str:
@@ -321,9 +384,11 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not separator or not path.strip():
         raise UserError(f"override {override!r} must look like training.num_epochs=3")
     try:
-        parsed = yaml.load(value, Loader=_Loader)
+        parsed = read_yaml(value)
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not YAML") from error
+        raise UserError(f"override {cut(override)!r}: the value is not YAML") from error
+    except ValueError as error:
+        raise UserError(f"override {cut(override)!r}: {error}") from error
     *parents, last = path.strip().split(".")
     node: Any = data
     for key in parents:
@@ -380,7 +445,7 @@ def _tell(error: dict[str, Any], data: Any) -> str:
     if error["type"] == "value_error":
         inner = re.match(r"[a-z_]+(\[\d+\])?(\.[a-z_]+)*: ", message)
         return where + ("." if inner else ": ") + message if where else message
-    return f"{where}: {message}, got {error['input']!r}"
+    return f"{where}: {message}, got {cut(repr(error['input']))}"
 
 
 def _yaml_path(location: Iterable[int | str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from twhin_pipeline import scratch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.training import EvaluationConfig
 from twhin_pipeline.errors import UserError
@@ -65,7 +65,7 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         RelationScores(scorer, rel, vectors[relation.lhs], vectors[relation.rhs])
         for rel, relation in enumerate(config.model.relations)
     ]
-    with tempfile.TemporaryDirectory(prefix="twhin-evaluate-") as folder, database.connect(config, store) as con:
+    with scratch.folder("evaluate") as folder, database.connect(config, store) as con:
         origins = ancestors.origins_of(tables.manifest)
         seen = ancestors.find(con, config, store, snapshot, origins, held_out.test)
         held_out = held_out.without(con, seen.edges, folder)

@@ -7,7 +7,6 @@ memory; its ids must fit.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from twhin_pipeline import scratch
 from twhin_pipeline.config import relations
 from twhin_pipeline.config.model import Relation, names_relation
 from twhin_pipeline.config.stage_settings import settings
@@ -25,7 +25,19 @@ from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.graph import edge_file, id_order, source
 from twhin_pipeline.graph.edge_sort import EdgeSorter
 from twhin_pipeline.graph.interning import Interner, LookedUp
-from twhin_pipeline.graph.scan import FIELDS, OUTSIDE_WINDOW, SIDES, Reason, Rows, Scan, open_input, parquet, window
+from twhin_pipeline.graph.scan import (
+    BAD_TIME,
+    FIELDS,
+    OUTSIDE_WINDOW,
+    SIDES,
+    Reason,
+    Rows,
+    Scan,
+    open_input,
+    parquet,
+    time_unit,
+    window,
+)
 from twhin_pipeline.prefetch import Prefetcher, in_order
 from twhin_pipeline.store import database
 from twhin_pipeline.store.database import explained, literal, name
@@ -38,7 +50,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-MALFORMED = "malformed line"
 MOST_RELATIONS = 100_000
 """With `"*"` in model.relations, more names than this are taken for a mistake: an id's column for the relations'."""
 ROWS_AT_ONCE, BATCHES_AHEAD = 1 << 17, 4
@@ -66,7 +77,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     with (
         store.writing(snapshot, ["raw_edges", "raw_edges_rejected"]),
         database.connect(config, store) as con,
-        tempfile.TemporaryDirectory(prefix="twhin-ingest-") as folder,
+        scratch.folder("ingest") as folder,
     ):
         inputs = source.inputs(config, snapshot)
         known = set(config.model.relation_names) if config.model.every_other is None else None
@@ -110,7 +121,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             undated=int(counted.undated.sum()) if "time" in sorter.columns else 0,
             files=[file for one in inputs for file in one.files],
             sources=[counted.details(n, one, possible.model.relation_names) for n, one in enumerate(inputs)],
-            notes=_notes(scans, inputs, counted),
+            notes=_notes(scans, inputs, counted) + _time_notes(inputs, store, snapshot, counted),
         )
         kept.commit(config_hash=config.hash(), parents={}, settings=settings(config, "ingest"))
     return store.manifest("raw_edges", snapshot)
@@ -130,7 +141,8 @@ class Counted:
         """Those of them without a time."""
         self.times = np.full((sources, 2), [2**63 - 1, edge_file.NO_TIME], np.int64)
         """The others' earliest and latest time, microseconds."""
-        self.malformed: list[int] = [0] * sources
+        self.malformed: list[Counter[str]] = [Counter() for _ in range(sources)]
+        """Lines of text files that are no rows, by source and reason."""
 
     def add(self, which: Array, rel: Array, time: Array | None) -> None:
         """Count edges `[n]`: their sources, relations and times."""
@@ -157,8 +169,7 @@ class Counted:
         for reason, rows in self._by_reason():
             if reason.text != OUTSIDE_WINDOW and source in (None, reason.source):
                 counts[reason.text] += rows
-        malformed = sum(self.malformed) if source is None else self.malformed[source]
-        return dict(sorted(counts.items())) | ({MALFORMED: malformed} if malformed else {})
+        return dict(sorted(counts.items())) | dict(sorted(self._malformed(source).items()))
 
     def by_column(self, source: int | None = None) -> list[tuple[str, str | None, int]]:
         """Return reason, column and rows of what is rejected, the most frequent first."""
@@ -166,9 +177,8 @@ class Counted:
         for reason, rows in self._by_reason():
             if reason.text != OUTSIDE_WINDOW and source in (None, reason.source):
                 counts[reason.text, reason.column] += rows
-        malformed = sum(self.malformed) if source is None else self.malformed[source]
-        if malformed:
-            counts[MALFORMED, None] = malformed
+        for text, lines in self._malformed(source).items():
+            counts[text, None] = lines
         return [(text, column, rows) for (text, column), rows in counts.most_common()]
 
     def details(self, source: int, spec: Input, relations: Sequence[str]) -> dict[str, Any]:
@@ -195,6 +205,9 @@ class Counted:
             "undated": int(self.undated[source]) if spec.columns.time is not None else sum(edges.values()),
             "time_range": [_iso(first), _iso(last)] if first <= last else None,
         }
+
+    def _malformed(self, source: int | None) -> Counter[str]:
+        return sum(self.malformed, Counter()) if source is None else self.malformed[source]
 
     def _by_reason(self) -> Iterator[tuple[Reason, int]]:
         rows = self.fates[len(self.edges) :]
@@ -224,7 +237,25 @@ def _nothing(what: str, inputs: list[Input], store: Store, snapshot: str, counte
         causes.append(f"the first is row {first['row']} of {first['file']}, {first['reason']}")
         sections = " or ".join(f"{one.section}.columns" for one in inputs if one.split is None)
         remedies.append(f"correct {sections or 'the columns'}, model.relations or the file")
+    remedies = _time_notes(inputs, store, snapshot, counted) or remedies
     return f"{what}: no edge for snapshot {snapshot}: {', '.join(causes)}; {', or '.join(remedies)}"
+
+
+def _time_notes(inputs: list[Input], store: Store, snapshot: str, counted: Counted) -> list[str]:
+    """Say by which unit bad times would be times."""
+    notes = []
+    for number, one in enumerate(inputs):
+        if BAD_TIME not in counted.rejected(number):
+            continue
+        rows = store.read("raw_edges_rejected", snapshot, ["reason", "value", "source"])
+        mine = pc.and_(pc.equal(rows["reason"], BAD_TIME), pc.equal(rows["source"], one.section))
+        value = str(rows.filter(mine)["value"][0].as_py())
+        if unit := time_unit(value, one.columns.time_unit):
+            notes.append(
+                f"{one.section}: {value} in column {one.columns.time!r} is a time in {unit}: set "
+                f"{one.section}.columns.time_unit: {unit}"
+            )
+    return notes
 
 
 def _in(column: str | None) -> str:
@@ -236,7 +267,8 @@ def _notes(scans: list[Scan], inputs: list[Input], counted: Counted) -> list[str
     notes = []
     for scan in scans:
         if scan.named_by_file:
-            files = ", ".join(part.origin for part in scan.staged[:3]) + (", …" if len(scan.staged) > 3 else "")
+            origins = [origin for part in scan.staged for origin, _ in part.origins]
+            files = ", ".join(origins[:3]) + (", …" if len(origins) > 3 else "")
             notes.append(f"{files}: no relation column, so all rows are of relation {scan.relation!r}, the file's name")
     for number, one in enumerate(inputs):
         if not counted.edges[number].any():
@@ -337,35 +369,50 @@ def _settle(con: duckdb.DuckDBPyConnection, config: TwhinConfig, possible: Twhin
     return settled
 
 
-def _create_malformed(con: duckdb.DuckDBPyConnection, scans: list[Scan]) -> list[int]:
-    """Create the tables `malformed` (lines that are no rows) and `origins` (the files that staged ones stand for).
+def _create_malformed(con: duckdb.DuckDBPyConnection, scans: list[Scan]) -> list[Counter[str]]:
+    """Create the tables `malformed` (lines that are no rows), `origins` (the files that staged ones stand for, from a
+    line of the text that was read on) and `shifts` (what comes before rows besides other rows).
 
     Returns:
-        How many lines are malformed, by source.
+        How many lines are malformed, by source and reason.
     """
-    con.execute("CREATE TABLE malformed (scan INTEGER, source INTEGER, origin VARCHAR, line BIGINT, text VARCHAR, "
-                "shift BIGINT)")  # fmt: skip
-    con.execute("CREATE TABLE origins (scan INTEGER, path VARCHAR, origin VARCHAR, delimited BOOL)")
-    counts = [0] * (max(scan.source for scan in scans) + 1)
+    counts: list[Counter[str]] = [Counter() for _ in range(max(scan.source for scan in scans) + 1)]
+    origins, malformed, shifts = [], [], []
     for number, scan in enumerate(scans):
+        delimited = scan.input.format == "csv"
         for part in scan.staged:
-            origin = [number, part.path, part.origin, scan.input.format == "csv"]
-            con.execute("INSERT INTO origins VALUES (?, ?, ?, ?)", origin)
-            if part.malformed:
-                lines = [line for line, _, _ in part.malformed]
-                lines_found = pa.table(  # noqa: F841 (DuckDB reads it by its name)
-                    {
-                        "scan": [number] * len(lines),
-                        "source": [scan.source] * len(lines),
-                        "origin": [part.origin] * len(lines),
-                        "line": lines,
-                        "text": [text for _, text, _ in part.malformed],
-                        "shift": [line - before for before, line in enumerate(lines)],
-                    }
-                )
-                con.execute("INSERT INTO malformed SELECT * FROM lines_found")
-                counts[scan.source] += len(lines)
+            origins += [(number, part.path, origin, first, delimited) for origin, first in part.origins]
+            for one in part.malformed:
+                malformed.append((number, scan.source, one.origin, one.line, one.lines, one.text, one.reason))
+                counts[scan.source][one.reason] += one.lines
+            rows, extra = part.shifts
+            shifts += [(number, part.path, row, more) for row, more in zip(rows.tolist(), extra.tolist(), strict=True)]
+    text, whole = pa.string(), pa.int64()
+    kinds = {"scan": whole, "path": text, "origin": text, "first_line": whole, "delimited": pa.bool_()}
+    _create(con, "origins", kinds, origins)
+    kinds = {
+        "scan": whole,
+        "source": whole,
+        "origin": text,
+        "line": whole,
+        "lines": whole,
+        "text": text,
+        "reason": text,
+    }
+    _create(con, "malformed", kinds, malformed)
+    _create(con, "shifts", {"scan": whole, "path": text, "from_row": whole, "extra": whole}, shifts)
     return counts
+
+
+def _create(
+    con: duckdb.DuckDBPyConnection, table: str, kinds: dict[str, pa.DataType], rows: list[tuple[Any, ...]]
+) -> None:
+    """Create a table of rows, with columns of these types."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(kinds)
+    rows_found = pa.table(  # noqa: F841 (DuckDB reads it by its name)
+        {name_: pa.array(column, kind) for (name_, kind), column in zip(kinds.items(), columns, strict=True)}
+    )
+    con.execute(f"CREATE TABLE {table} AS SELECT * FROM rows_found")
 
 
 def _write_rejected(
@@ -388,22 +435,25 @@ def _write_rejected(
         }
     )
     sections_found = pa.table({"source": list(sections), "section": list(sections.values())})  # noqa: F841
+    # Each line that is lost is a row, with the line where what swallowed it begins.
     parts = [
-        f"SELECT NULL AS lhs, NULL AS rel, text AS rhs, {literal(MALFORMED)} AS reason, NULL AS column_, "
-        "NULL AS value_, origin AS file, line AS row, section AS source "
-        "FROM malformed JOIN sections_found USING (source)"
+        "SELECT NULL AS lhs, NULL AS rel, CASE n WHEN 0 THEN text END AS rhs, reason, NULL AS column_, "
+        "CASE WHEN lines > 1 THEN format('lines {} to {}', line, line + lines - 1) END AS value_, origin AS file, "
+        "line + n AS row, section AS source "
+        "FROM (SELECT *, unnest(range(lines)) AS n FROM malformed) JOIN sections_found USING (source)"
     ]
     value = " ".join(f"WHEN {literal(field)} THEN raw_{field}" for field in FIELDS)
-    # Lines before a row are the header, the rows, and the malformed lines among them.
-    before = "(SELECT count(*) FROM malformed m WHERE m.scan = o.scan AND m.origin = o.origin AND m.shift <= x.row + 2)"
     for number, (scan, part) in enumerate(zip(scans, rows.parts, strict=True)):
         own = [n for n, r in enumerate(rows.reasons) if r.source == scan.source and r.text != OUTSIDE_WINDOW]
         if counted.fates[[rows.sources + n for n in own]].any():
             parts.append(
                 f"SELECT raw_lhs, raw_rel, raw_rhs, r.reason, r.column, CASE r.field {value} END, o.origin, "
-                f"CASE WHEN o.delimited THEN x.row + 2 + {before} ELSE x.row + 1 END, "
-                f"{literal(scan.input.section)} FROM ({part}) x JOIN reasons_found r ON r.fate = x.fate "
-                f"JOIN origins o ON o.path = x.file AND o.scan = {number} "
+                "CASE WHEN o.delimited THEN x.line - o.first_line + 2 ELSE x.row + 1 END, "
+                f"{literal(scan.input.section)} "
+                f"FROM (SELECT p.*, p.row + 2 + coalesce(s.extra, 0) AS line FROM ({part}) p ASOF LEFT JOIN "
+                f"(FROM shifts WHERE scan = {number}) s ON s.path = p.file AND p.row >= s.from_row) x "
+                "JOIN reasons_found r ON r.fate = x.fate "
+                f"ASOF JOIN (FROM origins WHERE scan = {number}) o ON o.path = x.file AND x.line >= o.first_line "
                 f"WHERE r.reason <> {literal(OUTSIDE_WINDOW)}"
             )
     order = {name: number for number, name in enumerate(dict.fromkeys(sections.values()))}

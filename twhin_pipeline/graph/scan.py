@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from twhin_pipeline.config.data import duration
+from twhin_pipeline.config.data import TIME_UNITS, duration
 from twhin_pipeline.config.model import names_relation
 from twhin_pipeline.errors import UserError, nearest
 from twhin_pipeline.graph import delimited, lake, query
 from twhin_pipeline.graph.source import TABLES, check_snapshot, stem
+from twhin_pipeline.remote import fetch, local_path
 from twhin_pipeline.store import database
 from twhin_pipeline.store.database import explained, literal, name
 from twhin_pipeline.words import PARTS, SIDES
@@ -26,10 +28,12 @@ FIELDS = ("lhs", "rel", "rhs", "time", "weight", "split")
 # Reasons why a row is no edge; the first is why it does not count for this snapshot.
 OUTSIDE_WINDOW = "outside window"
 OUT_OF_RANGE = "index out of range"
+BAD_TIME = "bad time"
 INTEGERS = {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 # What the scan calls a row's file and its number in it; the second is DuckDB's own name.
 FILE_COLUMN, ROW_COLUMN = "twhin_file", "file_row_number"
 DEFAULT_REL = "rel"
+_NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL.*")
 
 
 @dataclass(frozen=True)
@@ -87,47 +91,63 @@ def open_input(
     Raises:
         UserError: A file cannot be read, lacks a column, or has one of a wrong type.
     """
-    parts: dict[tuple[str | None, str | None], list[delimited.Staged]] = {}
+    staged: dict[tuple[str | None, str | None], list[delimited.Staged]] = {}
+    texts: dict[tuple[str | None, str | None, tuple[str, ...]], list[tuple[str, str]]] = {}
+    types: dict[str, dict[str, str]] = {}
+    if spec.format == "parquet":
+        files = [_reachable(con, file, f"{prefix}-{number}") for number, file in enumerate(spec.files)]
+        types = _described(con, spec, files)
     for number, origin in enumerate(spec.files):
         path = f"{prefix}-{number}.parquet"
-        file = _reachable(con, origin, f"{prefix}-{number}") if spec.format in ("parquet", "csv") else origin
-        names = _names(con, spec, origin, file, path)
+        if spec.format == "csv":
+            file = local_path(origin) or fetch(origin, f"{prefix}-{number}")
+            names = delimited.header(file, spec.delimiter)
+        elif spec.format == "parquet":
+            file = files[number]
+            names = list(types[file])
+        elif spec.format == "sql":
+            assert spec.sql is not None
+            query.stage(con, spec.sql, spec.source.folder, path, origin)
+            file, types = path, _described(con, spec, [path])
+            names = list(types[path])
+        else:
+            file, names = path, lake.names(origin, spec.format)
         _check_columns(origin, spec, names)
         rel, relation = _relation(spec, origin, names, known)
+        if spec.format == "csv":
+            texts.setdefault((rel, relation, tuple(names)), []).append((origin, file))
+            continue
+        if spec.format in TABLES:
+            lake.stage(origin, spec.format, path, [column for _, column in _named(spec, rel)])
+        staged.setdefault((rel, relation), []).append(delimited.Staged(file, [(origin, 0)]))
+    for number, ((rel, relation, named), same) in enumerate(texts.items()):
         wanted = [column for _, column in _named(spec, rel)]
-        parts.setdefault((rel, relation), []).append(_stage(con, spec, origin, file, path, wanted))
-    return [_scan(con, spec, source, staged, rel, relation) for (rel, relation), staged in parts.items()]
+        made = delimited.stage(con, same, spec.delimiter, f"{prefix}-text-{number}", wanted, named)
+        staged.setdefault((rel, relation), []).extend(made)
+    return [_scan(con, spec, source, parts, rel, relation, types) for (rel, relation), parts in staged.items()]
 
 
-def _names(con: duckdb.DuckDBPyConnection, spec: Input, origin: str, file: str, path: str) -> list[str]:
-    """Return the names of a file's columns. What a query gives is at `path` then."""
-    if spec.format == "csv":
-        return delimited.header(file, spec.delimiter)
-    if spec.format in TABLES:
-        return lake.names(origin, spec.format)
-    if spec.format == "sql":
-        assert spec.sql is not None
-        query.stage(con, spec.sql, spec.source.folder, path, origin)
-        file = path
-    return list(_described(con, origin, file))
-
-
-def _stage(
-    con: duckdb.DuckDBPyConnection, spec: Input, origin: str, file: str, path: str, wanted: list[str]
-) -> delimited.Staged:
-    """Make a Parquet file at `path` of what is none."""
-    if spec.format == "csv":
-        return delimited.stage(con, file, origin, spec.delimiter, path, wanted)
-    if spec.format in TABLES:
-        lake.stage(origin, spec.format, path, wanted)
-    return delimited.Staged(origin, file if spec.format == "parquet" else path)
-
-
-def _described(con: duckdb.DuckDBPyConnection, origin: str, file: str) -> dict[str, str]:
-    """Return the columns of a Parquet file and their SQL types."""
-    with explained(origin):
-        described = con.execute(f"DESCRIBE SELECT * FROM {parquet([file], numbered=False)}").fetchall()
-    return {str(row[0]): str(row[1]) for row in described}
+def _described(con: duckdb.DuckDBPyConnection, spec: Input, files: list[str]) -> dict[str, dict[str, str]]:
+    """Return the columns of Parquet files and their SQL types: one file is asked for each schema that there is."""
+    fields: dict[str, list[Any]] = {file: [] for file in files}
+    try:
+        with explained(spec.field):
+            listed = ", ".join(literal(file) for file in files)
+            rows = con.execute(f"SELECT * FROM parquet_schema([{listed}])").fetchall()
+        for file, *described in rows:
+            fields[str(file)].append(tuple(described))
+    except UserError:
+        fields = {file: [file] for file in files}  # so that the one that cannot be read is named
+    known: dict[tuple[Any, ...], dict[str, str]] = {}
+    types = {}
+    for file, origin in zip(files, spec.files, strict=True):
+        schema = tuple(fields[file])
+        if schema not in known:
+            with explained(origin):
+                columns = con.execute(f"DESCRIBE SELECT * FROM {parquet([file], numbered=False)}").fetchall()
+            known[schema] = {str(row[0]): str(row[1]) for row in columns}
+        types[file] = known[schema]
+    return types
 
 
 def _relation(
@@ -158,11 +178,14 @@ def _scan(
     staged: list[delimited.Staged],
     rel: str | None,
     relation: str | None,
+    types_of: dict[str, dict[str, str]],
 ) -> Scan:
     files = [part.path for part in staged]
     types: dict[str, str] = {}
     for part in staged:
-        types_of_part = _described(con, part.origin, part.path)
+        types_of_part = (
+            types_of.get(part.path) or _described(con, replace(spec, files=[part.origin]), [part.path])[part.path]
+        )
         if taken := [column for column in types_of_part if column.lower() in (FILE_COLUMN, ROW_COLUMN)]:
             raise UserError(f"{part.origin}: a column is named {taken[0]!r}, as that of row numbers is; rename it")
         _check_types(part.origin, spec, types_of_part, rel)
@@ -211,12 +234,12 @@ class Rows:
         identity = "BIGINT" if integers else "VARCHAR"
         by_index = spec.indexed and scan.rel is not None
         key = "r.index = TRY_CAST(raw_rel AS BIGINT)" if by_index else "r.name = CAST(raw_rel AS VARCHAR)"
-        time_sql = _time(scan.types[columns.time]) if columns.time is not None else "NULL::TIMESTAMP"
+        time_sql = _time(scan.types[columns.time], columns.time_unit) if columns.time is not None else "NULL::TIMESTAMP"
         split_sql = (
             "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(spec.split or "")
         )
         typed = (
-            f"SELECT TRY_CAST(raw_lhs AS {identity}) AS lhs, r.index AS rel, TRY_CAST(raw_rhs AS {identity}) AS rhs, "
+            f"SELECT {_id(spec, 'lhs', identity)} AS lhs, r.index AS rel, {_id(spec, 'rhs', identity)} AS rhs, "
             f"{time_sql} AS time, {split_sql} AS split, p.*, r.lhs_rows, r.rhs_rows, r.name "
             f"FROM ({rows}) p LEFT JOIN relations r ON {key}"
         )
@@ -258,7 +281,7 @@ class Rows:
         if "time" in fields:
             text = scan.types[fields["time"]] == "VARCHAR"
             undated = f"raw_time IS NULL{' OR ' + _blank('raw_time') if text else ''}"
-            cases.append((f"time IS NULL AND NOT ({undated})", "bad time", "time"))
+            cases.append((f"time IS NULL AND NOT ({undated})", BAD_TIME, "time"))
             start, end = window(spec)
             bounds = [f"time >= TIMESTAMP '{end}'"] + ([f"time < TIMESTAMP '{start}'"] if start is not None else [])
             cases.append((" OR ".join(bounds), OUTSIDE_WINDOW, "time"))
@@ -267,6 +290,16 @@ class Rows:
             tests.append(f"WHEN {test} THEN {self.sources + len(self.reasons)}")
             self.reasons.append(Reason(scan.source, reason, field, fields.get(field)))
         return f"CAST(CASE {' '.join(tests)} ELSE {scan.source} END AS INTEGER)"
+
+
+def _id(spec: Input, side: str, identity: str) -> str:
+    """Return the SQL of an id, normalized where it is text."""
+    sql = f"TRY_CAST(raw_{side} AS {identity})"
+    if identity == "VARCHAR":
+        for form in ("nfc", "trim", "lower"):
+            if form in spec.source.normalize_ids:
+                sql = f"{'nfc_normalize' if form == 'nfc' else form}({sql})"
+    return sql
 
 
 def _weight(spec: Input) -> str:
@@ -292,37 +325,54 @@ def window(spec: Input) -> tuple[datetime | None, datetime]:
     """Return the first instant that counts (None: no bound) and the first that does not: the end of the day (UTC)."""
     end = datetime.combine(check_snapshot(spec.snapshot), time()) + timedelta(days=1)
     length = spec.source.window
-    return (None if length is None else end - duration(length)), end
+    try:
+        return (None if length is None else end - duration(length)), end
+    except OverflowError:  # it begins before year 1
+        return None, end
 
 
-def _time(kind: str) -> str:
+_MOST_SECONDS = 253_402_300_800
+"""Seconds from 1970 to the year 10,000."""
+
+
+def _time(kind: str, unit: str) -> str:
     """Return the SQL that reads `raw_time` as a timestamp; null where it is none (or is beyond year 9999)."""
     text = "CAST(raw_time AS VARCHAR)"
-    seconds = f"TRY_CAST({text} AS DOUBLE)"
-    moment = f"CASE WHEN abs({seconds}) < 253402300800 THEN make_timestamp(CAST({seconds} * 1000000 AS BIGINT)) END"
-    if kind in INTEGERS or kind in ("FLOAT", "DOUBLE", "HUGEINT") or kind.startswith("DECIMAL"):
+    parts = TIME_UNITS[unit]
+    number = f"TRY_CAST({text} AS DOUBLE)"
+    whole = f"TRY_CAST({text} AS BIGINT)"
+    # Integers stay exact; a fraction of a second comes as a decimal number.
+    micros = f"CAST({number} / {parts} * 1000000 AS BIGINT)"
+    if kind in INTEGERS:
+        micros = f"{whole} * {10**6 // parts}" if parts <= 10**6 else f"{whole} // {parts // 10**6}"
+    moment = f"CASE WHEN abs({number}) < {_MOST_SECONDS * parts} THEN make_timestamp({micros}) END"
+    if _NUMBER.fullmatch(kind):
         return moment
     if kind == "VARCHAR":
         # A text with an offset (+02:00, Z) is an instant; one without is taken as UTC, which is the session's zone.
         return f"coalesce(CAST(TRY_CAST({text} AS TIMESTAMPTZ) AS TIMESTAMP), {moment})"
+    if "TIME ZONE" in kind or "TZ" in kind:
+        # Nanoseconds with a time zone go to microseconds by way of a text only.
+        return "CAST(TRY_CAST(CAST(raw_time AS VARCHAR) AS TIMESTAMPTZ) AS TIMESTAMP)"
     return "TRY_CAST(raw_time AS TIMESTAMP)"
+
+
+def time_unit(value: str, unit: str) -> str | None:
+    """Return the unit by which a number that is no time in `unit` is one from 1979 to 2039; None if there is none."""
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    fitting = [one for one, parts in TIME_UNITS.items() if one != unit and 3e8 <= number / parts < 2.2e9]
+    return fitting[0] if fitting else None
 
 
 def _reachable(con: duckdb.DuckDBPyConnection, file: str, path: str) -> str:
     """Let DuckDB read a URL; what comes by HTTP is fetched once, since it is read more than once."""
-    if "://" not in file:
-        return file
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(file)
-    if file.startswith(("http://", "https://")):
-        ending = file.partition("?")[0].rpartition("/")[2]
-        local = f"{path}-{ending}"
-        try:
-            fs.get_file(inner, local)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be fetched ({error}); mend the URL") from error
+    if (local := local_path(file)) is not None:
         return local
+    if file.startswith(("http://", "https://")):
+        return fetch(file, path)
     database.register(con, file)
     return file
 
@@ -360,9 +410,16 @@ def _check_columns(origin: str, spec: Input, names: list[str]) -> None:
 
 def _check_types(origin: str, spec: Input, types: dict[str, str], rel: str | None) -> None:
     for field, column in _named(spec, rel):
+        kind = types[column]
+        if field == "time" and not (
+            _NUMBER.fullmatch(kind) or kind.startswith(("TIMESTAMP", "DATE", "VARCHAR", "ENUM"))
+        ):
+            raise UserError(
+                f"{origin}: column {column!r} is of type {kind}; times must be timestamps, dates, numbers or text, so "
+                "cast it"
+            )
         if field not in ("lhs", "rhs", "rel"):
             continue
-        kind = types[column]
         plain = (
             kind in INTEGERS or kind in ("VARCHAR", "UUID", "HUGEINT", "UHUGEINT", "DATE") or kind.startswith("ENUM")
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
+from twhin_pipeline import remote
 from twhin_pipeline.config.data import Columns, SourceConfig, TwhinDataConfig
 from twhin_pipeline.errors import UserError
 
@@ -20,6 +21,8 @@ DATE = r"\d{4}-\d{2}-\d{2}"
 ENDINGS = (".parquet", ".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst", ".sql")
 TABLES = ("delta", "iceberg")
 """Formats whose path is that of a table, not of files."""
+LARGEST_QUERY = 1 << 20
+"""A larger file is no query, bytes."""
 
 
 @dataclass(frozen=True)
@@ -220,23 +223,35 @@ def list_files(path: str, tables: bool = False) -> list[str]:
     Raises:
         UserError: It is a folder, or the URL cannot be listed.
     """
-    if "://" not in path:
-        if not tables and os.path.isdir(path):
+    local = remote.local_path(path)
+    if local is not None:
+        folder = not tables and os.path.isdir(local)
+        if folder:
             raise UserError(f"{path}: is a folder; name its files, such as {path.rstrip('/')}/*.parquet")
-        return sorted(file for file in glob.glob(path, recursive=True) if tables or os.path.isfile(file))
+        found = sorted(file for file in glob.glob(local, recursive=True) if tables or os.path.isfile(file))
+        if not found and not tables:
+            remote.refuse_special(local)
+        prefix = path[: len(path) - len(local)]
+        return [prefix + file for file in found]
     if tables and not any(sign in path for sign in "*?["):
         return [path]  # the table's own library reads it, and knows protocols that fsspec may lack
-    import fsspec  # only here: listing a local path should cost nothing
-
-    try:
-        fs, inner = fsspec.core.url_to_fs(path)
+    with remote.reading(path):
+        fs, inner = remote.filesystem(path)
         if any(sign in inner for sign in "*?["):
             return sorted(str(fs.unstrip_protocol(file)) for file in fs.glob(inner))
-        return [path] if fs.exists(inner) else []
-    except (ImportError, ValueError, OSError) as error:
-        raise UserError(
-            f"{path}: cannot be listed: {' '.join(str(error).split())}; correct the URL or install what it needs"
-        ) from error
+        return [path] if _exists(fs, inner) else []
+
+
+def _exists(fs: Any, path: str) -> bool:
+    """Tell whether a remote file is there. Raises what kept its server from saying so."""
+    try:
+        fs.info(path)
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (404, 410):
+            return False
+        raise cause from None
+    return True
 
 
 def stem(file: str, source: SourceConfig, snapshot: str) -> str:
@@ -254,7 +269,10 @@ def check_snapshot(snapshot: str) -> date:
     """Return the snapshot's day. Raises UserError where it is not a date, YYYY-MM-DD."""
     if not _is_date(snapshot):
         raise UserError(f"snapshot {snapshot!r} must be a date, YYYY-MM-DD")
-    return date.fromisoformat(snapshot)
+    day = date.fromisoformat(snapshot)
+    if day == date.max:
+        raise UserError(f"snapshot {snapshot!r} has no day after it; choose an earlier one")
+    return day
 
 
 def _is_date(text: str) -> bool:
@@ -287,13 +305,10 @@ def _format(file: str, field: str) -> str:
 
 def _read_text(file: str, field: str) -> str:
     """Read a file of SQL."""
-    import fsspec
-
     try:
-        with fsspec.open(file, "r", encoding="utf-8") as opened:
-            return str(opened.read())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{field}: {file}: cannot be read ({error}); it must be SQL, as UTF-8 text") from error
+        return remote.text(file, LARGEST_QUERY, "a file of SQL")
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
 
 
 def _newest(times: Iterable[datetime]) -> list[str]:
@@ -306,12 +321,10 @@ def _modified(file: str) -> datetime:
     """Return when a file was changed (UTC)."""
     if "://" not in file:
         return datetime.fromtimestamp(os.path.getmtime(file), UTC)
-    import fsspec
-
-    fs, inner = fsspec.core.url_to_fs(file)
+    fs, inner = remote.filesystem(file)
     try:
         return _aware(fs.modified(inner)).astimezone(UTC)
-    except (NotImplementedError, OSError):
+    except Exception:  # of many kinds, as the libraries are
         return datetime.now(UTC)  # a server that tells no date: as of today
 
 

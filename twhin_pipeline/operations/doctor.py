@@ -9,14 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from twhin_pipeline import extras
+from twhin_pipeline import extras, scratch
 from twhin_pipeline.bundled import CHECKOUT
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.machine import SHARED_MEMORY
@@ -171,6 +170,8 @@ def probe(name: str, function: Callable[[], None], remedy: str) -> Finding:
             text=True,
             timeout=PROBE_TIMEOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            encoding="utf-8",
+            errors="replace",
         )
     except subprocess.TimeoutExpired:
         return Finding(name, "wrong", f"no answer within {PROBE_TIMEOUT:.0f} s", remedy)
@@ -216,7 +217,7 @@ def probe_gloo() -> None:
     """Add two processes' numbers. Raises where that does not work."""
     import torch.multiprocessing as mp
 
-    with tempfile.TemporaryDirectory(prefix="twhin-") as folder:
+    with scratch.folder("doctor") as folder:
         # Fork is quick, and nothing has started threads yet.
         mp.start_processes(_gloo_rank, args=(f"{folder}/meet",), nprocs=2, start_method="fork")
     print("two processes added their numbers")
@@ -240,7 +241,7 @@ def cuda() -> Finding:
         "import torch, torch.distributed as d; print(torch.version.cuda, torch.cuda.is_available(), "
         "torch.cuda.device_count(), d.is_nccl_available())"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, encoding="utf-8")
     if done.returncode:
         return Finding("torch", "wrong", (done.stderr.strip().splitlines() or ["does not load"])[-1], REINSTALL)
     return judge_cuda(*done.stdout.split(), owners=fbgemm_owners(), driver=shutil.which("nvidia-smi") is not None)

@@ -72,7 +72,7 @@ def generate(
     sizes = {"user": users, "item": items}
     write(path, sizes, KINDS, edges, communities=communities, within=within, exponent=exponent, ids=ids, seed=seed)
     config = f"{path.removesuffix('.parquet')}.yaml"
-    Path(config).write_text(_config(path, sizes, KINDS, ids, snapshot))
+    Path(config).write_text(_config(path, sizes, KINDS, ids, snapshot), encoding="utf-8")
     return config
 
 

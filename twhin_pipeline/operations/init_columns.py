@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from twhin_pipeline.config.data import TIME_UNITS
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.words import PARTS
 
@@ -129,6 +130,8 @@ class Roles:
     rhs: End
     rel: str | None = None
     time: str | None = None
+    time_unit: str | None = None
+    """Of times that are numbers."""
     weight: str | None = None
     split: str | None = None
     unused: tuple[str, ...] = ()
@@ -150,7 +153,8 @@ def guess(file: str, columns: Sequence[Column], choose: Choose) -> Roles:
     notes: list[str] = []
     left = list(columns)
     relation = _take(left, _relation(file, left, choose))
-    time = _take(left, _time(file, left, choose, notes))
+    timed = _time(file, left, choose)
+    time = _take(left, timed)
     split = _take(left, _split(left, notes))
     weight = _take(left, next((c for c in left if c.plain in WEIGHT_NAMES and _not_negative(c)), None))
     first, second = _ends(file, left, choose)
@@ -158,7 +162,17 @@ def guess(file: str, columns: Sequence[Column], choose: Choose) -> Roles:
     for column in unused:
         if column.plain in POSSIBLE_WEIGHTS and _not_negative(column) and weight is None:
             notes.append(f"{column.name} is not used; to weigh edges by it, add weight: {column.name} to columns")
-    return Roles(first, second, relation, time, weight, split, tuple(column.name for column in unused), tuple(notes))
+    return Roles(
+        first,
+        second,
+        relation,
+        time,
+        None if timed is None else _unit(timed),
+        weight,
+        split,
+        tuple(column.name for column in unused),
+        tuple(notes),
+    )
 
 
 def _take(left: list[Column], column: Column | None) -> str | None:
@@ -180,19 +194,21 @@ def _relation(file: str, columns: list[Column], choose: Choose) -> Column | None
     return next((c for c in likely if c.name == answer), None)
 
 
-def _time(file: str, columns: list[Column], choose: Choose, notes: list[str]) -> Column | None:
+def _unit(column: Column) -> str | None:
+    """Return the unit in which a column's numbers are times since 1970; None where they are none."""
+    if column.kind not in ("integer", "float") or column.low is None or column.high is None:
+        return None
+    low, high = column.low, column.high
+    fitting = (unit for unit, parts in TIME_UNITS.items() if SECONDS[0] * parts <= low and high <= SECONDS[1] * parts)
+    return next(fitting, None)
+
+
+def _time(file: str, columns: list[Column], choose: Choose) -> Column | None:
     likely = []
     for column in columns:
         named = bool(TIME_WORDS & set(column.words))
-        if column.kind == "time":
+        if column.kind == "time" or (named and _unit(column)):
             likely.append((column, named))
-        elif named and column.kind in ("integer", "float") and column.low is not None and column.high is not None:
-            if SECONDS[0] <= column.low and column.high <= SECONDS[1]:
-                likely.append((column, named))
-            elif column.low >= 100 * SECONDS[0]:
-                notes.append(
-                    f"{column.name} is not used: it seems to be a time in milliseconds or less, and seconds are read"
-                )
 
     def rank(item: tuple[Column, bool]) -> tuple[bool, int]:
         column, named = item

@@ -145,7 +145,7 @@ def _snapshots(con: duckdb.DuckDBPyConnection, sample: Sample, roles: Roles) -> 
         return source, None
     dates = f"{source.snapshots[0]} to {source.snapshots[-1]}" if len(source.snapshots) > 1 else source.snapshots[0]
     with explained(source.newest):
-        span = init_files.span(con, sample.table, roles.time) if roles.time else None
+        span = init_files.span(con, sample.table, roles.time, roles.time_unit or "s") if roles.time else None
     if span is not None and f"{span[1]}" > source.snapshots[-1] and len(source.snapshots) == 1:
         path = init_files.escaped(source.newest)
         return replace(source, path=path, snapshots=()), f"{dates} is no snapshot's date: rows go on until {span[1]}"
@@ -272,7 +272,8 @@ def _source(table: _Table, out: str) -> dict[str, Any]:
         source["relation"] = table.relation
     roles = table.roles
     columns = {"lhs": roles.lhs.column, "rel": roles.rel, "rhs": roles.rhs.column}
-    columns |= {"time": roles.time, "weight": roles.weight, "split": roles.split}
+    unit = None if roles.time_unit == "s" else roles.time_unit
+    columns |= {"time": roles.time, "time_unit": unit, "weight": roles.weight, "split": roles.split}
     source["columns"] = {role: column for role, column in columns.items() if column is not None}
     if table.rejected > ACCEPTED:
         source["max_rejected_share"] = min(1.0, math.ceil(table.rejected * 110) / 100)

@@ -11,6 +11,7 @@ from datetime import date, datetime
 
 import duckdb
 
+from twhin_pipeline.config.data import TIME_UNITS
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph import delimited, source
 from twhin_pipeline.operations.init_columns import Column
@@ -262,10 +263,10 @@ def _count(con: duckdb.DuckDBPyConnection, table: str) -> int:
     return int(con.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
 
 
-def span(con: duckdb.DuckDBPyConnection, table: str, column: str) -> tuple[date, date] | None:
-    """Return the days (UTC) of the earliest and the latest time in a column; None where it has none."""
+def span(con: duckdb.DuckDBPyConnection, table: str, column: str, unit: str) -> tuple[date, date] | None:
+    """Return the days (UTC) of a column's earliest and latest time (numbers are in `unit`); None where it has none."""
     text = f"CAST({name(column)} AS VARCHAR)"
-    seconds = f"make_timestamp(CAST(TRY_CAST({text} AS DOUBLE) * 1000000 AS BIGINT))"
+    seconds = f"make_timestamp(CAST(TRY_CAST({text} AS DOUBLE) / {TIME_UNITS[unit]} * 1000000 AS BIGINT))"
     time = f"coalesce(CAST(TRY_CAST({text} AS TIMESTAMPTZ) AS TIMESTAMP), {seconds})"
     first, last = con.execute(f"SELECT min({time}), max({time}) FROM {table}").fetchall()[0]
     return (first.date(), last.date()) if isinstance(first, datetime) and isinstance(last, datetime) else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from twhin_pipeline import remote
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.training.launch import environment
 
@@ -125,11 +126,11 @@ def step_time(work: Work, rates: Rates) -> StepTime:
 def load(path: str) -> Rates:
     """Read a YAML or JSON file of rates. Raises UserError where it is none."""
     try:
-        values: Any = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--rates {path}: cannot be read ({error}); `twhin rates --out {path}` writes one") from error
+        values: Any = yaml.safe_load(remote.text(path, 1 << 20, "a file of rates"))
+    except (UserError, yaml.YAMLError) as error:
+        raise UserError(f"--rates {path}: cannot be read ({error}); `twhin rates FILE` writes one") from error
     if not isinstance(values, Mapping):
-        raise UserError(f"--rates {path}: must be a mapping of rates; `twhin rates --out {path}` writes one")
+        raise UserError(f"--rates {path}: must be a mapping of rates; `twhin rates FILE` writes one")
     try:
         return Rates.model_validate(dict(values))
     except ValidationError as error:
@@ -142,7 +143,7 @@ def load(path: str) -> Rates:
 
 def save(rates: Rates, path: str) -> None:
     """Write rates as YAML."""
-    Path(path).write_text(yaml.safe_dump(rates.model_dump(exclude_none=True), sort_keys=False))
+    Path(path).write_text(yaml.safe_dump(rates.model_dump(exclude_none=True), sort_keys=False), encoding="utf-8")
 
 
 def measured(config: TwhinConfig, config_path: str, overrides: list[str], path: str) -> Rates:
@@ -156,7 +157,14 @@ def measured(config: TwhinConfig, config_path: str, overrides: list[str], path: 
     command += ["--config", config_path, "--out", path]
     for override in overrides:
         command += ["--set", override]
-    done = subprocess.run(command, env={**os.environ, **environment(config)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        env={**os.environ, **environment(config)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     if done.returncode:
         raise UserError(f"rates: a rank failed; the end of what it said:\n{(done.stdout + done.stderr)[-2000:]}")
     return load(path)

@@ -144,7 +144,7 @@ def generate_shop(
     if truth:
         np.savez_compressed(f"{folder}/truth.npz", **vars(known))
     config = f"{folder}/twhin.yaml"
-    Path(config).write_text(_config(format, list(types), bool(follows_per_user)))
+    Path(config).write_text(_config(format, list(types), bool(follows_per_user)), encoding="utf-8")
     return Shop(len(log), len(pairs[0]), config)
 
 

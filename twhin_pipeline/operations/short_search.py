@@ -74,7 +74,7 @@ class Progress:
     def read(cls, file: Path) -> Progress | None:
         """Read the file; None where there is none that can be read."""
         try:
-            data = json.loads(file.read_text())
+            data = json.loads(file.read_text(encoding="utf-8"))
             return cls(**{**data, "plan": Plan(**data["plan"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -83,7 +83,7 @@ class Progress:
         """Write the file, in one step."""
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_name(f"{file.name}.{os.getpid()}")
-        draft.write_text(json.dumps(asdict(self), indent=1))
+        draft.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         os.replace(draft, file)
 
 

@@ -301,7 +301,7 @@ class Search:
         head = f"# The best of {best.trials} trials of snapshot {self.snapshot}: trial {best.trial}, "
         text = f"{head}{self.metric} {best.value:.6g} on validation edges.\n{yaml.safe_dump(fields, sort_keys=False)}"
         draft = file.with_suffix(".tmp")
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
         os.replace(draft, file)
         self.parent.log_text(text, file.name)
         self.parent.set_tags({"twhin.best_trial": str(best.trial)})

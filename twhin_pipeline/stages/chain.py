@@ -303,7 +303,12 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     worked = time.perf_counter()
     if made:
         config = relations.resolve(run.config, run.store, run.snapshot)
-        notes = checks.run_blocking(config, run.store, run.snapshot, made)
+        try:
+            notes = checks.run_blocking(config, run.store, run.snapshot, made)
+        except UserError:
+            for line in said:  # they may name the cause
+                say(line)
+            raise
         checked = time.perf_counter()
         say(f"{stage.name:<11}{worked - started:7.1f} s + checks {checked - worked:.1f} s: {_told(made)}")
         said = [f"  note: {note}" for note in notes] + said

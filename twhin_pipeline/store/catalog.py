@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
 
+from twhin_pipeline import scratch
 from twhin_pipeline.store import database
 from twhin_pipeline.store.database import literal, name
 
@@ -55,7 +55,7 @@ def refresh(store: Store) -> str:
     """
     target = store.path(CATALOG)
     # Not beside the target: of a path with `?` DuckDB makes a wrong name for its log of writes.
-    with tempfile.TemporaryDirectory(prefix="twhin-catalog-") as folder:
+    with scratch.folder("catalog") as folder:
         path = os.path.join(folder, CATALOG)
         con = duckdb.connect(path)
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import tempfile
 import uuid
 import weakref
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import duckdb
 import fsspec
 
+from twhin_pipeline import errors, interrupts, scratch
 from twhin_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ def connect(config: TwhinConfig | None = None, store: Store | None = None) -> du
         UserError: The memory limit is not one that DuckDB understands.
     """
     con = duckdb.connect(":memory:")
+    interrupts.register(con)
     # DuckDB makes the folder when something spills, and empties it, but leaves it there.
-    spill = Path(tempfile.gettempdir()) / f"twhin-spill-{uuid.uuid4().hex}"
+    spill = Path(scratch.root()) / f"spill-{uuid.uuid4().hex}"
     weakref.finalize(con, shutil.rmtree, spill, ignore_errors=True)
     con.execute(f"SET temp_directory = {literal(str(spill))}")
     con.execute("SET TimeZone = 'UTC'")
@@ -65,12 +67,16 @@ def register(con: duckdb.DuckDBPyConnection, url: str) -> None:
     con.register_filesystem(fs)
 
 
-_KINDS = ("Out of Memory Error", "IO Error", "Invalid Input Error", "Conversion Error")
+_OURS = ("Binder Error", "Catalog Error", "Parser Error", "INTERNAL Error", "Not implemented Error")
+"""Kinds of errors in the SQL that is written here: no user can mend one."""
 
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn errors of DuckDB, and of memory, that a user can mend into a UserError that begins with `what`."""
+    """Turn errors of DuckDB, and of memory, that a user can mend into a UserError that begins with `what`.
+
+    A query that ctrl-c ended raises KeyboardInterrupt.
+    """
     try:
         yield
     except MemoryError as error:
@@ -80,16 +86,31 @@ def explained(what: str) -> Iterator[None]:
         ) from error
     except (duckdb.Error, OSError) as error:
         kind = _kind(error)
+        if kind.upper() == "INTERRUPT ERROR":
+            raise KeyboardInterrupt from error
+        if errors.out_of_handles(error):
+            raise UserError(errors.no_handles(what)) from error
         if kind == "Out of Memory Error":
             raise UserError(
                 f"{what}: out of memory ({_first_line(error)}); raise launch.duckdb_memory_limit, lower "
                 "launch.data_threads, or point TMPDIR at a larger disk"
             ) from error
-        if kind:
-            raise UserError(
-                f"{what}: cannot be read ({_first_line(error)}); is it whole, and of the format said?"
-            ) from error
+        if (isinstance(error, duckdb.Error) or kind) and kind not in _OURS:
+            raise UserError(f"{what}: cannot be read ({_first_line(error)}); {_remedy(str(error))}") from error
         raise
+
+
+def _remedy(text: str) -> str:
+    """Return what to do about a file that DuckDB cannot read."""
+    if "magic bytes" in text or "too small to be a Parquet file" in text:
+        return "it is no Parquet file, or the end of one is missing: copy or write it anew, or correct the path"
+    if "No space left" in text or "disk" in text.lower():
+        return "free some space, or point TMPDIR at a larger disk"
+    if "No such file" in text or "No files found" in text or "does not exist" in text:
+        return "it was removed meanwhile, or its path is wrong: put it back, or correct the path"
+    if "Permission denied" in text:
+        return "give yourself the right to read it"
+    return "it is damaged, or of another format than its name says: write it anew, or correct the path or the format"
 
 
 def _kind(error: Exception) -> str:
@@ -98,7 +119,8 @@ def _kind(error: Exception) -> str:
     Its messages begin so. One that is met while Arrow reads a result from it comes as Arrow's own OSError, with the
     message alone.
     """
-    return next((kind for kind in _KINDS if str(error).startswith(f"{kind}: ")), "")
+    match = re.match(r"([A-Za-z ]+ Error): ", str(error))
+    return match[1] if match else ""
 
 
 def literal(value: str) -> str:

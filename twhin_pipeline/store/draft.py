@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twhin_pipeline import scratch
 from twhin_pipeline.store.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Draft:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             yield path
             return
-        with tempfile.TemporaryDirectory(prefix="twhin-") as folder:
+        with scratch.folder("draft") as folder:
             path = f"{folder}/{Path(name).name}"
             yield path
             self.store.fs.put_file(path, f"{self.location}/{name}")

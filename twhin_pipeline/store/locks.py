@@ -85,10 +85,10 @@ def _file_lock(folder: str, what: str) -> Iterator[None]:
     except Timeout:
         writer = {}
         with suppress(OSError, ValueError):
-            writer = json.loads(who.read_text())
+            writer = json.loads(who.read_text(encoding="utf-8"))
         raise _refused(what, writer) from None
     try:
-        who.write_text(json.dumps(_writer()))
+        who.write_text(json.dumps(_writer()), encoding="utf-8")
         yield
     finally:
         who.unlink(missing_ok=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import twhin_pipeline.tracking.outbox as outbox
 import twhin_pipeline.tracking.server as server
+from twhin_pipeline import scratch
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
 from twhin_pipeline.tracking.runs import EXPERIMENT, Run, run_exists
@@ -43,7 +43,7 @@ def _register(store: Store, snapshot: str, metrics: Mapping[str, float] | None, 
         )
     run_id = outbox.resolved(store, run_id)
     client = connect(store)
-    with tempfile.TemporaryDirectory(prefix="twhin-") as folder:
+    with scratch.folder("model") as folder:
         registered = {
             "store": store.root,
             "snapshot": snapshot,
@@ -51,7 +51,7 @@ def _register(store: Store, snapshot: str, metrics: Mapping[str, float] | None, 
             "view": store.view,
             "model": manifest.details["model"],
         }
-        (Path(folder) / POINTER).write_text(json.dumps(registered, indent=1))
+        (Path(folder) / POINTER).write_text(json.dumps(registered, indent=1), encoding="utf-8")
         source = store.path("twhin_model", snapshot, manifest.version, "relations.parquet")
         store.fs.get_file(store.fs._strip_protocol(source), f"{folder}/relations.parquet")
         client.log_artifacts(run_id, folder, MODEL_FOLDER)

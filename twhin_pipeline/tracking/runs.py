@@ -296,7 +296,7 @@ def _code() -> dict[str, str]:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(clone), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        return subprocess.run(command, capture_output=True, check=True, timeout=20, encoding="utf-8").stdout.strip()
 
     try:
         tags["mlflow.source.git.commit"] = git("rev-parse", "HEAD")

@@ -133,6 +133,7 @@ def environment(config: TwhinConfig) -> dict[str, str]:
         **({"GLOO_SOCKET_IFNAME": interface} if (interface := _loopback(config)) else {}),
         "OMP_NUM_THREADS": str(threads_per_process(config)),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
         # Huge pages: a step's tensors then cause no page faults, and random rows of a table fewer misses.
         "THP_MEM_ALLOC_ENABLE": "1",
         # What a step frees, the next one takes. Given back to the system, it is found and set to 0 anew each time.
@@ -218,11 +219,14 @@ def run(
         env[RECORDS_ENV] = ",".join(handlers)
         # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
         process = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
             start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
-        with _forwarded_signals(process), (folder / "torchrun.log").open("a+", errors="replace") as log:
+        with (
+            _forwarded_signals(process),
+            (folder / "torchrun.log").open("a+", encoding="utf-8", errors="replace") as log,
+        ):
             begin = log.tell()
             _relay(process.stdout, show, handlers, log, single=config.launch.nproc_per_node == 1)
             code = process.wait()
@@ -260,7 +264,7 @@ def first_failure(log_dir: str, ignoring: Collection[str] = (), output_of_torchr
         if not path.endswith("error.json"):
             continue
         try:
-            message = json.loads(Path(path).read_text())["message"]
+            message = json.loads(Path(path).read_text(encoding="utf-8"))["message"]
         except (OSError, ValueError, KeyError):
             continue
         rank = Path(path).parent.name
@@ -297,7 +301,7 @@ def _deaths(output_of_torchrun: str, files: Sequence[str]) -> list[tuple[int, Fa
             how = f"ended with exit code {code}"
             if code < 0:
                 how = f"was ended by signal {-code} ({signal.strsignal(-code)})"
-            last = _last_lines(logs[0].read_text(errors="replace")) if logs else ""
+            last = _last_lines(logs[0].read_text(errors="replace", encoding="utf-8")) if logs else ""
             text = f"rank {rank} {how}; its last lines:\n{last}"
         deaths.append((when, Failure(int(rank), "RankDied", text.partition("\n")[0], text)))
     return deaths

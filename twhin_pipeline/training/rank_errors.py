@@ -28,5 +28,7 @@ def _record(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     if not file.exists():  # torch's own handler has not recorded it
         text = "".join(traceback.format_exception(kind, error, trace))
         extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
-        file.write_text(json.dumps({"message": {"message": f"{kind.__name__}: {error}", "extraInfo": extra}}))
+        file.write_text(
+            json.dumps({"message": {"message": f"{kind.__name__}: {error}", "extraInfo": extra}}), encoding="utf-8"
+        )
     sys.__excepthook__(kind, error, trace)

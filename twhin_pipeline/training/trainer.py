@@ -19,6 +19,7 @@ from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
 from twhin_pipeline.sharding.distributed import Agreement, Ranks
+from twhin_pipeline.sharding.machine import give_back_memory
 from twhin_pipeline.sharding.optimizer import apply_optimizers, build_optimizer
 from twhin_pipeline.sharding.optimizer_state import OptimizerState
 from twhin_pipeline.sharding.placement import (
@@ -194,6 +195,7 @@ class Trainer:
                 self.tracking.log_text(json.dumps(self.config.tune.outcome, indent=1), "tuned.json")
         self.progress.mlflow_run_id = self.ranks.broadcast(self.progress.mlflow_run_id)
         self.total = self._total_steps(self.progress.step)
+        give_back_memory()
         self.reporter.milestone(
             f"training {self.snapshot}: {self.dataset.num_edges:,} edges, {self.config.training.num_epochs} epoch(s) "
             f"of {self.dataset.steps_per_epoch:,} steps, to step {self.total:,}, {self.ranks.world_size} process(es) "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from twhin_pipeline import scratch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.evaluation.ancestors import SeenBefore
 from twhin_pipeline.evaluation.classification import classification_metrics
@@ -276,7 +276,7 @@ class FullRanking:
         """Return relations and what is ranked of them, in the order of the configuration."""
         held_out = HeldOut.for_selection(store, snapshot)
         relations = self.config.model.relations
-        with tempfile.TemporaryDirectory(prefix="twhin-") as folder, database.connect(self.config, store) as con:
+        with scratch.folder("validation") as folder, database.connect(self.config, store) as con:
             held_out = held_out.without(con, seen.edges, folder)
             edges = read_edges(con, held_out.test, len(relations))
             limit = self.config.training.eval_max_edges

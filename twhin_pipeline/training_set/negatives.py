@@ -10,7 +10,6 @@ first position of its entity in the chunk.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twhin_pipeline import scratch
 from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.kernels import sampling_kernels
 from twhin_pipeline.prefetch import in_order
@@ -123,7 +123,7 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
         ("training_set/negatives", "training_set/positives", config.train_data, config.epochs_of_negatives),
         ("held_out/validation_negatives", "held_out/validation", config.validation_data, 1),
     )
-    with database.connect(config, store) as con, tempfile.TemporaryDirectory(prefix="twhin-negatives-") as folder:
+    with database.connect(config, store) as con, scratch.folder("negatives") as folder:
         threads = database.threads(config)
         with explained("training_set/negatives"):
             read = [_positives(con, store, known[0], snapshot, f"{folder}/0")]

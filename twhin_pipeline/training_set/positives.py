@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twhin_pipeline import scratch
 from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph import raw_edges, source
@@ -67,7 +67,7 @@ def build_positives(config: TwhinConfig, store: Store, snapshot: str) -> dict[st
         parents[f"raw_edges@{later}"] = _ingested_later(config, store, snapshot, later)
     with (
         explained("training_set/positives"),
-        tempfile.TemporaryDirectory(prefix="twhin-sample-") as folder,
+        scratch.folder("sample") as folder,
         SplitEdges(config, store, snapshot, folder) as edges,
     ):
         total = sum(int(part.counts.sum()) for part in edges.parts)

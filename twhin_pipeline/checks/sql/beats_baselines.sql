@@ -1,4 +1,5 @@
 -- The model is not below the baselines in `evaluation.must_beat` (less the tolerance), over all relations and in each relation with enough test edges to tell.
+-- Finding: the model is below a baseline of evaluation.must_beat in {n} figures
 WITH figures AS (
     SELECT e.relation, e.side, e.metric, b.baseline,
         CASE b.baseline WHEN 'popularity' THEN e.value ELSE e.compared END AS model_value,

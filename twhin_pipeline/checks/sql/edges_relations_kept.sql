@@ -1,6 +1,7 @@
 -- Each relation of 100 edges or more kept `min_kept_share` of them against the snapshot before, and against what this
 -- snapshot was before it was made again, if they are there and passed their checks; the share is that of the source that
 -- brings the relation, of several the largest.
+-- Finding: {n} relations lost more edges than min_kept_share allows
 SELECT before.compared AS compared_with, before.rel AS relation, before.edges AS edges_before,
        coalesce(now.edges, 0) AS edges_now, round(coalesce(now.edges, 0) / before.edges, 4) AS kept,
        before.edges < 100

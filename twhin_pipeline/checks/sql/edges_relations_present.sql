@@ -1,4 +1,5 @@
 -- Every relation of the model has edges (a warning: its vector would stay where it started).
+-- Finding: {n} relations of the model have no edge
 SELECT r.name AS relation, count(e.rel) AS edges, count(e.rel) > 0 AS ok
 FROM relation r
 LEFT JOIN raw_edges e ON e.rel = r.name

@@ -1,4 +1,5 @@
 -- Every overall metric reaches its floor in `evaluation.floors`. Retrieval (recall, NDCG) has tails only.
+-- Finding: {n} metrics are below their floor in evaluation.floors
 SELECT f.metric, e.value, f.least AS floor, coalesce(e.value >= f.least, false) AS ok
 FROM floors f
 LEFT JOIN evaluation e ON e.metric = f.metric AND e.relation = 'all'

@@ -1,4 +1,5 @@
 -- The last tenth of the logged losses is lower, in the mean, than the first tenth (passes with a single one).
+-- Finding: the last tenth of the logged losses is not lower than the first
 WITH numbered AS (
     SELECT loss, row_number() OVER (ORDER BY step) AS i, count(*) OVER () AS n FROM losses
 )

@@ -1,4 +1,5 @@
 -- Every metric is a finite number in its range, and the overall ones are there (where an edge was held out).
+-- Finding: {n} metrics are missing, not finite, or out of range
 SELECT relation, side, metric, value, baseline, edges
 FROM evaluation
 WHERE value IS NULL OR NOT isfinite(value)

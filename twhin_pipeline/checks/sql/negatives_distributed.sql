@@ -1,5 +1,6 @@
 -- The uniform and the degree^alpha part of the pools are drawn as asked: by entity type, in ten bins of degree, within
 -- five standard deviations.
+-- Finding: {n} bins of degree have more or fewer negatives than chance explains
 WITH degree AS (
     SELECT entity, row, count(*) AS degree FROM (
         SELECT r.lhs AS entity, p.lhs AS row FROM positives p JOIN relation r ON p.rel = r.rel

@@ -1,4 +1,5 @@
 -- Every candidate of a pool is a row of the entity type that its relation has on that side.
+-- Finding: {n} negatives are no row of their relation's entity type
 WITH pool AS (
     SELECT n.epoch, n.chunk, n.side, n.row, c.rel, CASE n.side WHEN 0 THEN r.lhs ELSE r.rhs END AS entity
     FROM pools n

@@ -1,4 +1,5 @@
 -- Rows are 0, 1, … n-1 without a gap, and there is at least one.
+-- Finding: {n} rows are missing or out of order, or there is none
 SELECT entity, count(*) AS entities, min(row) AS first_row, max(row) AS last_row,
        coalesce(count(*) > 0 AND min(row) = 0 AND max(row) = count(*) - 1, false) AS ok
 FROM vocabulary

@@ -1,4 +1,5 @@
 -- Vectors have not collapsed: two of a sample of 500 do not, in the mean, point in nearly the same direction.
+-- Finding: vectors have collapsed: two of a sample point in nearly the same direction
 WITH sample AS (
     SELECT entity, row, embedding, row_number() OVER (PARTITION BY entity ORDER BY hash(row)) AS i
     FROM embeddings

@@ -1,0 +1,110 @@
+"""What is named by a path or URL: read with limits of time and size, and with one clear message where it cannot be."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from twhin_pipeline.errors import UserError
+
+STALL_S = 30.0
+"""A web server that sends nothing for so many seconds is given up."""
+
+
+@contextmanager
+def reading(what: str, remedy: str = "correct it, install what it needs, or try again later") -> Iterator[None]:
+    """Turn whatever a file system's library raises into a UserError; each has errors of many kinds of its own."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: cannot be read ({reason(error)}); {remedy}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says on one line; that of its cause where it only repeats what was looked for."""
+    if isinstance(error, TimeoutError):
+        return f"no answer for {STALL_S:g} s"
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and cause is not None and not isinstance(cause, FileNotFoundError):
+        return reason(cause)
+    text = " ".join(str(error).split())
+    return text if text and len(text) > 5 else f"{type(error).__name__} {text}".strip()
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL and the path in it; one by HTTP waits `STALL_S` seconds at most for an answer."""
+    import fsspec  # only here: what is local needs none of it
+
+    more: dict[str, Any] = {}
+    if url.startswith(("http://", "https://")):
+        import aiohttp
+
+        limit = aiohttp.ClientTimeout(total=None, connect=STALL_S, sock_connect=STALL_S, sock_read=STALL_S)
+        more = {"client_kwargs": {"timeout": limit}}
+    fs, inner = fsspec.core.url_to_fs(url, **more)
+    return fs, inner
+
+
+def local_path(url: str) -> str | None:
+    """Return the local path that a path or a URL of this machine's files names; None for other URLs."""
+    protocol, separator, path = url.partition("://")
+    if not separator:
+        return url
+    return path if protocol in ("file", "local") else None
+
+
+def refuse_special(path: str) -> None:
+    """Raise UserError where a local path names something that is neither file nor folder, which might never end."""
+    mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a device" if stat.S_ISCHR(mode) else "no plain file"
+        raise UserError(f"{path}: is {kind}; copy what it gives to a file, and name that")
+
+
+def fetch(url: str, path: str) -> str:
+    """Copy what a URL names to a local file whose path begins with `path`, and return its path.
+
+    Raises:
+        UserError: The server does not answer, or not with the whole file.
+    """
+    local = f"{path}-{url.partition('?')[0].rpartition('/')[2]}"
+    with reading(url):
+        fs, inner = filesystem(url)
+        fs.get_file(inner, local)
+    return local
+
+
+def text(path: str, most: int, what: str) -> str:
+    """Return the text of a small file, a path or URL.
+
+    Args:
+        path: The file.
+        most: Its largest size, bytes.
+        what: What it should be, for messages, such as `a YAML file`.
+
+    Raises:
+        UserError: It cannot be read, is larger, or is no UTF-8 text.
+    """
+    if (local := local_path(path)) is not None:
+        refuse_special(local)
+    with reading(path, f"give the path or URL of {what}"):
+        if local is not None:
+            with open(local, "rb") as file:
+                content = file.read(most + 1)
+        else:
+            fs, inner = filesystem(path)
+            with fs.open(inner, "rb") as file:
+                content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path}: is larger than {most:,} bytes; give the path or URL of {what}")
+    try:
+        return str(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: cannot be read (it is no UTF-8 text: {error}); give the path or URL of {what}"
+        ) from error
