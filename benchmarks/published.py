@@ -197,8 +197,8 @@ def main() -> None:
         shutil.rmtree(home, ignore_errors=True)
     share = max(shares)
     print(
-        f"median {statistics.median(ratios):.2f} times, at best {share:.0%} of the bound, {options.candidates} candidates, "
-        f"torchrec {torchrec.__version__}"
+        f"median {statistics.median(ratios):.2f} times, at best {share:.0%} of the bound, "
+        f"{options.candidates} candidates, torchrec {torchrec.__version__}"
     )
     if options.least_share is not None and share < options.least_share:
         sys.exit(
