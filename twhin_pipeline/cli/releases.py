@@ -26,7 +26,7 @@ def releases_command(home: Home = None, as_json: AsJson = False) -> None:
     if as_json:
         console.print_json({"releases": rows, "history": release_tables.moves(store)})
     elif not rows:
-        print(f"{store.root} has no release; `twhin run` makes one when all checks have passed")
+        print(f"{store.root} has no release; `twhin run` makes one when its checks have passed")
     else:
         print(f"Releases of store {store.root}")
         console.print_table(*release_tables.shown(rows))

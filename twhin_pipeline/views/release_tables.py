@@ -74,7 +74,7 @@ def two(store: Store, before: str | None, after: str | None) -> tuple[Release, R
     every = [releases.read(store, name) for name in releases.names(store)]
     made = sorted(every, key=lambda one: (one.created, one.name))
     if not made:
-        raise UserError(f"{store.root}: no release yet; `twhin run` makes one when all checks have passed")
+        raise UserError(f"{store.root}: no release yet; `twhin run` makes one when its checks have passed")
     later = made[-1] if after is None else releases.read(store, after)
     if before is None:
         older = made[: made.index(later)]
