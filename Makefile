@@ -7,7 +7,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long bench ui mlflow lint docs constraints reference chromium clean clean-venv
+.PHONY: help setup demo test test-long test-gpu bench ui mlflow lint docs constraints reference chromium clean clean-venv
 
 VARIANT ?= cpu
 TWHIN_HOME ?= .twhin
@@ -46,6 +46,9 @@ test: $(READY) chromium ## Every test but those of `test-long`
 
 test-long: $(READY) ## Install the wheel with each extra into fresh environments, and use it (needs pip's index)
 	@$(BIN)/python -m pytest -q -m long --durations=10 $(PYTEST)
+
+test-gpu: $(READY) ## Training and evaluation on a GPU beside those on the CPU (VARIANT=gpu; needs a GPU)
+	@$(BIN)/python -m pytest -q -m gpu --durations=10 $(PYTEST)
 
 bench: $(READY) ## Training steps beside the published model's: fails where ours became slower
 	@$(BIN)/python benchmarks/published.py --edges 4000000 --batch 32000 --least-share .5

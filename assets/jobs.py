@@ -55,8 +55,10 @@ def search(
     metadata = {
         "value": best.value, "metric": best.metric, "best": table(fields), "set": dg.MetadataValue.json(best.overrides),
         "trials": best.trials, "failed": best.failed, "pruned": best.pruned,
-        "path": dg.MetadataValue.path(best.file), "mlflow_run": tracking.link(tables, best.mlflow_run_id),
+        "path": dg.MetadataValue.path(best.file),
     }  # fmt: skip
+    if best.mlflow_run_id:
+        metadata["mlflow_run"] = tracking.link(tables, best.mlflow_run_id)
     context.add_output_metadata(metadata)
 
 

@@ -15,28 +15,66 @@ from pathlib import Path
 import dagster as dg
 
 import twhin_pipeline
+from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.store import code_version
 
 ENGINE = Path(twhin_pipeline.__file__).parent
+_DATA = ("ingest", "vocabulary")
+UNREAD = {
+    "config.tune": tuple(STAGES),
+    "config.reference": tuple(STAGES),
+    "config.optimizer": tuple(name for name in STAGES if name not in ("train", "refit")),
+    "config.training": _DATA,
+    "config.recipes": _DATA,
+}
+"""Modules of the configuration that every stage imports, by the stages that use no value of their sections
+(`stage_settings.settings` says which fields a stage reads)."""
 
 
-def code(module: str) -> str:
-    """Return a code version that changes when this module of `twhin_pipeline`, or one it imports, does."""
+def code(module: str, stage: str) -> str:
+    """Return a code version that changes with the code that a stage runs.
+
+    That is the statements of a module of `twhin_pipeline` and of those that it imports. Comments and descriptions do
+    not count, nor sections of the configuration that the stage does not read.
+
+    Args:
+        module: Where the stage's work begins.
+        stage: Its name.
+    """
     digest = hashlib.sha256()
-    for name in sorted(_reached(module)):
-        digest.update(f"{name}\n".encode() + _path(name).read_bytes())
+    for name in sorted(_reached(module, stage)):
+        digest.update(f"{name}\n{_statements(_path(name).read_text(encoding='utf-8'))}".encode())
     return f"{code_version()}-{digest.hexdigest()[:8]}"
 
 
-def _reached(module: str) -> set[str]:
+def _reached(module: str, stage: str) -> set[str]:
     """Return `module` and every module of the engine that it imports, at whatever remove; nothing is imported here."""
     reached, waiting = set(), [module]
     while waiting:
         name = waiting.pop()
-        if name not in reached:
+        if name not in reached and stage not in UNREAD.get(name, ()):
             reached.add(name)
             waiting += _imports(name)
     return reached
+
+
+@functools.cache
+def _statements(text: str) -> str:
+    """Return a hash of a module's statements, without lines, comments and descriptions."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 @functools.cache

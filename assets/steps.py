@@ -71,7 +71,7 @@ def spec(
         description=description,
         kinds=set(kinds),
         owners=OWNERS,
-        code_version=provenance.code(code),
+        code_version=provenance.code(code, stage.name),
     )
 
 
@@ -126,7 +126,8 @@ def start(
 
     def train(run: Run) -> None:
         with tracking.run(context, run.store, run.snapshot, run.config) as tracked:
-            env = {"MLFLOW_RUN_ID": tracked.run_id, "MLFLOW_TRACKING_URI": tracking.uri(run.store)}
+            env = {"MLFLOW_TRACKING_URI": tracking.uri(run.store)}
+            env |= {"MLFLOW_RUN_ID": tracked.run_id} if tracked.run_id else {}
             launcher.train(context, run.config_path, run.overrides, run.store, run.snapshot, env)
 
     config, tables, snapshot = configuration.load(), store.open(), context.partition_key

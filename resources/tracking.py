@@ -17,7 +17,7 @@ from pydantic import Field
 from twhin_pipeline import tracking
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.store import Store
-from twhin_pipeline.tracking import pages
+from twhin_pipeline.tracking import pages, server
 
 
 class TrackingResource(dg.ConfigurableResource):
@@ -39,8 +39,13 @@ class TrackingResource(dg.ConfigurableResource):
         return tracking.uri(store)
 
     def link(self, store: Store, run_id: str) -> dg.MetadataValue:
-        """Return a link to a run's page in MLflow."""
-        return self._page(store, f"experiments/{tracking.experiment_id(store)}/runs/{run_id}")
+        """Return a link to a run's page in MLflow; its id alone where MLflow does not answer."""
+        run_id = tracking.resolved(store, run_id)
+        try:
+            experiment = server.within(server.limit_s(store), lambda: tracking.experiment_id(store))
+        except Exception:
+            return dg.MetadataValue.text(run_id)
+        return self._page(store, f"experiments/{experiment}/runs/{run_id}")
 
     def model_link(self, store: Store, model_uri: str) -> dg.MetadataValue:
         """Return a link to a registered version's page in MLflow; `model_uri` is `models:/<name>/<version>`."""
@@ -54,7 +59,7 @@ class TrackingResource(dg.ConfigurableResource):
     @contextmanager
     def run(
         self, context: dg.AssetExecutionContext, store: Store, snapshot: str, config: TwhinConfig
-    ) -> Iterator[tracking.Run]:
+    ) -> Iterator[tracking.Run | tracking.QuietRun]:
         """Yield the MLflow run of this step: FINISHED when the block ends well, else KILLED (cancelled) or FAILED.
 
         A retry of the step goes on with the run of the attempt before.
@@ -82,9 +87,7 @@ class TrackingResource(dg.ConfigurableResource):
 
     @staticmethod
     def _attempt_before(store: Store, tags: dict[str, str]) -> str | None:
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=tracking.uri(store))
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found = client.search_runs([tracking.experiment_id(store)], wanted, max_results=1)
-        return str(found[0].info.run_id) if found else None
+        try:
+            return tracking.find_run(store, tags)
+        except Exception:  # a server that is away does not end a training
+            return None

@@ -49,6 +49,7 @@ def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: 
     whole = Run(config, config_path, overrides, store, snapshot)
     if config.tune.minutes is not None:
         short_search.check(whole)
+    chain.look_at_tracking(store)  # before the stages that come before training
     for stage in STAGES.values():
         run_stage(whole, stage, say)
         if stage.name == "sample" and config.tune.minutes is not None:

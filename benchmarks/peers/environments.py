@@ -9,8 +9,17 @@ from pathlib import Path
 PACKAGES = {
     "PyTorch-BigGraph": ["torchbiggraph==1.0.0", "setuptools<81", "torch==2.13.0", "numpy", "h5py"],
     "PyKEEN": ["pykeen==1.11.1", "torch==2.13.0"],
+    "Iceberg": ["pyiceberg[sql-sqlite]==0.12.0", "pyarrow==25.0.1", "numpy"],
+    "Lance": ["pylance==14.0.2", "pyarrow==25.0.1", "numpy"],
+    "pyarrow": ["pyarrow==25.0.1", "numpy"],
 }
-_FOLDERS = {"PyTorch-BigGraph": "pbg-env", "PyKEEN": "pykeen-env"}
+_FOLDERS = {
+    "PyTorch-BigGraph": "pbg-env",
+    "PyKEEN": "pykeen-env",
+    "Iceberg": "iceberg-env",
+    "Lance": "lance-env",
+    "pyarrow": "pyarrow-env",
+}
 
 
 def peer_python(home: Path, name: str) -> Path:

@@ -28,24 +28,74 @@ def test_staleness_further_up_is_found_too(store):
         store.refuse_stale(SNAPSHOT, ["training_set/positives"])
 
 
-def test_a_code_version_changes_with_the_code_and_with_nothing_else():
-    assert provenance.code("graph.raw_edges") == provenance.code("graph.raw_edges") != provenance.code("graph.source")
-
-
-def test_a_code_version_covers_every_module_that_the_stage_imports(monkeypatch, tmp_path):
+@pytest.fixture
+def change(monkeypatch, tmp_path):
+    """Return what changes a module of a copy of the engine by a function of its text."""
     shutil.copytree(provenance.ENGINE, tmp_path / "engine", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "ENGINE", tmp_path / "engine")
-    before = {stage: provenance.code(stage) for stage in ("training.train", "graph.raw_edges")}
-    for far in (
-        "model/losses",
-        "sharding/row_optimizers",
-        "training/warm_start",
-        "store/store",
-    ):  # imported by modules that `train` imports
-        path = tmp_path / "engine" / f"{far}.py"
-        path.write_text(path.read_text() + "# changed\n")
-        after = provenance.code("training.train")
-        assert after != before["training.train"]
-        before["training.train"] = after
-        if far.startswith("model"):
-            assert provenance.code("graph.raw_edges") == before["graph.raw_edges"]
+
+    def changed(module: str, edit) -> None:
+        path = tmp_path / "engine" / f"{module}.py"
+        before = path.read_text()
+        path.write_text(edit(before))
+        assert path.read_text() != before
+
+    return changed
+
+
+STAGES = {
+    "ingest": "graph.raw_edges",
+    "vocabulary": "graph.vocabulary",
+    "sample": "training_set.positives",
+    "train": "training.train",
+    "evaluate": "evaluation.evaluate",
+    "export": "vectors.export",
+}
+
+
+def versions() -> dict[str, str]:
+    return {stage: provenance.code(module, stage) for stage, module in STAGES.items()}
+
+
+def test_a_code_version_changes_with_the_code_and_with_nothing_else():
+    assert versions() == versions()
+    assert len(set(versions().values())) == len(STAGES)
+
+
+@pytest.mark.parametrize("far", ["model/losses", "sharding/row_optimizers", "training/warm_start", "store/store"])
+def test_a_code_version_covers_every_module_that_the_stage_imports(change, far):
+    before = versions()
+    change(far, lambda text: text + "CHANGED = 1\n")
+    after = versions()
+    assert after["train"] != before["train"]
+    if far.startswith("model"):
+        assert after["ingest"] == before["ingest"]
+
+
+@pytest.mark.parametrize("module", ["config/training", "config/data", "graph/raw_edges", "training/trainer"])
+def test_comments_and_descriptions_change_no_code_version(change, module):
+    before = versions()
+    change(module, lambda text: text.replace('"""', '"""Changed. ', 1) + "\n# changed\n")
+    assert versions() == before
+
+
+def test_the_description_of_a_field_changes_no_code_version(change):
+    before = versions()
+    change("config/training", lambda text: text.replace("Passes over the training edges.", "Passes over the edges."))
+    assert versions() == before
+
+
+@pytest.mark.parametrize(
+    ("section", "changed"),
+    [
+        ("config/tune", set()),
+        ("config/optimizer", {"train"}),
+        ("config/training", {"sample", "train", "evaluate", "export"}),
+        ("config/data", set(STAGES)),
+    ],
+)
+def test_a_section_changes_the_versions_of_the_stages_that_read_it(change, section, changed):
+    before = versions()
+    change(section, lambda text: text + "CHANGED = 1\n")
+    after = versions()
+    assert {stage for stage in STAGES if after[stage] != before[stage]} == changed

@@ -9,12 +9,14 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pytest
+from helpers import SNAPSHOT, planted_config
 
 from twhin_pipeline._dagster.resources.launcher import LauncherResource
 from twhin_pipeline._dagster.resources.pipes import as_metadata
 from twhin_pipeline._dagster.resources.tracking import TrackingResource
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
+from twhin_pipeline.tracking import outbox, start_run
 
 
 @pytest.mark.parametrize(
@@ -89,3 +91,44 @@ def test_links_to_mlflow_follow_the_port_that_it_is_served_on(env, field, page, 
         == f"{page}models/twhin/versions/3?workflowType=machine_learning"
     )
     assert tracking.link(store, "abc").value.startswith(f"{page}experiments/")
+
+
+class Context:
+    """What the resource asks of Dagster's context, in the second attempt of a step."""
+
+    retry_number = 1
+    selected_asset_keys = frozenset({dg.AssetKey("twhin_model")})
+
+    class run:  # noqa: N801
+        run_id = "0" * 32
+
+
+@pytest.mark.filterwarnings("ignore:MLflow at")
+def test_a_users_mistake_stays_one_where_mlflow_is_away_so_that_dagster_does_not_try_again(tmp_path, monkeypatch):
+    """An error of MLflow in its place would be retried."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    tracking, store = TrackingResource(), Store(str(tmp_path / "home"))
+
+    def train() -> None:
+        with tracking.run(Context(), store, SNAPSHOT, planted_config()):
+            raise UserError("mend the batch size")
+
+    with pytest.raises(UserError, match="mend the batch size"):
+        train()
+    (run_id,) = outbox.waiting(store)
+    assert [event["kind"] for event in outbox.events(store, run_id)] == ["run", "end"]
+    assert tracking.link(store, run_id).value == run_id
+
+
+@pytest.mark.filterwarnings("ignore:MLflow at")
+def test_the_training_processes_write_to_the_same_outbox_as_dagsters(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    store = Store(str(tmp_path / "home"))
+    with TrackingResource().run(Context(), store, SNAPSHOT, planted_config()) as run:
+        monkeypatch.setenv("MLFLOW_RUN_ID", run.run_id)
+        of_rank = start_run(store, SNAPSHOT, planted_config())
+        of_rank.log_metrics({"train/loss": 1.0}, 3)
+        of_rank.finish()
+        monkeypatch.delenv("MLFLOW_RUN_ID")
+    assert outbox.waiting(store) == [run.run_id]
+    assert [event["kind"] for event in outbox.events(store, run.run_id)] == ["run", "metrics", "end"]

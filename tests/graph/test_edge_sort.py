@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from twhin_pipeline.graph import edge_sort
+from twhin_pipeline.graph import bucket_file, edge_sort
 from twhin_pipeline.graph.edge_sort import KINDS, EdgeSorter
 
 RELATIONS = np.array([2, -1, 0, 1], np.int32)
@@ -134,8 +134,10 @@ def test_rows_without_weight_neither_add_up_nor_break_a_limit_of_their_sum(tmp_p
     for number, most in enumerate((1.0, 3.0, np.inf)):
         with EdgeSorter(str(tmp_path), ["weight"]) as sorter:
             sorter.add(rows)
-            (piece,) = sorter.pieces(np.zeros(1, np.int32), np.zeros(1, np.uint32), np.array([most]), 1)
-            assert piece()["weight"].tolist() == [0.0], number
+            (piece,) = (
+                one() for one in sorter.pieces(np.zeros(1, np.int32), np.zeros(1, np.uint32), np.array([most]), 1)
+            )
+            assert piece["weight"].tolist() == [0.0], number
 
 
 def test_nothing_depends_on_the_order_of_rows_or_on_threads(tmp_path, monkeypatch):
@@ -155,3 +157,74 @@ def test_ids_beyond_32_bits_of_a_pair_are_told_apart(tmp_path):
     rows = rows_of(200, seed=3, columns=(), ids=4)
     _, found = by_sorter(tmp_path / "a", rows, ranks, ())
     assert_same(found, by_loop(rows, ranks, ()))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [(), ("weight",), ("time",), ("split",), ("time", "weight", "split")],
+    ids=["plain", "weights", "times", "splits", "all"],
+)
+@pytest.mark.parametrize("most", [np.ones(3), MOST], ids=["largest", "sums"])
+def test_an_edge_that_is_repeated_very_often_is_never_in_memory_with_all_of_its_rows(
+    tmp_path, monkeypatch, columns, most
+):
+    monkeypatch.setattr(edge_sort, "EDGES_PER_BUCKET", 100)
+    monkeypatch.setattr(edge_sort, "EDGES_AT_ONCE", 500)
+    often, others = 20_000, 600
+    rows = rows_of(often + others, seed=8, columns=columns)
+    hub = np.random.default_rng(0).permutation(often + others) < often
+    for name in ("rel", "lhs", "rhs"):
+        rows[name][hub] = 2 if name == "rel" else 1
+    # Of few times and weights, as days and kinds of events are: what differs has to be kept where sums depend on it.
+    if "time" in columns:
+        rows["time"] %= 3
+    if "weight" in columns:
+        rows["weight"] = np.round(rows["weight"] * 2) / 2
+    sizes = []
+    plain = edge_sort.merged
+    monkeypatch.setattr(
+        edge_sort, "merged", lambda records, most: (sizes.append(len(records)), plain(records, most))[1]
+    )
+    ranks = np.arange(9, dtype=np.uint32)
+    _, found = by_sorter(tmp_path / "a", rows, ranks, columns, most=most)
+    assert max(sizes) < 1000
+    expected = by_loop(rows, ranks, columns, most=most)
+    if "steps" not in found and "time" in columns:
+        expected.pop("steps")
+    assert_same(found, expected)
+
+
+def test_sums_of_an_edge_that_is_repeated_very_often_are_those_of_its_rows_one_by_one(tmp_path, monkeypatch):
+    columns = ("time", "weight")
+    rows = rows_of(3000, seed=8, columns=columns, ids=4)
+    hub = np.arange(3000) % 5 > 0
+    for name in ("rel", "lhs", "rhs"):
+        rows[name][hub] = 2
+    rows["time"] %= 4
+    rows["weight"] = np.round(rows["weight"], 1)
+    ranks = np.arange(4, dtype=np.uint32)
+    _, alone = by_sorter(tmp_path / "a", rows, ranks, columns)
+    monkeypatch.setattr(edge_sort, "EDGES_PER_BUCKET", 64)
+    monkeypatch.setattr(edge_sort, "EDGES_AT_ONCE", 100)
+    _, merged_before = by_sorter(tmp_path / "b", rows, ranks, columns)
+    assert merged_before == alone, "to the last bit"
+
+
+def test_reads_of_the_sort_grow_in_proportion_to_the_edges(tmp_path, monkeypatch):
+    monkeypatch.setattr(edge_sort, "EDGES_PER_BUCKET", 16)
+    monkeypatch.setattr(edge_sort, "EDGES_AT_ONCE", 50)
+    monkeypatch.setattr(edge_sort, "MOST_BUCKETS", 8)
+    monkeypatch.setattr(bucket_file, "BYTES_AT_ONCE", 4000)
+    reads = []
+    plain = bucket_file.read_at
+    monkeypatch.setattr(bucket_file, "read_at", lambda *given: (reads.append(given[1].nbytes), plain(*given)))
+    ranks = np.random.default_rng(1).permutation(60).astype(np.uint32)
+    counts = {}
+    for size in (1000, 4000):
+        reads.clear()
+        rows = rows_of(size, seed=1, columns=("weight",), ids=60)
+        pieces, found = by_sorter(tmp_path / str(size), rows, ranks, ("weight",))
+        counts[size] = len(reads)
+        assert_same(found, by_loop(rows, ranks, ("weight",)))
+        assert len(pieces) > size / 16 / 2, "and parts stay small"
+    assert counts[4000] <= 4.5 * counts[1000]

@@ -118,3 +118,25 @@ def test_the_delimiter_goes_by_the_ending_not_by_the_name(tmp_path):
     for name, delimiter in (("a.tsv-old.csv", ","), ("B.TSV", "\t")):
         (tmp_path / name).write_text("lhs")
         assert source.inputs(make_config(tmp_path / name), "2025-01-01")[0].delimiter == delimiter
+
+
+def test_a_source_that_does_not_know_the_snapshots_date_says_so(tmp_path):
+    write(tmp_path / "e.parquet", EDGE)
+    write(tmp_path / "2024-02-01.parquet", EDGE)
+    (line,) = source.undated(make_config(tmp_path / "e.parquet"), "2024-02-01")
+    assert line.startswith("source.path has no {snapshot}, so it is read as it is now, last changed on ")
+    assert "2024-02-01 is only the name" in line and "source.snapshots" in line
+    (line,) = source.undated(make_config(tmp_path / "e.parquet", source={"snapshots": ["2023-01-01"]}), "2024-02-01")
+    assert "source.snapshots does not list 2024-02-01 (it has 2023-01-01)" in line
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("{snapshot}.parquet", {}),
+        ("e.parquet", {"snapshots": ["2024-02-01"]}),
+        ("e.parquet", {"columns": {"time": "at"}}),  # later edges do not count
+    ],
+)
+def test_a_source_that_knows_the_snapshots_date_says_nothing(tmp_path, path, more):
+    assert source.undated(make_config(tmp_path / path, source=more), "2024-02-01") == []

@@ -99,7 +99,25 @@ def test_pools_are_of_the_sides_that_some_relation_replaces(sides, pools):
     places = 2 * 10 + pools * 5
     operators = 2 * 2 * 8 * 4
     assert plan.estimate(config, ROWS, 2).sent_per_step == (places * (8 + 2 * 8 * 4) + operators) // 2
-    assert plan.estimate(config, ROWS, 1, num_edges=100).ranks[0].edges == 100 * 12 + 10 * pools * 5 * 8
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_edges_and_negatives_take_some_bytes_a_chunk_however_large_chunks_and_pools_are(ranks):
+    """Ranks read them from files."""
+    found = {
+        size: plan.estimate(
+            make_config(
+                train_data={"per_replica_batch_size": size, "global_negatives": pool}, negatives={"chunk_size": size}
+            ),
+            ROWS,
+            ranks,
+            num_edges=1_000_000,
+        )
+        .ranks[0]
+        .edges
+        for size, pool in ((100, 50), (1000, 500))
+    }
+    assert found == {100: 10_000 * plan.CHUNK_BYTES, 1000: 1_000 * plan.CHUNK_BYTES}
 
 
 def test_all_entities_as_candidates_are_looked_up_and_scored_a_block_at_a_time():
@@ -109,10 +127,11 @@ def test_all_entities_as_candidates_are_looked_up_and_scored_a_block_at_a_time()
     found = plan.estimate(every, ROWS, 2, num_edges=100)
     assert found.sent_per_step == (places * (8 + 2 * 8 * 4) + 2 * 2 * 8 * 4) // 2
     block = plan.BLOCK_BYTES // 4
-    assert found.ranks[0].step == 6 * places * 8 * 4 + block * (5 * 4 + 1) + 4 * (16 * places + 4 * 10)
-    assert found.ranks[0].edges == 100 * (12 + 2 * 20)
+    held = 8 * places * 8 * 4 + block * (5 * 4 + 1) + 4 * (16 * places + 4 * 10)
+    assert found.ranks[0].step == plan.LOOPS_BYTES + held
+    assert found.ranks[0].edges == 10 * plan.CHUNK_BYTES + 100 * 2 * 20 // 2, "what is masked is shared by the two"
     own = with_sides("rhs", "rhs", train_data=data, negatives={"chunk_size": 10, "mask": "own"})
-    assert plan.estimate(own, ROWS, 2, num_edges=100).ranks[0].edges == 100 * 12
+    assert plan.estimate(own, ROWS, 2, num_edges=100).ranks[0].edges == 10 * plan.CHUNK_BYTES
     both = plan.estimate(make_config(train_data=data), ROWS, 1)
     assert both.ranks[0].step > found.ranks[0].step
 
@@ -137,12 +156,72 @@ def test_the_block_of_scores_is_that_of_training():
     assert plan.BLOCK_BYTES == all_candidates.BLOCK_BYTES
 
 
-def test_log_q_takes_four_bytes_a_candidate():
-    data = {"global_negatives": 50, "in_batch_negatives": 20}
-    plain, corrected = (
-        plan.estimate(make_config(train_data=data, loss={"log_q": on}), ROWS, 1, num_edges=5000) for on in (False, True)
+def test_the_tiles_and_blocks_of_evaluation_and_writing_are_those_of_the_code():
+    from twhin_pipeline.model import relation_scores
+    from twhin_pipeline.vectors import model_files
+
+    assert plan.TILE_BYTES == 4 * relation_scores.CPU_TILE_ELEMENTS
+    assert plan.ROWS_WRITTEN == model_files.BLOCK
+
+
+def test_of_losses_that_are_taken_chunk_by_chunk_each_thread_holds_the_scores_of_one_chunk():
+    data = {"per_replica_batch_size": 8000, "global_negatives": 500, "in_batch_negatives": 500}
+    launch = {"threads_per_process": 2}
+    by_chunk, at_once = (
+        plan.estimate(make_config(train_data=data, loss={"name": name}, launch=launch), ROWS, 1).ranks[0].step
+        for name in ("softmax", "bce")
     )
-    assert corrected.ranks[0].edges - plain.ranks[0].edges == 5 * 2 * (50 + 20) * 4
+    chunk = 1000 * (500 + 500)
+    assert at_once - by_chunk == (2 * 8 * chunk - 2 * chunk) * (5 * 4 + 1)
+
+
+@pytest.mark.parametrize("metric", ["recall@20", "filtered_mrr", "auc"])
+def test_ranking_every_entity_takes_the_vectors_of_all_ranks_on_the_first(metric):
+    config = make_config(training={"selection_metric": metric, "num_eval_steps": 0})
+    alone, (first, second) = plan.estimate(config, ROWS, 1).ranks[0], plan.estimate(config, ROWS, 2).ranks
+    assert second.evaluation == 0
+    vectors = (1000 + 301) * 8 * 4 if metric != "auc" else 0
+    assert first.evaluation - alone.evaluation == vectors
+    assert (alone.evaluation > 0) == (metric != "auc"), "sampled candidates take no more than a step"
+
+
+def test_ranking_heads_or_by_cosine_copies_all_candidates():
+    found = {
+        (metric, comparator): plan.estimate(
+            make_config(
+                training={"selection_metric": metric, "num_eval_steps": 0},
+                model=make_config().model.model_dump() | {"comparator": comparator},
+            ),
+            ROWS,
+            1,
+        ).ranks[0]
+        for metric in ("recall@20", "filtered_mrr")
+        for comparator in ("dot", "cosine")
+    }
+    least = found["recall@20", "dot"].evaluation
+    copied = [one.evaluation - least for one in found.values()]
+    assert copied == [0, 1000 * 8 * 4, 1000 * 8 * 4, 1000 * 8 * 4]
+
+
+def test_validation_against_samples_takes_memory_where_its_batches_are_larger_than_those_of_training():
+    data = {"per_replica_batch_size": 1000, "global_negatives": 10, "in_batch_negatives": 0}
+    large = {**data, "per_replica_batch_size": 100_000, "global_negatives": 500}
+    metric = {"selection_metric": "auc"}
+    small = make_config(train_data=data, validation_data=data, training=metric)
+    assert plan.estimate(small, ROWS, 1).ranks[0].evaluation == 0
+    found = plan.estimate(make_config(train_data=data, validation_data=large, training=metric), ROWS, 1).ranks[0]
+    scores = 2 * 100_000 * 500
+    assert scores * 3 * 4 < found.evaluation + found.step < scores * 4 * 4 + plan.LOOPS_BYTES
+    without = make_config(train_data=data, validation_data=large, training=metric, split={"validation": 0.0})
+    assert plan.estimate(without, ROWS, 1).ranks[0].evaluation == 0
+
+
+def test_one_node_holds_its_ranks_and_what_they_share():
+    found = plan.estimate(make_config(), ROWS, 2)
+    assert found.node == sum(rank.total for rank in found.ranks) + plan.SHARED_BYTES
+    launch = {"device": "cuda"}
+    gpu = plan.estimate(make_config(launch=launch), ROWS, 1)
+    assert gpu.shared == 0 and gpu.ranks[0].process == plan.GPU_PROCESS_BYTES, "of a GPU nothing was measured"
 
 
 def test_steps_are_those_of_the_loop():

@@ -88,6 +88,13 @@ def test_ranks_train_the_same_bits_in_shared_memory_as_by_exchanging_vectors(ran
             assert shared[seen] == exchanged[seen], seen
 
 
+@pytest.mark.parametrize("case", ranks_script.EXCHANGED)
+def test_ranks_train_the_same_bits_into_however_many_samples_their_rows_are_divided(ranks, case):
+    for rank in ranks:
+        for seen in ("losses", "last", "relations"):
+            assert rank["in_samples"][case][seen] == rank["exchanged"][case][seen], seen
+
+
 @pytest.mark.parametrize("case", ["sgd table_wise", "fp16 row_wise"])
 def test_ranks_exchange_the_vectors_of_tables_that_fbgemm_keeps(ranks, case):
     for rank in ranks:
@@ -158,7 +165,7 @@ def test_the_plan_tells_each_tables_rows_by_rank_and_is_printed_once(torchrun):
     plan = ranks[0]["cases"]["rowwise_adagrad row_wise"]["plan"]
     assert "user: 9,001 x 8 float32 (0.3 MiB), row_wise, fused; rows on rank 0: 4,501, rank 1: 4,500" in plan
     assert ranks[1]["cases"]["rowwise_adagrad row_wise"]["plan"] == plan
-    assert printed.count("sharding plan for 2 ranks") == len(CASES) + len(ranks_script.EXCHANGED) + 3
+    assert printed.count("sharding plan for 2 ranks") == len(CASES) + 2 * len(ranks_script.EXCHANGED) + 3
 
 
 @pytest.mark.parametrize("case", CASES)

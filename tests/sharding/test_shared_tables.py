@@ -104,3 +104,14 @@ def test_an_offer_tells_this_machine_and_its_memory(monkeypatch, tmp_path):
     assert _Offer.of(None).size is None
     monkeypatch.setattr(shared_tables, "SHARED_MEMORY", tmp_path / "none")
     assert _Offer.of([]) == _Offer("", 0, 0)
+
+
+def test_memory_whose_content_is_not_needed_is_given_back_before_it_is_shared():
+    """A shard would else take its memory twice while it is moved."""
+    from twhin_pipeline.sharding.shared_memory import forget
+
+    weight = torch.ones(1 << 20)
+    forget(weight.untyped_storage())
+    assert not weight[1024:-1024].any(), "its pages are new ones, which take memory when they are written"
+    weight.fill_(2.0)
+    assert float(weight.sum()) == 2.0 * (1 << 20)

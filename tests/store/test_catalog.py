@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 
 import duckdb
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 from edge_files import store_at
 
+from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.store import Store, catalog, database
 
 
@@ -65,3 +67,28 @@ def test_the_catalog_file_is_renewed_while_a_reader_has_it_open(tmp_path):
 def test_an_empty_store_has_an_empty_catalog(tmp_path):
     with duckdb.connect(catalog.refresh(store_at(tmp_path)), read_only=True) as reader:
         assert reader.execute("SELECT * FROM tables").fetchall() == []
+
+
+@pytest.mark.parametrize("name", ["a%20b", "q?x", "[v1]", "h#x", "it's"])
+def test_a_catalog_is_written_and_read_whatever_the_stores_path_is(tmp_path, name):
+    store = Store(str(tmp_path / name))
+    fill(store)
+    with duckdb.connect(catalog.refresh(store), read_only=True) as reader:
+        assert reader.execute("SELECT count(*) FROM raw_edges").fetchall() == [(3,)]
+    assert [path.name for path in (tmp_path / name).glob("catalog*")] == ["catalog.duckdb"]
+
+
+def test_the_catalog_of_a_store_that_was_moved_is_written_anew_by_the_next_query(tmp_path, capsys):
+    store = store_at(tmp_path / "before")
+    fill(store)
+    catalog.refresh(store)
+    assert not catalog.follow(store)
+    moved = Store(str(tmp_path / "after"))
+    os.rename(store.root, moved.root)
+    query = ["sql", "select count(*) as n from raw_edges", "--home", moved.root, "--csv"]
+    assert run_arguments(query) == 0
+    told = capsys.readouterr()
+    assert told.out.split()[1:] == ["3"] and "has been moved" in told.err
+    with duckdb.connect(moved.path("catalog.duckdb"), read_only=True) as reader:
+        assert reader.execute("SELECT count(*) FROM raw_edges").fetchall() == [(3,)]
+    assert run_arguments(query) == 0 and not capsys.readouterr().err

@@ -96,7 +96,8 @@ def write_planted(store: Store, config: TwhinConfig, snapshot: str = SNAPSHOT, s
         _write_positives(store, asset, snapshot, chunks, config.negatives.chunk_size)
         with store.replace(negatives, snapshot, config_hash="test") as draft:
             for epoch in range(epochs):
-                table = _negatives(chunks, known, epoch, data.in_batch_negatives, data.global_negatives, config, rng)
+                pool = 0 if data.global_negatives == "all" else data.global_negatives
+                table = _negatives(chunks, known, epoch, data.in_batch_negatives, pool, config, rng)
                 draft.write(table, f"epoch-{epoch:05d}.parquet")
 
 

@@ -23,6 +23,7 @@ from twhin_pipeline.config.training import LaunchConfig, LossConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
+from twhin_pipeline.sharding import torchrec_tables
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.sharding.optimizer import _leaves, apply_optimizers, build_optimizer
 from twhin_pipeline.sharding.placement import (
@@ -163,6 +164,12 @@ def exchanged() -> dict[str, Any]:
         return {name: train(*CASES[name]) for name in EXCHANGED}
 
 
+def in_samples() -> dict[str, Any]:
+    """The same, a table's rows being divided into samples as on CUDA."""
+    with mock.patch.dict(torchrec_tables.SAMPLES, {"cpu": torchrec_tables.SAMPLES["cuda"]}):
+        return exchanged()
+
+
 def few() -> list[dict[str, Any]]:
     """What is trained, in shared memory and by exchanging vectors, where one rank holds the only row of a table."""
     with mock.patch.dict(tiny.ROWS, {"item": 1}):
@@ -239,7 +246,7 @@ def main() -> None:
     tiny.ROWS.update(ROWS)
     dist.init_process_group("gloo")
     seen = {"cases": {name: train(*case) for name, case in CASES.items()}, "metrics": metrics(), "refused": refusals()}
-    seen |= {"exchanged": exchanged(), "unmapped": unmapped(), "few": few()}
+    seen |= {"exchanged": exchanged(), "in_samples": in_samples(), "unmapped": unmapped(), "few": few()}
     everything: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everything, seen)
     if dist.get_rank() == 0:

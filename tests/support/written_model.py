@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from helpers import SNAPSHOT, planted_config
 
@@ -12,7 +14,9 @@ from twhin_pipeline.vectors.model_files import Writer
 CONFIG = planted_config()
 
 
-def write_model(store: Store, seed: int = 0, snapshot: str = SNAPSHOT) -> dict[str, torch.Tensor]:
+def write_model(
+    store: Store, seed: int = 0, snapshot: str = SNAPSHOT, details: dict[str, Any] | None = None
+) -> dict[str, torch.Tensor]:
     """Write a model as three ranks would: rank 1 holds no user, and items are on rank 2 alone, in half precision."""
     generator = torch.Generator().manual_seed(seed)
     tables = {name: torch.randn(rows, 16, generator=generator) for name, rows in (("user", 60), ("item", 48))}
@@ -25,6 +29,6 @@ def write_model(store: Store, seed: int = 0, snapshot: str = SNAPSHOT) -> dict[s
     writer = Writer(draft, 0)
     writer.relations(CONFIG.model, {"likes": torch.arange(16.0), "follows": torch.zeros(16)})
     writer.records("losses", [{"step": 1, "epoch": 0, "loss": 2.5, "loss/likes": 2.0}], LOSSES_SCHEMA)
-    draft.details = {"model": CONFIG.model.model_dump(mode="json")}
+    draft.details = {"model": CONFIG.model.model_dump(mode="json"), **(details or {})}
     draft.commit(config_hash="test", parents={})
     return tables

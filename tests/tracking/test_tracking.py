@@ -188,3 +188,24 @@ def test_of_hundreds_of_relations_none_has_a_curve_or_parameters_of_its_own(stor
     found = run.client.get_run(run.run_id).data
     assert found.metrics == {"train/loss": 1.0}
     assert len(found.params) < 250 and found.params["model.relations"] == "237 relations; see config.yaml"
+
+
+def test_a_model_registered_in_a_store_that_was_moved_is_found_where_the_store_is(tmp_path, monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    store = Store(str(tmp_path / "before"))
+    run = tracking.start_run(store, SNAPSHOT, CONFIG)
+    write_model(store, details={"mlflow_run_id": run.run_id})
+    uri = tracking.register_model(store, SNAPSHOT)
+    (tmp_path / "before").rename(tmp_path / "after")
+    monkeypatch.setenv("TWHIN_HOME", str(tmp_path / "after"))
+    found = tracking.pointer(uri)
+    assert found["store"] == str(tmp_path / "after") and found["snapshot"] == SNAPSHOT
+    assert Store(found["store"]).versions_of("twhin_model", SNAPSHOT) == [found["version"]]
+
+
+def test_where_a_model_was_removed_the_message_names_what_is_set_and_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("TWHIN_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match=r"no such model at .*it is looked for there by TWHIN_HOME; .*`twhin publish`"):
+        tracking.pointer("models:/twhin@newest")

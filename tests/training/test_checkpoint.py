@@ -7,6 +7,7 @@ import pickle
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from twhin_pipeline.config import stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.store import Store
+from twhin_pipeline.training import checkpoint
 from twhin_pipeline.training.checkpoint import CheckpointFolder, folder_of, load_tensors
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -113,10 +115,66 @@ def test_a_checkpoint_never_runs_code_of_an_object_in_the_place_of_a_tensor(tmp_
     assert not (tmp_path / "was-run").exists()
 
 
+def large() -> dict[str, dict[str, torch.Tensor]]:
+    model = {"table": torch.randn(1000, 16), "half": torch.randn(500, 16).half()}
+    return {"model": model, "optimizer": {"rows": torch.randn(20_000), "step": torch.tensor(3.0)}}
+
+
+def test_a_state_is_written_from_where_it_is_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the state, or of a table, is not made: it would need as much memory as there is."""
+    monkeypatch.setattr(checkpoint, "BLOCK_BYTES", 4096)
+    state = large()
+    written: list[torch.Tensor] = []
+    plain = checkpoint.BlockPlanner.resolve_data
+
+    def resolved(planner: Any, item: Any) -> Any:
+        data = plain(planner, item)
+        written.append(data)
+        return data
+
+    monkeypatch.setattr(checkpoint.BlockPlanner, "resolve_data", resolved)
+    folder = CheckpointFolder(str(tmp_path), ALONE)
+    folder.save(1, state, {}, wait=True)
+    flat = [tensor for part in state.values() for tensor in part.values()]
+    spans = [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in flat]
+    for block in written:
+        assert any(start <= block.data_ptr() and block.data_ptr() + block.nbytes <= end for start, end in spans)
+        assert block.untyped_storage().nbytes() == block.nbytes <= 4096, "torch copies what is part of a larger storage"
+    assert sum(block.nbytes for block in written) == sum(tensor.nbytes for tensor in flat)
+
+
+def test_what_was_written_in_blocks_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "BLOCK_BYTES", 4096)
+    state, found = large(), large()
+    folder = CheckpointFolder(str(tmp_path), ALONE)
+    folder.save(1, state, {}, wait=True)
+    sizes = []
+    plain = torch.load
+
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        tensor = plain(*args, **kwargs)
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    monkeypatch.setattr(torch, "load", loaded)
+    folder.load(1, found)
+    for part in state:
+        for name in state[part]:
+            assert torch.equal(found[part][name], state[part][name])
+    assert max(sizes) <= 4096
+
+
+def test_a_checkpoint_of_an_earlier_version_with_tables_as_a_whole_is_read(tmp_path: Path) -> None:
+    state, found = large(), large()
+    torch.distributed.checkpoint.save(state, checkpoint_id=str(tmp_path / "step-00000001"), no_dist=True)
+    CheckpointFolder(str(tmp_path), ALONE).load(1, found)
+    assert torch.equal(found["model"]["table"], state["model"]["table"])
+
+
 def test_an_error_in_the_background_is_raised_at_the_next_checkpoint(tmp_path: Path) -> None:
     folder = CheckpointFolder(str(tmp_path / "run"), ALONE)
     folder.acquire()
-    folder._write = lambda *args: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+    folder._seal = lambda *args: 1 / 0  # type: ignore[method-assign,assignment,return-value]
     folder.save(1, tensors(1.0), {})
     with pytest.raises(ZeroDivisionError):
         folder.save(2, tensors(1.0), {})

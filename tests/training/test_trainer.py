@@ -22,7 +22,9 @@ from torchrec.optim.keyed import CombinedOptimizer
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.evaluate import evaluate
+from twhin_pipeline.model.scorer import Scorer
 from twhin_pipeline.sharding.distributed import Ranks
+from twhin_pipeline.sharding.placement import unwrapped
 from twhin_pipeline.store import Store
 from twhin_pipeline.training import launch, train
 from twhin_pipeline.training.checkpoint import folder_of
@@ -187,6 +189,19 @@ def test_one_process_trains_the_same_vectors_as_two(config: TwhinConfig, two_ran
     store = make_store(tmp_path, alone)
     train_here(alone, store)
     assert_same_training(two_ranks, store, exact=False)
+
+
+def test_operators_start_from_the_seed_alone_whatever_the_tables_draw(tmp_path: Path) -> None:
+    model = json.loads(planted_config().model.model_dump_json())
+    config = planted_config(model=model | {"operator_init": "random"})
+    trainer = Trainer(
+        config, make_store(tmp_path, config), SNAPSHOT, Ranks(0, 1, torch.device("cpu")), SilentReporter()
+    )
+    trainer.checkpoints.release()
+    torch.manual_seed(config.training.seed)
+    expected = Scorer(config.model).state_rows()
+    for relation, row in unwrapped(trainer.sharded).scorer.state_rows().items():
+        assert row.any() and torch.equal(row, expected[relation])
 
 
 RAMP = {"learning_rate": 0.2, "num_ramp_steps": 6}

@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.evaluation.ancestors import EDGE, SeenBefore
 from twhin_pipeline.evaluation.evaluate import _scored_metrics
 from twhin_pipeline.evaluation.held_out import shares, some_heads
 from twhin_pipeline.evaluation.measurements import Scored
@@ -113,6 +114,29 @@ def test_training_and_evaluation_measure_the_same_auc_and_rce_of_the_same_scores
     assert (np.abs(scored.positive).max() > 100) == (temperature < 0.1), "float32 has no such probabilities"
     for metric in ("auc", "rce"):
         assert during_training[metric] == pytest.approx(evaluated[metric], rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["loss", "filtered_mrr"])
+def test_edges_that_an_earlier_model_was_trained_on_are_not_measured(tmp_path: Path, metric: str) -> None:
+    """Both parts of the edges, each measured without the other, add up to all of them."""
+    config = planted_config(training={"selection_metric": metric})
+    store = Store(str(tmp_path))
+    write_planted(store, config)
+    trainable = untrained(config, store)
+    held_out = store.read("held_out/validation", SNAPSHOT, ["rel", "lhs", "rhs"]).cast(EDGE)
+    known = pa.array(np.random.default_rng(0).random(len(held_out)) < 0.4)
+    parts = [held_out.filter(known), held_out.filter(pa.compute.invert(known))]
+    found = [
+        Validator(config, store, SNAPSHOT, ALONE, SeenBefore(left_out)).evaluate(trainable)
+        for left_out in (held_out.slice(0, 0), *parts)
+    ]
+    counts = [len(held_out), len(parts[1]), len(parts[0])]
+    assert [one.edges for one in found] == counts
+    everything, *rest = [one.metrics["loss"] * count for one, count in zip(found, counts, strict=True)]
+    assert sum(rest) == pytest.approx(everything, rel=1e-5)
+    if metric == "filtered_mrr":
+        everything, *rest = [one.metrics[metric] * count for one, count in zip(found, counts, strict=True)]
+        assert sum(rest) == pytest.approx(everything, rel=1e-9)
 
 
 def test_a_tie_counts_half_and_masked_candidates_not_at_all() -> None:

@@ -57,13 +57,21 @@ def test_edges_of_several_tables_are_indexed_by_both_ends(tmp_path, dtype, mappe
     assert len(known[1, 0]) == 0
 
 
-def test_joined_relations_keep_their_entities_apart():
+def test_joined_relations_keep_their_entities_apart(tmp_path):
     rng = np.random.default_rng(1)
     parts = [KnownEdges.from_pairs(rng.integers(0, size, 12), rng.integers(0, 30, 12)) for size in (5, 8, 3)]
     first = np.array([0, 5, 13])
-    joined = KnownEdges.joined(parts, first, np.int32)
+    KnownEdges.save_joined(tmp_path / "joined", parts, first, np.int32)
+    joined = KnownEdges.mapped(tmp_path / "joined")
     assert joined.neighbors.dtype == np.int32 and len(joined) == sum(len(part) for part in parts)
     for part, size, offset in zip(parts, (5, 8, 3), first, strict=True):
         neighbors, counts = joined.of(offset + np.arange(size))
         expected, expected_counts = part.of(np.arange(size))
         assert neighbors.tolist() == expected.tolist() and counts.tolist() == expected_counts.tolist()
+
+
+def test_relations_without_an_edge_are_joined_too(tmp_path):
+    none = KnownEdges.from_pairs(np.zeros(0, int), np.zeros(0, int))
+    KnownEdges.save_joined(tmp_path / "joined", [none], np.array([0]), np.int32)
+    neighbors, counts = KnownEdges.mapped(tmp_path / "joined").of(np.array([0, 3]))
+    assert neighbors.tolist() == [] and counts.tolist() == [0, 0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from twhin_pipeline.graph import bucket_file
 from twhin_pipeline.training_set import shuffle
 from twhin_pipeline.training_set.shuffle import Edges, Order, ShuffledEdges
 
@@ -90,9 +92,49 @@ def test_parts_of_another_order_hold_as_many_as_asked_for_and_each_edge_once(tmp
     assert sorted(seen) == sorted(listed(given))
 
 
+def test_reads_grow_in_proportion_to_the_edges_and_their_order_does_not_depend_on_buckets(tmp_path, monkeypatch):
+    """With as many buckets as pieces and a read for each pair of them, four times the edges took 16 times the reads."""
+    monkeypatch.setattr(shuffle, "EDGES_PER_BUCKET", 16)
+    monkeypatch.setattr(shuffle, "MOST_BUCKETS", 8)
+    monkeypatch.setattr(bucket_file, "BYTES_AT_ONCE", 4000)
+    reads = []
+    plain = bucket_file.read_at
+    monkeypatch.setattr(bucket_file, "read_at", lambda *given: (reads.append(given[1].nbytes), plain(*given)))
+    counts = {}
+    for size in (1000, 4000):
+        given = some_edges(0, size, 0)
+        reads.clear()
+        with ShuffledEdges(str(tmp_path / str(size)), np.array([size]), np.int32, Order.of(3, "chunks")) as kept:
+            for start in range(0, size, 50):
+                kept.add(given.where(slice(start, start + 50)))
+            found = [one for edges in kept.in_order() for one in listed(edges)]
+        counts[size] = len(reads)
+        places = [position(int(h) & BITS, 3, "chunks") for h in given.h]
+        assert found == [one for _, one in sorted(zip(places, listed(given), strict=True), key=lambda pair: pair[0])]
+    assert counts[4000] <= 4.5 * counts[1000]
+
+
 def test_a_file_that_ended_early_says_so(tmp_path):
     with ShuffledEdges(str(tmp_path / "b"), np.array([10]), np.int32, Order.of(0, "chunks")) as kept:
         kept.add(some_edges(0, 10, 0))
+        assert len(list(kept.in_order())) == 1
         (tmp_path / "b").write_bytes(b"")
         with pytest.raises(OSError, match="ended early"):
             list(kept.in_order())
+
+
+def test_a_limit_does_not_hold_a_number_for_each_edge(tmp_path, monkeypatch):
+    monkeypatch.setattr(bucket_file, "BYTES_AT_ONCE", 1 << 16)
+    order = Order.of(0, "limit")
+    held = []
+    for edges in (100_000, 400_000):
+        monkeypatch.setattr(shuffle, "EDGES_PER_BUCKET", edges // 100)
+        with ShuffledEdges(str(tmp_path / str(edges)), np.array([edges]), np.int32, Order.of(0, "chunks")) as kept:
+            kept.add(some_edges(0, edges, 0))
+            len(kept.file.read(0, 0))  # writes what is waiting
+            tracemalloc.start()
+            bounds, before = kept._bounds([0, edges // 2], order)
+            held.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert sorted(before.values()) == [0, edges // 2, edges] and len(bounds) == 2
+    assert held[1] - held[0] < 300_000, "a position of 4 bytes for each of 300,000 edges"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from twhin_pipeline.model.comparators import COMPARATORS
 from twhin_pipeline.model.operators import OPERATORS
 from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
+from twhin_pipeline.vectors.entity_table import EntityTable
 from twhin_pipeline.vectors.export import export
 from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
 
@@ -252,12 +254,38 @@ def test_vectors_are_mapped_from_one_local_copy_of_each_version(tmp_path):
     assert load_model(small.store.root).get_user_embedding("u01").shape == (DIM,)
 
 
+def test_after_an_export_a_model_is_opened_and_asked_without_reading_its_tables(tmp_path, monkeypatch):
+    small = small_store.make(tmp_path, config=small_store.config())
+    export(small.config, small.store, SNAPSHOT)
+
+    def read(*_, **__):
+        raise AssertionError("a table was read")
+
+    monkeypatch.setattr("twhin_pipeline.vectors.entity_table._build", read)
+    monkeypatch.setattr(EntityTable, "nearest_ids", read)
+    model = load_model(small.store.root)
+    assert np.array_equal(model.get_user_embedding("u07"), small.vectors["user"][small_store.ids("user").index("u07")])
+    assert model.has("user", "u07") and not model.has("user", "nobody") and not model.has("item", "nobody")
+
+
+def test_a_store_and_a_cache_that_cannot_be_written_are_told_in_one_line(tmp_path, monkeypatch):
+    small = small_store.make(tmp_path, config=small_store.config())
+    export(small.config, small.store, SNAPSHOT)
+    for copy in (tmp_path / "home").rglob("_index"):
+        shutil.rmtree(copy)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("twhin_pipeline.store.array_cache.os.access", lambda *_: False)
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME to a folder that can be written"):
+        load_model(small.store.root)
+
+
 def test_whoever_may_read_a_table_may_read_its_mapped_copy(tmp_path):
     small, _ = make(tmp_path)
     folder = Path(
         small.store.path("embeddings/user", SNAPSHOT, small.store.manifest("embeddings/user", SNAPSHOT).version)
     )
-    assert (folder / "_mapped").stat().st_mode == folder.stat().st_mode
+    assert (folder / "_index").stat().st_mode == folder.stat().st_mode
     assert folder.stat().st_mode & 0o055, "the umask of this test hides the difference"
 
 
@@ -284,13 +312,13 @@ def test_a_remote_store_is_evaluated_exported_and_mapped_from_the_users_cache_wh
 def test_a_copy_that_broke_off_is_not_taken_for_whole(tmp_path, monkeypatch):
     small = small_store.make(tmp_path, config=small_store.config())
     export(small.config, small.store, SNAPSHOT)
+    for copy in (tmp_path / "home").rglob("_index"):
+        shutil.rmtree(copy)
     with monkeypatch.context() as patched:
-        patched.setattr(
-            "twhin_pipeline.vectors.entity_table.pc.sort_indices", lambda *_: (_ for _ in ()).throw(MemoryError())
-        )
+        patched.setattr("twhin_pipeline.vectors.id_index.hashes", lambda *_: (_ for _ in ()).throw(MemoryError()))
         with pytest.raises(MemoryError):
             load_model(small.store.root)
-    assert not list((tmp_path / "home").rglob("_mapped")) and not list((tmp_path / "home").rglob(".draft-*"))
+    assert not list((tmp_path / "home").rglob("_index")) and not list((tmp_path / "home").rglob(".draft-*"))
     assert load_model(small.store.root).get_user_embedding("u01").shape == (DIM,)
 
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from twhin_pipeline.store import Store
 
 
+VIEW = "refit"
+REFITTED = ("training_set/positives", "training_set/negatives", "twhin_model")
+"""Tables of the view `refit` that have checks."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one check of one table found."""
@@ -33,7 +38,12 @@ class Outcome:
 
 
 def outcomes(
-    config: TwhinConfig, store: Store, snapshot: str, patterns: Sequence[str] = (), rows: int = 20
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    patterns: Sequence[str] = (),
+    rows: int = 20,
+    refit: TwhinConfig | None = None,
 ) -> list[Outcome]:
     """Run every check of the tables that `patterns` name, such as `vocabulary/*`; without patterns of all tables.
 
@@ -43,11 +53,14 @@ def outcomes(
         snapshot: Which one.
         patterns: Names of tables, or patterns of the shell.
         rows: Offending rows to return of each check.
+        refit: The configuration of the refit, whose tables are below `refit/`; None where there is none.
 
     Raises:
         UserError: No table with checks fits a pattern, a table that was named is not there, or none is there at all.
     """
+    of_view = {} if refit is None else {f"{VIEW}/{table}": table for table in REFITTED}
     known = list(dict.fromkeys(table for check in checks.CHECKS.values() for table in check.tables_of(config)))
+    known += of_view
     wanted = []
     for pattern in patterns:
         fitting = [table for table in known if fnmatchcase(table, pattern)]
@@ -57,11 +70,14 @@ def outcomes(
     tables = list(dict.fromkeys(wanted)) or [table for table in known if store.versions_of(table, snapshot)]
     if not tables:
         raise UserError(f"{store.root}: no table of snapshot {snapshot} to check; make them with `twhin run`")
-    return [
-        _outcome(table, check, result, rows)
-        for table in tables
-        for check, result in checks.results(config, store, snapshot, table)
-    ]
+    found = []
+    for table in tables:
+        if table in of_view and refit is not None:
+            results = checks.results(refit, store.seen_as(VIEW), snapshot, of_view[table])
+        else:
+            results = checks.results(config, store, snapshot, table)
+        found += [_outcome(table, check, result, rows) for check, result in results]
+    return found
 
 
 def _outcome(table: str, check: checks.Check, result: checks.CheckResult, rows: int) -> Outcome:

@@ -137,6 +137,7 @@ CHECKS: dict[str, Check] = {
         Check("model_complete", ("twhin_model",)),
         Check("loss_fell", ("twhin_model",), blocking=False),
         Check("metrics_sound", ("evaluation",)),
+        Check("ancestors_left_out", ("evaluation",)),
         Check("floors_reached", ("evaluation",)),
         Check("beats_baselines", ("evaluation",)),
         Check("beats_popular", ("evaluation",), blocking=False),

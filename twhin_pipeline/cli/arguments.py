@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,17 @@ Snapshot = Annotated[str | None, typer.Option("--snapshot", "-s", help="YYYY-MM-
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a field by its path, such as training.num_epochs=3.")
 ]
+NoTracking = Annotated[
+    bool,
+    typer.Option("--no-tracking", envvar="TWHIN_NO_TRACKING", help="Track nothing in MLflow."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+
+def untracked(no_tracking: bool) -> None:
+    """Track nothing in this process and in those that it starts, if so asked."""
+    if no_tracking:
+        os.environ["TWHIN_NO_TRACKING"] = "1"
 
 
 def to_stderr(message: str) -> None:

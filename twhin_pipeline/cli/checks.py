@@ -39,13 +39,19 @@ def check_command(
     from dataclasses import asdict
 
     from twhin_pipeline.checks import by_hand
-    from twhin_pipeline.config import relations
+    from twhin_pipeline.config import load_config, relations
+    from twhin_pipeline.stages import refit
     from twhin_pipeline.views import console
 
     store = open_store(home)
-    loaded, _ = read_config(config, overrides, store)
+    loaded, path = read_config(config, overrides, store)
     snapshot = snapshot or newest_made(store, "raw_edges")
-    outcomes = by_hand.outcomes(relations.resolve(loaded, store, snapshot), store, snapshot, tables or ())
+    of_refit = None
+    if store.versions_of(refit.TABLE, snapshot) and store.exists("twhin_model", snapshot):
+        again = load_config(path, [*(overrides or []), *refit.overrides(store, snapshot)])
+        of_refit = relations.resolve(again, store, snapshot)
+    resolved = relations.resolve(loaded, store, snapshot)
+    outcomes = by_hand.outcomes(resolved, store, snapshot, tables or (), refit=of_refit)
     if as_json:
         console.print_json([asdict(outcome) for outcome in outcomes])
     else:

@@ -16,6 +16,7 @@ from twhin_pipeline.cli.arguments import (
     newest_table,
     open_store,
     read_config,
+    to_stderr,
 )
 from twhin_pipeline.errors import UserError
 
@@ -92,6 +93,8 @@ def sql(
     if not query.strip(" \n\t;"):
         raise UserError("SQL: the query is empty; try `twhin sql 'show tables'`")
     store = open_store(home)
+    if catalog.follow(store):
+        to_stderr(f"note: the store has been moved, so {store.path(catalog.CATALOG)} was written anew")
     con = database.connect(store=store)
     known = catalog.views(con, store, snapshot)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -94,6 +94,44 @@ def doctor_command(home: Home = None, as_json: AsJson = False) -> None:
         console.print_findings(findings)
     if any(finding.status == "wrong" for finding in findings):
         raise typer.Exit(1)
+
+
+@commands.command("track", rich_help_panel="Operate")
+def track_command(
+    home: Home = None,
+    send: Annotated[bool, typer.Option("--send", help="Send them now.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the runs that MLflow has not taken yet, or send them to it.
+
+    While MLflow is away, training goes on, and what it would have logged is kept in the store.
+    """
+    from twhin_pipeline import tracking
+    from twhin_pipeline.tracking import outbox
+    from twhin_pipeline.views import console
+
+    store = open_store(home)
+    waiting = outbox.waiting(store)
+    lines: list[dict[str, Any]] = []
+    for run_id in waiting:
+        if send:
+            try:
+                became = tracking.send(store, run_id)
+            except Exception as error:
+                raise UserError(
+                    f"MLflow at {tracking.uri(store)} does not take run {run_id} ({tracking.reason(error)}); it "
+                    f"is kept in {outbox.folder(store)}; try again when MLflow is there, or set MLFLOW_TRACKING_URI to "
+                    "another"
+                ) from error
+            lines.append({"run": run_id, "sent_as": became})
+        else:
+            lines.append({"run": run_id, "events": sum(1 for _ in outbox.events(store, run_id))})
+    if as_json:
+        console.print_json(lines)
+    elif not lines:
+        print(f"MLflow has taken all runs of {store.root}")
+    else:
+        console.print_table(list(lines[0]), [list(line.values()) for line in lines])
 
 
 @commands.command(rich_help_panel="Operate")

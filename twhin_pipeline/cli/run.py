@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from twhin_pipeline.cli.arguments import ConfigPath, Home, Overrides, Snapshot, make_run, remembered
+from twhin_pipeline.cli.arguments import (
+    ConfigPath,
+    Home,
+    NoTracking,
+    Overrides,
+    Snapshot,
+    make_run,
+    remembered,
+    untracked,
+)
 
 commands = typer.Typer()
 
@@ -23,6 +32,7 @@ def run_command(
     tune: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Search for better values first; sets tune.minutes.")
     ] = None,
+    no_tracking: NoTracking = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="The summary as JSON on standard output; progress goes to standard error.")
     ] = False,
@@ -35,6 +45,7 @@ def run_command(
     from twhin_pipeline import pipeline
     from twhin_pipeline.views import console, summary
 
+    untracked(no_tracking)
     if tune is not None:
         overrides = [*(overrides or []), f"tune.minutes={tune:f}"]
     run, line = make_run(config, home, snapshot, overrides)
@@ -60,6 +71,7 @@ def tune_command(
     timeout: Annotated[
         float | None, typer.Option(min=1, help="Seconds after which no trial begins; default: tune.timeout_s.")
     ] = None,
+    no_tracking: NoTracking = False,
 ) -> None:
     """Search for better hyperparameters.
 
@@ -68,6 +80,7 @@ def tune_command(
     """
     from twhin_pipeline.operations import tune
 
+    untracked(no_tracking)
     run, line = make_run(config, home, snapshot, overrides)
     print(line)
     with remembered(run):
@@ -77,15 +90,20 @@ def tune_command(
     )
     for override in best.overrides:
         print(f"  --set {shlex.quote(override)}")
-    print(f"written to {best.file}; MLflow run {best.mlflow_run_id}")
+    print(f"written to {best.file}" + (f"; MLflow run {best.mlflow_run_id}" if best.mlflow_run_id else ""))
 
 
 def _stage_command(name: str, text: str) -> None:
     def command(
-        config: ConfigPath = None, snapshot: Snapshot = None, home: Home = None, overrides: Overrides = None
+        config: ConfigPath = None,
+        snapshot: Snapshot = None,
+        home: Home = None,
+        overrides: Overrides = None,
+        no_tracking: NoTracking = False,
     ) -> None:
         from twhin_pipeline import pipeline
 
+        untracked(no_tracking)
         run, _ = make_run(config, home, snapshot, overrides)
         with remembered(run):
             made = pipeline.run_stage(run, pipeline.STAGES[name], print)

@@ -204,6 +204,11 @@ class OptimizerConfig(Section):
         return getattr(self, self.name)
 
     @property
+    def unsharded(self) -> bool:
+        """Whether no kernel of fbgemm's has it, so that one process must hold the whole table."""
+        return self.rmsprop is not None
+
+    @property
     def schedule(self) -> LearningRate:
         """The schedule in force."""
         return self.learning_rate or LearningRate(constant=self.algorithm.lr)

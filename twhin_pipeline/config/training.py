@@ -38,6 +38,11 @@ class TrainingConfig(Section):
     """Passes over the training edges."""
     initial_checkpoint_dir: str | None = None
     """Start from the vectors of an earlier model: a store's snapshot, matched by id, or a checkpoint folder, by row."""
+    carry_optimizer_state: bool = False
+    """Write the state of the optimizers beside the model (4 bytes a row, or as much as the vectors and more), and take
+    over that of the model in `initial_checkpoint_dir` where it has it and the optimizer is the same; new entities start
+    afresh. Old entities then move in small steps from the first one on: the first loss is lower, but evaluation was
+    better with it in some trials and worse in others."""
     checkpoint_every_n: int = Field(1_000, ge=1)
     """Steps between checkpoints; one is also written at the end, and when the run is cancelled."""
     checkpoint_max_to_keep: int | None = Field(None, ge=1)

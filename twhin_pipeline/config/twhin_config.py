@@ -110,7 +110,7 @@ class TwhinConfig(Section):
         self._candidates()
         ranks = self.launch.nproc_per_node * self.launch.nnodes
         for table in self.model.embeddings.tables:
-            if table.optimizer.rmsprop is not None and ranks > 1:
+            if table.optimizer.unsharded and ranks > 1:
                 raise ValueError(
                     f"model.embeddings.tables: rmsprop, of {table.name!r}, trains in one process, and launch asks for "
                     f"{ranks}; take rowwise_adagrad or adagrad, or set launch.nproc_per_node and launch.nnodes to 1"

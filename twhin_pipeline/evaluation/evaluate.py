@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from twhin_pipeline import scratch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.training import EvaluationConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.evaluation import comparison, repeats
+from twhin_pipeline.evaluation import ancestors, comparison, repeats
 from twhin_pipeline.evaluation.advice import advice
 from twhin_pipeline.evaluation.baselines import read_degrees
 from twhin_pipeline.evaluation.classification import classification_metrics, sample_negatives, score_sampled
@@ -39,6 +40,7 @@ ALL = "all"
 Metrics = dict[str, float | None]
 Columns = dict[str, Metrics]
 """By column of the table (`value`, `baseline`, …): metrics of one group of queries."""
+UNKNOWN = "edges that an earlier model was trained on, from which this one started, could not be left out"
 DETAIL = {"value": "metrics"}
 """What a column is called in the manifest's details, where it is another name."""
 
@@ -63,7 +65,10 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         RelationScores(scorer, rel, vectors[relation.lhs], vectors[relation.rhs])
         for rel, relation in enumerate(config.model.relations)
     ]
-    with database.connect(config, store) as con:
+    with scratch.folder("evaluate") as folder, database.connect(config, store) as con:
+        origins = ancestors.origins_of(tables.manifest)
+        seen = ancestors.find(con, config, store, snapshot, origins, held_out.test)
+        held_out = held_out.without(con, seen.edges, folder)
         by_relation = _measure(con, config.model.relation_names, scores, held_out, config.evaluation)
         ranked = time.monotonic()
         sizes = {name: len(table) for name, table in vectors.items()}
@@ -78,6 +83,11 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             "split": held_out.split,
             "note": "; ".join([*_notes(config, held_out, measured), *compared.notes]),
             "edges": sum(m.edges for m in measured),
+            "ancestors": seen.ancestors + len(seen.unknown),
+            "ancestors_unknown": len(seen.unknown),
+            "edges_left_out": len(seen),
+            "edges_left_out_per_relation": seen.per_relation(config.model.relation_names),
+            "notes": _of_ancestors(seen, held_out.split),
             "compared_edges": sum(m.compared.edges for m in measured if m.compared is not None),
             "seconds": round(time.monotonic() - started, 3),
             "baselines_seconds": round(time.monotonic() - ranked, 3),
@@ -88,7 +98,9 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             "sides": _sides(config),
             **{DETAIL.get(column, column): figures for column, figures in overall.items()},
         }
-        draft.details["warnings"] = advice(comparisons(table, draft.details), config, tables.manifest.details)
+        warnings = [note for note in draft.details["notes"] if note.startswith(UNKNOWN)]
+        warnings += advice(comparisons(table, draft.details), config, tables.manifest.details)
+        draft.details["warnings"] = warnings
     return store.manifest("evaluation", snapshot)
 
 
@@ -293,6 +305,17 @@ def _sides(config: TwhinConfig) -> str | dict[str, str]:
     """Return which sides' queries the overall metrics average: one word where it is the same for all relations."""
     words = {name: sides_word(sides) for name, sides in config.corrupted_sides.items()}
     return words if len(set(words.values())) > 1 else next(iter(words.values()))
+
+
+def _of_ancestors(seen: ancestors.SeenBefore, split: str) -> list[str]:
+    """Say what was left out because of the models that this one started from; nothing where there is none."""
+    notes = [f"{UNKNOWN}: {one}" for one in seen.unknown]
+    if seen.ancestors:
+        notes.append(
+            f"{len(seen):,} {split} edges were left out: the model started from {seen.ancestors:,} earlier model(s), "
+            "which were trained on them"
+        )
+    return notes
 
 
 def _notes(config: TwhinConfig, held_out: HeldOut, measured: list[Measured]) -> list[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from twhin_pipeline.evaluation.baselines import popular_ranks
 from twhin_pipeline.evaluation.ranking import CandidateSet, Counts, Scores, rank_edges
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, database
 from twhin_pipeline.training_set.known_edges import KnownEdges, read_by_relation, read_known
 from twhin_pipeline.words import SIDES, Side, other
 
@@ -20,17 +22,21 @@ Edges = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Parquet files (`lhs`, `rhs`, `rel`) of the edges to rank, of the training edges, and of edges seen in tuning."""
+    """Parquet files (`lhs`, `rhs`, `rel`) of the edges to rank, of the training edges, and of edges seen in tuning.
+
+    `before` are held-out edges that are not ranked, because a model that this one started from was trained on them.
+    """
 
     split: str
     test: list[str]
     train: list[str]
     validation: list[str]
+    before: list[str] = field(default_factory=list)
 
     @property
     def seen(self) -> list[str]:
         """What the model or its tuning has seen, which retrieval leaves out."""
-        return [*self.train, *self.validation]
+        return [*self.train, *self.validation, *self.before]
 
     @property
     def known(self) -> list[str]:
@@ -45,6 +51,16 @@ class HeldOut:
             return cls.for_selection(store, snapshot)
         train = store.files("training_set/positives", snapshot)
         return cls("test", store.files_of(manifest), train, store.files("held_out/validation", snapshot))
+
+    def without(self, con: duckdb.DuckDBPyConnection, edges: pa.Table, folder: str) -> HeldOut:
+        """Return the same without some of the edges to rank: `rel`, `lhs` and `rhs`. They are written to `folder`."""
+        if not edges.num_rows:
+            return self
+        kept, before = f"{folder}/kept.parquet", f"{folder}/before.parquet"
+        pq.write_table(edges, before)
+        left = f"{database.parquet(self.test)} e ANTI JOIN {database.parquet([before])} b USING (rel, lhs, rhs)"
+        con.execute(f"COPY (SELECT rel, lhs, rhs FROM {left}) TO {database.literal(kept)} (FORMAT parquet)")
+        return replace(self, test=[kept], before=[before])
 
     @classmethod
     def for_selection(cls, store: Store, snapshot: str) -> HeldOut:

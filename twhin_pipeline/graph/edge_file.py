@@ -6,7 +6,7 @@ table's order and row groups. So vocabularies and the training set are made with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ class Ids:
 def write(
     path: str,
     ends: str,
-    pieces: Sequence[Callable[[], Columns]],
+    pieces: Iterable[Callable[[], Columns]],
     relations: Sequence[str],
     ids: Ids,
     splits: Sequence[str],

@@ -6,7 +6,8 @@ then sorted in buckets, whose bounds are those of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from twhin_pipeline import prefetch
-from twhin_pipeline.graph.bucket_file import BucketFile
+from twhin_pipeline.graph.bucket_file import MOST_BUCKETS, BucketFile
 from twhin_pipeline.kernels.compiled import compiled
 from twhin_pipeline.kernels.radix import in_order
 
@@ -28,6 +29,8 @@ _FEW_ROWS = 24
 EDGES_PER_BUCKET, EDGES_AT_ONCE, SAMPLES_PER_BUCKET = 1 << 18, 1 << 18, 64
 # What an edge may have besides its relation and ends.
 KINDS = {"time": np.int64, "weight": np.float64, "split": np.int8}
+# What a record has where it may stand for several rows: how many, and the earliest time of theirs.
+COUNTED = [("rows", np.int64), ("first_time", np.int64)]
 
 
 class EdgeSorter:
@@ -59,8 +62,8 @@ class EdgeSorter:
         self.file.write(records.data)
         self.count += len(records)
 
-    def pieces(self, relations: Array, ranks: Array, most: Array, threads: int) -> list[Callable[[], Columns]]:
-        """Put all edges into buckets, which ascend; return what reads, sorts and merges each, for threads to call.
+    def pieces(self, relations: Array, ranks: Array, most: Array, threads: int) -> Iterator[Callable[[], Columns]]:
+        """Put all edges into buckets, which ascend; yield what sorts and merges a part of one, for threads to call.
 
         Args:
             relations: The new index of each relation, int32.
@@ -70,34 +73,53 @@ class EdgeSorter:
             threads: How many work at a time.
         """
         self.file.close()
-        buckets = self.files.enter_context(BucketFile(f"{self.folder}/sorted", self.sorted))
         unsorted: Array = np.memmap(self.path, self.unsorted, "r") if self.count else np.zeros(0, self.unsorted)
         count = max(-(-self.count // EDGES_PER_BUCKET), 1)
         sample = unsorted[:: max(self.count // (count * SAMPLES_PER_BUCKET), 1)]
         rel, key = self._keys(sample, relations, ranks)
         order = np.lexsort((key, rel))
         chosen = order[(np.arange(1, count) * len(order)) // count]
+        # Parts of buckets that sort within the caches, by their first edges; and buckets of several parts.
         bounds = rel[chosen], key[chosen]
+        per_bucket = -(-count // MOST_BUCKETS)
+        first_of = slice(per_bucket - 1, None, per_bucket)
+        outer = bounds[0][first_of], bounds[1][first_of]
+        # An edge that fills a part by itself has so many rows that these are merged before they are written.
+        often = np.flatnonzero((np.diff(bounds[0]) == 0) & (np.diff(bounds[1]) == 0))
+        repeated = np.unique(np.stack([bounds[0][often].astype(np.uint64), bounds[1][often]], 1), axis=0)
+        record = self.sorted if not len(repeated) else np.dtype([*self.sorted.descr, *COUNTED])
+        summed = bool((most > 1).any())
 
         def placed(start: int) -> tuple[Array, Array]:
             some = unsorted[start : start + EDGES_AT_ONCE]
             rel, key = self._keys(some, relations, ranks)
-            which, ends = np.empty(len(some), np.uint32), np.zeros(count + 1, np.int64)
-            _bucket(rel, key, *bounds, which, ends)
-            _, order = in_order(which, np.arange(len(some), dtype=np.uint32))
-            records = np.empty(len(some), self.sorted)
-            records["key"], records["rel"] = key[order], rel[order]
+            records = np.empty(len(some), record)
+            records["key"], records["rel"] = key, rel
             for name in self.columns:
-                records[name] = some[name][order]
-            return records, ends
+                records[name] = some[name]
+            if len(repeated):
+                records["rows"], records["first_time"] = 1, records["time"] if "time" in self.columns else 0
+                records = _with_fewer(records, repeated, summed=summed)
+            return _parted(records, *outer)
 
-        sizes = np.zeros(count, np.int64)
-        starts = ((start,) for start in range(0, self.count, EDGES_AT_ONCE))
-        with ThreadPoolExecutor(threads) as pool:
-            for records, ends in prefetch.in_order(pool, placed, starts, threads + 1):
-                buckets.add(0, records, ends)
-                sizes += np.diff(ends)
-        return [partial(_bucket_of, buckets, bucket, most) for bucket in np.flatnonzero(sizes).tolist()]
+        with BucketFile(f"{self.folder}/sorted", record) as buckets:
+            sizes = np.zeros(len(outer[0]) + 1, np.int64)
+            starts = ((start,) for start in range(0, self.count, EDGES_AT_ONCE))
+            with ThreadPoolExecutor(threads) as pool:
+                for records, ends in prefetch.in_order(pool, placed, starts, threads + 1):
+                    buckets.add(0, records, ends)
+                    sizes += np.diff(ends)
+
+            def parts() -> Iterator[Callable[[], Columns]]:
+                for bucket in np.flatnonzero(sizes).tolist():
+                    inner = slice(bucket * per_bucket, (bucket + 1) * per_bucket - 1)
+                    records, ends = _parted(buckets.read(0, bucket), bounds[0][inner], bounds[1][inner])
+                    for first, last in itertools.pairwise(ends):
+                        if last > first:
+                            yield partial(merged, records[first:last], most)
+
+            with prefetch.Prefetcher(parts(), threads) as ahead:
+                yield from ahead
 
     @staticmethod
     def _keys(edges: Array, relations: Array, ranks: Array) -> tuple[Array, Array]:
@@ -106,8 +128,42 @@ class EdgeSorter:
         return relations[edges["rel"]], key
 
 
-def _bucket_of(file: BucketFile, bucket: int, most: Array) -> Columns:
-    return merged(file.read(0, bucket), most)
+def _parted(records: Array, rel: Array, key: Array) -> tuple[Array, Array]:
+    """Return records part by part, where part i begins with bound i - 1 (`rel`, `key`; ascending), and each's start."""
+    which, ends = np.empty(len(records), np.uint32), np.zeros(len(rel) + 2, np.int64)
+    _bucket(records["rel"], records["key"], rel, key, which, ends)
+    if not len(rel):
+        return records, ends
+    _, order = in_order(which, np.arange(len(records), dtype=np.uint32))
+    return records[order], ends
+
+
+def _with_fewer(records: Array, repeated: Array, *, summed: bool) -> Array:
+    """Merge rows of edges that are repeated very often, `[E]` pairs of relation and key, as far as nothing is lost.
+
+    What of the weights of several rows counts depends on their times, and on their weights where these are added up.
+    """
+    names = records.dtype.names or ()
+    mine = np.zeros(len(records), bool)
+    for rel, key in repeated:
+        mine |= (records["key"] == key) & (records["rel"] == rel)
+    some = records[mine]
+    if not len(some):
+        return records
+    by = ["weight"] if "weight" in names and summed else []
+    if "time" in names and ("weight" in names or summed):
+        by = [name for name in ("time", "weight") if name in names]
+    order = np.lexsort([some[name] for name in (*by, "key", "rel")])
+    some = some[order]
+    new = np.ones(len(some), bool)
+    new[1:] = np.any([some[name][1:] != some[name][:-1] for name in ("rel", "key", *by)], axis=0)
+    start = np.flatnonzero(new)
+    fewer = some[start]
+    fewer["rows"] = np.add.reduceat(some["rows"], start)
+    for name, least in (("time", False), ("weight", False), ("first_time", True), ("split", True)):
+        if name in names:
+            fewer[name] = (np.minimum if least else np.maximum).reduceat(some[name], start)
+    return np.concatenate([records[~mine], fewer])
 
 
 def merged(records: Array, most: Array) -> Columns:
@@ -143,65 +199,93 @@ def merged(records: Array, most: Array) -> Columns:
     summed = bool((most > 1).any())
     most = most[edges["rel"]]
     rows = np.diff(start, append=len(order))
+    times = records["rows"][order] if "rows" in names else np.ones(len(order), np.int64)
     weight = records["weight"][order] if "weight" in names else None
     if weight is None:
-        edges["weight"] = np.minimum(rows, most).astype(np.float32)
+        edges["weight"] = np.minimum(np.add.reduceat(times, start), most).astype(np.float32)
     else:
         total = np.maximum.reduceat(weight, start)
         if summed:
             # Infinity times a weight of 0 is NaN; the sum is then the least.
             with np.errstate(invalid="ignore"):
-                total = np.fmin(_sums(weight, rows, start), most * total)
+                total = np.fmin(_sums(weight, times, rows, start), most * total)
         edges["weight"] = total.astype(np.float32)
     if "time" in names:
         time = records["time"][order]
         edges["time"] = np.maximum.reduceat(time, start)
-        edges["first_time"] = np.minimum.reduceat(time, start)
+        first_time = records["first_time"][order] if "first_time" in names else time
+        edges["first_time"] = np.minimum.reduceat(first_time, start)
         if weight is not None or summed:
-            edges |= _steps(time, weight, rows, most)
+            edges |= _steps(time, weight, times, rows, most)
     if "split" in names:
         edges["split"] = np.minimum.reduceat(records["split"][order], start)
     return edges
 
 
-def _sums(weight: Array, rows: Array, start: Array) -> Array:
-    """Add up the weights from each start to the next, by their size: a sum must not depend on the order of rows."""
+def _sums(weight: Array, times: Array, rows: Array, start: Array) -> Array:
+    """Add up the weights from each start to the next, so many times each.
+
+    A sum must depend neither on the order of rows nor on which were merged before: equal weights are counted, and the
+    products added by their size.
+    """
     edge = np.repeat(np.arange(len(rows)), rows)
+    product = weight * times
     repeated = np.flatnonzero(rows[edge] > 1)
-    weight = weight.copy()
-    weight[repeated] = weight[repeated][np.lexsort((weight[repeated], edge[repeated]))]
-    return np.asarray(np.add.reduceat(weight, start))
+    if len(repeated):
+        order = repeated[np.lexsort((weight[repeated], edge[repeated]))]
+        new = np.ones(len(order), bool)
+        new[1:] = (weight[order][1:] != weight[order][:-1]) | (edge[order][1:] != edge[order][:-1])
+        first = np.flatnonzero(new)
+        product[order] = 0.0
+        product[order[first]] = weight[order[first]] * np.add.reduceat(times[order], first)
+        product[repeated] = product[order]
+    return np.asarray(np.add.reduceat(product, start))
 
 
-def _steps(time: Array, weight: Array | None, rows: Array, most: Array) -> Columns:
+def _steps(time: Array, weight: Array | None, times: Array, rows: Array, most: Array) -> Columns:
     """Return how the weights of edges came about; see `merged`.
 
     Args:
-        time: Of each row, edge by edge, `[n]`.
+        time: Of each record, edge by edge, `[n]`.
         weight: Likewise; None: 1 each.
-        rows: How many rows each edge has, `[E]`.
+        times: How many rows each record stands for, `[n]`.
+        rows: How many records each edge has, `[E]`.
         most: How many times the largest they weigh at most, `[E]`.
     """
-    # At most one step for each row of an edge that has several.
+    # At most one step for each record of an edge that has several.
     most_steps = int(rows[rows > 1].sum())
     steps = np.zeros(len(rows), np.int32)
-    times, weights = np.empty(most_steps, np.int64), np.empty(most_steps, np.float32)
+    step_times, weights = np.empty(most_steps, np.int64), np.empty(most_steps, np.float32)
     weight = np.ones(len(time)) if weight is None else weight.copy()
-    size = _grown(time.copy(), weight, rows, most, steps, times, weights)
-    return {"steps": steps, "step_time": times[:size], "step_weight": weights[:size]}
+    size = _grown(time.copy(), weight, times.copy(), rows, most, steps, step_times, weights)
+    return {"steps": steps, "step_time": step_times[:size], "step_weight": weights[:size]}
 
 
 @compiled()
-def _grown(time: Array, weight: Array, rows: Array, most: Array, steps: Array, times: Array, weights: Array) -> int:
+def _grown(
+    time: Array,
+    weight: Array,
+    count: Array,
+    rows: Array,
+    most: Array,
+    steps: Array,
+    times: Array,
+    weights: Array,
+) -> int:
     """Write the weights that edges have from each time on, where they change; return how many these are."""
     size, start = 0, 0
     for edge in range(len(rows)):
         end = start + rows[edge]
         if rows[edge] > 1:
-            _by_time(time[start:end], weight[start:end])
-            begin, total, largest = size, 0.0, 0.0
+            _by_time(time[start:end], weight[start:end], count[start:end])
+            begin, total, largest, alike = size, 0.0, 0.0, 0
             for i in range(start, end):
-                total += weight[i]
+                # Equal rows are counted, and their product added, whether they were merged before or not.
+                alike += count[i]
+                if i + 1 < end and time[i + 1] == time[i] and weight[i + 1] == weight[i]:
+                    continue
+                total += weight[i] * alike
+                alike = 0
                 largest = max(largest, weight[i])
                 if i + 1 == end or time[i + 1] != time[i]:
                     # 0 times infinity is NaN.
@@ -217,19 +301,19 @@ def _grown(time: Array, weight: Array, rows: Array, most: Array, steps: Array, t
 
 
 @compiled()
-def _by_time(time: Array, weight: Array) -> None:
-    """Sort both by time and then weight, in place, so that a sum does not depend on the order of rows."""
+def _by_time(time: Array, weight: Array, count: Array) -> None:
+    """Sort all by time and then weight, in place, so that a sum does not depend on the order of rows."""
     if len(time) > _FEW_ROWS:
         order = np.argsort(weight, kind="mergesort")
         order = order[np.argsort(time[order], kind="mergesort")]
-        time[:], weight[:] = time[order], weight[order]
+        time[:], weight[:], count[:] = time[order], weight[order], count[order]
         return
     for i in range(1, len(time)):
-        at, mine, place = time[i], weight[i], i
+        at, mine, times, place = time[i], weight[i], count[i], i
         while place and (time[place - 1] > at or (time[place - 1] == at and weight[place - 1] > mine)):
-            time[place], weight[place] = time[place - 1], weight[place - 1]
+            time[place], weight[place], count[place] = time[place - 1], weight[place - 1], count[place - 1]
             place -= 1
-        time[place], weight[place] = at, mine
+        time[place], weight[place], count[place] = at, mine, times
 
 
 @compiled()

@@ -158,6 +158,30 @@ def newest_snapshot(config: TwhinConfig) -> str:
     raise UserError(f"no snapshot was found at {where}; correct the path, or pass --snapshot YYYY-MM-DD")
 
 
+def undated(config: TwhinConfig, snapshot: str) -> list[str]:
+    """Say which sources give the same edges whatever the snapshot's date is, and which do not know that date."""
+    lines = []
+    for section, source in config.named_sources:
+        field = f"{section}.path" if source.path is not None else f"{section}.sql"
+        if source.snapshots is not None:
+            if snapshot not in source.snapshots:
+                known = ", ".join(source.snapshots)
+                lines.append(
+                    f"{section}.snapshots does not list {snapshot} (it has {known}), and it is read all the same"
+                )
+        elif source.path is not None and _is_query(source):
+            continue  # the query is in the file
+        elif "{snapshot}" not in (source.path or source.sql or "") and source.columns.time is None:
+            changed = max(_times(source), default=None)
+            last = f", last changed on {changed:%Y-%m-%d}" if changed is not None else ""
+            lines.append(
+                f"{field} has no {{snapshot}}, so it is read as it is now{last}, and {snapshot} is only the name of "
+                "what was read; write {snapshot} into the path of dated files, or list dates in "
+                f"{section}.snapshots"
+            )
+    return lines
+
+
 def _dates(source: SourceConfig) -> set[str] | None:
     """Return the snapshots that a source has; None where it is not dated."""
     if source.snapshots is not None:

@@ -8,23 +8,33 @@ repeat within a step are looked up once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.model import TableConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.operations.rates import Rates, StepTime, Work, step_time
+from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
 
 ELEMENT_BYTES = {"fp32": 4, "fp16": 2}
-POSITIVE_BYTES = 12  # an edge in a rank's memory: two int32 rows and a float32 weight
-PROCESS_BYTES = 800 * 2**20  # torch, torchrec, MLflow and buffers of a rank; 670 to 770 MiB were measured on CPU
-TRUE_EDGE_BYTES = (
-    20  # an edge and side of what `global_negatives: all` masks by: a row, and at most a key and its start
-)
+CHUNK_BYTES = 150  # a chunk in a rank's memory: where its edges, pools and masks begin, and its place in the order
+PROCESS_BYTES = (
+    330 * 2**20
+)  # of a rank's own: what torch, torchrec and MLflow write, and first steps' loops and buffers
+SHARED_BYTES = 390 * 2**20  # of a node's: the pages of libraries, and the processes that start the ranks
+LOOPS_BYTES = 110 * 2**20  # of a rank's own from its first step on: compiled loops, and threads' buffers
+GPU_PROCESS_BYTES = 800 * 2**20  # of a rank whose step is on a GPU
+TRUE_EDGE_BYTES = 20  # an edge and side of what `global_negatives: all` masks by: a row, at most a key and its start
+DEGREE_BYTES = 24  # a row of what `sampled_per_step` draws by
 BLOCK_BYTES = 24 * 2**20  # of scores with `global_negatives: all`; all_candidates.BLOCK_BYTES, which would load torch
 SCORE_COPIES = 5  # scores, their masked copy, what the loss keeps for the backward pass, and two gradients
+VALIDATION_COPIES = 3  # of scores and vectors, where nothing is kept for a backward pass
+KEPT_COPIES = 2  # of vectors, in memory that steps have freed, in pieces that later ones do not fit
+TILE_BYTES = 4 * 6_000_000  # of scores that an evaluation holds; relation_scores.CPU_TILE_ELEMENTS, which loads torch
+RANKING_TILES = 19  # a ranking holds, with all that is made of them
+WRITER_BYTES, ROWS_WRITTEN = 40 * 2**20, 65_536  # what Parquet takes; and model_files.BLOCK, of which it has two copies
 VECTOR_COPIES = 6  # looked up, gathered, prepared, and the gradient of each
 LOOKUP_COPIES = 2  # of these, looked up, and its gradient
 CHUNK_COPIES = 2  # of these, read and written by losses that are taken chunk by chunk: prepared, and its gradient
@@ -56,15 +66,19 @@ class RankPlan:
     """Weights and optimizer state of its shards."""
     step: int
     """Vectors and scores of one step, their gradients, and the batches read ahead."""
+    evaluation: int
+    """What evaluating on the validation set takes more than a step, and the vectors of others that rank 0 ranks by."""
     edges: int
-    """Training edges, and one epoch's negatives of this rank (what is masked, where all entities are candidates)."""
+    """Where chunks of edges and negatives are in their files; where all entities are candidates, what is masked."""
+    writing: int
+    """Vectors that are written to the model's files."""
     process: int
-    """The process itself, its libraries loaded."""
+    """The process itself."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.tables + self.step + self.edges + self.process
+        return self.tables + self.step + self.evaluation + self.edges + self.writing + self.process
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,9 @@ class Plan:
     checkpoints: int | None
     """How many are kept; None: all."""
     scoring: int
-    """Memory of evaluation's blocks of scores."""
+    """Memory of the blocks of scores of `twhin evaluate`."""
+    shared: int
+    """What a node's processes have together: libraries, and what starts the ranks."""
     time: StepTime | None = None
     """Of a step, at the rates given; None without rates."""
 
@@ -97,9 +113,9 @@ class Plan:
 
     @property
     def node(self) -> int:
-        """The most that one node's ranks hold together."""
+        """The most that one node's processes hold together."""
         totals = sorted((rank.total for rank in self.ranks), reverse=True)
-        return sum(totals[: self.ranks_per_node])
+        return sum(totals[: self.ranks_per_node]) + self.shared
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values, the sums included."""
@@ -123,9 +139,9 @@ class Step:
     ahead: int
     """Bytes of the batches read ahead."""
 
-    def bytes(self, dim: int) -> int:
-        """Return the memory that it takes."""
-        return VECTOR_COPIES * self.places * dim * 4 + (SCORE_COPIES * 4 + 1) * self.scores_held + self.ahead
+    def bytes(self, dim: int, copies: int = VECTOR_COPIES, score_copies: int = SCORE_COPIES) -> int:
+        """Return the memory that it takes, with so many copies of the vectors and of the scores."""
+        return copies * self.places * dim * 4 + (score_copies * 4 + 1) * self.scores_held + self.ahead
 
 
 def operator_parameters(config: TwhinConfig) -> int:
@@ -159,16 +175,20 @@ def estimate(
     tables = [_table(table, *rows[table.name]) for table in config.model.embeddings.tables]
     rows_of = _rows_of_ranks(config, tables, world_size)
     per_row = {t.name: (t.weights + t.optimizer) / t.rows for t in tables}
-    step = step_of(config, {t.name: t.rows for t in tables})
-    epoch_edges = _edges(config, num_edges or 0, world_size)
+    cpu = _on_cpu(config, rates)
+    ranks_per_node = min(world_size, config.launch.nproc_per_node) if config.launch.nnodes > 1 else world_size
+    sizes = {t.name: t.rows for t in tables}
+    step = step_of(config, sizes)
     ranks = [
         RankPlan(
             rank=rank,
             rows=shard,
             tables=round(sum(per_row[name] * n for name, n in shard.items())),
-            step=step.bytes(config.model.embedding_dim),
-            edges=epoch_edges,
-            process=PROCESS_BYTES,
+            step=_step_bytes(config, step) if cpu else step.bytes(config.model.embedding_dim),
+            evaluation=_evaluation(config, step, sizes, world_size, rank) if cpu else 0,
+            edges=_edges(config, num_edges or 0, sizes, ranks_per_node),
+            writing=(WRITER_BYTES + 2 * ROWS_WRITTEN * config.model.embedding_dim * 4) if cpu else 0,
+            process=(PROCESS_BYTES if cpu else GPU_PROCESS_BYTES),
         )
         for rank, shard in enumerate(rows_of)
     ]
@@ -183,7 +203,6 @@ def estimate(
     if num_edges is not None:
         per_epoch = -(-num_edges // (step.edges * world_size))
         steps = min(config.training.num_train_steps, per_epoch * config.training.num_epochs)
-    ranks_per_node = min(world_size, config.launch.nproc_per_node) if config.launch.nnodes > 1 else world_size
     if rates is not None:
         by_chunk = rates.by_chunk and chunks_apart(config)
         work = _work(config, step, sent, world_size, ranks_per_node, shared=shared, by_chunk=by_chunk)
@@ -201,8 +220,55 @@ def estimate(
         if config.training.checkpoint_max_to_keep is None
         else config.training.checkpoint_max_to_keep + 1,
         scoring=2 * config.evaluation.block_size * max(t.rows for t in tables) * 4,
+        shared=SHARED_BYTES if cpu else 0,
         time=None if work is None or rates is None else step_time(work, rates),
     )
+
+
+def _on_cpu(config: TwhinConfig, rates: Rates | None) -> bool:
+    """Tell whether ranks train on CPUs, as far as that is known here: figures of a GPU's memory are of its own."""
+    if config.launch.device != "auto" or rates is None:
+        return config.launch.device != "cuda"
+    return rates.by_chunk or rates.shared_memory
+
+
+def _step_bytes(config: TwhinConfig, step: Step) -> int:
+    """Return what a step takes on a CPU, with what earlier ones have left in pieces."""
+    if chunks_apart(config):
+        step = replace(step, scores_held=min(step.scores_held, _chunk_scores(config) * threads_per_process(config)))
+    return LOOPS_BYTES + step.bytes(config.model.embedding_dim, VECTOR_COPIES + KEPT_COPIES)
+
+
+def _chunk_scores(config: TwhinConfig) -> int:
+    """Return how many scores a chunk has on one side."""
+    data, size = config.train_data, config.negatives.chunk_size
+    assert data.global_negatives != "all"
+    return size * (min(data.in_batch_negatives, size) + data.global_negatives)
+
+
+def _evaluation(config: TwhinConfig, step: Step, rows: Mapping[str, int], world_size: int, rank: int) -> int:
+    """Return what evaluating during training takes on a CPU, beyond the memory of a step, which it uses again."""
+    training, dim = config.training, config.model.embedding_dim
+    if not _validates(config):
+        return 0
+    needed = 0
+    if training.num_eval_steps:
+        validation = config.model_copy(update={"train_data": config.validation_data})
+        needed = step_of(validation, rows).bytes(dim, VALIDATION_COPIES, VALIDATION_COPIES)
+    gathered = 0
+    if training.ranks_everything and rank == 0:
+        tails_only = training.selection_metric.startswith(("recall", "ndcg"))
+        # Heads are moved by their operator, and the cosine compares scaled vectors: copies of all candidates.
+        copied = max(rows.values()) * dim * 4 if not tails_only or config.model.comparator == "cosine" else 0
+        needed = max(needed, TILE_BYTES * RANKING_TILES + copied)
+        # Rank 0 takes all vectors of the entities; one rank alone has them.
+        gathered = sum(rows.values()) * dim * 4 if world_size > 1 or config.model.max_norm is not None else 0
+    return max(0, needed - _step_bytes(config, step)) + gathered
+
+
+def _validates(config: TwhinConfig) -> bool:
+    """Tell whether there may be validation edges."""
+    return config.split.validation > 0 or config.split.strategy == "given" or not config.all_sources
 
 
 def _shares_memory(config: TwhinConfig, world_size: int, rates: Rates | None) -> bool:
@@ -363,16 +429,13 @@ def _corrupted_tables(config: TwhinConfig) -> dict[str, set[str]]:
     return tables
 
 
-def _edges(config: TwhinConfig, num_edges: int, world_size: int) -> int:
-    """Return the bytes of all positives and of this rank's share of an epoch's pools, or of what masks stand for."""
-    sides, pool = len(_corrupted_tables(config)), config.train_data.global_negatives
-    if pool == "all":
-        masked = 2 * TRUE_EDGE_BYTES if config.negatives.mask == "known" else 0
-        return num_edges * (POSITIVE_BYTES + masked)
+def _edges(config: TwhinConfig, num_edges: int, rows: Mapping[str, int], ranks_per_node: int) -> int:
+    """Return the bytes of what a rank knows of all chunks, and of what masks stand for, which a node's ranks share."""
     chunks = -(-num_edges // config.negatives.chunk_size)
-    window = min(config.train_data.in_batch_negatives, config.negatives.chunk_size)
-    log_q = 4 * (pool + window) if config.loss.log_q else 0
-    return num_edges * POSITIVE_BYTES + chunks * sides * (pool * 8 + log_q) // world_size
+    data = config.train_data
+    masked = 2 * TRUE_EDGE_BYTES if data.global_negatives == "all" and config.negatives.mask == "known" else 0
+    drawn = DEGREE_BYTES * sum(rows.values()) if data.sampled_per_step is not None else 0
+    return chunks * CHUNK_BYTES + num_edges * masked // ranks_per_node + drawn
 
 
 def parse_rows(flags: list[str]) -> dict[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -51,7 +50,7 @@ class Trials:
         """Return the store of the trial of this number."""
         return Store(str(self.folder / f"trial-{number:05d}"))
 
-    def train(self, trial: optuna.Trial, fields: Mapping[str, Any], tracked: tracking.Run) -> float:
+    def train(self, trial: optuna.Trial, fields: Mapping[str, Any], tracked: tracking.Run | tracking.QuietRun) -> float:
         """Train with some values and return the validation metric of the best step.
 
         Args:
@@ -65,8 +64,11 @@ class Trials:
             TrainingFailed: As `launch.run` does.
             TrainingCancelled: As `launch.run` does.
         """
-        ours = {**fields, "training.save_dir": None, "launch.env.MLFLOW_RUN_ID": tracked.run_id}
-        if "MLFLOW_TRACKING_URI" not in os.environ:
+        ours = {**fields, "training.save_dir": None}
+        if tracked.run_id is None or (isinstance(tracked, tracking.Run) and tracked.away):
+            ours["launch.env.TWHIN_NO_TRACKING"] = "1"
+        else:
+            ours["launch.env.MLFLOW_RUN_ID"] = tracked.run_id
             ours["launch.env.MLFLOW_TRACKING_URI"] = tracking.uri(self.run.store)
         overrides = [*self.run.overrides, *(as_override(path, value) for path, value in ours.items())]
         config = load_config(self.run.config_path, overrides)

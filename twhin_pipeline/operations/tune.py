@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +58,7 @@ class Best:
     pruned: int
     file: str
     """`fields` as YAML."""
-    mlflow_run_id: str
+    mlflow_run_id: str | None
     first: float | None = None
     """The metric of the configuration's own values, where the search reaches them."""
 
@@ -218,7 +217,7 @@ class Search:
                 study.enqueue_trial(values)
         return study
 
-    def _open_parent(self) -> tracking.Run:
+    def _open_parent(self) -> tracking.Run | tracking.QuietRun:
         """Go on with the MLflow run of the search, or start it."""
         earlier = self.study.user_attrs.get("mlflow_run_id")
         if earlier and tracking.run_exists(self.store, earlier):
@@ -228,13 +227,12 @@ class Search:
         run.log_text(self.config.to_yaml(), "config.yaml")
         return run
 
-    def _start_run(self, name: str, tags: Mapping[str, str]) -> tracking.Run:
-        tags = {"twhin.snapshot": self.snapshot, "twhin.store": self.store.root, **tags}
-        experiment = tracking.experiment_id(self.store)  # also tells MLflow to be quiet
-        from mlflow import MlflowClient
-
-        made = MlflowClient(tracking_uri=tracking.uri(self.store)).create_run(experiment, run_name=name, tags=tags)
-        return tracking.Run(self.store, made.info.run_id, owned=True)
+    def _start_run(self, name: str, tags: Mapping[str, str]) -> tracking.Run | tracking.QuietRun:
+        if tracking.is_off():
+            return tracking.QuietRun()
+        return tracking.begin(
+            self.store, name, {"twhin.snapshot": self.snapshot, "twhin.store": self.store.root, **tags}
+        )
 
     def _done(self) -> list[optuna.trial.FrozenTrial]:
         """Return the trials that came to an end of their own."""
@@ -253,10 +251,9 @@ class Search:
             self.study.tell(trial, same.value)
             self.say(f"trial {trial.number}: {values}: as trial {same.number}")
             return
-        run = self._start_run(f"trial {trial.number}", {"mlflow.parentRunId": self.parent.run_id})
+        run = self._start_run(f"trial {trial.number}", {"mlflow.parentRunId": self.parent.run_id or ""})
         trial.set_user_attr("mlflow_run_id", run.run_id)
-        for path, value in fields.items():
-            run.client.log_param(run.run_id, re.sub(r"[^\w\-./ :]", "_", path), value)
+        run.log_params(fields)
         try:
             value = self.trials.train(trial, fields, run)
         except Pruned:

@@ -116,15 +116,16 @@ def pick_device(config: TwhinConfig) -> torch.device:
 def process_group(config: TwhinConfig) -> Iterator[Ranks]:
     """Join torchrun's process group where there is one (gloo, with NCCL for CUDA) and set threads; leave at the end.
 
-    One rank alone on a CPU joins none: its tables are whole, and `row_optimizers` update their rows by the rules of
-    fbgemm's CPU kernels, which lack Adam.
+    One rank alone joins none on a CPU, or where a table has an optimizer for which fbgemm has no kernel: its tables
+    are whole, and `row_optimizers` update their rows.
     """
     torch.set_num_threads(threads_per_process(config))
     device = pick_device(config)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if "RANK" not in os.environ or (alone and device.type == "cpu"):
+    unsharded = any(table.optimizer.unsharded for table in config.model.embeddings.tables)
+    if "RANK" not in os.environ or (alone and (device.type == "cpu" or unsharded)):
         yield Ranks(0, 1, device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -65,7 +65,7 @@ def apply_optimizers(model: TwhinModel, model_config: TwhinModelConfig) -> Twhin
             if table.optimizer.name not in _FUSED:
                 raise UserError(
                     f"model.embeddings.tables: the optimizer of {table.name!r} is {table.optimizer.name}, for which "
-                    "fbgemm has no kernel; take rowwise_adagrad or adagrad, or train in one process on the CPU "
+                    "fbgemm has no kernel; take rowwise_adagrad or adagrad, or train in one process "
                     "(launch.nproc_per_node 1)"
                 )
             # torchrec puts tables of equal options into one kernel, which has one rate; schedules may differ.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +49,16 @@ class SharedFile:
             return mapped
         finally:
             os.close(descriptor)
+
+
+def forget(storage: torch.UntypedStorage) -> None:
+    """Set the complete pages of a private storage to 0, which frees their memory."""
+    page = mmap.PAGESIZE
+    first = -(-storage.data_ptr() // page) * page
+    size = (storage.data_ptr() + storage.nbytes() - first) // page * page
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise is not None and size > 0:
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 class GradientBuffer:

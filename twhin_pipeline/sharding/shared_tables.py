@@ -23,7 +23,7 @@ from torch import nn
 from twhin_pipeline.model.rows import Rows
 from twhin_pipeline.sharding.machine import SHARED_MEMORY
 from twhin_pipeline.sharding.row_optimizers import RowGradients
-from twhin_pipeline.sharding.shared_memory import GradientBuffer, SharedFile, buffer_views, tensor_in
+from twhin_pipeline.sharding.shared_memory import GradientBuffer, SharedFile, buffer_views, forget, tensor_in
 from twhin_pipeline.sharding.torchrec_tables import Shard, TorchrecTables, count_step, known_shards
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -163,9 +163,16 @@ class _Part:
 
     @classmethod
     def of(cls, shard: Shard) -> _Part:
-        """Move a shard to shared memory, with all that has its storage, and describe it."""
+        """Move a shard to shared memory, with all that has its storage, and describe it.
+
+        Vectors that are there are lost if the storage is not shared yet: they are undefined until `init_tables`. So it
+        takes the memory of the shard once, and not twice.
+        """
         weight = shard.weight
-        file = SharedFile.of(*weight.untyped_storage()._share_fd_cpu_())
+        storage = weight.untyped_storage()
+        if not storage.is_shared():
+            forget(storage)
+        file = SharedFile.of(*storage._share_fd_cpu_())
         rows, dim = weight.shape
         return cls(shard.table, shard.first, (rows, dim), file, int(weight.storage_offset()))
 

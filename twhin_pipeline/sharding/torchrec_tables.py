@@ -31,6 +31,16 @@ _UPDATES: dict[EmbOptimType, ParallelLoop] = {
 }
 
 
+SAMPLES = {"cpu": 1, "cuda": 8192}
+"""Into how many samples a table's rows are divided, by device. Kernels on CUDA look a sample up row after row, and
+samples side by side: with one sample a step on an H200 spent 30 of its 33 ms of GPU time on waiting for that."""
+
+
+def row_counts(rows: int, samples: int) -> torch.Tensor:
+    """Divide a number of rows into samples as evenly as can be: int64 `[samples]`."""
+    return torch.full((samples,), rows // samples).index_fill_(0, torch.arange(rows % samples), rows // samples + 1)
+
+
 class TorchrecTables:
     """EmbeddingTables that torchrec has sharded. Ranks look up, and go backward, together."""
 
@@ -42,11 +52,14 @@ class TorchrecTables:
     def rows(self, ids: Mapping[str, torch.Tensor]) -> list[Rows]:
         """Return rows of all tables, looked up at once; see EmbeddingTables."""
         of_tables = [ids[name] for name in self.names]
+        device = of_tables[0].device
+        samples = SAMPLES[device.type]
+        lengths = torch.cat([row_counts(len(rows), samples) for rows in of_tables])
         features = KeyedJaggedTensor(
             keys=self.names,
             values=torch.cat(of_tables),
-            lengths=torch.tensor([len(rows) for rows in of_tables], dtype=torch.int64, device=of_tables[0].device),
-            stride=1,
+            lengths=lengths.to(device),
+            stride=samples,
         )
         vectors = self.module(features)
         return [Rows(vectors[name].values().float()) for name in self.names]

@@ -7,14 +7,15 @@ A stage makes tables from the tables that it reads, and its tables' checks run a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from twhin_pipeline.config import TwhinConfig, relations, stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages.publish import TABLE as PUBLISHED
 from twhin_pipeline.stages.run import Run, Say
-from twhin_pipeline.store import Manifest
+from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.words import REPEATS
 
 
@@ -83,7 +84,23 @@ def sample(run: Run) -> None:
 
 def train(run: Run) -> None:
     """Train under torchrun."""
+    look_at_tracking(run.store)
     run.train(run)
+
+
+def look_at_tracking(store: Store) -> None:
+    """See whether the training can be tracked, and warn where it cannot now.
+
+    Raises:
+        UserError: It never can, as the tracking URI stands.
+    """
+    from twhin_pipeline import tracking
+
+    if not tracking.is_off() and (why := tracking.check(store)) is not None:
+        warnings.warn(
+            f"MLflow is away ({why}); the run goes on, what it would log is kept, and `twhin track --send` sends it",
+            stacklevel=2,
+        )
 
 
 def evaluate(run: Run) -> None:
@@ -91,8 +108,9 @@ def evaluate(run: Run) -> None:
     from twhin_pipeline import tracking
     from twhin_pipeline.evaluation.evaluate import evaluate as measure
 
-    metrics = measure(run.config, run.store, run.snapshot).details["metrics"]
-    tracking.log_evaluation(run.store, run.store.manifest("twhin_model", run.snapshot), metrics)
+    details = measure(run.config, run.store, run.snapshot).details
+    measured = details["metrics"] | ({"edges_left_out": details["edges_left_out"]} if details["ancestors"] else {})
+    tracking.log_evaluation(run.store, run.store.manifest("twhin_model", run.snapshot), measured)
 
 
 def refit(run: Run) -> None:
@@ -102,6 +120,7 @@ def refit(run: Run) -> None:
 
     prepared, made = again.prepare(run)
     checks.run_blocking(prepared.config, prepared.store, run.snapshot, made)
+    look_at_tracking(run.store)
     prepared.train(prepared)
     checks.run_blocking(prepared.config, prepared.store, run.snapshot, ["twhin_model"])
 
@@ -195,12 +214,31 @@ def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
         for table in stage.tables(run.config)
         if run.store.exists(table, run.snapshot)
     }
+    for line in [*(_undated(run) if stage.name == "ingest" else ()), *_passed_over(run, made)]:
+        say(f"  note: {line}")
     for note in (note for manifest in made.values() for note in manifest.details.get("notes", [])):
         say(f"  note: {note}")
     if stage.name == "vocabulary":  # all that a recipe looks at is there now
         for line in relations.recipe(run.config, run.store, run.snapshot).lines():
             say(line)
     return made
+
+
+def _undated(run: Run) -> list[str]:
+    from twhin_pipeline.graph import source
+
+    return source.undated(run.config, run.snapshot)
+
+
+def _passed_over(run: Run, made: Iterable[str]) -> Iterator[str]:
+    """Say which earlier tables were left aside because nobody has checked them; what grows day by day lacks them."""
+    for table in made:
+        if table.startswith(("raw_edges", "vocabulary/")):
+            for older in run.store.passed_over(table, run.snapshot):
+                yield (
+                    f"{table} of snapshot {older} is passed over, as its checks never ran; run "
+                    f"`twhin check {table} --snapshot {older}` and make {run.snapshot} again, or leave it so"
+                )
 
 
 def reason(run: Run, stage: Stage) -> str | None:

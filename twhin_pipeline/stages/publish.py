@@ -45,8 +45,14 @@ def _register(store: Store, model: Store, snapshot: str) -> dict[str, Any]:
     from twhin_pipeline import tracking
 
     run_id = model.manifest("twhin_model", snapshot).details.get("mlflow_run_id")
-    if not run_id or not tracking.run_exists(store, run_id):
-        return {"notes": [f"the model is not registered: no run of it at {tracking.uri(store)}"]}
+    again = f"`twhin track --send`, then `twhin publish --snapshot {snapshot}`, register it later"
+    if not run_id:
+        return {"notes": ["the model is not registered: its training was not tracked"]}
+    if not tracking.run_exists(store, run_id):
+        return {"notes": [f"the model is not registered: no run of it at {tracking.uri(store)}; {again}"]}
     metrics = tracking.finite(store.manifest("evaluation", snapshot).details["metrics"])
-    uri = tracking.register_model(model, snapshot, metrics)
-    return {"model": uri, "mlflow_run_id": run_id, "registry": tracking.uri(store)}
+    try:
+        uri = tracking.register_model(model, snapshot, metrics)
+    except Exception as error:  # of the server: what is published is in the store
+        return {"notes": [f"the model is not registered: {tracking.reason(error)}; {again}"]}
+    return {"model": uri, "mlflow_run_id": tracking.resolved(store, run_id), "registry": tracking.uri(store)}

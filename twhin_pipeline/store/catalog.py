@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-import time
-from contextlib import suppress
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
 
+from twhin_pipeline import scratch
 from twhin_pipeline.store import database
 from twhin_pipeline.store.database import literal, name
 
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
     from twhin_pipeline.store import Manifest, Store
 
 CATALOG = "catalog.duckdb"
-DEAD_AFTER_S = 3600.0
+ROOT = "store_root"
+"""The catalog's table that says where the store was."""
 
 
 def views(con: duckdb.DuckDBPyConnection, store: Store, snapshot: str | None = None) -> list[str]:
@@ -54,37 +54,55 @@ def refresh(store: Store) -> str:
     It is replaced as a whole, so a reader that has the old one open is not disturbed.
     """
     target = store.path(CATALOG)
-    if store.is_local:  # what a process left that was killed here
-        for left in Path(store.root).glob("twhin-catalog-*"):
-            with suppress(OSError):
-                if time.time() - left.stat().st_mtime > DEAD_AFTER_S:
-                    shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix="twhin-catalog-", dir=_near(store)) as folder:
+    # Not beside the target: of a path with `?` DuckDB makes a wrong name for its log of writes.
+    with scratch.folder("catalog") as folder:
         path = os.path.join(folder, CATALOG)
         con = duckdb.connect(path)
         try:
             views(con, store)
+            con.execute(f"CREATE TABLE {ROOT} AS SELECT {literal(store.root)} AS root")
         finally:
             con.close()
         if store.is_local:
-            os.replace(path, target)
+            Path(store.root).mkdir(parents=True, exist_ok=True)
+            draft = f"{target}.{uuid.uuid4().hex[:8]}"
+            try:
+                shutil.copyfile(path, draft)
+                os.replace(draft, target)
+            finally:
+                Path(draft).unlink(missing_ok=True)
         else:
             store.fs.put_file(path, target)
     return target
 
 
-def _near(store: Store) -> str | None:
-    """A folder on the store's own disk, where it has one, so that replacing is one step."""
-    if not store.is_local:
-        return None
-    Path(store.root).mkdir(parents=True, exist_ok=True)
-    return store.root
+def follow(store: Store) -> bool:
+    """Write the catalog anew where it was written for a store at another place; tell whether it was.
+
+    Its views name files by their full paths, so those of a store that has been moved find nothing.
+    """
+    target = store.path(CATALOG)
+    if not store.is_local or not os.path.exists(target):
+        return False
+    try:
+        with duckdb.connect(target, read_only=True) as con:
+            row = con.execute(f"SELECT root FROM {ROOT}").fetchone()
+    except duckdb.Error:  # of an earlier version, or open for writing
+        return False
+    if row is None or row[0] == store.root or not os.access(store.root, os.W_OK):
+        return False
+    refresh(store)
+    return True
 
 
 def _files(store: Store, manifest: Manifest) -> dict[str, list[str]]:
     """Return a manifest's Parquet files by view."""
     view = manifest.asset.replace("/", "_")
-    found = {f"{view}_{part}": [file] for part, file in store.part_files(manifest).items()}
+    found: dict[str, list[str]] = {}
+    for part, file in store.part_files(manifest).items():
+        # A part in a folder has several files, such as those of the state of an optimizer.
+        folder, _, last = part.rpartition("/")
+        found.setdefault("_".join([view, *(folder or last).split("/")]), []).append(file)
     base = store.path(manifest.asset, manifest.snapshot, manifest.version) + "/"
     for file in store.files_of(manifest):
         # A model has a folder of vectors for each entity type.

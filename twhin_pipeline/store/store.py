@@ -72,6 +72,17 @@ class Store:
         store._pins = {**(self._pins or {}), **{(name, one.snapshot): one.version for name, one in named.items()}}
         return store
 
+    @property
+    def pins(self) -> dict[tuple[str, str], str | None]:
+        """The versions at which a pinned store's tables stay so far, by table and snapshot."""
+        return dict(self._pins or {})
+
+    def pinned_at(self, pins: dict[tuple[str, str], str | None]) -> Store:
+        """Return the same store with the `pins` of another process's store, so that both read the same versions."""
+        store = Store(self.root, self.view)
+        store._pins = dict(pins)
+        return store
+
     def real(self, asset: str) -> str:
         """Return a table's name in the store, where this view shows one of its own under the usual name."""
         first, slash, rest = asset.partition("/")
@@ -132,6 +143,17 @@ class Store:
             if version is not None:
                 return self.manifest(asset, older, version)
         return None
+
+    def passed_over(self, asset: str, snapshot: str) -> list[str]:
+        """List older snapshots that `latest_before` passes over because the checks of their tables never ran."""
+        found: list[str] = []
+        for older in reversed([name for name in self._children(asset) if name < snapshot]):
+            if self._accepted(asset, older) is not None:
+                break
+            committed = self._committed(asset, older)
+            if committed and self.verdict(asset, older, committed[-1]) is None:
+                found.append(older)
+        return found
 
     def last_accepted(self, asset: str, snapshot: str, before: str | None = None) -> Manifest | None:
         """Return the newest version of this snapshot that has passed its checks, older than the version `before`."""

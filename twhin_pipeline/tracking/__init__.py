@@ -1,21 +1,24 @@
-"""MLflow: runs and the model registry."""
+"""MLflow: runs and the model registry. A server that is away holds nothing up: see `server` and `outbox`."""
 
+from twhin_pipeline.tracking.outbox import resolved
 from twhin_pipeline.tracking.registry import pointer, register_model
 from twhin_pipeline.tracking.runs import (
     EXPERIMENT,
     QuietRun,
     Run,
     allowed_name,
-    artifact_root,
+    begin,
     experiment_id,
+    find_run,
     finite,
     log_evaluation,
     open_run,
     resume_run,
     run_exists,
+    send,
     start_run,
-    uri,
 )
+from twhin_pipeline.tracking.server import artifact_root, check, is_off, reason, uri
 
 __all__ = [
     "EXPERIMENT",
@@ -23,14 +26,21 @@ __all__ = [
     "Run",
     "allowed_name",
     "artifact_root",
+    "begin",
+    "check",
     "experiment_id",
+    "find_run",
     "finite",
+    "is_off",
     "log_evaluation",
     "open_run",
     "pointer",
+    "reason",
     "register_model",
+    "resolved",
     "resume_run",
     "run_exists",
+    "send",
     "start_run",
     "uri",
 ]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import twhin_pipeline.tracking.outbox as outbox
+import twhin_pipeline.tracking.server as server
 from twhin_pipeline import scratch
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
-from twhin_pipeline.tracking.runs import EXPERIMENT, Run, connect, run_exists, uri
+from twhin_pipeline.tracking.runs import EXPERIMENT, Run, run_exists
+from twhin_pipeline.tracking.server import connect, uri, within
 
 MODEL_FOLDER, POINTER = "model", "twhin.json"
 
@@ -22,13 +26,22 @@ def register_model(
 
     The version holds a pointer into the store, not the vectors. Metrics become its tags (and its run's metrics), and
     the aliases `newest` and `snapshot-<date>` point to it.
+
+    Raises:
+        UserError: The model has no run.
+        Exception: As MLflow raises; or `server.Away`, where it takes too long.
     """
+    return within(3 * server.limit_s(store), lambda: _register(store, snapshot, metrics, name))
+
+
+def _register(store: Store, snapshot: str, metrics: Mapping[str, float] | None, name: str) -> str:
     manifest = store.manifest("twhin_model", snapshot)
     run_id = manifest.details.get("mlflow_run_id")
     if not run_id or not run_exists(store, run_id):
         raise UserError(
             f"the model for {snapshot} has no run at {uri(store)}; set MLFLOW_TRACKING_URI as it was in training"
         )
+    run_id = outbox.resolved(store, run_id)
     client = connect(store)
     with scratch.folder("model") as folder:
         registered = {
@@ -46,7 +59,7 @@ def register_model(
     if not found:
         client.create_registered_model(name, description="TwHIN embeddings; open with twhin_pipeline load_model")
     source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
-    tags = {"snapshot": snapshot, "store": store.root, "store_version": manifest.version}
+    tags = {"snapshot": snapshot, "store": store.root, "store_version": manifest.version, "view": store.view or ""}
     tags |= {key: f"{value:.6g}" for key, value in (metrics or {}).items()}
     version = str(client.create_model_version(name, source, run_id, tags=tags).version)
     for alias in ("newest", f"snapshot-{snapshot}"):
@@ -56,7 +69,7 @@ def register_model(
 
 
 def pointer(model_uri: str) -> dict[str, Any]:
-    """Return `store`, `snapshot`, `version` and `model` behind `models:/twhin/1`, `models:/twhin@newest` or `runs:/…`.
+    """Return `store`, `snapshot`, `version` and `view` behind `models:/twhin/1`, `models:/twhin@newest` or `runs:/…`.
 
     The tracking store is MLFLOW_TRACKING_URI, else that of the default store.
 
@@ -65,21 +78,47 @@ def pointer(model_uri: str) -> dict[str, Any]:
     """
     store = Store()
     client = connect(store)
-    import mlflow.artifacts
-    from mlflow.exceptions import MlflowException
-
     try:
-        if model_uri.startswith("models:/"):
-            reference = model_uri.removeprefix("models:/")
-            if "@" in reference:
-                version = client.get_model_version_by_alias(*reference.split("@", 1))
-            else:
-                version = client.get_model_version(*reference.split("/", 1))
-            source = version.source
+        registered = within(server.limit_s(store), lambda: _read(client, model_uri))
+    except Exception as error:
+        given = [name for name in ("MLFLOW_TRACKING_URI", "TWHIN_HOME") if os.environ.get(name)]
+        remedy = (
+            f"it is looked for there by {' and '.join(given)}; " if given else "set MLFLOW_TRACKING_URI or TWHIN_HOME, "
+        )
+        raise UserError(
+            f"{model_uri}: no such model at {uri(store)} ({server.reason(error)}); {remedy}register it with "
+            "`twhin publish`, or give the path of its store"
+        ) from error
+    if not Store(registered["store"]).assets() and store.versions_of(_table(registered), registered["snapshot"]):
+        registered["store"] = store.root  # the store has moved, and its registry with it
+    return registered
+
+
+def _table(registered: Mapping[str, Any]) -> str:
+    return "twhin_model" if not registered.get("view") else f"{registered['view']}/twhin_model"
+
+
+def _read(client: Any, model_uri: str) -> dict[str, Any]:
+    """Return what is registered: a version's tags say it, and a file of the run, which may have been moved."""
+    if model_uri.startswith("models:/"):
+        reference = model_uri.removeprefix("models:/")
+        if "@" in reference:
+            version = client.get_model_version_by_alias(*reference.split("@", 1))
         else:
-            run_id, _, rest = model_uri.removeprefix("runs:/").partition("/")
-            source = f"{client.get_run(run_id).info.artifact_uri}/{rest or MODEL_FOLDER}"
-        text = mlflow.artifacts.load_text(f"{source}/{POINTER}")
-    except (MlflowException, OSError, TypeError) as error:
-        raise UserError(f"{model_uri}: no such model at {uri(store)}; set MLFLOW_TRACKING_URI or TWHIN_HOME") from error
-    return json.loads(text)
+            version = client.get_model_version(*reference.split("/", 1))
+        if "view" in version.tags:
+            tags = version.tags
+            return {
+                "store": tags["store"],
+                "snapshot": tags["snapshot"],
+                "version": tags["store_version"],
+                "view": tags["view"] or None,
+            }
+        source = version.source
+    else:
+        run_id, _, rest = model_uri.removeprefix("runs:/").partition("/")
+        source = f"{client.get_run(run_id).info.artifact_uri}/{rest or MODEL_FOLDER}"
+    import mlflow.artifacts
+
+    registered: dict[str, Any] = json.loads(mlflow.artifacts.load_text(f"{source}/{POINTER}"))
+    return registered

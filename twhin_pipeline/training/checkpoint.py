@@ -11,10 +11,12 @@ one never runs code of the checkpoint: it holds tensors and JSON.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -26,12 +28,15 @@ from typing import Any
 
 import fsspec
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
-from torch.distributed.checkpoint import DefaultLoadPlanner
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemWriter
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, WriteItem, WriteItemType
+from torch.distributed.remote_device import _remote_device
 
 from twhin_pipeline.config import TwhinConfig, stage_settings
 from twhin_pipeline.errors import UserError
@@ -42,6 +47,7 @@ from twhin_pipeline.store import Store
 LOCK_PATIENCE_S = 3.0
 STEP = re.compile(r"step-(\d{8,})")
 CHECKSUMS = "checksums.json"
+BLOCK_BYTES = 32 << 20
 _DCP = "torch.distributed.checkpoint"
 _SHARDED = "torch.distributed._shard.sharded_tensor.metadata"
 KNOWN_CLASSES = {
@@ -64,18 +70,77 @@ def folder_of(config: TwhinConfig, store: Store, snapshot: str, save_dir: str | 
     return f"{parent}/{stage_settings.digest(config, 'train')}"
 
 
+class BlockPlanner(DefaultSavePlanner):
+    """torch's plan of what to write, with large tensors in blocks of rows, which are written from where they are.
+
+    torch reads an item of a checkpoint into memory as a whole. So that takes no more than a block, however large a
+    table is.
+    """
+
+    def create_local_plan(self) -> SavePlan:
+        """Plan what this rank writes."""
+        plan = super().create_local_plan()
+        self.blocks: dict[MetadataIndex, tuple[WriteItem, int, int]] = {}
+        """By the index of a block: the item that it is part of, its first row there, and how many it has."""
+        items = [block for item in plan.items for block in self._blocks_of(item)]
+        self.plan = dataclasses.replace(plan, items=items)
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        """Return what an item of the plan holds."""
+        if write_item.index not in self.blocks:
+            return super().resolve_data(write_item)
+        whole, first, rows = self.blocks[write_item.index]
+        tensor = super().resolve_data(whole)
+        assert isinstance(tensor, torch.Tensor)
+        block = tensor.detach()[first : first + rows]
+        # torch would copy a part of a larger storage, and keep the copy for some time; NumPy's is a storage by itself.
+        return torch.from_numpy(block.numpy()) if block.is_cpu and block.is_contiguous() else block
+
+    def _blocks_of(self, item: WriteItem) -> list[WriteItem]:
+        data = item.tensor_data
+        if data is None or not data.chunk.sizes:
+            return [item]
+        chunk, rows = data.chunk, data.chunk.sizes[0]
+        row_bytes = math.prod(chunk.sizes[1:]) * torch._utils._element_size(data.properties.dtype)
+        at_once = max(BLOCK_BYTES // max(row_bytes, 1), 1)
+        if rows <= at_once:
+            return [item]
+        blocks = []
+        for first in range(0, rows, at_once):
+            size = min(at_once, rows - first)
+            offsets = torch.Size([chunk.offsets[0] + first, *chunk.offsets[1:]])
+            part = ChunkStorageMetadata(offsets, torch.Size([size, *chunk.sizes[1:]]))
+            index = MetadataIndex(item.index.fqn, offsets)
+            self.blocks[index] = item, first, size
+            blocks.append(WriteItem(index, WriteItemType.SHARD, tensor_data=dataclasses.replace(data, chunk=part)))
+        return blocks
+
+
 def snapshot_of(value: Any) -> Any:
     """Return a copy of a state dict on the CPU that later training steps do not change."""
     if isinstance(value, dict):
         return {key: snapshot_of(item) for key, item in value.items()}
     if isinstance(value, ShardedTensor):
-        shards = [Shard(shard.tensor.detach().cpu().clone(), shard.metadata) for shard in value.local_shards()]
+        metadata = value.metadata()
+        on_cpu = dataclasses.replace(metadata, shards_metadata=[_on_cpu(shard) for shard in metadata.shards_metadata])
+        shards = [Shard(_copied(shard.tensor), _on_cpu(shard.metadata)) for shard in value.local_shards()]
         return ShardedTensor._init_from_local_shards_and_global_metadata(
-            shards, value.metadata(), process_group=value._process_group
+            shards, on_cpu, process_group=value._process_group
         )
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().clone()
+        return _copied(value)
     return value
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _on_cpu(shard: ShardMetadata) -> ShardMetadata:
+    """Say of a shard that it is on its rank's CPU: torch checks that against the copy."""
+    assert isinstance(shard.placement, _remote_device)
+    return dataclasses.replace(shard, placement=_remote_device(f"rank:{shard.placement.rank()}/cpu"))
 
 
 class CheckpointFolder:
@@ -210,7 +275,11 @@ class CheckpointFolder:
         best: int | None = None,
         wait: bool = False,
     ) -> None:
-        """Write a checkpoint in the background, from a copy of the state; at most one is being written at a time.
+        """Write a checkpoint; at most one is being written at a time.
+
+        On a CPU the state is written from where it is, as far as the system's file cache, which takes about as long as
+        a copy would. That the files reach the disk, and their checksums, are left to the background. A GPU's state is
+        copied to the host's memory, and written from there in the background.
 
         Args:
             step: Its number; one that exists is not written again.
@@ -227,18 +296,40 @@ class CheckpointFolder:
                 self.fs.makedirs(self.step_path(step))
                 self._write_json(f"{self.step_path(step).split('/')[-1]}/state.json", state)
             self.ranks.barrier()
-            copied = snapshot_of(tensors)
-            self.pending = self.writer.submit(self._write, step, copied, best)
+            if self.ranks.device.type == "cuda":
+                self.pending = self.writer.submit(self._write, step, snapshot_of(tensors), best)
+            else:
+                self._write_tensors(step, tensors)
+                self.pending = self.writer.submit(self._seal, step, best)
         elif self.ranks.rank == 0:
             self._remove_old(best)
         if wait:
             self.flush()
 
     def _write(self, step: int, tensors: dict[str, Any], best: int | None) -> None:
-        # Its own process group: the training's collectives go on beside it.
-        dcp.save(tensors, checkpoint_id=self.step_path(step), process_group=self.ranks.saving, no_dist=self._alone)
-        if self.ranks.rank == 0:  # all ranks have written theirs
-            folder = self.step_path(step)
+        self._write_tensors(step, tensors)
+        self._seal(step, best)
+
+    def _write_tensors(self, step: int, tensors: dict[str, Any]) -> None:
+        path = self.step_path(step)
+        # Its own process group: where it writes in the background, the training's collectives go on beside it.
+        dcp.save(
+            tensors,
+            storage_writer=(FileSystemWriter if self.is_local else FsspecWriter)(path, sync_files=False),
+            planner=BlockPlanner(),
+            process_group=self.ranks.saving,
+            no_dist=self._alone,
+        )
+
+    def _seal(self, step: int, best: int | None) -> None:
+        """Make a checkpoint valid, once the files of all ranks are on their disks."""
+        folder = self.step_path(step)
+        if self.is_local:
+            for path in [*Path(folder).glob(f"__{self.ranks.rank}_*"), *([Path(folder)] * (self.ranks.rank == 0))]:
+                _sync(path)
+        if self.ranks.saving is not None:
+            dist.barrier(group=self.ranks.saving)
+        if self.ranks.rank == 0:
             names = sorted(str(path).rsplit("/", 1)[-1] for path in self.fs.ls(folder, detail=False))
             digests = {name: self._sha256(f"{folder}/{name}") for name in names if name != CHECKSUMS}
             self._write_json(f"{folder.split('/')[-1]}/{CHECKSUMS}", digests)
@@ -271,6 +362,15 @@ class CheckpointFolder:
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         with self.fs.open(f"{self.path}/{name}", "w") as file:
             json.dump(value, file, allow_nan=False)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _MetadataUnpickler(pickle.Unpickler):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from twhin_pipeline.config import TwhinConfig
@@ -15,7 +16,7 @@ from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.prefetch import Prefetcher
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.training_tables import Negatives, Positives
-from twhin_pipeline.training_set.known_edges import KnownEdges, index_edges, ranges
+from twhin_pipeline.training_set.known_edges import KnownEdges, ranges
 from twhin_pipeline.training_set.step_sample import StepSample, StepSampler
 from twhin_pipeline.words import SIDES
 
@@ -50,10 +51,11 @@ class EdgesDataset:
     step of an epoch takes what is left, and a rank may then get an empty batch. So each edge is read once an epoch at
     any world size, and a position saved at one world size continues at another.
 
-    Memory: all positives (see Positives), plus this rank's share of the negatives of up to two epochs; with
-    `global_negatives: all` no negatives, but the true edges by either end (see KnownEdges), unless `negatives.mask` is
-    `own`. With `sampled_per_step` a step's sample depends on `negatives.seed` and the step's position alone: all ranks
-    draw the same.
+    Memory: the batches read ahead, and some numbers for each chunk. Edges and negatives are in files, of which a rank
+    reads the chunks of its own steps. With `global_negatives: all` there are no negatives, but the true edges by either
+    end (see KnownEdges), mapped from files that ranks of one machine share, unless `negatives.mask` is `own`. With
+    `sampled_per_step` a step's sample depends on `negatives.seed` and the step's position alone: all ranks draw the
+    same.
     """
 
     def __init__(
@@ -91,7 +93,8 @@ class EdgesDataset:
             # A table may have rows to spare; entities are those of the vocabulary.
             sizes = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in sizes}
         self.positives = Positives(config, store, manifest, sizes)
-        self.files = store.files(assets[1], snapshot)
+        self.negatives = store.manifest(assets[1], snapshot)
+        self.files = store.files_of(self.negatives)
         if not self.files:
             raise UserError(f"{assets[1]} for {snapshot} is empty; make it anew (`twhin sample`)")
 
@@ -115,6 +118,8 @@ class EdgesDataset:
         self.chunks_per_rank = max(1, data.per_replica_batch_size // chunk_size)
         self.num_chunks = len(self.positives.relation)
         self.num_edges = int(self.positives.offsets[-1])
+        self.counts = self.positives.lengths
+        """Edges of each chunk that count, int64 `[chunks]`: all of them, but for what `leave_out` was given."""
         self.epoch, self.chunks_done = 0, 0
 
     @property
@@ -140,6 +145,21 @@ class EdgesDataset:
         """The epoch of the last batch that the loop received, from 0."""
         return self.epoch if self.chunks_done else max(self.epoch - 1, 0)
 
+    def leave_out(self, edges: pa.Table) -> None:
+        """Give edges (`rel`, `lhs`, `rhs`) the weight 0: nothing is measured of them; they stay candidates."""
+        rel, lhs, rhs = (edges.column(name).to_numpy() for name in ("rel", "lhs", "rhs"))
+        known = {n: KnownEdges.from_pairs(lhs[rel == n], rhs[rel == n]) for n in np.unique(rel).tolist()}
+        left_out = np.zeros(self.num_edges, bool)
+        first = 0
+        for piece, relation in self.positives.pieces():
+            for number, of_relation in known.items():
+                mine = np.flatnonzero(relation == number)
+                ends = (piece[side][mine].astype(np.int64) for side in SIDES)
+                left_out[first + mine] = of_relation.contains(*ends)
+            first += len(piece)
+        self.positives.left_out = left_out
+        self.counts = self.positives.lengths - np.add.reduceat(left_out, self.positives.offsets[:-1], dtype=np.int64)
+
     def state_dict(self) -> dict[str, int]:
         """Return the position: the batches that the loop has received, not those read ahead."""
         return {"epoch": self.epoch, "chunks_done": self.chunks_done}
@@ -156,40 +176,34 @@ class EdgesDataset:
                 yield batch
 
     def _produce(self, epoch: int, done: int) -> Iterator[tuple[EdgeBatch, int, int]]:
-        lengths = self.positives.lengths
         for e in range(epoch, self.num_epochs):
             order = np.random.default_rng([self.seed, e]).permutation(self.num_chunks)
-            steps = [order[i : i + self.chunks_per_step] for i in range(done, self.num_chunks, self.chunks_per_step)]
-            mine = [np.array_split(step, self.world_size)[self.rank] for step in steps]
             file_epoch = e % len(self.files)
-            negatives = None
-            if not self.everything:
-                here = np.zeros(self.num_chunks, bool)
-                here[np.concatenate([*mine, np.zeros(0, np.int64)])] = True
-                lhs, rhs = (here & corrupts[self.positives.relation] for corrupts in self.corrupts)
-                negatives = Negatives(self.store, self.files[file_epoch], (lhs, rhs), self.pool, self.log_q)
-            for step, chunks in zip(steps, mine, strict=True):
+            negatives = None if self.everything else self._negatives(file_epoch)
+            while done < self.num_chunks:
+                step = order[done : done + self.chunks_per_step]
+                chunks = np.array_split(step, self.world_size)[self.rank]
                 sample = None if self.sampler is None else self.sampler.draw(e, done)
                 done += len(step)
                 after = (e + 1, 0) if done == self.num_chunks else (e, done)
-                yield self._batch(chunks, negatives, sample, file_epoch, int(lengths[step].sum())), *after
+                yield self._batch(chunks, negatives, sample, file_epoch, int(self.counts[step].sum())), *after
             done = 0
 
+    def _negatives(self, epoch: int) -> Negatives:
+        lhs, rhs = (corrupts[self.positives.relation] for corrupts in self.corrupts)
+        negatives = Negatives(self.store, self.negatives, self.files[epoch], (lhs, rhs), self.pool)
+        if self.log_q:
+            negatives.check_log_q()
+        return negatives
+
     def _index_edges(self) -> None:
-        sizes = list(zip(*(size.tolist() for size in self.side_size), strict=True))
-        by_relation = index_edges([self.positives.edges], sizes, torch.get_num_threads())
         self.known_base = [np.cumsum(kept) - kept for kept in self.side_size[::-1]]
-        for kept_side, first in zip((1, 0), self.known_base, strict=True):
-            of_relations = [by_relation[rel, kept_side] for rel in range(len(sizes))]
-            self.known_edges.append(KnownEdges.joined(of_relations, first, self.positives.lhs.dtype))
+        self.known_edges = self.positives.known_edges(self.side_size, self.known_base, torch.get_num_threads())
 
     def _sampler(self, config: TwhinConfig, size: int | None) -> StepSampler | None:
         if size is None:
             return None
-        degree = np.zeros(int(self.base[-1]), np.int64)
-        for base, rows in zip(self.side_base, (self.positives.lhs, self.positives.rhs), strict=True):
-            starts = np.repeat(base[self.positives.relation], self.positives.lengths)
-            degree += np.bincount(starts + rows, minlength=len(degree))
+        degree = self.positives.degrees(self.side_base, int(self.base[-1]))
         tables = np.split(degree, self.base[1:-1])
         return StepSampler(size, config.negatives.degree_share, config.negatives.alpha, config.negatives.seed, tables)
 
@@ -199,21 +213,18 @@ class EdgesDataset:
         """Assemble the chunks ([G]) without a loop over them: unique rows of each table, indices into them, padding."""
         if not len(chunks):
             return EdgeBatch.empty(self.model_config, global_edges)
-        positives = self.positives
         groups = len(chunks)
-        starts = positives.offsets[chunks]
-        lengths = positives.offsets[chunks + 1] - starts
+        positives, lengths = self.positives.read(chunks)
         width = int(lengths.max())
-        flat = ranges(starts, lengths)
         group = np.repeat(np.arange(groups), lengths)
-        position = ranges(np.zeros_like(starts), lengths)
-        relation = positives.relation[chunks]
+        position = ranges(np.zeros_like(lengths), lengths)
+        relation = self.positives.relation[chunks]
         bases = [base[relation] for base in self.side_base]
         on = [corrupts[relation] for corrupts in self.corrupts]
         sides = [side for side in (0, 1) if on[side].any()]
         spans: dict[int, int] = {}
 
-        ends = [side[flat] + base[group] for side, base in zip((positives.lhs, positives.rhs), bases, strict=True)]
+        ends = [positives[side] + base[group] for side, base in zip(SIDES, bases, strict=True)]
         keys = [*ends]
         for side in sides:
             if negatives is None:
@@ -223,7 +234,7 @@ class EdgesDataset:
                     keys.append(np.arange(*span) if drawn is None else drawn.rows[drawn.span(*span)])
                 spans |= here
             else:
-                pool = negatives.pool[side][negatives.place[side][chunks[on[side]]]]
+                pool = negatives.pools(side, chunks[on[side]])
                 keys.append((pool + bases[side][on[side], None]).ravel())
         unique, _, inverse = radix.unique(np.concatenate(keys))
         cuts = np.searchsorted(unique, self.base)
@@ -246,7 +257,7 @@ class EdgesDataset:
             result[group, position] = values
             return result
 
-        edges = len(flat)
+        edges = len(positives)
         index = [inverse[:edges], inverse[edges : 2 * edges]]
         num_in_batch = np.minimum(lengths, self.in_batch)
         window = int(num_in_batch.max())
@@ -264,14 +275,12 @@ class EdgesDataset:
             if self.everything:
                 replaced = np.flatnonzero(on[side][queries.group])
                 if self.known_edges:
-                    edge = flat[queries.first[replaced]]
-                    kept = (positives.rhs if side == 0 else positives.lhs)[edge]
+                    kept = positives[SIDES[1 - side]][queries.first[replaced]]
                     keys_of_kept = self.known_base[side][relation[queries.group[replaced]]] + kept
                     others, counts = self.known_edges[side].of(keys_of_kept)
                     where = np.repeat(replaced, counts)
                 else:
-                    own = (positives.lhs if side == 0 else positives.rhs)[flat]
-                    where, others = queries.answers(group, own)
+                    where, others = queries.answers(group, positives[name].astype(np.int64))
                     kept = np.isin(where, replaced)
                     where, others = where[kept], others[kept]
                 if drawn is not None:
@@ -283,14 +292,12 @@ class EdgesDataset:
             elif negatives is not None and len(used):
                 pool[used] = inverse[taken : taken + len(used) * self.pool].reshape(len(used), self.pool)
                 taken += len(used) * self.pool
-                place = negatives.place[side][chunks[used]]
-                positions, counts = negatives.mask[side][0].take(place)
-                candidates, _ = negatives.mask[side][1].take(place)
+                masked, counts = negatives.masks(side, chunks[used])
                 owner = np.repeat(used, counts)
-                column = _column(candidates, num_in_batch[owner], window)
-                mask = np.stack([owner, query[owner, positions], column], axis=1).astype(np.int64)
+                column = _column(masked["candidate"], num_in_batch[owner], window)
+                mask = np.stack([owner, query[owner, masked["position"]], column], axis=1).astype(np.int64)
                 if self.log_q:
-                    values, counts = negatives.log_q[side].take(place)
+                    values, counts = negatives.logs(side, chunks[used])
                     owner = np.repeat(used, counts)
                     candidate = ranges(np.zeros_like(counts), counts)
                     log_q[owner, _column(candidate, num_in_batch[owner], window)] = values
@@ -306,7 +313,7 @@ class EdgesDataset:
         return EdgeBatch(
             ids=ids,
             relation=torch.from_numpy(relation),
-            weight=torch.from_numpy(grid(positives.weight[flat])),
+            weight=torch.from_numpy(grid(positives["weight"])),
             in_batch=torch.from_numpy(in_batch.astype(np.int64)),
             num_in_batch=torch.from_numpy(num_in_batch),
             num_edges=edges,

@@ -28,13 +28,18 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler, 
 
 from twhin_pipeline.config import TwhinConfig, load_config, relations
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.sharding.distributed import process_group
+from twhin_pipeline.sharding.distributed import Ranks, process_group
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.launch import CANCELLED_EXIT, TrainingCancelled
 from twhin_pipeline.training.reporting import make_reporter
 from twhin_pipeline.training.trainer import Trainer
 
 USER_ERROR_EXIT = 2
+READ = (
+    "training_set/positives", "training_set/negatives", "held_out/validation", "held_out/validation_negatives",
+    "held_out/test",
+)  # fmt: skip
+"""Tables that training reads, besides vocabularies."""
 
 
 def run(
@@ -61,11 +66,30 @@ def run(
     with process_group(recipe.config) as ranks:
         try:
             reporter = make_reporter(ranks.rank)
+            if ranks.world_size > 1:
+                store = agreed(config, store, snapshot, ranks)
+                recipe = relations.recipe(config, store, snapshot)
             return Trainer(recipe.config, store, snapshot, ranks, reporter, save_dir, recipe).run(stop)
         except Exception as error:
             # Now, before this rank leaves: when it has left, the others fail of that, and the first error counts.
             get_error_handler().record_exception(error)
             raise
+
+
+def agreed(config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks) -> Store:
+    """Return the store pinned to the versions that rank 0 reads, so that no rank sees a table that was made since.
+
+    Args:
+        config: Names the vocabularies.
+        store: Where the tables are.
+        snapshot: Which one.
+        ranks: This process among the others; all call it together.
+    """
+    pinned = store.pinned()
+    if ranks.rank == 0:
+        for table in ("raw_edges", *READ, *(f"vocabulary/{name}" for name in config.model.table_names)):
+            pinned.exists(table, snapshot)
+    return store.pinned_at(ranks.broadcast(pinned.pins))
 
 
 @contextmanager

@@ -14,11 +14,14 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.recipes import Recipe
 from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.evaluation import ancestors
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
 from twhin_pipeline.sharding.distributed import Agreement, Ranks
+from twhin_pipeline.sharding.machine import give_back_memory
 from twhin_pipeline.sharding.optimizer import apply_optimizers, build_optimizer
+from twhin_pipeline.sharding.optimizer_state import OptimizerState
 from twhin_pipeline.sharding.placement import (
     limit_norms,
     local_shards,
@@ -28,7 +31,7 @@ from twhin_pipeline.sharding.placement import (
     unwrapped,
 )
 from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
-from twhin_pipeline.store import Draft, Store
+from twhin_pipeline.store import Draft, Store, database
 from twhin_pipeline.tracking import QuietRun, Run, open_run
 from twhin_pipeline.training import warm_start
 from twhin_pipeline.training.checkpoint import CheckpointFolder, folder_of
@@ -69,17 +72,17 @@ class Trainer:
         torch.backends.cudnn.allow_tf32 = config.runtime.enable_tensorfloat32
 
         self.parents = self._parents()
-        self.started_from: dict[str, str] | None = None
-        """The model whose vectors the tables started from."""
+        self.started_from: tuple[ancestors.Origin, ...] = ()
+        """The models whose vectors the tables started from."""
         self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size)
-        has_validation = store.exists("held_out/validation", snapshot) and (
-            store.manifest("held_out/validation", snapshot).rows > 0
-            and (training.num_eval_steps != 0 or training.ranks_everything)
-        )
-        self.validator = Validator(config, store, snapshot, ranks) if has_validation else None
+        self.steps_before = 0
+        """Steps that the optimizers' state had seen when the tables started from an earlier model."""
+        self.validator: Validator | None = None
 
         tables = UnshardedTables(config.model, table_sizes(config, store, snapshot), ranks.device)
-        model = TwhinModel(config.model, tables, ranks.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(training.seed)  # tables have drawn numbers before, but those to be sharded
+            model = TwhinModel(config.model, tables, ranks.device)
         self.sharded = maybe_shard_model(apply_optimizers(model, config.model), ranks.device, config.launch)
         self.optimizer, self.schedule = build_optimizer(self.sharded, config.model, self._total_steps(done=0))
         loss = LOSSES[config.loss.name](config.loss)
@@ -172,9 +175,11 @@ class Trainer:
             self.reporter.milestone(f"resumed from step {latest:,} ({self.checkpoints.step_path(latest)})")
         else:
             self.checkpoints.clear()
-            self.started_from = warm_start.initialize(
-                self.sharded, self.config, self.store, self.snapshot, self.ranks, self.reporter.milestone
+            state = OptimizerState(self.sharded, self.optimizer, self.config.model)
+            self.started_from, self.steps_before = warm_start.initialize(
+                self.sharded, state, self.config, self.store, self.snapshot, self.ranks, self.reporter.milestone
             )
+        self.validator = self._open_validation()
         self.ranks.barrier()  # a rank may read the rows that another has filled (shared_tables)
         if self.ranks.rank == 0:
             self.tracking = open_run(self.store, self.snapshot, self.config, self.progress.mlflow_run_id)
@@ -190,11 +195,37 @@ class Trainer:
                 self.tracking.log_text(json.dumps(self.config.tune.outcome, indent=1), "tuned.json")
         self.progress.mlflow_run_id = self.ranks.broadcast(self.progress.mlflow_run_id)
         self.total = self._total_steps(self.progress.step)
+        give_back_memory()
         self.reporter.milestone(
             f"training {self.snapshot}: {self.dataset.num_edges:,} edges, {self.config.training.num_epochs} epoch(s) "
             f"of {self.dataset.steps_per_epoch:,} steps, to step {self.total:,}, {self.ranks.world_size} process(es) "
             f"on {self.ranks.device.type}; ready in {time.monotonic() - self.started:.1f} s"
         )
+
+    def _open_validation(self) -> Validator | None:
+        """Open the validation set, without edges that a model was trained on which this one started from."""
+        training, asset = self.config.training, "held_out/validation"
+        held_out = self.store.manifest(asset, self.snapshot) if self.store.exists(asset, self.snapshot) else None
+        if held_out is None or not held_out.rows or not (training.num_eval_steps or training.ranks_everything):
+            return None
+        seen = self.ranks.broadcast(self._seen_before(asset) if self.ranks.rank == 0 else None)
+        if len(seen) >= held_out.rows:
+            self.reporter.milestone("no validation edge is left, so the model is that of the last step")
+            return None
+        return Validator(self.config, self.store, self.snapshot, self.ranks, seen)
+
+    def _seen_before(self, asset: str) -> ancestors.SeenBefore:
+        """Return the held-out edges that ancestors were trained on, and say how many there are."""
+        files = self.store.files(asset, self.snapshot)
+        with database.connect(self.config, self.store) as con:
+            seen = ancestors.find(con, self.config, self.store, self.snapshot, self.started_from, files)
+        if seen.ancestors:
+            self.reporter.milestone(
+                f"{len(seen):,} validation edges are left out: the model starts from one that was trained on them"
+            )
+        for one in seen.unknown:
+            self.reporter.milestone(f"validation edges that an earlier model was trained on are not known: {one}")
+        return seen
 
     def _total_steps(self, done: int) -> int:
         """Return the steps of the whole training, of which `done` are made: how many are left depends on the ranks."""
@@ -318,7 +349,8 @@ class Trainer:
         }
         state = {
             "training_set": self.dataset.version,
-            "started_from": self.started_from,
+            "started_from": [one.as_details() for one in self.started_from],
+            "steps_before": self.steps_before,
             "config": self.config.model_dump(mode="json"),
             "dataset": self.dataset.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -329,12 +361,13 @@ class Trainer:
         self.checkpoints.save(self.progress.step, self._tensors(), state, self.progress.best_step, wait)
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self.started_from = state.get("started_from")
+        self.started_from = ancestors.origins_in(state)
+        self.steps_before = state.get("steps_before", 0)
         self.dataset.load_state_dict(state["dataset"])
         self.progress.load_state_dict(state["progress"])
         self.schedule.load_state_dict(state["schedule"], self._total_steps(self.progress.step))
         # fbgemm's kernels count the steps that Adam's bias correction needs, and no state dict holds that count.
-        self.optimizer.set_optimizer_step(self.progress.step)
+        self.optimizer.set_optimizer_step(self.steps_before + self.progress.step)
         self.interval.load_state_dict(state["interval"])
         if len(state["random"]) == self.ranks.world_size:
             random = state["random"][self.ranks.rank]
@@ -355,22 +388,24 @@ class Trainer:
         return parents
 
     def _ancestor(self) -> dict[str, str]:
-        """Return the model of an earlier snapshot of this store that the tables started from, as a parent."""
-        if self.started_from is None or self.started_from["store"] != self.store.root:
-            return {}
-        return {f"{ASSET}@{self.started_from['snapshot']}": self.started_from["version"]}
+        """Return the models of this store that the tables started from, as parents."""
+        mine = [one for one in self.started_from if one.version is not None and one.store is None]
+        return {f"{self.store.seen_as(one.view).real(ASSET)}@{one.snapshot}": str(one.version) for one in mine}
 
     def _write_model(self, reason: str) -> dict[str, Any]:
         """Go back to the best step, if the validation set knows one, and write the table `twhin_model`."""
         progress, ranks = self.progress, self.ranks
+        carried = self.config.training.carry_optimizer_state
         if progress.best_step is not None and progress.best_step != progress.step:
-            self.checkpoints.load(progress.best_step, {"model": self.sharded.state_dict()})
+            best = self._tensors() if carried else {"model": self.sharded.state_dict()}
+            self.checkpoints.load(progress.best_step, best)
         details = progress.details(self.config, self.dataset.epoch_of_last_batch + 1) | {
             "epochs": self.dataset.epoch,
             "world_size": ranks.world_size,
+            "device": ranks.device.type,
             "plan": str(self.sharded.sharding_plan_text),
             "stop_reason": reason,
-            **({"started_from": self.started_from} if self.started_from else {}),
+            **({"started_from": [one.as_details() for one in self.started_from]} if self.started_from else {}),
             **({"recipe": self.recipe.as_details()} if self.recipe else {}),
             **({"tuned": self.config.tune.outcome} if self.config.tune.outcome else {}),
         }
@@ -388,8 +423,14 @@ class Trainer:
         writer = Writer(draft, ranks.rank)
         for table, weight in table_weights(self.sharded).items():
             writer.table(table, local_shards(weight))
+        state = OptimizerState(self.sharded, self.optimizer, self.config.model)
+        for table, states in state.tables.items() if carried else ():
+            writer.states(table, {name: local_shards(value) for name, value in states.items()})
         ranks.barrier()
         if ranks.rank == 0:
+            if carried:
+                writer.operator_states(self.config.model.relation_names, state.operator_rows())
+                details["optimizer"] = state.as_details(self.steps_before + details["chosen_step"])
             writer.relations(self.config.model, unwrapped(self.sharded).scorer.state_rows())
             writer.records("losses", progress.losses, LOSSES_SCHEMA)
             writer.records("metrics", progress.metric_rows(), METRICS_SCHEMA)

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from twhin_pipeline import scratch
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.evaluation.ancestors import SeenBefore
 from twhin_pipeline.evaluation.classification import classification_metrics
 from twhin_pipeline.evaluation.held_out import (
     HeldOut,
@@ -87,14 +89,19 @@ def sampled_reciprocal_ranks(positive: torch.Tensor, candidates: torch.Tensor) -
 class Validator:
     """Evaluates on the validation set, always on the same edges against the same candidates."""
 
-    def __init__(self, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks) -> None:
+    def __init__(
+        self, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks, seen: SeenBefore | None = None
+    ) -> None:
         """Open what is evaluated on: the candidates sampled for the validation set, unless `num_eval_steps` is 0, and,
-        where the metric asks for it, the edges to rank against every entity.
+        where the metric asks for it, the edges to rank against every entity. Edges that were `seen` before are left
+        out of both.
         """
         self.ranks = ranks
         self.timeout = config.training.eval_timeout_in_s
-        self.sampled = Sampled(config, store, snapshot, ranks) if config.training.num_eval_steps else None
-        self.ranking = FullRanking(config, store, snapshot, ranks) if config.training.ranks_everything else None
+        seen = seen or SeenBefore()
+        training = config.training
+        self.sampled = Sampled(config, store, snapshot, ranks, seen) if training.num_eval_steps else None
+        self.ranking = FullRanking(config, store, snapshot, ranks, seen) if training.ranks_everything else None
 
     def evaluate(self, model: TwhinModelAndLoss) -> Validation:
         """Evaluate; all ranks together."""
@@ -120,9 +127,11 @@ class Validator:
 class Sampled:
     """Evaluates on the validation set's batches, against the candidates sampled for them."""
 
-    def __init__(self, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks) -> None:
+    def __init__(self, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks, seen: SeenBefore) -> None:
         self.ranks = ranks
         self.dataset = EdgesDataset(config, store, snapshot, "validation", ranks.rank, ranks.world_size)
+        if len(seen):
+            self.dataset.leave_out(seen.edges)
         limit = config.training.num_eval_steps
         self.steps = self.dataset.steps_per_epoch if limit < 0 else min(limit, self.dataset.steps_per_epoch)
         self.negatives = config.evaluation.auc_negatives
@@ -203,7 +212,9 @@ class FullRanking:
     and what does not depend on the model from the beginning.
     """
 
-    def __init__(self, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks) -> None:
+    def __init__(
+        self, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks, seen: SeenBefore | None = None
+    ) -> None:
         """Draw the edges (at most `training.eval_max_edges`, by `evaluation.seed`) and read what is known of them."""
         self.config, self.ranks = config, ranks
         self.metric = config.training.selection_metric
@@ -214,7 +225,7 @@ class FullRanking:
         self.sizes = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in names}
         self.questions: list[tuple[int, Questions]] = []
         if ranks.rank == 0:
-            self.questions = self._read(store, snapshot)
+            self.questions = self._read(store, snapshot, seen or SeenBefore())
         used = {getattr(config.model.relations[r], side) for r, _ in self.questions for side in ("lhs", "rhs")}
         self.tables: list[str] = ranks.broadcast([name for name in names if name in used])
 
@@ -261,11 +272,12 @@ class FullRanking:
             return retrieval_metrics(queries, joined(counts), [int(k)])[self.metric]
         return rank_metrics("filtered", joined(counts).ranks, [int(k or 1)])[self.metric]
 
-    def _read(self, store: Store, snapshot: str) -> list[tuple[int, Questions]]:
+    def _read(self, store: Store, snapshot: str, seen: SeenBefore) -> list[tuple[int, Questions]]:
         """Return relations and what is ranked of them, in the order of the configuration."""
         held_out = HeldOut.for_selection(store, snapshot)
         relations = self.config.model.relations
-        with database.connect(self.config, store) as con:
+        with scratch.folder("validation") as folder, database.connect(self.config, store) as con:
+            held_out = held_out.without(con, seen.edges, folder)
             edges = read_edges(con, held_out.test, len(relations))
             limit = self.config.training.eval_max_edges
             allowed = shares(np.array([len(one["lhs"]) for one in edges]), limit).tolist()

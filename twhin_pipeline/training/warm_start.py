@@ -17,63 +17,114 @@ from torch import nn
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.model import TableConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.evaluation.ancestors import Origin, origins_in
 from twhin_pipeline.model.scorer import Scorer
 from twhin_pipeline.sharding.distributed import Ranks
+from twhin_pipeline.sharding.optimizer_state import OptimizerState
 from twhin_pipeline.sharding.placement import init_tables, local_shards, table_weights, unwrapped
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.training.checkpoint import STEP, load_tensors
-from twhin_pipeline.vectors.model_files import ModelTables, locate, vectors_of
+from twhin_pipeline.vectors.model_files import ASSET, ModelTables, locate, vectors_of
 
 BLOCK = 65_536
+PATH = "training.initial_checkpoint_dir"
 Say = Callable[[str], None]
 Vectors = Iterator[tuple[pa.Array, np.ndarray[Any, Any]]]
 
 
 def initialize(
-    model: nn.Module, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks, say: Say
-) -> dict[str, str] | None:
+    model: nn.Module,
+    optimizer: OptimizerState,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    ranks: Ranks,
+    say: Say,
+) -> tuple[tuple[Origin, ...], int]:
     """Fill the tables: at random, then by `pretrained`, then from `training.initial_checkpoint_dir`.
 
     A store without a snapshot stands for its newest release of an older snapshot than the one to train: a model that
     has seen this snapshot, or a later one, would know what evaluation asks for.
 
     Returns:
-        The `store`, `snapshot` and `version` of the model that the tables start from; None where there is none.
+        The models that tables start from, and the steps that the optimizers' state has seen.
 
     Raises:
         UserError: A source is missing, or its vectors do not fit.
     """
     init_tables(model, config.training.seed)
     weights = table_weights(model)
+    origins: list[Origin] = []
     for i, table in enumerate(config.model.embeddings.tables):
         if table.pretrained is not None:
             origin = f"model.embeddings.tables[{i}].pretrained"
-            vectors = _pretrained(table, origin)
+            vectors = _pretrained(table, origin, store, ranks, origins)
             _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
     source = config.training.initial_checkpoint_dir
     if source is None:
-        return None
+        return tuple(origins), 0
     checkpoint = _checkpoint_in(source)
     if checkpoint is not None:
         _refuse_other_relations(checkpoint, config)
         load_tensors(checkpoint, {"model": model.state_dict()}, ranks)
-        say(f"every vector starts from checkpoint {checkpoint}, by row")
-        return None
-    origin = "training.initial_checkpoint_dir"
-    earlier, at = locate(source, before=snapshot)
+        say(f"every vector starts from checkpoint {checkpoint}, by row; the optimizers start afresh")
+        return (*origins, _origin_of(checkpoint)), 0
+    origin = PATH
+    earlier, at = _agreed(ranks, lambda: _earlier_model(source, snapshot))
     tables = ModelTables.open(earlier, at)
     for table in config.model.embeddings.tables:
         if table.name in tables.names:
-            vectors = _of_model(earlier, at, tables, table.name)
+            vectors = _of_model(tables, table.name)
             _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
         else:
             say(f"table {table.name} starts at random: the model of {at} has none")
     _load_operators(unwrapped(model).scorer, config, tables, say)
-    return {"store": earlier.root, "snapshot": at, "version": tables.manifest.version}
+    steps = 0
+    if config.training.carry_optimizer_state:
+        steps = _load_states(optimizer, config, store, snapshot, tables, ranks, say)
+    return (*origins, Origin.of_model(earlier, tables.manifest, store)), steps
+
+
+def _agreed(ranks: Ranks, find: Callable[[], tuple[Store, str]]) -> tuple[Store, str]:
+    """Return what rank 0 finds, a pinned store and a snapshot, so that all ranks read the same versions.
+
+    Raises:
+        UserError: As `find` does, on all ranks alike.
+    """
+    found, problem = None, None
+    if ranks.rank == 0:
+        try:
+            earlier, at = find()
+            found = earlier.root, earlier.view, at, earlier.pins
+        except UserError as error:
+            problem = str(error)
+    found, problem = ranks.broadcast((found, problem))
+    if found is None:
+        raise UserError(str(problem))
+    root, view, at, pins = found
+    return Store(root, view).pinned_at(pins), at
+
+
+def _earlier_model(source: str, snapshot: str) -> tuple[Store, str]:
+    """Locate the model to start from, with the vocabularies that it was trained with."""
+    earlier, at = locate(source, before=snapshot)
+    model, whole = earlier.manifest(ASSET, at), earlier.seen_as(None)
+    read = {name: version for name, version in model.parents.items() if name.startswith("vocabulary/")}
+    return earlier.pinned(model, *(whole.manifest(n, at, version) for n, version in read.items() if "@" not in n)), at
+
+
+def _origin_of(checkpoint: str) -> Origin:
+    """Name a checkpoint, with the training set and the origins that its state names."""
+    fs, plain = fsspec.core.url_to_fs(f"{checkpoint}/state.json")
+    if not fs.exists(plain):
+        return Origin(checkpoint=checkpoint)
+    with fs.open(plain, "r") as file:
+        state = json.load(file)
+    return Origin(checkpoint=checkpoint, training_set=state.get("training_set"), before=origins_in(state))
 
 
 def _fill(
-    weight: Any,
+    target: Any,
     table: TableConfig,
     store: Store,
     snapshot: str,
@@ -81,16 +132,20 @@ def _fill(
     vectors: Vectors,
     origin: str,
     say: Say,
+    what: str = "vectors",
 ) -> None:
-    """Copy vectors into this rank's shards, matched by id; rows whose id is not among them stay as they are."""
+    """Copy rows of vectors, or of an optimizer's state, into this rank's shards of `target`, matched by id.
+
+    Rows whose id is not among them stay as they are.
+    """
     ids = store.read(f"vocabulary/{table.name}", snapshot, ["id"]).column("id").combine_chunks()
-    shards = [(first, rows, ids.slice(first, len(rows))) for first, rows in local_shards(weight)]
+    shards = [(first, rows, ids.slice(first, len(rows))) for first, rows in local_shards(target)]
     filled = 0
     for found, values in vectors:
         # Integers among texts are the texts that they are written as, as in vocabularies; never the other way round.
         if not (pa.types.is_integer(found.type) or (_is_text(found.type) and _is_text(ids.type))):
             raise UserError(f"{origin}: ids are {found.type}, but those of {table.name!r} are {ids.type}; convert them")
-        if values.shape[1] != table.embedding_dim:
+        if values.ndim > 1 and values.shape[1] != table.embedding_dim:
             raise UserError(
                 f"{origin}: vectors have {values.shape[1]} elements, but embedding_dim of {table.name!r} is "
                 f"{table.embedding_dim}; make them equal"
@@ -106,32 +161,109 @@ def _fill(
     total = int(ranks.sum([filled])[0])
     if total == 0 and table.pretrained is not None and origin.endswith(".pretrained"):
         raise UserError(f"{origin}: has none of the ids of {table.name!r}; mend the path, or leave it out")
-    say(f"{total:,} of {len(ids):,} vectors of {table.name} start from {origin}")
+    say(f"{total:,} of {len(ids):,} {what} of {table.name} start from {origin}")
+
+
+def _load_states(
+    optimizer: OptimizerState,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    tables: ModelTables,
+    ranks: Ranks,
+    say: Say,
+) -> int:
+    """Take over the state of optimizers that are the same as before; return the steps that it has seen."""
+    kept = tables.manifest.details.get("optimizer")
+    if kept is None:
+        say("the optimizers start afresh: the earlier model has no state of them (training.carry_optimizer_state)")
+        return 0
+    scalars = {}
+    for table in config.model.embeddings.tables:
+        before = kept["tables"].get(table.name)
+        if before is None or before["algorithm"] != table.optimizer.name:
+            say(f"the optimizer of {table.name} starts afresh: it was {before and before['algorithm']}")
+            continue
+        for name in before["states"]:
+            mine, states = optimizer.tables[table.name][name], _of_states(tables, table.name, name)
+            _fill(mine, table, store, snapshot, ranks, states, PATH, say, f"rows of {name} of the optimizer")
+        known = optimizer.scalars[table.name]
+        scalars[table.name] = {name: value for name, value in before["scalars"].items() if name in known}
+    optimizer.count_steps(kept["steps"], scalars)
+    operators = kept["operators"]
+    if operators["states"] and operators["algorithm"] == config.model.translation_optimizer.name:
+        fresh = optimizer.operator_rows()
+        rows = {
+            state: {name: row for name, row in of_relations.items() if _fits(fresh, state, name, row)}
+            for state, of_relations in tables.operator_states().items()
+            if state in fresh
+        }
+        optimizer.load_operator_rows(rows, operators["scalars"])
+    return int(kept["steps"])
+
+
+def _fits(fresh: dict[str, dict[str, torch.Tensor]], state: str, relation: str, row: torch.Tensor) -> bool:
+    return relation in fresh[state] and fresh[state][relation].shape == row.shape
+
+
+def _of_states(tables: ModelTables, name: str, state: str) -> Vectors:
+    ids = _ids_of(tables, name)
+    for numbers, values in tables.state_blocks(name, state):
+        known = int(np.searchsorted(numbers, len(ids)))
+        if known:
+            yield ids.slice(int(numbers[0]), known), values[:known]
+
+
+def _ids_of(tables: ModelTables, name: str) -> pa.Array:
+    return tables.store.read(f"vocabulary/{name}", tables.manifest.snapshot, ["id"]).column("id").combine_chunks()
 
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _of_model(store: Store, snapshot: str, tables: ModelTables, name: str) -> Vectors:
-    ids = store.read(f"vocabulary/{name}", snapshot, ["id"]).column("id").combine_chunks()
+def _of_model(tables: ModelTables, name: str) -> Vectors:
+    ids = _ids_of(tables, name)
     for numbers, vectors in tables.blocks(name):
         known = int(np.searchsorted(numbers, len(ids)))  # a table may have more rows than its vocabulary
         if known:
             yield ids.slice(int(numbers[0]), known), vectors[:known]
 
 
-def _pretrained(table: TableConfig, origin: str) -> Vectors:
+def _pretrained(table: TableConfig, origin: str, store: Store, ranks: Ranks, origins: list[Origin]) -> Vectors:
+    """Return the vectors that a table is to start from; the model that they were exported from goes to `origins`."""
     assert table.pretrained is not None
     uri, asset = table.pretrained.embedding_snapshot_uri, f"embeddings/{table.pretrained.emb_name}"
     if uri.endswith(".parquet") or "*" in uri:
         fs, path = fsspec.core.url_to_fs(uri)
         files = sorted(str(file) for file in fs.glob(path))
     else:
-        store, snapshot = locate(uri, asset)
-        fs, files = store.fs, store.files(asset, snapshot)
+        found, at = _agreed(ranks, lambda: _exported(uri, asset))
+        fs, files = found.fs, found.files(asset, at)
+        origins += _models_of(found, found.manifest(asset, at), store)
     if not files:
         raise UserError(f"{origin}.embedding_snapshot_uri: no file matches {uri!r}; give a Parquet file, glob or store")
+    return _vectors_of_files(fs, files, origin)
+
+
+def _exported(uri: str, asset: str) -> tuple[Store, str]:
+    found, at = locate(uri, asset)
+    found.manifest(asset, at)  # which version it is, is known from here on
+    return found, at
+
+
+def _models_of(found: Store, vectors: Manifest, child: Store) -> list[Origin]:
+    """Return the model that vectors were exported from, where it is there."""
+    models = []
+    for name, version in vectors.parents.items():
+        view = name.removesuffix(ASSET).rstrip("/") or None
+        if name.endswith(ASSET):
+            home = found.seen_as(view)
+            models.append(Origin.of_model(home, home.manifest(ASSET, vectors.snapshot, version), child))
+    return models
+
+
+def _vectors_of_files(fs: Any, files: list[str], origin: str) -> Vectors:
     for file in files:
         with fs.open(file, "rb") as opened:
             yield from _vectors_in(opened, f"{origin}: {file}")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -48,19 +49,35 @@ class KnownEdges:
         return cls(entities[first], np.append(first, len(entities)).astype(np.int64), neighbors)
 
     @classmethod
-    def joined(cls, parts: Sequence[KnownEdges], first: Array, dtype: Any) -> KnownEdges:
-        """Join the edges of several relations: entity e of `parts[i]` becomes `first[i]` + e.
+    def save_joined(cls, folder: Path, parts: Sequence[KnownEdges], first: Array, dtype: Any) -> None:
+        """Write the edges of several relations to a new folder, for `mapped`: entity e of part i becomes first[i] + e.
 
         Args:
+            folder: Where files are made.
             parts: The edges of each relation, all by the same side.
             first: The sum of the numbers of entities of the relations before, int64 `[R]`.
             dtype: The type of neighbors.
         """
-        entities = [part.entities + offset for part, offset in zip(parts, first.tolist(), strict=True)]
-        degrees = [np.diff(part.start) for part in parts]
-        start = np.concatenate([[0], np.cumsum(np.concatenate(degrees))]).astype(np.int64)
-        neighbors = np.concatenate([part.neighbors.astype(dtype) for part in parts])
-        return cls(np.concatenate(entities), start, neighbors)
+        folder.mkdir()
+        degrees = np.concatenate([np.diff(part.start) for part in parts])
+        entities = np.concatenate([part.entities + offset for part, offset in zip(parts, first.tolist(), strict=True)])
+        np.save(folder / "entities.npy", entities)
+        np.save(folder / "start.npy", np.concatenate([[0], np.cumsum(degrees)]).astype(np.int64))
+        total = sum(len(part) for part in parts)
+        # A file of one part's neighbors after another's: all of them need not fit in memory.
+        into = np.lib.format.open_memmap(folder / "neighbors.npy", "w+", dtype, (total,)) if total else None
+        if into is None:
+            np.save(folder / "neighbors.npy", np.zeros(0, dtype))
+            return
+        filled = 0
+        for part in parts:
+            into[filled : filled + len(part)] = part.neighbors
+            filled += len(part)
+
+    @classmethod
+    def mapped(cls, folder: Path) -> KnownEdges:
+        """Map what `save_joined` has written: processes that do so share its memory."""
+        return cls(*(np.asarray(np.load(folder / f"{field.name}.npy", mmap_mode="r")) for field in fields(cls)))
 
     def __len__(self) -> int:
         return len(self.neighbors)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.store.array_cache import cached
+from twhin_pipeline.vectors import id_index
+from twhin_pipeline.vectors.id_index import IdIndex
 
 BATCH_ROWS = 262_144
+FOLDER = "_index"
+SEARCHED_ROWS = 2_000_000
+"""Of a larger table the ids that look like an unknown one are not searched: that reads all of them."""
 TRAINED_EDGES = "trained_edges"
 """The column with the number of training edges of an entity."""
 
@@ -30,7 +33,7 @@ class UnknownId(KeyError, UserError):  # noqa: N818 - it is a KeyError, and read
 class EntityTable:
     """N entities of one type: `vectors` float32 `[N, D]` and their ids, both in row order, mapped from local files.
 
-    An id is found by bisection in the order of ids, so opening a table reads nothing but pages that are asked for.
+    An id is found by its index, so opening a table reads nothing but pages that are asked for.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -40,40 +43,40 @@ class EntityTable:
         """Whether a training edge has the entity, bool `[N]`; None where the table does not say it."""
         if (folder / "trained.npy").exists():
             self.trained = np.load(folder / "trained.npy", mmap_mode="r")
-        # The reader keeps its mapping open as long as its arrays are.
-        table = pa.ipc.open_file(pa.memory_map(str(folder / "ids.arrow"))).read_all()
-        self._ids: pa.Array = table.column("id").chunk(0)
-        self._order: np.ndarray = table.column("order").chunk(0).to_numpy()
-        self.integer_ids = pa.types.is_integer(self._ids.type)
+        self.index = IdIndex(folder)
         self._lengths: np.ndarray | None = None
 
     @classmethod
     def open(cls, store: Store, manifest: Manifest) -> EntityTable:
-        """Open the table `embeddings/<entity>`; the first time, local files are made of its Parquet files."""
-        folder = cached(store, manifest, lambda draft: _build(store, manifest, draft))
-        return cls(manifest.asset.split("/")[1], folder)
+        """Open the table `embeddings/<entity>`.
+
+        Its local files are made by the export; of a remote store, or of an export of an earlier version, they are made
+        of its Parquet files when it is opened first.
+        """
+        return cls(manifest.asset.split("/")[1], prepare(store, manifest))
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.index)
 
     def ids(self, rows: Sequence[int] | np.ndarray) -> list[Any]:
         """Return the ids of rows."""
-        return self._ids.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
+        return self.index.ids.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
 
     def rows(self, ids: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Return the rows of ids, int64 `[n]`. Raises UnknownId, a KeyError, at the first that has no vector."""
         wanted = [self._typed(value) for value in (ids.tolist() if hasattr(ids, "tolist") else ids)]
-        if self.integer_ids:
-            known = self._ids.to_numpy()
-            at = np.searchsorted(known, np.asarray(wanted, np.int64), sorter=self._order)
-        else:
-            at = np.asarray([self._bisect(value) for value in wanted], np.int64)
-        rows = self._order[np.minimum(at, len(self) - 1)] if len(self) else np.zeros(len(wanted), np.int64)
-        found = self.ids(rows) if len(self) else [None] * len(wanted)
-        for value, its in zip(wanted, found, strict=True):
-            if value != its:
-                raise UnknownId(self._unknown(value))
-        return np.asarray(rows, np.int64)
+        rows = self.index.find(wanted)
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            raise UnknownId(self._unknown(wanted[int(unknown[0])]))
+        return rows
+
+    def has(self, value: Any) -> bool:
+        """Tell whether an id has a vector."""
+        try:
+            return bool(self.index.find([self._as_stored(value)])[0] >= 0)
+        except ValueError:
+            return False
 
     def lengths(self) -> np.ndarray:
         """Return the vectors' lengths, float32 `[N]`; 4 bytes an entity, computed at the first call."""
@@ -85,42 +88,55 @@ class EntityTable:
 
     def nearest_ids(self, value: Any, count: int = 3) -> list[Any]:
         """Return the ids that look most like `value`: by spelling, or for integers by value."""
-        if self.integer_ids and isinstance(value, int):
+        if self.index.integer and isinstance(value, int):
             bounds = np.iinfo(np.int64)
             near_value = min(max(value, bounds.min), bounds.max)
-            at = int(np.searchsorted(self._ids.to_numpy(), near_value, sorter=self._order))
-            near = self.ids(self._order[max(0, at - count) : at + count])
+            at = int(np.searchsorted(self.index.keys, near_value))
+            near = self.index.keys[max(0, at - count) : at + count].tolist()
             return sorted(near, key=lambda known: (abs(known - value), known))[:count]
+        if len(self) > SEARCHED_ROWS:
+            return []
         import duckdb  # only a mistake needs it
 
         with duckdb.connect() as con:
-            con.register("known", pa.table({"id": self._ids}))
+            con.register("known", pa.table({"id": self.index.ids}))
             query = "SELECT id FROM known ORDER BY jaro_winkler_similarity(id::VARCHAR, ?) DESC, id LIMIT ?"
             return [row[0] for row in con.execute(query, [str(value), count]).fetchall()]
 
     def _typed(self, value: Any) -> Any:
-        """Take an id as the table has it: a command line gives integers as strings."""
+        """Take an id as the table has it. Raises UnknownId where it has none of the kind."""
+        try:
+            return self._as_stored(value)
+        except ValueError:
+            raise UnknownId(self._unknown(value)) from None
+
+    def _as_stored(self, value: Any) -> int | str:
+        """Take an id as the table has it: a command line gives integers as strings. Raises ValueError."""
         if isinstance(value, np.generic):
             value = value.item()
-        if not self.integer_ids:
+        if not self.index.integer:
             return value if isinstance(value, str) else str(value)
         try:
             if int(value) == value or isinstance(value, str):
-                return np.int64(int(value)).item()
+                return int(np.int64(int(value)))
         except (TypeError, ValueError, OverflowError):
             pass
-        raise UnknownId(self._unknown(value))
-
-    def _bisect(self, value: str) -> int:
-        return bisect.bisect_left(range(len(self)), value, key=lambda at: self._ids[int(self._order[at])].as_py())
+        raise ValueError(value)
 
     def _unknown(self, value: Any) -> str:
         near = ", ".join(repr(known) for known in self.nearest_ids(value))
-        return f"no {self.name} has the id {value!r}; nearest: {near or 'none, the table is empty'}"
+        if not near:
+            near = f"not searched among {len(self):,}" if len(self) else "none, the table is empty"
+        return f"no {self.name} has the id {value!r}; nearest: {near}"
+
+
+def prepare(store: Store, manifest: Manifest) -> Path:
+    """Return the folder of an embeddings table's local files; they are made where they are missing."""
+    return cached(store, manifest, lambda draft: _build(store, manifest, draft), FOLDER)
 
 
 def _build(store: Store, manifest: Manifest, folder: Path) -> None:
-    """Write `vectors.npy` and `ids.arrow` (ids in row order; rows in the order of ids) of an embeddings table.
+    """Write `vectors.npy` and the index of ids of an embeddings table.
 
     Where it has the column `trained_edges`, `trained.npy` says which rows have one.
     """
@@ -148,9 +164,4 @@ def _build(store: Store, manifest: Manifest, folder: Path) -> None:
         np.save(folder / "trained.npy", np.concatenate(trained))
     # Offsets of 64 bits: ids of one table may be longer than 2 GiB together.
     kind = pa.int64() if pa.types.is_integer(id_type) else pa.large_string()
-    column = pa.concat_arrays([pa.array([], kind), *(chunk.cast(kind) for chunk in ids)])
-    order = pc.sort_indices(column).cast(pa.int64())
-    table_schema = pa.schema([("id", kind), ("order", pa.int64())])
-    with pa.ipc.new_file(str(folder / "ids.arrow"), table_schema) as writer:
-        # One batch, so that each column is one contiguous array.
-        writer.write_batch(pa.RecordBatch.from_arrays([column, order], schema=table_schema))
+    id_index.write(folder, [chunk.cast(kind) for chunk in ids], kind)

@@ -15,6 +15,7 @@ from twhin_pipeline.config.training import ExportConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.prefetch import in_order
 from twhin_pipeline.store import Draft, Manifest, Store, database
+from twhin_pipeline.vectors import entity_table
 from twhin_pipeline.vectors.model_files import ModelTables, parameters_array, vectors_of, vectors_type
 
 BATCH_ROWS, BATCH_BYTES = 65_536, 32 << 20  # at most; a batch is a row group
@@ -67,6 +68,9 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
             "mlflow_run_id": model.details.get("mlflow_run_id"),
         }
     written[asset] = store.manifest(asset, snapshot)
+    if store.is_local:  # so that who opens the model first does not wait for it
+        for name in tables.names:
+            entity_table.prepare(store, written[f"embeddings/{name}"])
     return written
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 ASSET = "twhin_model"
 BLOCK = 65_536
+NAMES = ["relation", "embedding"]
 Array = np.ndarray[Any, Any]
+
+
+def is_state(part: str, table: str) -> bool:
+    """Tell whether a part of a model, by its name, has the state of a table's optimizer."""
+    return part.startswith(f"optimizer/{table}/")
 
 
 def vectors_type(dim: int, element: pa.DataType | None = None) -> pa.DataType:
@@ -104,6 +110,36 @@ class Writer:
                     columns = [pa.array(numbers), vectors_array(block)]
                     writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
+    def states(self, name: str, states: Mapping[str, Iterable[tuple[int, torch.Tensor]]]) -> None:
+        """Write this rank's rows of the state of a table's optimizer, a column for each of `states`.
+
+        Args:
+            name: The table.
+            states: By name the first row and the numbers `[n]` or `[n, D]` of each shard, as of `table`.
+        """
+        parts = {state: [(first, rows) for first, rows in shards if len(rows)] for state, shards in states.items()}
+        if not any(parts.values()):
+            return
+        shapes = {state: shards[0][1].shape[1:] for state, shards in parts.items()}
+        kinds = {state: vectors_type(shape[0]) if shape else pa.float32() for state, shape in shapes.items()}
+        fields = [pa.field(state, kind, nullable=False) for state, kind in kinds.items()]
+        schema = pa.schema([("row", pa.int64()), *fields])
+        with self.draft.writer(f"optimizer/{name}/part-{self.rank:05d}.parquet", schema) as writer:
+            for shard, (first, rows) in enumerate(next(iter(parts.values()))):
+                for start in range(0, len(rows), BLOCK):
+                    last = min(start + BLOCK, len(rows))
+                    columns: list[pa.Array] = [pa.array(np.arange(first + start, first + last, dtype=np.int64))]
+                    for shards in parts.values():
+                        block = shards[shard][1][start:last].detach().float().cpu().numpy()
+                        columns.append(vectors_array(block) if block.ndim > 1 else pa.array(block))
+                    writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+    def operator_states(self, relations: Sequence[str], states: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Write the state of the operators' optimizer: each relation's numbers `[P]`, a column for each of `states`."""
+        if states:
+            columns = {state: parameters_array([rows[name] for name in relations]) for state, rows in states.items()}
+            self.draft.write(pa.table({"relation": pa.array(relations), **columns}), "optimizer/relations.parquet")
+
     def relations(self, model_config: TwhinModelConfig, rows: dict[str, torch.Tensor]) -> None:
         """Write each relation's operator parameters `[P]`."""
         table = {
@@ -175,6 +211,23 @@ class ModelTables:
             with self.store.parquet(path) as file:
                 for batch in file.iter_batches(BLOCK):
                     yield batch.column("row").to_numpy(), vectors_of(batch.column("embedding"))
+
+    def state_blocks(self, name: str, state: str) -> Iterator[tuple[Array, Array]]:
+        """Stream a state of a table's optimizer: rows int64 [n] and numbers float32 [n] or [n, D], in order of rows."""
+        for path in sorted(p for part, p in self.store.part_files(self.manifest).items() if is_state(part, name)):
+            with self.store.parquet(path) as file:
+                for batch in file.iter_batches(BLOCK, columns=["row", state]):
+                    column = batch.column(state)
+                    single = pa.types.is_floating(column.type)
+                    yield batch.column("row").to_numpy(), column.to_numpy() if single else vectors_of(column)
+
+    def operator_states(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return each state of the operators' optimizer by relation, `[P]`; none where none is stored."""
+        if "optimizer/relations" not in self.store.part_files(self.manifest):
+            return {}
+        table = self.store.read_part(self.manifest, "optimizer/relations")
+        states = [name for name in table.column_names if name != "relation"]
+        return {state: parameters_of(table.select(["relation", state]).rename_columns(NAMES)) for state in states}
 
     def rows(self, name: str) -> int:
         """Return the rows of a table (its vocabulary may have fewer)."""

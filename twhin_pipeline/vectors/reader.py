@@ -144,12 +144,7 @@ class TwhinEmbeddings:
 
     def has(self, entity: str, id: Any) -> bool:
         """Tell whether an entity type has the id. Raises KeyError where the type is unknown."""
-        table = self._table(entity)
-        try:
-            table.rows([id])
-        except UnknownId:
-            return False
-        return True
+        return self._table(entity).has(id)
 
     def neighbors(self, entity: str, id: Any, k: int = 10, *, untrained: bool = False) -> list[tuple[Any, float]]:
         """Return the k entities of the same type whose vectors are nearest by cosine, as (id, cosine), best first.

@@ -158,6 +158,8 @@ def legend(details: Mapping[str, Any]) -> str:
     edges, compared = details.get("edges", 0), details.get("compared_edges", 0)
     if 0 < compared < edges:
         text += f". item-kNN and ALS rank {compared:,} of the edges; sample = the model on these"
+    if left_out := details.get("edges_left_out"):
+        text += f". {left_out:,} held-out edges are left out, as an earlier model that this one started from knows them"
     return text
 
 
@@ -212,19 +214,20 @@ def print_plan(plan: Plan) -> None:
     """Print an estimate: tables, ranks, and a run's traffic and disk."""
     out = console()
     ranks = f"{plan.world_size} rank{'s' if plan.world_size > 1 else ''}"
-    out.print(f"{ranks}, sharding {plan.sharding}; upper bounds, from formulas and not measured\n")
+    out.print(f"{ranks}, sharding {plan.sharding}; from formulas, not measured\n")
     rows = [(t.name, f"{t.rows:,}", size(t.weights), size(t.optimizer), t.origin) for t in plan.tables]
     out.print(table_of(("table", "rows", "weights", "optimizer", "rows from"), rows))
     out.print()
-    parts = [(r.rank, *map(size, (r.tables, r.step, r.edges, r.process, r.total))) for r in plan.ranks]
-    out.print(table_of(("rank", "tables", "one step", "edges", "process", "total"), parts))
+    names = ("tables", "step", "evaluation", "edges", "writing", "process", "total")
+    parts = [(r.rank, *(size(getattr(r, name)) for name in names)) for r in plan.ranks]
+    out.print(table_of(("rank", "tables", "one step", *names[2:]), parts))
     kept = (
         "each"
         if plan.checkpoints is None
         else f"each, {plan.checkpoints} kept: {size(plan.checkpoint * plan.checkpoints)}"
     )
     out.print()
-    out.print(f"one node's ranks        {size(plan.node)}")
+    out.print(f"one node                {size(plan.node)}, {size(plan.shared)} of it shared by its processes")
     out.print(f"sent by a rank          {size(plan.sent_per_step)} a step of {plan.edges_per_step:,} edges")
     if plan.steps is not None:
         out.print(f"steps                   {plan.steps:,}, so {size(plan.sent_per_step * plan.steps)} sent in all")

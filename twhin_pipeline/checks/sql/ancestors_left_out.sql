@@ -1,0 +1,7 @@
+-- No ranked edge was a training edge of a model that this one started from: those were left out, and none is unknown.
+SELECT
+    max(value) FILTER (key = 'ancestors') AS ancestors,
+    max(value) FILTER (key = 'ancestors_unknown') AS unknown,
+    max(value) FILTER (key = 'edges_left_out') AS edges_left_out,
+    coalesce(max(value) FILTER (key = 'ancestors_unknown'), 0) = 0 AS ok
+FROM detail
