@@ -60,6 +60,7 @@ class LauncherResource(dg.ConfigurableResource):
 
         overrides = self.overrides(overrides)
         config: TwhinConfig = relations.resolve(load_config(config_path, overrides), store, snapshot)
+        launch.check_meeting(config)
         log_dir = f"{launch.default_log_dir(store, snapshot)}/{context.run.run_id}-{context.retry_number}"
         log_dir += f"-{store.view}" if store.view else ""
         command = launch.torchrun_command(config, config_path, store, snapshot, log_dir, overrides)

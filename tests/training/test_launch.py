@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 
 import psutil
 import pytest
 from helpers import SNAPSHOT, planted_config, write_config, write_planted
+from patience import wait_for
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
@@ -53,8 +53,8 @@ def test_the_command_names_the_store_every_override_and_one_node(tmp_path: Path)
     )
     text = " ".join(command)
     assert (
-        "--standalone --nproc-per-node=2 --max-restarts=0 --tee=3 --log-dir=/logs -m twhin_pipeline.training.train"
-        in text
+        "--standalone --local-addr=127.0.0.1 --nproc-per-node=2 --max-restarts=0 --tee=3 --log-dir=/logs "
+        "-m twhin_pipeline.training.train" in text
     )
     assert text.endswith(
         f"--config c.yaml --snapshot {SNAPSHOT} --home {tmp_path} --set training.num_epochs=3 --set train_data.limit=5"
@@ -86,6 +86,30 @@ def test_ranks_do_not_repeat_what_the_configuration_warns_of(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the settings are those of the GNU C library")
+def test_ranks_of_one_node_meet_without_a_network_and_those_of_several_do_not_ask_for_the_loopback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert launch.environment(planted_config())["GLOO_SOCKET_IFNAME"].startswith("lo")
+    nodes = {"nnodes": 2, "node_rank": 1, "rdzv_endpoint": "first:29500"}
+    assert "GLOO_SOCKET_IFNAME" not in launch.environment(planted_config(launch=nodes))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    assert "GLOO_SOCKET_IFNAME" not in launch.environment(planted_config()), "what is set outside stays"
+
+
+def test_a_loopback_that_is_down_is_told_before_torchrun_waits_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch.check_meeting(planted_config())
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    with pytest.raises(UserError, match=r"127.0.0.1, which cannot be reached .*ip link set lo up"):
+        launch.check_meeting(planted_config())
+    nodes = {"nnodes": 2, "node_rank": 1, "rdzv_endpoint": "first:29500"}
+    launch.check_meeting(planted_config(launch=nodes))
+
+
 def test_what_a_step_frees_is_not_given_back_to_the_system() -> None:
     code = (
         "import resource, torch\n"
@@ -244,10 +268,4 @@ def _alive(pid: int) -> bool:
 
 
 def _wait_for(condition: object, seconds: float = 20) -> str:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()  # type: ignore[operator]
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
+    return str(wait_for(condition, seconds, "it happened"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +141,19 @@ def test_vectors_survive_the_way_through_arrow() -> None:
 def test_vectors_that_are_not_alike_are_refused(column: pa.Array, told: str) -> None:
     with pytest.raises(UserError, match=told):
         vectors_of(column)
+
+
+def test_a_copy_for_which_the_disk_has_no_room_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    """Writing to a mapped page without room on the disk would end the process by a signal."""
+    store = Store(str(tmp_path))
+    write_model(store)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        ModelTables.open(store, SNAPSHOT).table("user")
+    assert not list(tmp_path.rglob("*.npy"))
+    monkeypatch.undo()
+    assert len(ModelTables.open(store, SNAPSHOT).table("user")) == 60

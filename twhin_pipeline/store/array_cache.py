@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
 
@@ -59,6 +61,20 @@ def cached(store: Store, manifest: Manifest, build: Callable[[Path], None], name
             if path.name != version.name and not path.name.startswith("."):
                 shutil.rmtree(path, ignore_errors=True)
     return folder
+
+
+def new_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Return a new file of float32 mapped into memory, whose room on the disk is taken at once.
+
+    Where a disk is full, writing to a mapped page that has no room yet would end the process by a signal.
+
+    Raises:
+        OSError: The disk has too little room.
+    """
+    made = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, 1))
+    return made
 
 
 def _make(folder: Path, manifest: Manifest) -> None:

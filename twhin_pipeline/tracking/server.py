@@ -99,7 +99,8 @@ def connect(store: Store) -> Any:
 
     # The migrations of a new SQLite file are no news to a user.
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    # It logs errors of a database with a traceback, besides raising them.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     from mlflow import MlflowClient
 
     if (path := sqlite_path(uri(store))) is not None and "MLFLOW_TRACKING_URI" not in os.environ:
@@ -134,8 +135,8 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
 
 
 def reason(error: BaseException) -> str:
-    """Return the last cause of an error in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Return what an error says in one line, without the statement of SQL that a database failed at."""
+    text = " ".join(str(error).partition("[SQL:")[0].split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 

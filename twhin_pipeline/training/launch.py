@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from twhin_pipeline.training.reporting import (
 )
 
 PR_SET_PDEATHSIG = 1
+LOOPBACK = "127.0.0.1"
 CANCELLED_EXIT = 75
 """A rank's exit code after it was told to stop and has written a checkpoint (EX_TEMPFAIL: try again later)."""
 # A rank in torchrun's list of failures.
@@ -87,7 +89,8 @@ def torchrun_command(
     """
     launch = config.launch
     if launch.nnodes == 1:
-        meeting = ["--standalone"]
+        # Ranks of one node need no network, and no name of the machine that resolves.
+        meeting = ["--standalone", f"--local-addr={LOOPBACK}"]
     else:
         meeting = [
             f"--nnodes={launch.nnodes}",
@@ -127,6 +130,7 @@ def environment(config: TwhinConfig) -> dict[str, str]:
     ignored = [os.environ.get("PYTHONWARNINGS"), "ignore::UserWarning:twhin_pipeline.config.twhin_config"]
     return {
         "PYTHONWARNINGS": ",".join(filter(None, ignored)),
+        **({"GLOO_SOCKET_IFNAME": interface} if (interface := _loopback(config)) else {}),
         "OMP_NUM_THREADS": str(threads_per_process(config)),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
@@ -138,6 +142,35 @@ def environment(config: TwhinConfig) -> dict[str, str]:
         "MALLOC_TOP_PAD_": str(2**27),
         **config.launch.env,
     }
+
+
+def check_meeting(config: TwhinConfig) -> None:
+    """See whether the processes of one node can meet; torchrun would find out after minutes.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if config.launch.nnodes > 1:
+        return
+    try:
+        with (
+            socket.create_server((LOOPBACK, 0)) as listening,
+            socket.create_connection(listening.getsockname(), timeout=10),
+        ):
+            return
+    except OSError as error:
+        raise UserError(
+            f"training processes meet on {LOOPBACK}, which cannot be reached ({error.strerror or error}); bring the "
+            "loopback interface up (`ip link set lo up`), or start the container with one"
+        ) from error
+
+
+def _loopback(config: TwhinConfig) -> str | None:
+    """Return the interface by which the ranks of one node meet; None where there are more, or where it is set."""
+    if config.launch.nnodes > 1 or "GLOO_SOCKET_IFNAME" in os.environ:
+        return None
+    names = {name for _, name in socket.if_nameindex()}
+    return next((name for name in ("lo", "lo0") if name in names), None)
 
 
 def run(
@@ -170,6 +203,7 @@ def run(
         TrainingCancelled: A signal came and a checkpoint was written.
         TrainingFailed: Anything else, with the failing rank's traceback.
     """
+    check_meeting(config)
     folder = Path(log_dir or default_log_dir(store, snapshot))
     folder.mkdir(parents=True, exist_ok=True)
     # Failures of earlier launches must not be taken for this one's.

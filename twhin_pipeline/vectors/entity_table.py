@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
-from twhin_pipeline.store.array_cache import cached
+from twhin_pipeline.store.array_cache import cached, new_array
 from twhin_pipeline.vectors import id_index
 from twhin_pipeline.vectors.id_index import IdIndex
 
@@ -148,7 +148,7 @@ def _build(store: Store, manifest: Manifest, folder: Path) -> None:
         with store.parquet(path) as parquet:
             if vectors is None:
                 dim = parquet.schema_arrow.field("embedding").type.list_size
-                vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float32, (manifest.rows, dim))
+                vectors = new_array(folder / "vectors.npy", (manifest.rows, dim))
             columns = [name for name in ("id", "embedding", TRAINED_EDGES) if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
                 values = batch.column("embedding").flatten().to_numpy(zero_copy_only=False)

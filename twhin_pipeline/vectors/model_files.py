@@ -15,7 +15,7 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Draft, Manifest, Store, releases
-from twhin_pipeline.store.array_cache import cached
+from twhin_pipeline.store.array_cache import cached, new_array
 from twhin_pipeline.store.manifest import maker
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class ModelTables:
     def _write_mapped(self, folder: Path) -> None:
         for name in self.names:
             shape = (self.rows(name), self.config.embedding_dim)
-            mapped = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+            mapped = new_array(folder / f"{name}.npy", shape)
             for numbers, vectors in self.blocks(name):
                 mapped[numbers] = vectors
             mapped.flush()
