@@ -19,8 +19,12 @@ CRON_ENV, TIMEZONE_ENV = "TWHIN_SCHEDULE", "TWHIN_SCHEDULE_TIMEZONE"
 CRON, TIMEZONE = "0 3 * * *", "UTC"
 
 
-def retraining(find_snapshots: Callable[[], list[str]]) -> dg.ScheduleDefinition:
-    """Return the schedule that runs the chain for the newest snapshot, once each.
+def retraining(find_snapshots: Callable[[], list[str]], is_published: Callable[[str], bool]) -> dg.ScheduleDefinition:
+    """Return the schedule that runs the chain for the newest snapshot, until it has been published.
+
+    Args:
+        find_snapshots: Lists the source's snapshots, oldest first.
+        is_published: Tells whether the chain has come to its end for a snapshot.
 
     Raises:
         UserError: TWHIN_SCHEDULE is no cron expression, or TWHIN_SCHEDULE_TIMEZONE no time zone.
@@ -37,7 +41,10 @@ def retraining(find_snapshots: Callable[[], list[str]]) -> dg.ScheduleDefinition
             return dg.SkipReason("the source has no snapshot")
         # A tag and no partition_key: the key may be newer than this process's list; the run's own process lists anew.
         newest = found[-1]
+        if is_published(newest):
+            return dg.SkipReason(f"the newest snapshot, {newest}, has been published")
         context.log.info(f"newest snapshot: {newest}")
+        # Of a schedule, a run key makes one run a tick: a night that failed is tried again the next.
         return dg.RunRequest(run_key=newest, tags={"dagster/partition": newest})
 
     try:
@@ -46,7 +53,7 @@ def retraining(find_snapshots: Callable[[], list[str]]) -> dg.ScheduleDefinition
             job=chain,
             cron_schedule=cron,
             execution_timezone=timezone,
-            description=f"The newest snapshot's chain, where it has not run yet. {CRON_ENV} sets the time.",
+            description=f"The newest snapshot's chain, until it is published. {CRON_ENV} sets the time.",
         )(run_newest)
     except dg.DagsterInvalidDefinitionError as error:
         raise UserError(f"{CRON_ENV}={cron!r} is no cron expression; write one such as '{CRON}'") from error

@@ -7,8 +7,9 @@ negatives with masks (50 in-batch and 50 uniform candidates for each edge and si
 reads the first `--peer-edges` edges as a TSV file, gives entities their rows and encodes the edges: what we do from
 ingest to encoding. Each peer gets an environment of its own below `--home` (made on the first call, from PyPI). A
 repeat runs all of them one after the other; ratios are taken within a repeat, and medians over repeats are printed.
-Smaller graphs, as dense as the whole one, show how the time grows with the edges. `--work CONFIG STORE [--no-checks]`
-prepares one graph that is there in this process, for a memory limit of one's own.
+Smaller graphs, as dense as the whole one, show how the time grows with the edges. With `--memory-limit GIB` ours runs
+in a memory cgroup of that size, its file cache included (root alone may make one). `--work CONFIG STORE [--no-checks]`
+prepares one graph that is there in this process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +164,28 @@ def watched(command: list[str]) -> tuple[str, float]:
     return output.strip().splitlines()[-1], peak
 
 
-def ours(home: Path, config_path: Path) -> tuple[dict[str, float], float]:
+@contextmanager
+def limited(gib: float | None) -> Iterator[list[str]]:
+    """Yield how a command begins that runs with so much memory, in a cgroup of its own; nothing without a limit."""
+    if gib is None:
+        yield []
+        return
+    old = Path("/sys/fs/cgroup/memory")
+    group = (old if old.exists() else Path("/sys/fs/cgroup")) / f"twhin-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / ("memory.limit_in_bytes" if old.exists() else "memory.max")).write_text(str(int(gib * 2**30)))
+        yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+    finally:
+        group.rmdir()
+
+
+def ours(home: Path, config_path: Path, limit: float | None, checks: bool) -> tuple[dict[str, float], float]:
     """Prepare the graph in a process of its own; return the seconds by stage, and the peak of memory."""
     shutil.rmtree(home / "store", ignore_errors=True)
-    line, gib = watched([sys.executable, __file__, "--work", str(config_path), str(home / "store")])
+    command = [sys.executable, __file__, "--work", str(config_path), str(home / "store")]
+    with limited(limit) as begin:
+        line, gib = watched([*begin, *command, *([] if checks else ["--no-checks"])])
     return json.loads(line), gib
 
 
@@ -215,6 +236,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--home", type=Path, default=ROOT / ".twhin" / "benchmarks" / "preparation")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--no-checks", action="store_true")
+    parser.add_argument("--memory-limit", type=float, help="GiB for ours, its file cache included")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     home: Path = options.home.resolve()
@@ -227,14 +250,15 @@ def main() -> None:
     peer_edges = first_edges(home / str(options.edges) / "edges.parquet", tsv, options.peer_edges) if pythons else 0
     print(f"{options.edges:,} edges, {options.threads} threads, {len(os.sched_getaffinity(0))} cores")
     # Compiled kernels are kept beside their modules; the first run makes them.
-    ours(home, configs[sizes[0]])
+    ours(home, configs[sizes[0]], None, checks=not options.no_checks)
+    spans = {name: span for name, span in SPANS.items() if not (options.no_checks and set(span) & set(CHECKS))}
     rows = []
     for repeat in range(options.repeats):
         load = os.getloadavg()[0]
         row: dict[str, Any] = {"load": load, "ours": {}, "peers": {}}
         for size in sizes:
-            seconds, gib = ours(home, configs[size])
-            speeds = {name: size / sum(seconds[stage] for stage in span) for name, span in SPANS.items()}
+            seconds, gib = ours(home, configs[size], options.memory_limit, checks=not options.no_checks)
+            speeds = {name: size / sum(seconds[stage] for stage in span) for name, span in spans.items()}
             row["ours"][size] = {"seconds": seconds, "edges_per_second": speeds, "gib": gib}
             told = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
             print(f"repeat {repeat + 1}, ours, {size:,} edges: {told}; peak {gib:.2f} GiB", flush=True)
@@ -251,10 +275,10 @@ def main() -> None:
     for size in sizes:
         found = [row["ours"][size] for row in rows]
         told = ", ".join(
-            f"{name} {statistics.median(one['edges_per_second'][name] for one in found):,.0f}" for name in SPANS
+            f"{name} {statistics.median(one['edges_per_second'][name] for one in found):,.0f}" for name in spans
         )
         print(f"ours, {size:,} edges: {told}; peak {max(one['gib'] for one in found):.2f} GiB")
-    for stage in (*STAGES, *CHECKS):
+    for stage in (*STAGES, *(() if options.no_checks else CHECKS)):
         taken = statistics.median(row["ours"][options.edges]["seconds"][stage] for row in rows)
         print(f"  {stage}: {taken:.2f} s, {options.edges / taken:,.0f} edges/s")
     for name in pythons:

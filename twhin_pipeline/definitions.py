@@ -30,6 +30,7 @@ from twhin_pipeline._dagster.resources.launcher import LauncherResource
 from twhin_pipeline._dagster.resources.store import StoreResource
 from twhin_pipeline._dagster.resources.tracking import TrackingResource
 from twhin_pipeline.graph.source import find_snapshots
+from twhin_pipeline.stages.publish import TABLE as PUBLISHED
 
 STAGES = (edges, vocabularies, training_set, models, evaluation, embeddings, published)
 """Modules whose assets make up the chain (`twhin_pipeline/stages/chain.py`)."""
@@ -57,13 +58,18 @@ def build_defs(
         "launcher": LauncherResource(),
         **(resource_overrides or {}),
     }
+    store = resources["store"]
+
+    def is_published(snapshot: str) -> bool:
+        return bool(store.open().exists(PUBLISHED, snapshot))
+
     made = [definition for stage in STAGES for definition in stage.make(config, snapshots)]
     return dg.Definitions(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
         jobs=[jobs.chain, jobs.tune(snapshots)],
-        schedules=[schedules.retraining(lambda: find_snapshots(configuration.load()))],
+        schedules=[schedules.retraining(lambda: find_snapshots(configuration.load()), is_published)],
         sensors=[sensors.alert],
     )
 

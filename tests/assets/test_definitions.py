@@ -25,16 +25,15 @@ CONCEPTS = (
 ROOT = Path(default_config_path()).parent.parent
 CONFIG = load_config(default_config_path())
 LOAD = """
-import sys, time
-started = time.perf_counter()
+import sys
 import twhin_pipeline.definitions as module
-seconds = time.perf_counter() - started
+imported = len(sys.modules)
 slow = [name for name in ("torch", "torchrec", "mlflow", "duckdb", "matplotlib") if name in sys.modules]
 assert not slow, slow
 assert any(key.to_user_string() == "twhin_model" for key in module.defs.resolve_all_asset_keys())
 [schedule] = module.defs.schedules
 model = module.defs.resolve_asset_graph().get(module.dg.AssetKey("twhin_model"))
-print(seconds, model.partitions_def.get_partition_keys())
+print(imported, model.partitions_def.get_partition_keys())
 """
 
 
@@ -46,9 +45,11 @@ def load(folder: Path, **env: str) -> str:
     return done.stdout
 
 
-def test_they_load_in_under_three_seconds_without_torch_environment_or_warnings():
-    # The best of three: other work on the machine is not ours to test.
-    assert min(float(load(ROOT).split()[0]) for _ in range(3)) < 3
+def test_they_load_few_modules_and_no_slow_one_without_environment_or_warnings():
+    """Loading takes two seconds on a quiet machine, nearly all for Dagster's own modules: these are counted."""
+    dagster = [sys.executable, "-c", "import sys, dagster; print(len(sys.modules))"]
+    alone = int(subprocess.run(dagster, capture_output=True, text=True, check=True).stdout)
+    assert int(load(ROOT).split()[0]) < alone + 800
 
 
 def test_snapshots_are_those_of_the_source_from_any_working_directory(tmp_path):

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,15 @@ def commands() -> dict[str, Any]:
     return dict(group.commands)
 
 
-def test_help_is_quick_and_loads_nothing_slow():
+def test_help_loads_few_modules_and_nothing_slow():
+    """It takes about 0.2 s: modules are counted, since a clock tells more of the machine's other work."""
     code = (
         "import sys; from twhin_pipeline.cli import run_arguments; run_arguments(['--help']);"
         "slow = {'torch', 'duckdb', 'mlflow', 'pandas', 'pyarrow', 'dagster', 'pydantic'} & set(sys.modules);"
-        "sys.exit(f'loaded {slow}' if slow else 0)"
+        "sys.exit(f'loaded {slow}' if slow else f'{len(sys.modules)} modules' if len(sys.modules) > 500 else 0)"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - started < 3  # about 0.2 s; the rest is for a busy machine
 
 
 @pytest.mark.parametrize("columns", ["40", "80", "200"])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster_home import SNAPSHOT, Home, end, wait_for
+from dagster_home import SNAPSHOT, Home, end
+from patience import wait_for
 
 from twhin_pipeline.checks import checks
 from twhin_pipeline.config import load_config
@@ -203,7 +205,7 @@ def test_cancelling_leaves_a_checkpoint_and_no_process_and_a_new_run_resumes(dat
     try:
         wait_for(lambda: checkpoints(data), 90, "a checkpoint of a running training")
         process.send_signal(signal.SIGINT)
-        process.wait(90)
+        process.wait(600)
         wait_for(lambda: not data.ranks(), 10, "ranks ended")
     finally:
         end(process)
@@ -212,17 +214,30 @@ def test_cancelling_leaves_a_checkpoint_and_no_process_and_a_new_run_resumes(dat
     with sqlite3.connect(data.store / "mlflow.db") as database:
         last = "SELECT status FROM runs ORDER BY start_time DESC LIMIT 1"
         assert database.execute(last).fetchall() == [("KILLED",)]
-    # The same training, told to stop soon after where it was: early enough only if it goes on from the checkpoint.
     process = data.start("key:twhin_model")
     try:
         log = data.folder / "started.log"
-        wait_for(lambda: f"step {step:,}" in log.read_text() or f"step {step}" in log.read_text(), 90, "resumed")
+        wait_for(lambda: later(log, step), 90, "a step after the checkpoint")
+        # From the checkpoint on: it says so, and no step before it is taken a second time.
+        assert f"resumed from step {step:,} (" in log.read_text()
+        assert min(steps_shown(log)) > step
         killed = wait_for(lambda: steps_of(process.pid), 30, "the step's process")
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not data.ranks(), 10, "no orphan after kill -9 of the step")
     finally:
         end(process)
+
+
+def steps_shown(log: Path) -> list[int]:
+    """Return the training steps whose loss a log shows."""
+    found = re.findall(r"\bstep ([\d,]+) of [\d,]+  epoch", log.read_text(errors="replace"))
+    return [int(number.replace(",", "")) for number in found]
+
+
+def later(log: Path, step: int) -> bool:
+    """Tell whether a log shows a step after that one."""
+    return any(one > step for one in steps_shown(log))
 
 
 def steps_of(pid: int) -> list[int]:

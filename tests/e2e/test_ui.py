@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
-from dagster_home import BIN, ROOT, SNAPSHOT, Home, end, wait_for
+from dagster_home import BIN, ROOT, SNAPSHOT, Home, end
+from patience import wait_for
 
 from twhin_pipeline.store import Store
 

@@ -47,3 +47,13 @@ def test_in_order_keeps_equal_keys_as_they_are(kind, bits):
         found, order = radix.in_order(given.copy(), np.arange(len(given), dtype=np.uint32))
         np.testing.assert_array_equal(order, np.argsort(given, kind="stable"))
         np.testing.assert_array_equal(found, np.sort(given))
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 3000])
+@pytest.mark.parametrize("bound", [1, 2, 300, 2**40, 2**63 - 1])
+@pytest.mark.parametrize("scratch", [1, 7, 1000, 10_000])
+def test_sorting_within_little_memory_is_numpys(size, bound, scratch):
+    values = np.random.default_rng(size).integers(bound, size=size)
+    expected = np.sort(values)
+    radix.sort_within(values, np.empty(scratch, np.int64))
+    np.testing.assert_array_equal(values, expected)

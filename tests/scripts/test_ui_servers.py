@@ -7,10 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
+from patience import wait_for
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import ui
@@ -31,12 +31,8 @@ def start(folder: Path, other: str) -> subprocess.Popen[bytes]:
 
 
 def child_of(folder: Path) -> int:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if (folder / "pid").exists() and (text := (folder / "pid").read_text()):
-            return int(text)
-        time.sleep(0.05)
-    raise AssertionError("no child")
+    pid = folder / "pid"
+    return int(wait_for(lambda: pid.exists() and pid.read_text(), 60, "a child"))
 
 
 def gone(pid: int) -> bool:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import patience
 import pytest
 import ranks as ranks_script
 import tiny
@@ -20,7 +21,7 @@ RANKS = Path(__file__).resolve().parents[1] / "support" / "ranks.py"
 def run(command: list[str]) -> subprocess.CompletedProcess:
     paths = [str(RANKS.parent), str(RANKS.parents[2])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = patience.run(command, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 

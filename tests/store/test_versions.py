@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from patience import wait_for
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Draft, Store, Verdict, locks
@@ -198,10 +199,7 @@ def test_a_lease_is_renewed_while_its_writer_lives(monkeypatch):
     draft = store.begin("raw_edges", S)
     place = store.fs._strip_protocol(store.path("raw_edges", S, locks.WRITER))
     first = json.loads(store.fs.cat_file(place))["renewed"]
-    deadline = time.monotonic() + 30
-    while json.loads(store.fs.cat_file(place))["renewed"] == first:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: json.loads(store.fs.cat_file(place))["renewed"] != first, 30, "the lease is renewed")
     draft.discard()
     assert not store.fs.exists(place)
 

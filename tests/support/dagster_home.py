@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+import patience
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from patience import kill
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -105,7 +104,7 @@ class Home:
         return self._run(self.command(selection, "--config-json", json.dumps(settings)))
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=300)
+        return patience.run(command, cwd=ROOT, env=self.env)
 
     def start(self, selection: str) -> subprocess.Popen[bytes]:
         """Start the same in the background, its output in a file."""
@@ -126,16 +125,6 @@ class Home:
         return found
 
 
-def wait_for(what: Any, seconds: float, told: str) -> Any:
-    """Return the first true value of `what()`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := what():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds:.0f} s: {told}")
-
-
 def end(process: subprocess.Popen[Any], seconds: float = 60) -> None:
     """Interrupt a process that we started and wait for it; where it does not end, kill it and those that it started."""
     if process.poll() is None:
@@ -143,9 +132,4 @@ def end(process: subprocess.Popen[Any], seconds: float = 60) -> None:
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            started = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            process.wait()
-            for child in started:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
+            kill(process)

@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 
 import psutil
 import pytest
 from helpers import SNAPSHOT, planted_config, write_config, write_planted
+from patience import wait_for
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
@@ -268,10 +268,4 @@ def _alive(pid: int) -> bool:
 
 
 def _wait_for(condition: object, seconds: float = 20) -> str:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()  # type: ignore[operator]
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
+    return str(wait_for(condition, seconds, "it happened"))

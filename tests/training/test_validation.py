@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import patience
 import pyarrow as pa
 import pytest
 import torch
@@ -259,7 +259,7 @@ def test_rank_0_gathers_every_row_that_is_an_entity_from_the_ranks_shards() -> N
         "PYTHONPATH": os.pathsep.join([str(script.parent), str(script.parents[2])]),
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = patience.run(command, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("gathered") == 4
 

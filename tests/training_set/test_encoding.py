@@ -14,8 +14,9 @@ from twhin_pipeline.graph import raw_edges, vocabulary
 from twhin_pipeline.graph.edge_file import IndexedEdges
 from twhin_pipeline.store import Store
 from twhin_pipeline.training_set.encoding import Encoder
+from twhin_pipeline.training_set.held_edges import HELD, HeldEdges
 from twhin_pipeline.training_set.leakage import Leakage
-from twhin_pipeline.training_set.split import HELD, Ends
+from twhin_pipeline.training_set.split import Ends
 
 BITS = 2**32 - 1
 
@@ -77,7 +78,7 @@ def test_leakage_is_counted_as_by_a_loop(tmp_path, sizes):
     for name, values in zip(("rel", "lhs", "rhs"), zip(*others, strict=True), strict=True):
         held[name] = values
     held["part"] = 1 + np.arange(len(others)) % 2
-    leakage = Leakage(held, ends)
+    leakage = Leakage(HeldEdges(f"{tmp_path}/held", [held[:100], held[100:]]), ends, str(tmp_path))
     for rel, lhs, rhs in training:
         leakage.add(rel, np.array([lhs]), np.array([rhs]))
     kinds = [tuple(int(types[rel]) for types in ends.types) for rel in range(3)]

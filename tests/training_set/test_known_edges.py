@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from twhin_pipeline.training_set import known_edges
 from twhin_pipeline.training_set.known_edges import ChunkedEdges, KnownEdges, index_edges
 
 SIZES = [(9, 14), (14, 9), (9, 9)]
@@ -75,3 +78,18 @@ def test_relations_without_an_edge_are_joined_too(tmp_path):
     KnownEdges.save_joined(tmp_path / "joined", [none], np.array([0]), np.int32)
     neighbors, counts = KnownEdges.mapped(tmp_path / "joined").of(np.array([0, 3]))
     assert neighbors.tolist() == [] and counts.tolist() == [0, 0]
+
+
+def test_indexing_a_relation_in_files_takes_memory_for_its_entities_and_not_for_its_edges(tmp_path, monkeypatch):
+    monkeypatch.setattr(known_edges, "SORTED_AT_ONCE", 1000)
+    edges, entities = 400_000, 500
+    lhs, rhs = np.random.default_rng(0).integers(entities, size=(2, edges))
+    part = ChunkedEdges(lhs, rhs, np.array([0, edges]), np.array([0]))
+    small = ChunkedEdges(lhs[:9], rhs[:9], np.array([0, 9]), np.array([0]))
+    index_edges([small], [(entities, entities)], 1)  # compiles
+    tracemalloc.start()
+    found = index_edges([part], [(entities, entities)], 1, str(tmp_path / "known"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < edges, "not a byte an edge, where its key takes eight"
+    assert found[0, 0].of(np.array([7]))[0].tolist() == sorted(rhs[lhs == 7].tolist())

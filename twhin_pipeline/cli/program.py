@@ -15,6 +15,7 @@ from twhin_pipeline.cli.arguments import to_stderr
 from twhin_pipeline.cli.checks import commands as check_commands
 from twhin_pipeline.cli.look import commands as look_commands
 from twhin_pipeline.cli.operate import commands as operate_commands
+from twhin_pipeline.cli.releases import commands as release_commands
 from twhin_pipeline.cli.run import commands as run_commands
 from twhin_pipeline.cli.start import commands as start_commands
 from twhin_pipeline.cli.use import commands as use_commands
@@ -49,7 +50,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _commands in (start_commands, run_commands, check_commands, look_commands, use_commands, operate_commands):
+for _commands in (
+    start_commands,
+    run_commands,
+    check_commands,
+    look_commands,
+    use_commands,
+    release_commands,
+    operate_commands,
+):
     app.add_typer(_commands)
 
 

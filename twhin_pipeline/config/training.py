@@ -195,6 +195,9 @@ class ExportConfig(Section):
     """Element type of the exported vectors."""
     normalize: bool = False
     """Scale each vector to length 1 (for indexes that know dot products only, with the cosine comparator)."""
+    compatibility: Literal["linear", "orthogonal", "none"] = "linear"
+    """Which map from the new vectors into the space of the current release is published with them, for consumers that
+    were trained on those (`load_model(…, compatible_with=…)`). `orthogonal` keeps lengths and angles."""
     rows_per_file: int = Field(262_144, ge=1, le=2**31)
     """Rows of one Parquet file (128 MiB of 128 numbers). Several files are written at once."""
 

@@ -231,6 +231,10 @@ def list_files(path: str, tables: bool = False) -> list[str]:
         found = sorted(file for file in glob.glob(local, recursive=True) if tables or os.path.isfile(file))
         if not found and not tables:
             remote.refuse_special(local)
+        for file in found:
+            if any("\udc80" <= sign <= "\udcff" for sign in file):
+                shown = os.fsencode(file).decode(errors="backslashreplace")
+                raise UserError(f"{shown}: its name is no UTF-8 text; rename it")
         prefix = path[: len(path) - len(local)]
         return [prefix + file for file in found]
     if tables and not any(sign in path for sign in "*?["):

@@ -43,6 +43,57 @@ def sort(values: Array, scratch: Array) -> None:
 
 
 @compiled()
+def sort_within(values: Array, scratch: Array) -> None:
+    """Sort `values`, int64 `[n]`, none negative, in place, using `scratch` of any length above 0.
+
+    What is longer than `scratch` is parted by its upper digits, each number being put where its part is; parts are then
+    sorted by `sort`.
+    """
+    size, most = len(values), np.int64(0)
+    for value in values:
+        most = max(most, value)
+    shift = 0
+    while shift + _BYTE < 63 and most >> (shift + _BYTE):
+        shift += _BYTE
+    # Segments that wait: their begin, end and digit. A segment leaves at most one for each digit.
+    waiting = np.empty(((63 // _BYTE + 2) << _BYTE, 3), np.int64)
+    waiting[0, 0], waiting[0, 1], waiting[0, 2] = 0, size, shift
+    count = 1
+    while count:
+        count -= 1
+        begin, end, shift = waiting[count, 0], waiting[count, 1], waiting[count, 2]
+        if end - begin <= len(scratch):
+            sort(values[begin:end], scratch[: end - begin])
+            continue
+        if shift < 0:
+            continue  # all are equal
+        ends = np.zeros(1 << _BYTE, np.int64)
+        for i in range(begin, end):
+            ends[(values[i] >> shift) & _BYTE_MASK] += 1
+        place = np.empty(1 << _BYTE, np.int64)
+        at = begin
+        for digit in range(1 << _BYTE):
+            place[digit] = at
+            at += ends[digit]
+            ends[digit] = at
+        first = begin
+        for digit in range(1 << _BYTE):
+            while place[digit] < ends[digit]:
+                value = values[place[digit]]
+                own = (value >> shift) & _BYTE_MASK
+                while own != digit:
+                    values[place[own]], value = value, values[place[own]]
+                    place[own] += 1
+                    own = (value >> shift) & _BYTE_MASK
+                values[place[digit]] = value
+                place[digit] += 1
+            if ends[digit] - first > 1:
+                waiting[count, 0], waiting[count, 1], waiting[count, 2] = first, ends[digit], shift - _BYTE
+                count += 1
+            first = ends[digit]
+
+
+@compiled()
 def in_order(keys: Array, order: Array) -> tuple[Array, Array]:
     """Sort integers `[n]`, none negative, and `order` `[n]` with them; equal ones stay as they are.
 

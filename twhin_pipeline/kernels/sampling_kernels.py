@@ -380,3 +380,14 @@ def count_rows(rows: Array, counts: Array) -> None:
     """Add 1.0 to the element of `counts` [N] for each of `rows` [E]."""
     for row in rows:
         counts[row] += 1.0
+
+
+@compiled()
+def without_repeats(values: Array) -> int:
+    """Move each distinct one of `values` (ascending) to the front, once; return how many these are."""
+    count = 0
+    for i in range(len(values)):
+        if i == 0 or values[i] != values[i - 1]:
+            values[count] = values[i]
+            count += 1
+    return count

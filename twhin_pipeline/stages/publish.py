@@ -1,16 +1,18 @@
 """Publish: what follows the last table. The model is registered, the catalog shows every table, a release is current.
 
-Nothing is published whose vectors or evaluation failed a blocking check. The manifest of the table `published`, which
-has no rows, says what was published: the versions it was made from, the model's URI and the catalog.
+Nothing is published whose vectors or evaluation failed a blocking check. The manifest of the table `published` says
+what was published: the versions it was made from, the model's URI and the catalog. Its rows are maps from the new
+vectors into the space of the release that was current before (`vectors.compatibility`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from twhin_pipeline.stages import refit
+from twhin_pipeline.stages import promotion, refit
 from twhin_pipeline.stages.run import Run
-from twhin_pipeline.store import Manifest, Store
+from twhin_pipeline.store import Draft, Manifest, Store
 
 TABLE = "published"
 
@@ -32,12 +34,27 @@ def publish(run: Run) -> Manifest:
     parents = store.versions(snapshot, ["evaluation", *vectors]) | model.versions(snapshot, ["twhin_model"])
     with store.replace(TABLE, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
+        draft.details |= _write_maps(run, draft, parents)
     catalog.refresh(store)
     manifest = store.manifest(TABLE, snapshot)
     figures = tracking.finite(store.manifest("evaluation", snapshot).details["metrics"])
     release = releases.make(store, snapshot, {TABLE: manifest.version}, figures, manifest.details.get("model"))
-    releases.promote(store, release.name, releases.user(), "all checks have passed")
+    promotion.promote(store, release.name, releases.user(), "the blocking checks passed or were accepted")
     return manifest
+
+
+def _write_maps(run: Run, draft: Draft, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Write the maps into the space of the current release, if there is one; return what to record."""
+    from twhin_pipeline.store import database, releases
+    from twhin_pipeline.vectors import compatibility
+
+    before, kind = releases.current(run.store), run.config.export.compatibility
+    if before is None or kind == "none":
+        draft.write(compatibility.SCHEMA.empty_table())
+        return {}
+    with database.connect(run.config, run.store) as con:
+        draft.write(compatibility.table(con, run.store, before, versions, run.snapshot, kind))
+    return {"compatible_with": before.name, "compatibility": kind}
 
 
 def _register(store: Store, model: Store, snapshot: str) -> dict[str, Any]:

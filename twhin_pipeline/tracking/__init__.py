@@ -1,7 +1,7 @@
 """MLflow: runs and the model registry. A server that is away holds nothing up: see `server` and `outbox`."""
 
 from twhin_pipeline.tracking.outbox import resolved
-from twhin_pipeline.tracking.registry import pointer, register_model
+from twhin_pipeline.tracking.registry import pointer, register_model, set_champion
 from twhin_pipeline.tracking.runs import (
     EXPERIMENT,
     QuietRun,
@@ -41,6 +41,7 @@ __all__ = [
     "resume_run",
     "run_exists",
     "send",
+    "set_champion",
     "start_run",
     "uri",
 ]

@@ -68,6 +68,16 @@ def _register(store: Store, snapshot: str, metrics: Mapping[str, float] | None, 
     return f"models:/{name}/{version}"
 
 
+def set_champion(store: Store, model_uri: str) -> None:
+    """Let the alias `champion` point to a registered version, `models:/<name>/<version>`.
+
+    Raises:
+        Exception: As MLflow raises; or `server.Away`, where it takes too long.
+    """
+    name, version = model_uri.removeprefix("models:/").rsplit("/", 1)
+    within(server.limit_s(store), lambda: connect(store).set_registered_model_alias(name, "champion", version))
+
+
 def pointer(model_uri: str) -> dict[str, Any]:
     """Return `store`, `snapshot`, `version` and `view` behind `models:/twhin/1`, `models:/twhin@newest` or `runs:/…`.
 

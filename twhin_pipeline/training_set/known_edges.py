@@ -19,6 +19,7 @@ from twhin_pipeline.kernels import radix, sampling_kernels
 from twhin_pipeline.training_set.mapped_array import mapped_zeros
 
 Array = np.ndarray[Any, Any]
+SORTED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def index_edges(
 ) -> dict[tuple[int, int], KnownEdges]:
     """Index the edges of all `parts` by both ends; the key is a relation and the side of the entity (0: `lhs`).
 
-    In each thread sorting takes as much memory besides as a relation's neighbors, 8 bytes an edge.
+    In each thread sorting takes 8 MB of memory besides.
 
     Args:
         parts: The edges.
@@ -158,7 +159,7 @@ def index_edges(
 
     def sort(rel: int, side: int) -> KnownEdges:
         here = keys[side][start[rel] : start[rel + 1]]
-        radix.sort(here, np.empty_like(here))
+        radix.sort_within(here, np.empty(max(min(len(here), SORTED_AT_ONCE), 1), np.int64))
         width = max(sizes[rel][1 - side], 1)
         entities = np.empty(sampling_kernels.count_entities(here, width), np.int64)
         begin = np.empty(len(entities) + 1, np.int64)

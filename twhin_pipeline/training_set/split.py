@@ -9,12 +9,13 @@ read, it decides which of those held out go back to training.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from twhin_pipeline.training_set.held_edges import HeldEdges
 from twhin_pipeline.words import TEST, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
@@ -24,20 +25,8 @@ Array = np.ndarray[Any, Any]
 
 # Validation only if the source has none of its own.
 CARVED = 3
-
-HELD = np.dtype(
-    [
-        ("rel", np.int32),
-        ("lhs", np.int64),
-        ("rhs", np.int64),
-        ("h", np.uint64),
-        ("weight", np.float32),
-        ("part", np.int8),
-        ("time", np.int64),
-        ("first_time", np.int64),
-    ]
-)
-"""An edge that is held out."""
+# Bits by which hashes are counted.
+_UPPER = 16
 
 
 @dataclass(frozen=True)
@@ -81,8 +70,8 @@ class Strategy(Protocol):
         """Return the part of each edge `[n]` of a relation, int8; what is in training stays there."""
         ...
 
-    def settle(self, held: Array, trained: list[Array], ends: Ends) -> Array:
-        """Return the part of each held-out edge (records `HELD`), int8, some of them given back to training.
+    def settle(self, held: HeldEdges, trained: list[Array], ends: Ends) -> Iterator[Array]:
+        """Yield the edges that are held out, some at a time, with the part of each: some are given back to training.
 
         `trained`: by type, whether an entity has an edge that was not held out, bool `[N]`.
         """
@@ -107,11 +96,12 @@ class Random:
             part[_below(h, self.test_below)] = TEST
         return part
 
-    def settle(self, held: Array, trained: list[Array], ends: Ends) -> Array:
-        part = held["part"].copy()
-        if self.connected:
-            part[_needed(held, trained, ends)] = TRAIN
-        return part
+    def settle(self, held: HeldEdges, trained: list[Array], ends: Ends) -> Iterator[Array]:
+        largest = _largest(held.pieces(), ends) if self.connected else None
+        for edges in held.pieces():
+            if largest is not None:
+                edges["part"][_needed(edges, largest, trained, ends)] = TRAIN
+            yield edges
 
 
 class Given:
@@ -135,17 +125,16 @@ class Given:
             part[_below(h, self.below) & (part == TRAIN)] = CARVED
         return part
 
-    def settle(self, held: Array, trained: list[Array], ends: Ends) -> Array:
-        part = held["part"].copy()
-        carved = part == CARVED
-        if (part == VALIDATION).any():
-            part[carved] = TRAIN
-            return part
-        part[carved] = VALIDATION
-        if self.connected:
-            taken = np.flatnonzero(carved)
-            part[taken[_needed(held[taken], trained, ends)]] = TRAIN
-        return part
+    def settle(self, held: HeldEdges, trained: list[Array], ends: Ends) -> Iterator[Array]:
+        has_validation = any((edges["part"] == VALIDATION).any() for edges in held.pieces())
+        carved = (edges[edges["part"] == CARVED] for edges in held.pieces())
+        largest = _largest(carved, ends) if self.connected and not has_validation else None
+        for edges in held.pieces():
+            taken = np.flatnonzero(edges["part"] == CARVED)
+            edges["part"][taken] = TRAIN if has_validation else VALIDATION
+            if largest is not None:
+                edges["part"][taken[_needed(edges[taken], largest, trained, ends)]] = TRAIN
+            yield edges
 
 
 class Temporal:
@@ -177,12 +166,15 @@ class Temporal:
             return np.zeros(len(h), np.int8)
         return np.where(columns["first_time"] >= self.before, np.int8(TEST), np.int8(TRAIN))
 
-    def settle(self, held: Array, trained: list[Array], ends: Ends) -> Array:
-        part = np.zeros(len(held), np.int8)
-        latest = np.lexsort((held["rhs"], held["lhs"], held["h"], -held["first_time"]))
-        part[latest[: self.held]] = VALIDATION
-        part[latest[: self.test]] = TEST
-        return part
+    def settle(self, held: HeldEdges, trained: list[Array], ends: Ends) -> Iterator[Array]:
+        of_held, of_test = (
+            _Last(held, count, time) for count, time in ((self.held, self.before), (self.test, self.test_from))
+        )
+        for edges in held.pieces():
+            edges["part"] = TRAIN
+            edges["part"][of_held.among(edges)] = VALIDATION
+            edges["part"][of_test.among(edges)] = TEST
+            yield edges
 
     def repeated(self, rel: int | Array, time: Array, first_time: Array) -> Array:
         """Return which edges `[n]` of training happen again in the test's time, bool; `rel` may be one for all."""
@@ -191,33 +183,79 @@ class Temporal:
         return np.asarray((time >= self.test_from) & (time > first_time) & self.splittable[rel])
 
 
+class _Last:
+    """The last edges by first time; of those of equal times the ones with the least hashes, then ends."""
+
+    def __init__(self, held: HeldEdges, count: int, time: int | None) -> None:
+        """Find where the last `count` of the held edges begin; the first of them has this `time` (None: there is none).
+
+        Hashes at that time are first counted by their upper digits, so that few edges are compared.
+        """
+        self.time = time
+        if time is None:
+            return
+        later, counts = 0, np.zeros(1 << _UPPER, np.int64)
+        for edges in held.pieces():
+            later += int((edges["first_time"] > time).sum())
+            tied = edges["h"][edges["first_time"] == time] >> np.uint64(64 - _UPPER)
+            counts += np.bincount(tied.astype(np.int64), minlength=1 << _UPPER)
+        left = count - later
+        below = np.concatenate([[0], np.cumsum(counts)])
+        digit = int(np.searchsorted(below, left, side="left")) - 1
+        close = np.concatenate(
+            [
+                edges[(edges["first_time"] == time) & (edges["h"] >> np.uint64(64 - _UPPER) == digit)]
+                for edges in held.pieces()
+            ]
+        )
+        close = close[np.lexsort((close["rhs"], close["lhs"], close["h"]))]
+        last = close[left - int(below[digit]) - 1]
+        self.cut = last["h"], last["lhs"], last["rhs"]
+
+    def among(self, edges: Array) -> Array:
+        """Return which of some edges (records `HELD`) are among them, bool."""
+        if self.time is None:
+            return np.zeros(len(edges), bool)
+        h, lhs, rhs = self.cut
+        before = (edges["lhs"] < lhs) | ((edges["lhs"] == lhs) & (edges["rhs"] <= rhs))
+        least = (edges["h"] < h) | ((edges["h"] == h) & before)
+        return np.asarray((edges["first_time"] > self.time) | ((edges["first_time"] == self.time) & least))
+
+
 def splittable(config: TwhinConfig) -> Array:
     """Return, by relation, whether its edges may be held out; bool `[R]`."""
     chosen = config.split.relations
     return np.array([chosen is None or name in chosen for name in config.model.relation_names], bool)
 
 
-def untrained(held: Array, trained: list[Array], ends: Ends) -> list[int]:
-    """Count, by type, entities with a held-out edge (records `HELD`) but none in training (`trained`, bool `[N]`)."""
+def untrained(held: HeldEdges, trained: list[Array], ends: Ends) -> list[int]:
+    """Count, by type, entities with a held-out edge but none in training (`trained`, bool `[N]`)."""
     held_out = ends.flags()
-    for kind, here, rows in ends.each(held):
-        held_out[kind][rows[here]] = True
+    for edges in held.pieces():
+        for kind, here, rows in ends.each(edges):
+            held_out[kind][rows[here]] = True
     return [int((flags & ~seen).sum()) for flags, seen in zip(held_out, trained, strict=True)]
 
 
-def _needed(held: Array, trained: list[Array], ends: Ends) -> Array:
-    """Return which of the edges held out, bool, entities without a training edge get back: that with the largest `h`.
+def _largest(pieces: Iterable[Array], ends: Ends) -> list[Array]:
+    """Return the largest hash of each entity's edges (records `HELD`, some at a time), by type: uint64 `[N]`."""
+    largest = [np.zeros(size, np.uint64) for size in ends.sizes]
+    for edges in pieces:
+        for kind, here, rows in ends.each(edges):
+            np.maximum.at(largest[kind], rows[here], edges["h"][here])
+    return largest
+
+
+def _needed(edges: Array, largest: list[Array], trained: list[Array], ends: Ends) -> Array:
+    """Return which of some edges held out, bool, entities without a training edge get back: that with the largest `h`.
 
     An entity is without a training edge just when all of its edges are held out. Giving back one for each such entity
     is enough, and giving back more cannot undo it.
     """
-    largest = [np.zeros(size, np.uint64) for size in ends.sizes]
-    back = np.zeros(len(held), bool)
-    for kind, here, rows in ends.each(held):
-        np.maximum.at(largest[kind], rows[here], held["h"][here])
-    for kind, here, rows in ends.each(held):
+    back = np.zeros(len(edges), bool)
+    for kind, here, rows in ends.each(edges):
         chosen = rows[here]
-        back[here] |= ~trained[kind][chosen] & (largest[kind][chosen] == held["h"][here])
+        back[here] |= ~trained[kind][chosen] & (largest[kind][chosen] == edges["h"][here])
     return back
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from twhin_pipeline.graph.bucket_file import MOST_BUCKETS, BucketFile
 from twhin_pipeline.graph.edge_file import NO_TIME
+from twhin_pipeline.kernels.radix import in_order
 from twhin_pipeline.prefetch import Prefetcher
 from twhin_pipeline.training_set import split
 from twhin_pipeline.training_set.encoding import Encoded, Encoder
+from twhin_pipeline.training_set.held_edges import HELD, HeldEdges
 from twhin_pipeline.training_set.leakage import Leakage
 from twhin_pipeline.training_set.mapped_array import mapped_zeros
-from twhin_pipeline.training_set.shuffle import Edges, Order, ShuffledEdges
+from twhin_pipeline.training_set.shuffle import EDGES_PER_BUCKET, Edges, Order, ShuffledEdges
 from twhin_pipeline.words import PARTS, TEST, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
@@ -41,24 +44,27 @@ class SplitEdges:
         """Raw edges with an entity in no vocabulary, by part (training, unless the source has a split) and relation."""
         self.later: Later | None = None
         if config.split.later_snapshot is not None:
-            self.later = Later(config, Encoder(config, store, snapshot, config.split.later_snapshot, folder), folder)
+            of_later = Encoder(config, store, snapshot, config.split.later_snapshot, folder)
+            self.later = Later(config, of_later, folder, self.files)
         train = self._shuffled("train", encoder.counts)
         self.repeated = np.zeros(relations, np.int64)
         """Training edges that happen again in the test's time, by relation."""
         self.repeats = self._shuffled("repeats", encoder.counts) if config.split.repeats else None
         """These edges themselves, with `split.repeats`."""
         self.held = self._hold_out(encoder, train)
-        """Edges that are held out, records `split.HELD`."""
+        """Edges that are held out."""
         self.parts = [train]
         """The edges of each part."""
         for part in (VALIDATION, TEST):
-            mine = self.held[self.held["part"] == part]
-            self.parts.append(self._shuffled(PARTS[part], np.bincount(mine["rel"], minlength=relations)))
-            _add(self.parts[part], mine)
+            counts = np.zeros(relations, np.int64)
+            for records in self.held.of(part):
+                counts += np.bincount(records["rel"], minlength=relations)
+            self.parts.append(self._shuffled(PARTS[part], counts))
+            _add(self.parts[part], self.held.of(part))
         self.left_out = self._limit()
         """Edges that `limit` and `offset` leave out."""
         self.trained = self.ends.flags()
-        self.leakage = Leakage(self.held, self.ends)
+        self.leakage = Leakage(self.held, self.ends, folder)
 
     def __enter__(self) -> SplitEdges:
         return self
@@ -99,13 +105,13 @@ class SplitEdges:
         for types, rows in zip(self.ends.types, (edges.lhs, edges.rhs), strict=True):
             flags[int(types[edges.rel])][rows] = True
 
-    def _hold_out(self, encoder: Encoder, train: ShuffledEdges) -> Array:
-        """Add the training edges to `train`; return the others, records `split.HELD`."""
+    def _hold_out(self, encoder: Encoder, train: ShuffledEdges) -> HeldEdges:
+        """Add the training edges to `train`; return the others."""
         strategy = _strategy(self.config, encoder, self.folder)
         trained = self.ends.flags()
-        path = f"{self.folder}/held"
         pieces = encoder.pieces(strategy.columns, strategy.before)
-        with open(path, "wb") as file, Prefetcher(pieces, PIECES_AHEAD) as ahead:
+
+        def held_out() -> Iterator[Array]:
             for piece in ahead:
                 edges = self._with_rows(piece)
                 if self.later is not None:
@@ -113,24 +119,34 @@ class SplitEdges:
                 part = strategy.parts(edges.rel, edges.h, edges.columns)
                 out = np.flatnonzero(part)
                 if len(out):
-                    file.write(_records(edges.where(out), part[out]).tobytes())
+                    yield _records(edges.where(out), part[out])
                     edges = edges.where(part == TRAIN)
                 self._mark(trained, edges)
                 train.add(edges.edges())
                 if isinstance(strategy, split.Temporal):
                     times = (edges.columns[name] for name in ("time", "first_time"))
                     self._repeat(edges.where(strategy.repeated(edges.rel, *times)).edges())
-            size = file.tell()
-        held: Array = np.memmap(path, split.HELD, "r+") if size else np.zeros(0, split.HELD)
-        held["part"] = strategy.settle(held, trained, self.ends)
-        back = held["part"] == TRAIN
-        _add(train, held[back])
-        if isinstance(strategy, split.Temporal):
-            again = strategy.repeated(held["rel"], held["time"], held["first_time"])
-            for repeats in _edges(held[back & again], self.rows):
-                self._repeat(repeats)
-        held = held[~back]
-        return held if self.later is None else np.concatenate([held, self.later.new()])
+
+        with Prefetcher(pieces, PIECES_AHEAD) as ahead:
+            proposed = HeldEdges(f"{self.folder}/proposed", held_out())
+        held = HeldEdges(f"{self.folder}/held", self._settled(strategy, proposed, trained, train))
+        proposed.path.unlink()
+        if self.later is not None:
+            held.add(self.later.new())
+        return held
+
+    def _settled(
+        self, strategy: split.Strategy, proposed: HeldEdges, trained: list[Array], train: ShuffledEdges
+    ) -> Iterator[Array]:
+        """Yield those of the edges proposed that are held out, and add the others to `train`."""
+        for records in strategy.settle(proposed, trained, self.ends):
+            back = records["part"] == TRAIN
+            _add(train, [records[back]])
+            if isinstance(strategy, split.Temporal):
+                again = strategy.repeated(records["rel"], records["time"], records["first_time"])
+                for repeats in _edges(records[back & again], self.rows):
+                    self._repeat(repeats)
+            yield records[~back]
 
     def _repeat(self, edges: Edges) -> None:
         """Count training edges that happen again in the test's time, and keep them with `split.repeats`."""
@@ -162,48 +178,65 @@ class SplitEdges:
             chosen = self.parts[part].part(f"{self.folder}/{PARTS[part]}-limited", first, last, by)
             self.parts[part] = self.files.enter_context(chosen)
             if part == VALIDATION:
-                kept = [_records(edges, np.int8(part)) for edges in chosen.as_added()]
-                self.held = np.concatenate([self.held[self.held["part"] != part], *kept])
+                self.held = self.held.replaced(f"{self.folder}/limited", lambda some: some[some["part"] != VALIDATION])
+                self.held.add(_records(edges, np.int8(part)) for edges in chosen.as_added())
         return before - sum(int(part.counts.sum()) for part in self.parts)
 
 
 class Later:
-    """The edges of a later snapshot between entities of the vocabularies; those that are new are the test."""
+    """The edges of a later snapshot between entities of the vocabularies; those that are new are the test.
 
-    def __init__(self, config: TwhinConfig, encoder: Encoder, folder: str) -> None:
-        """Read the edges of relations that may be held out."""
-        splittable = split.splittable(config)
+    An edge's hash is the same in every snapshot. So both snapshots' edges are put into buckets by their hashes, in
+    files, and compared bucket by bucket.
+    """
+
+    def __init__(self, config: TwhinConfig, encoder: Encoder, folder: str, files: ExitStack) -> None:
+        """Read the edges of relations that may be held out, into a file in `folder` that `files` closes."""
+        self.splittable = split.splittable(config)
         self.without_row = 0
         """Edges with an entity in no vocabulary."""
-        records_of = [np.zeros(0, split.HELD)]
+        self.buckets = int(np.clip(-(-int(encoder.counts.sum()) // EDGES_PER_BUCKET), 1, MOST_BUCKETS))
+        self.later, self.earlier = (
+            files.enter_context(BucketFile(f"{folder}/{name}", HELD)) for name in ("later", "earlier")
+        )
         for piece in encoder.pieces():
-            if splittable[piece.rel]:
-                known = piece.where((piece.lhs >= 0) & (piece.rhs >= 0))
+            if self.splittable[piece.rel]:
                 self.without_row += piece.lost
-                records_of.append(_records(known, np.int8(TEST)))
-        records = np.concatenate(records_of)
-        # An edge's hash is the same in every snapshot.
-        self.records = records[np.argsort(records["h"], kind="stable")]
-        self.h = np.ascontiguousarray(self.records["h"])
-        self.earlier = np.zeros(len(records), bool)
-        """Which of them the earlier snapshot has too."""
+                self._add(self.later, piece.where((piece.lhs >= 0) & (piece.rhs >= 0)))
+
+    def _add(self, file: BucketFile, edges: Encoded) -> None:
+        records = _records(edges, np.int8(TEST))
+        which = ((records["h"] >> np.uint64(32)) * np.uint64(self.buckets)) >> np.uint64(32)
+        which, order = in_order(which.astype(np.uint32), np.arange(len(records), dtype=np.uint32))
+        file.add(0, records[order], np.searchsorted(which, np.arange(self.buckets + 1)))
 
     def mark_earlier(self, edges: Encoded) -> None:
-        """Mark edges that the earlier snapshot has too."""
-        position = np.searchsorted(self.h, edges.h)
-        which = np.arange(len(position))
-        # Two edges seldom have the same hash. Where they do, the next ones are compared too.
-        while len(which := which[position[which] < len(self.h)]):
-            which = which[self.h[position[which]] == edges.h[which]]
-            there = self.records[position[which]]
-            same = (there["rel"] == edges.rel) & (there["lhs"] == edges.lhs[which]) & (there["rhs"] == edges.rhs[which])
-            self.earlier[position[which[same]]] = True
-            which = which[~same]
-            position[which] += 1
+        """Take edges that the earlier snapshot has."""
+        if self.splittable[edges.rel]:
+            self._add(self.earlier, edges)
 
-    def new(self) -> Array:
-        """Return the edges that the earlier snapshot lacks, records `split.HELD`."""
-        return self.records[~self.earlier]
+    def new(self) -> Iterator[Array]:
+        """Yield the edges that the earlier snapshot lacks, records `HELD`, by their hashes."""
+        for bucket in range(self.buckets):
+            records = self.later.read(0, bucket)
+            records = records[np.argsort(records["h"], kind="stable")]
+            yield records[~_among(records, self.earlier.read(0, bucket))]
+
+
+def _among(records: Array, others: Array) -> Array:
+    """Return which edges (records `HELD`, by their hashes) are among others, bool."""
+    found = np.zeros(len(records), bool)
+    h = np.ascontiguousarray(records["h"])
+    position, which = np.searchsorted(h, others["h"]), np.arange(len(others))
+    # Two edges seldom have the same hash. Where they do, the next ones are compared too.
+    while len(which := which[position[which] < len(h)]):
+        which = which[h[position[which]] == others["h"][which]]
+        there, these = records[position[which]], others[which]
+        same = np.all([there[name] == these[name] for name in ("rel", "lhs", "rhs")], axis=0)
+        found[position[which[same]]] = True
+        which = which[~same]
+        position[which] += 1
+    return found
 
 
 def _strategy(config: TwhinConfig, encoder: Encoder, folder: str) -> split.Strategy:
@@ -233,8 +266,8 @@ def _times(config: TwhinConfig, encoder: Encoder, path: str) -> Array:
 
 
 def _records(edges: Encoded | Edges, part: Any) -> Array:
-    """Return edges as records `split.HELD`."""
-    records = np.zeros(len(edges.lhs), split.HELD)
+    """Return edges as records `HELD`."""
+    records = np.zeros(len(edges.lhs), HELD)
     for name in ("rel", "lhs", "rhs", "h"):
         records[name] = getattr(edges, name)
     records["part"] = part
@@ -246,14 +279,15 @@ def _records(edges: Encoded | Edges, part: Any) -> Array:
     return records
 
 
-def _add(shuffled: ShuffledEdges, records: Array) -> None:
-    """Add records `split.HELD` to shuffled edges."""
-    for edges in _edges(records, shuffled.rows):
-        shuffled.add(edges)
+def _add(shuffled: ShuffledEdges, pieces: Iterable[Array]) -> None:
+    """Add records `HELD`, some at a time, to shuffled edges."""
+    for records in pieces:
+        for edges in _edges(records, shuffled.rows):
+            shuffled.add(edges)
 
 
 def _edges(records: Array, rows: type) -> Iterator[Edges]:
-    """Yield records `split.HELD` as edges, relation by relation."""
+    """Yield records `HELD` as edges, relation by relation."""
     for rel in np.unique(records["rel"]):
         mine = records[records["rel"] == rel]
         lhs, rhs = (mine[side].astype(rows) for side in ("lhs", "rhs"))

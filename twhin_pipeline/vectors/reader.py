@@ -20,7 +20,7 @@ import numpy as np
 from twhin_pipeline import extras
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.store import Manifest, Store
+from twhin_pipeline.store import Manifest, Store, releases
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId
 from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of
 from twhin_pipeline.vectors.recommendation import known_tails
@@ -55,6 +55,7 @@ class TwhinEmbeddings:
         *,
         normalized: bool = False,
         store: Store | None = None,
+        maps: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Put together what `load_model` found.
 
@@ -66,6 +67,7 @@ class TwhinEmbeddings:
             version: That of the table `twhin_model` which the vectors were exported from.
             normalized: The vectors were exported with `export.normalize`.
             store: Where the snapshot's edges are, for `recommend`.
+            maps: By entity type, a matrix `[D, D']` into another space, for `get_embedding`; None: the model's own.
         """
         self.config = model_config
         self.tables = dict(tables)
@@ -73,6 +75,7 @@ class TwhinEmbeddings:
         self.snapshot, self.version = snapshot, version
         self.normalized = normalized
         self.store = store
+        self.maps = maps
         self.dim = model_config.embedding_dim
 
     def __repr__(self) -> str:
@@ -108,9 +111,23 @@ class TwhinEmbeddings:
     def get_embedding(self, entity: str, ids: Any) -> np.ndarray:
         """Return the vector of an id, float32 `[D]`, or of a sequence of n ids, `[n, D]`.
 
+        With `load_model(…, compatible_with=…)` it is in that release's space; scores and neighbors stay the model's.
+
         Raises:
             KeyError: The entity type or an id is unknown; the message names the nearest known ones.
+            UserError: The type has no map into that space.
         """
+        own = self._own(entity, ids)
+        if self.maps is None:
+            return own
+        if entity not in self.maps:
+            raise UserError(
+                f"vectors of {entity} have no map into that release's space: too few of its ids are in both, or it was "
+                "not there"
+            )
+        return (own @ self.maps[entity]).astype(np.float32)
+
+    def _own(self, entity: str, ids: Any) -> np.ndarray:
         table = self._table(entity)
         if _is_one(ids):
             return np.array(table.vectors[table.rows([ids])[0]])
@@ -289,11 +306,11 @@ class TwhinEmbeddings:
                         f"vectors of {entity} must be [{self.dim}] or [n, {self.dim}], got {list(array.shape)}"
                     )
                 return np.atleast_2d(array).astype(np.float32), array.ndim == 1
-        vectors = self.get_embedding(entity, given)
+        vectors = self._own(entity, given)
         return np.atleast_2d(vectors), vectors.ndim == 1
 
 
-def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
+def load_model(path: str, snapshot: str | None = None, *, compatible_with: str | None = None) -> TwhinEmbeddings:
     """Open exported embeddings: nothing is read until it is asked for.
 
     Args:
@@ -301,9 +318,11 @@ def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
             (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
         snapshot: The snapshot, in place of `@YYYY-MM-DD`. Left out: that of the current release; where nothing has been
             published, the newest that has embeddings.
+        compatible_with: An earlier release (`twhin releases` lists them). `get_embedding` then returns vectors in its
+            space, for a consumer that was trained on its vectors.
 
     Raises:
-        UserError: There are no embeddings there, or they are not one whole set.
+        UserError: There are no embeddings there, they are not one whole set, or no map leads to that release.
     """
     store, snapshot = locate(str(path), RELATIONS, snapshot)
     relations = store.manifest(RELATIONS, snapshot)
@@ -326,6 +345,20 @@ def load_model(path: str, snapshot: str | None = None) -> TwhinEmbeddings:
         version,
         normalized=relations.details["normalize"],
         store=store,
+        maps=None if compatible_with is None else _maps(store, relations, compatible_with),
+    )
+
+
+def _maps(store: Store, relations: Manifest, earlier: str) -> dict[str, np.ndarray]:
+    from twhin_pipeline.vectors import compatibility
+
+    for name in reversed(releases.names(store)):
+        release = releases.read(store, name)
+        if release.tables.get(RELATIONS) == relations.version:
+            return compatibility.maps_into(store, release, earlier)
+    raise UserError(
+        f"{store.root}: these vectors of {relations.snapshot} are in no release, so no map leads from them to "
+        f"{earlier}; publish them (`twhin publish --snapshot {relations.snapshot}`)"
     )
 
 

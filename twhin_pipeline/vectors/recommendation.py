@@ -64,7 +64,7 @@ def choose_relation(
         raise UserError(f"no relation goes from {entity}; relations: {_listed(model.config.relations)}")
     known = [name for name in heads if model.has(name, id)]
     if not known:
-        model.get_embedding(next(iter(heads)), id)  # raises, with the nearest ids
+        model.tables[next(iter(heads))].rows([id])  # raises, with the nearest ids
     possible = [one for one in model.config.relations if one.lhs in known]
     if len(possible) == 1:
         return possible[0].name, None

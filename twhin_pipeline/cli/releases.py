@@ -1,0 +1,107 @@
+"""Commands about releases: list them, move `current`, and compare two."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from twhin_pipeline.cli.arguments import AsJson, Home, open_store, to_stderr
+from twhin_pipeline.errors import UserError
+
+commands = typer.Typer()
+Reason = Annotated[str, typer.Option("--reason", help="Why; stored with the move.")]
+
+
+@commands.command("releases", rich_help_panel="Look")
+def releases_command(home: Home = None, as_json: AsJson = False) -> None:
+    """List the releases: what each measured, which one is current, and what it replaced.
+
+    A release names the versions of a snapshot's tables that belong together; `load_model` opens the current one.
+    """
+    from twhin_pipeline.views import console, release_tables
+
+    store = open_store(home)
+    rows = release_tables.listed(store)
+    if as_json:
+        console.print_json({"releases": rows, "history": release_tables.moves(store)})
+    elif not rows:
+        print(f"{store.root} has no release; `twhin run` makes one when its checks have passed")
+    else:
+        print(f"Releases of store {store.root}")
+        console.print_table(*release_tables.shown(rows))
+
+
+@commands.command("promote", rich_help_panel="Operate")
+def promote_command(
+    release: Annotated[str, typer.Argument(help="The release's name, as `twhin releases` lists it.")],
+    reason: Reason,
+    home: Home = None,
+) -> None:
+    """Make a release the current one, on the record; MLflow's alias `champion` follows."""
+    from twhin_pipeline.stages import promotion
+    from twhin_pipeline.store import releases
+
+    _moved(*promotion.promote(open_store(home), release, releases.user(), reason))
+
+
+@commands.command("rollback", rich_help_panel="Operate")
+def rollback_command(
+    reason: Reason,
+    release: Annotated[
+        str | None, typer.Argument(help="The release to go back to; default: the one that was current before.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Go back to a release that was current before, on the record.
+
+    Readers that have the other one open read on; the next that open the store get this one.
+    """
+    from twhin_pipeline.stages import promotion
+    from twhin_pipeline.store import releases
+
+    store = open_store(home)
+    name = release or promotion.before_current(store)
+    if name not in {move.release for move in releases.history(store)}:
+        releases.read(store, name)  # says so where there is none of that name
+        raise UserError(f"{name} was never current; make it so by `twhin promote {name} --reason …`")
+    _moved(*promotion.promote(store, name, releases.user(), f"rollback: {reason}"))
+
+
+@commands.command("drift", rich_help_panel="Look")
+def drift_command(
+    before: Annotated[str | None, typer.Argument(help="The earlier release; default: the one before `after`.")] = None,
+    after: Annotated[str | None, typer.Argument(help="The later release; default: the newest.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many neighbors of an id are compared.")] = 10,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far the vectors of two releases are apart, by entity type.
+
+    Cosine and distance between an id's two vectors, cosine after the best rotation, lengths, the share of nearest
+    neighbors that stayed, and how many ids came and went. Of large types a sample of 20,000 ids is looked at.
+    """
+    from dataclasses import asdict
+
+    from twhin_pipeline.store import database
+    from twhin_pipeline.vectors.drift import drift
+    from twhin_pipeline.views import console, release_tables
+
+    store = open_store(home)
+    first, second = release_tables.two(store, before, after)
+    with database.connect(store=store) as con:
+        found = drift(con, store, first, second, k)
+    if as_json:
+        console.print_json({"before": first.name, "after": second.name, "types": [asdict(one) for one in found]})
+    else:
+        print(f"From {first.name} to {second.name}, store {store.root}")
+        console.print_table(*release_tables.drift_shown(found, k))
+
+
+def _moved(release: object, note: str | None) -> None:
+    from twhin_pipeline.store.releases import Release
+
+    assert isinstance(release, Release)
+    print(f"{release.name} of snapshot {release.snapshot} is current")
+    if note:
+        to_stderr(note)

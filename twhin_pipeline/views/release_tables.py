@@ -1,0 +1,109 @@
+"""Releases and their drift as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.store import Store, releases
+from twhin_pipeline.store.releases import Release
+from twhin_pipeline.vectors.drift import Drift
+
+Shown = tuple[list[str], list[tuple[str, ...]]]
+HEADLINES = ("filtered_mrr", "recall@20", "auc")
+"""Figures that the table has, where they were measured; `--json` has all."""
+
+
+def listed(store: Store) -> list[dict[str, Any]]:
+    """Return the releases, oldest snapshot first: name, snapshot, created, state, since, by, reason, figures, model.
+
+    The state is `current`; `former`, which it was before; or `published`, which never was.
+    """
+    moves = releases.history(store)
+    last = {move.release: move for move in moves}
+    rows = []
+    for name in releases.names(store):
+        release = releases.read(store, name)
+        move = last.get(name)
+        state = "published" if move is None else "current" if moves[-1].release == name else "former"
+        rows.append(
+            {
+                "release": name,
+                "snapshot": release.snapshot,
+                "created": release.created,
+                "state": state,
+                "since": move.at if move else None,
+                "by": move.by if move else None,
+                "reason": move.reason if move else None,
+                "figures": dict(release.figures),
+                "model": release.model_uri,
+            }
+        )
+    return rows
+
+
+def moves(store: Store) -> list[dict[str, str]]:
+    """Return every move of `current`, the first one first."""
+    return [{"release": m.release, "at": m.at, "by": m.by, "reason": m.reason} for m in releases.history(store)]
+
+
+def shown(rows: Sequence[dict[str, Any]]) -> Shown:
+    """Return `listed` as a table for people."""
+    figures = [name for name in HEADLINES if any(name in row["figures"] for row in rows)]
+    header = ["release", "state", *figures, "since", "by", "reason"]
+    return header, [
+        (
+            row["release"],
+            row["state"],
+            *(_number(row["figures"].get(name)) for name in figures),
+            row["since"] or "",
+            row["by"] or "",
+            row["reason"] or "",
+        )
+        for row in rows
+    ]
+
+
+def two(store: Store, before: str | None, after: str | None) -> tuple[Release, Release]:
+    """Return the two releases to compare: those named, else the newest and the one before it.
+
+    Raises:
+        UserError: There are no two, or none of that name.
+    """
+    every = [releases.read(store, name) for name in releases.names(store)]
+    made = sorted(every, key=lambda one: (one.created, one.name))
+    if not made:
+        raise UserError(f"{store.root}: no release yet; `twhin run` makes one when its checks have passed")
+    later = made[-1] if after is None else releases.read(store, after)
+    if before is None:
+        older = made[: made.index(later)]
+        if not older:
+            raise UserError(f"{store.root}: no release before {later.name} to compare it with (`twhin releases`)")
+        before = older[-1].name
+    return releases.read(store, before), later
+
+
+def drift_shown(found: Sequence[Drift], k: int) -> Shown:
+    """Return the drift as a table for people."""
+    header = [
+        "entity", "kept", "new", "departed", "cosine", "5 % below", "after rotation", "distance", "length",
+        f"same {k} neighbors",
+    ]  # fmt: skip
+    return header, [
+        (
+            one.entity,
+            f"{one.kept:,}",
+            f"{one.added:,}",
+            f"{one.departed:,}",
+            *map(
+                _number,
+                (one.cosine, one.cosine_p05, one.aligned_cosine, one.distance, one.length, one.neighbors),
+            ),
+        )
+        for one in found
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
