@@ -42,31 +42,41 @@ def code(module: str, stage: str) -> str:
         stage: Its name.
     """
     digest = hashlib.sha256()
-    for name in sorted(_reached(module, stage)):
-        digest.update(f"{name}\n{_statements(_path(name).read_text(encoding='utf-8'))}".encode())
+    for name, statements in sorted(_reached(module, stage).items()):
+        digest.update(f"{name}\n{statements}".encode())
     return f"{code_version()}-{digest.hexdigest()[:8]}"
 
 
-def _reached(module: str, stage: str) -> set[str]:
-    """Return `module` and every module of the engine that it imports, at whatever remove; nothing is imported here."""
-    reached, waiting = set(), [module]
+def _reached(module: str, stage: str) -> dict[str, str]:
+    """Return `module` and every module of the engine that it imports, at whatever remove, with its statements' hash.
+
+    Nothing is imported here.
+    """
+    reached: dict[str, str] = {}
+    waiting = [module]
     while waiting:
         name = waiting.pop()
         if name not in reached and stage not in UNREAD.get(name, ()):
-            reached.add(name)
-            waiting += _imports(name)
+            reached[name], named = _parsed(_path(name).read_text(encoding="utf-8"))
+            waiting += [found for found in named if _path(found).is_file()]
     return reached
 
 
 @functools.cache
-def _statements(text: str) -> str:
-    """Return a hash of a module's statements, without lines, comments and descriptions."""
-    tree = ast.parse(text)
+def _parsed(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return a hash of a module's statements, without lines, comments and descriptions; and what of the engine it may
+    name in its import statements, lazy ones too.
+    """
+    tree, named = ast.parse(text), []
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
+        if isinstance(node, ast.Import):
+            named += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(body := getattr(node, "body", None), list):
             node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    found = [name.removeprefix("twhin_pipeline.") for name in named if name.startswith("twhin_pipeline.")]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(found)
 
 
 def _is_text(statement: ast.stmt) -> bool:
@@ -75,19 +85,6 @@ def _is_text(statement: ast.stmt) -> bool:
         and isinstance(statement.value, ast.Constant)
         and isinstance(statement.value.value, str)
     )
-
-
-@functools.cache
-def _imports(module: str) -> list[str]:
-    """Return the engine's modules that a module names in its import statements, lazy ones too."""
-    named = []
-    for node in ast.walk(ast.parse(_path(module).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            named += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            named += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    found = [name.removeprefix("twhin_pipeline.") for name in named if name.startswith("twhin_pipeline.")]
-    return [name for name in found if _path(name).is_file()]
 
 
 def _path(module: str) -> Path:
