@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
+from twhin_pipeline import remote
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.machine import threads_per_process
@@ -140,6 +141,26 @@ def environment(config: TwhinConfig) -> dict[str, str]:
     }
 
 
+def check_places(config: TwhinConfig) -> None:
+    """Raise UserError where checkpoints could not be written, or an earlier model not be read, before ranks start."""
+    save_dir, initial = config.training.save_dir, config.training.initial_checkpoint_dir
+    if initial is not None:
+        with remote.reading(f"training.initial_checkpoint_dir: {initial}", "correct it, or install what it needs"):
+            remote.filesystem(initial)
+    if save_dir is None:
+        return
+    remedy = "give a folder or URL that can be written, or leave it out: checkpoints then go to the store"
+    try:
+        fs, inner = remote.filesystem(save_dir)
+        fs.makedirs(inner, exist_ok=True)
+        if remote.local_path(save_dir) is not None and not os.access(inner, os.W_OK):
+            raise PermissionError(f"no right to write {inner}")
+    except Exception as error:  # each file system has errors of its own
+        raise UserError(
+            f"training.save_dir: {save_dir}: cannot be written ({remote.reason(error)}); {remedy}"
+        ) from error
+
+
 def run(
     config: TwhinConfig,
     config_path: str,
@@ -170,6 +191,7 @@ def run(
         TrainingCancelled: A signal came and a checkpoint was written.
         TrainingFailed: Anything else, with the failing rank's traceback.
     """
+    check_places(config)
     folder = Path(log_dir or default_log_dir(store, snapshot))
     folder.mkdir(parents=True, exist_ok=True)
     # Failures of earlier launches must not be taken for this one's.
