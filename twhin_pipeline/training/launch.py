@@ -205,6 +205,9 @@ def run(
         if bar is not None:
             handlers[PROGRESS] = lambda values: bar.update(**values)
         env[RECORDS_ENV] = ",".join(handlers)
+        # Libraries load for some 10 s, and loops that are new compile for longer: silence would look like a hang.
+        ranks = config.launch.nproc_per_node
+        show(f"starting {ranks} training process{'es' if ranks > 1 else ''}; the first step is taken in 10 to 60 s")
         # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
         process = subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
