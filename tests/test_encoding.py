@@ -19,8 +19,12 @@ PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 def without_encoding(path: Path) -> list[int]:
     """Return the lines that open a text file, or run a program and read its text, by the locale's encoding."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.Call):
+    calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+    # What `json.dumps` writes is ASCII.
+    ascii = {id(call.args[0]) for call in calls if ast.unparse(call.func) == "json.loads"}
+    ascii |= {id(call) for call in calls if call.args and ast.unparse(call.args[0]).startswith("json.dumps(")}
+    for node in calls:
+        if id(node) in ascii:
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         given = {keyword.arg for keyword in node.keywords}

@@ -6,6 +6,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from twhin_pipeline.errors import UserError
@@ -41,9 +43,9 @@ def filesystem(url: str) -> tuple[Any, str]:
     import fsspec  # only here: what is local needs none of it
 
     more: dict[str, Any] = {}
-    if url.startswith(("http://", "https://")):
-        import aiohttp
-
+    # fsspec reads such URLs by aiohttp, and says so itself where that is not installed.
+    if url.startswith(("http://", "https://")) and find_spec("aiohttp") is not None:
+        aiohttp = import_module("aiohttp")
         limit = aiohttp.ClientTimeout(total=None, connect=STALL_S, sock_connect=STALL_S, sock_read=STALL_S)
         more = {"client_kwargs": {"timeout": limit}}
     fs, inner = fsspec.core.url_to_fs(url, **more)

@@ -22,7 +22,16 @@ from twhin_pipeline.cli.use import commands as use_commands
 from twhin_pipeline.errors import UserError, no_handles, out_of_handles
 
 # Errors of a folder that cannot be written, or of a full disk.
-UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+UNUSABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+}
 
 
 PANELS = ("Start", "Run", "Run one stage", "Look", "Use", "Operate")

@@ -7,6 +7,7 @@ not been renewed for `LEASE_S` belongs to a dead writer and is taken over.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -77,7 +78,14 @@ def _writer() -> dict[str, Any]:
 
 @contextmanager
 def _file_lock(folder: str, what: str) -> Iterator[None]:
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+            raise
+        raise UserError(
+            f"{folder}: cannot be made ({error.strerror}); choose another --home, or check its permissions"
+        ) from error
     lock = FileLock(f"{folder}/{LOCK}", thread_local=False)
     who = Path(folder) / WRITER
     try:

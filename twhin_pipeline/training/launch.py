@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
+from twhin_pipeline import remote
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.machine import threads_per_process
@@ -173,6 +174,26 @@ def _loopback(config: TwhinConfig) -> str | None:
     return next((name for name in ("lo", "lo0") if name in names), None)
 
 
+def check_places(config: TwhinConfig) -> None:
+    """Raise UserError where checkpoints could not be written, or an earlier model not be read, before ranks start."""
+    save_dir, initial = config.training.save_dir, config.training.initial_checkpoint_dir
+    if initial is not None:
+        with remote.reading(f"training.initial_checkpoint_dir: {initial}", "correct it, or install what it needs"):
+            remote.filesystem(initial)
+    if save_dir is None:
+        return
+    remedy = "give a folder or URL that can be written, or leave it out: checkpoints then go to the store"
+    try:
+        fs, inner = remote.filesystem(save_dir)
+        fs.makedirs(inner, exist_ok=True)
+        if remote.local_path(save_dir) is not None and not os.access(inner, os.W_OK):
+            raise PermissionError(f"no right to write {inner}")
+    except Exception as error:  # each file system has errors of its own
+        raise UserError(
+            f"training.save_dir: {save_dir}: cannot be written ({remote.reason(error)}); {remedy}"
+        ) from error
+
+
 def run(
     config: TwhinConfig,
     config_path: str,
@@ -204,6 +225,7 @@ def run(
         TrainingFailed: Anything else, with the failing rank's traceback.
     """
     check_meeting(config)
+    check_places(config)
     folder = Path(log_dir or default_log_dir(store, snapshot))
     folder.mkdir(parents=True, exist_ok=True)
     # Failures of earlier launches must not be taken for this one's.
@@ -217,6 +239,9 @@ def run(
         if bar is not None:
             handlers[PROGRESS] = lambda values: bar.update(**values)
         env[RECORDS_ENV] = ",".join(handlers)
+        # Libraries load for some 10 s, and loops that are new compile for longer: silence would look like a hang.
+        ranks = config.launch.nproc_per_node
+        show(f"starting {ranks} training process{'es' if ranks > 1 else ''}; the first step is taken in 10 to 60 s")
         # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
         process = subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",

@@ -1,5 +1,5 @@
 -- No ranked edge was a training edge of a model that this one started from: those were left out, and none is unknown.
--- Finding: edges that an earlier model was trained on, from which this one started, are not known
+-- Finding: a model that this one started from is unknown, so its training edges may be among the ranked ones
 SELECT
     max(value) FILTER (key = 'ancestors') AS ancestors,
     max(value) FILTER (key = 'ancestors_unknown') AS unknown,
