@@ -46,17 +46,17 @@ def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: 
     """
     from twhin_pipeline.operations import short_search
 
-    whole = Run(config, config_path, overrides, store, snapshot)
+    this_run = Run(config, config_path, overrides, store, snapshot)
     if config.tune.minutes is not None:
-        short_search.check(whole)
+        short_search.check(this_run)
     chain.look_at_tracking(store)  # before the stages that come before training
     for stage in STAGES.values():
-        run_stage(whole, stage, say)
+        run_stage(this_run, stage, say)
         if stage.name == "sample" and config.tune.minutes is not None:
-            before, whole = whole, short_search.tuned(whole, say)
-            if not _samples_alike(before, whole):
-                run_stage(whole, stage, say)
-    return whole
+            before, this_run = this_run, short_search.tuned(this_run, say)
+            if not _samples_alike(before, this_run):
+                run_stage(this_run, stage, say)
+    return this_run
 
 
 def _samples_alike(one: Run, other: Run) -> bool:

@@ -202,13 +202,13 @@ class _Views:
         self._variable("min_kept_share", f"{max(one.min_kept_share for one in every)!r}::DOUBLE")
 
     def _vocabularies(self) -> None:
-        asked = self.table.partition("/")[2]
+        requested = self.table.partition("/")[2]
         entities = self.config.model.table_names
         kind = self.table.partition("/")[0]
         queries, before_queries, sizes = [], [], []
         for entity in entities:
             table = f"vocabulary/{entity}"
-            is_asked = kind not in ("vocabulary", "embeddings") or entity == asked
+            is_asked = kind not in ("vocabulary", "embeddings") or entity == requested
             size = self.store.manifest(table, self.snapshot).rows if self.store.exists(table, self.snapshot) else 0
             sizes.append(f"({_text(entity)}, {size}, {is_asked})")
             if kind == "vocabulary" and not is_asked:

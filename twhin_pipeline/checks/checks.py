@@ -239,9 +239,9 @@ def run(name: str, config: TwhinConfig, store: Store, snapshot: str, table: str 
     tables = CHECKS[name].tables_of(config)
     if table is not None and table not in tables:
         raise UserError(f"check {name}: {unknown('table', table, tables)}")
-    asked = [table] if table is not None else tables
-    found = [result for one in asked for _, result in results(config, store, snapshot, one, [name])]
-    return found[0] if len(found) == 1 else _combine(found, tables)
+    requested = [table] if table is not None else tables
+    rows = [result for one in requested for _, result in results(config, store, snapshot, one, [name])]
+    return rows[0] if len(rows) == 1 else _combine(rows, tables)
 
 
 def run_blocking(config: TwhinConfig, store: Store, snapshot: str, tables: Iterable[str]) -> list[str]:

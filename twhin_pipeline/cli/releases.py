@@ -90,12 +90,12 @@ def drift_command(
     store = open_store(home)
     first, second = release_tables.two(store, before, after)
     with database.connect(store=store) as con:
-        found = drift(con, store, first, second, k)
+        result = drift(con, store, first, second, k)
     if as_json:
-        console.print_json({"before": first.name, "after": second.name, "types": [asdict(one) for one in found]})
+        console.print_json({"before": first.name, "after": second.name, "types": [asdict(one) for one in result]})
     else:
         print(f"From {first.name} to {second.name}, store {store.root}")
-        console.print_table(*release_tables.drift_shown(found, k))
+        console.print_table(*release_tables.drift_shown(result, k))
 
 
 def _moved(release: object, note: str | None) -> None:

@@ -110,8 +110,10 @@ class EmbeddingsConfig(Section):
         tables = data.get("tables") if isinstance(data, dict) else None
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             return data
-        said = next((table["embedding_dim"] for table in tables if "embedding_dim" in table), None)
-        return data if said is None else {**data, "tables": [{"embedding_dim": said, **table} for table in tables]}
+        dimension = next((table["embedding_dim"] for table in tables if "embedding_dim" in table), None)
+        if dimension is None:
+            return data
+        return {**data, "tables": [{"embedding_dim": dimension, **table} for table in tables]}
 
     @model_validator(mode="after")
     def _alike(self) -> EmbeddingsConfig:
@@ -124,8 +126,8 @@ class EmbeddingsConfig(Section):
         for field in ("embedding_dim", "data_type"):
             values = {table.name: getattr(table, field) for table in self.tables}
             if len(set(values.values())) > 1:
-                told = ", ".join(f"{name} {value}" for name, value in values.items())
-                raise ValueError(f"{field} must be equal in all tables, got {told}; an edge compares two of them")
+                message = ", ".join(f"{name} {value}" for name, value in values.items())
+                raise ValueError(f"{field} must be equal in all tables, got {message}; an edge compares two of them")
         for name in self.tables_to_log or ():
             if name not in names:
                 raise ValueError(f"tables_to_log: {unknown('table', name, names)}")

@@ -81,10 +81,10 @@ class LinearDecay(Section):
 
 
 def _exactly_one(section: Section, names: tuple[str, ...], what: str) -> None:
-    given = [name for name in names if getattr(section, name) is not None]
-    if len(given) != 1:
+    present = [name for name in names if getattr(section, name) is not None]
+    if len(present) != 1:
         raise ValueError(
-            f"{what} takes exactly one of {', '.join(names)}; got {', '.join(given) or 'none'}: keep one of them"
+            f"{what} takes exactly one of {', '.join(names)}; got {', '.join(present) or 'none'}: keep one of them"
         )
 
 

@@ -139,14 +139,14 @@ def _name_of(config: TwhinConfig, counts: Counts) -> tuple[str, str]:
         return NONE, "a configuration of the published system says everything itself"
     relations = config.model.relations
     same = sum(counts.edges[r.name] for r in relations if r.lhs == r.rhs) / max(counts.total, 1)
-    found = (
+    result = (
         f"{len(relations)} relation{'s' if len(relations) > 1 else ''} over {len(counts.entities)} entity "
         f"type{'s' if len(counts.entities) > 1 else ''}, {counts.total:,} edges, {same:.0%} of them between "
         "entities of one type"
     )
     if config.recipe != AUTO:
-        return config.recipe, f"the configuration says so ({found})"
-    return (GRAPH if same >= 0.5 else INTERACTIONS), f"the graph has {found}"
+        return config.recipe, f"the configuration says so ({result})"
+    return (GRAPH if same >= 0.5 else INTERACTIONS), f"the graph has {result}"
 
 
 class _Values:
@@ -174,10 +174,10 @@ class _Values:
             node = node[key]
         else:
             return node
-        given: Any = self.config
+        value: Any = self.config
         for key in keys:
-            given = getattr(given, key)
-        return given
+            value = getattr(value, key)
+        return value
 
     def is_set(self, path: str) -> bool:
         """Tell whether the file, or the recipe, says this field."""
@@ -213,9 +213,9 @@ class _Values:
 
     def choose_in_unasked(self, field_: str, value: Any, reason: str) -> None:
         """Set a field of every relation within one entity type of which the split holds nothing out."""
-        asked = self.get("split.relations")
+        requested = self.get("split.relations")
         own = [item for item in self.data["model"]["relations"] if item["lhs"] == item["rhs"]]
-        if asked is not None and (unasked := [item for item in own if item["name"] not in asked]):
+        if requested is not None and (unasked := [item for item in own if item["name"] not in requested]):
             self._choose_in(unasked, "model.relations", field_, value, reason)
 
     def alike(self) -> bool:

@@ -125,8 +125,8 @@ def default_text(field: FieldInfo) -> str:
     if default is None:
         return "–"
     if isinstance(default, BaseModel):
-        given = default.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-        return f"`{_flow(given)}`" if given else "its defaults"
+        values = default.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        return f"`{_flow(values)}`" if values else "its defaults"
     return f"`{_flow(default)}`"
 
 

@@ -49,13 +49,13 @@ def with_relations(config: TwhinConfig, store: Store, snapshot: str) -> TwhinCon
     """
     if config.model.every_other is None:
         return config
-    found = store.manifest("raw_edges", snapshot).details.get("relations")
-    if found is None:
+    result = store.manifest("raw_edges", snapshot).details.get("relations")
+    if result is None:
         raise UserError(
             f"raw_edges of snapshot {snapshot} does not tell its relations, which model.relations '*' needs; make it "
             f"anew with `twhin ingest --snapshot {snapshot}`"
         )
-    return with_found(config, found)
+    return with_found(config, result)
 
 
 def with_found(config: TwhinConfig, found: Iterable[str]) -> TwhinConfig:
@@ -89,5 +89,5 @@ def with_found(config: TwhinConfig, found: Iterable[str]) -> TwhinConfig:
     try:
         return TwhinConfig.model_validate(data)
     except ValidationError as error:
-        told = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
-        raise UserError(f"with the {len(new)} relations found in the source for '*': {told}") from error
+        message = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
+        raise UserError(f"with the {len(new)} relations found in the source for '*': {message}") from error

@@ -66,9 +66,9 @@ def settings(config: TwhinConfig, stage: str) -> dict[str, Any]:
     values = {name: value for name, value in everything.items() if name not in UNTRAINED_SECTIONS}
     for section, left_out in UNTRAINED_FIELDS.items():
         values[section] = {key: value for key, value in values[section].items() if key not in left_out}
-    found = flatten(values)
-    found.pop("model.embeddings.tables_to_log", None)
-    return found
+    result = flatten(values)
+    result.pop("model.embeddings.tables_to_log", None)
+    return result
 
 
 def digest(config: TwhinConfig, stage: str) -> str:

@@ -307,8 +307,8 @@ def parse_config(data: dict[str, Any], origin: str = "configuration") -> TwhinCo
     try:
         config = TwhinConfig.model_validate(data)
     except ValidationError as error:
-        told = [_tell(dict(e), data) for e in error.errors()]
-        raise UserError("\n".join(f"{origin}: {line}" for line in told)) from error
+        messages = [_tell(dict(e), data) for e in error.errors()]
+        raise UserError("\n".join(f"{origin}: {line}" for line in messages)) from error
     if config.runtime.wandb is not None:
         warnings.warn("runtime.wandb is accepted and not used: runs are tracked with MLflow", stacklevel=1)
     return config
@@ -319,8 +319,8 @@ def _beyond_64_bits(value: Any, path: tuple[int | str, ...] = ()) -> str:
     if isinstance(value, int):
         return f"{_yaml_path(path)}: {cut(str(value))}" if abs(value) >= 2**63 else ""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = (_beyond_64_bits(item, (*path, key)) for key, item in items)
-    return next((text for text in found if text), "")
+    result = (_beyond_64_bits(item, (*path, key)) for key, item in items)
+    return next((text for text in result if text), "")
 
 
 def current_path(path: str) -> str:
@@ -461,10 +461,10 @@ def _fields_at(model: type[BaseModel], location: Iterable[int | str]) -> list[st
         if isinstance(part, int):
             continue
         field = model.model_fields.get(part)
-        found = _section_in(field.annotation) if field else None
-        if found is None:
+        result = _section_in(field.annotation) if field else None
+        if result is None:
             return []
-        model = found
+        model = result
     return list(model.model_fields)
 
 
@@ -473,9 +473,9 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
         return annotation
     if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
         for argument in typing.get_args(annotation):
-            found = _section_in(argument)
-            if found is not None:
-                return found
+            result = _section_in(argument)
+            if result is not None:
+                return result
     return None
 
 

@@ -187,10 +187,10 @@ def _of_model(home: Store, model: Manifest) -> Trained:
     version = model.parents.get(home.real(POSITIVES))
     if version is None:
         raise UserError("its manifest does not name its training set")
-    whole, at = home.seen_as(None), model.snapshot
+    base, at = home.seen_as(None), model.snapshot
     names = [name for name in model.parents if name.startswith("vocabulary/") and "@" not in name]
     vocabularies = {
-        name.partition("/")[2]: whole.files_of(whole.manifest(name, at, model.parents[name])) for name in names
+        name.partition("/")[2]: base.files_of(base.manifest(name, at, model.parents[name])) for name in names
     }
     relations = [(one["name"], one["lhs"], one["rhs"]) for one in model.details["model"]["relations"]]
     return Trained(home.files_of(home.manifest(POSITIVES, at, version)), relations, vocabularies)
@@ -262,12 +262,12 @@ def _map_rows(
         if entity not in config.model.table_names:
             continue
         name = database.literal(entity)
-        asked = " UNION ".join(
+        requested = " UNION ".join(
             f"SELECT {side} AS row FROM asked JOIN relation_types USING (rel) WHERE {side}_type = {name}"
             for side in SIDES
         )
         con.execute(
             f"INSERT INTO row_then SELECT {name}, ours.row, theirs.row FROM {database.parquet(files)} theirs JOIN "
             f"(SELECT CAST(id AS VARCHAR) AS id, row FROM {database.scan(store, f'vocabulary/{entity}', snapshot)} "
-            f"SEMI JOIN ({asked}) USING (row)) ours ON CAST(theirs.id AS VARCHAR) = ours.id"
+            f"SEMI JOIN ({requested}) USING (row)) ours ON CAST(theirs.id AS VARCHAR) = ours.id"
         )

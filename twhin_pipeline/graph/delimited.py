@@ -178,7 +178,7 @@ class _Reader:
                 f"COPY (SELECT {self.taken} FROM read_csv({literal(file)}, {self.options}{more})) TO {literal(path)} "
                 "(FORMAT parquet, COMPRESSION snappy)"
             ).fetchall()
-            found = self.con.execute(
+            result = self.con.execute(
                 f"SELECT line, left(ltrim(any_value(csv_line), chr(13) || chr(10)), {lines.MOST_TEXT}) "
                 "FROM reject_errors GROUP BY line ORDER BY line"
             ).fetchall()
@@ -186,7 +186,7 @@ class _Reader:
             # They are kept over all files that a connection reads.
             self.con.execute("DROP TABLE IF EXISTS reject_errors")
             self.con.execute("DROP TABLE IF EXISTS reject_scans")
-        return int(done[0][0]), [(int(number), str(text)) for number, text in found]
+        return int(done[0][0]), [(int(number), str(text)) for number, text in result]
 
     def _copy_alike(self, file: str, path: str, origin: str) -> tuple[int, list[tuple[int, str]]]:
         """Write what are rows of a file whose lines all end in a newline."""
@@ -269,14 +269,14 @@ def _malformed(
     before = np.concatenate([[0], np.cumsum(tall[:, 1])])
     place = np.searchsorted(tall[:, 0], [number for number, _ in rejects]).tolist()
     own = dict(layout.tall)
-    found = [
+    result = [
         (number + int(before[at]), text, MALFORMED, 1 + own.get(number, 0))
         for (number, text), at in zip(rejects, place, strict=True)
     ]
-    found += [(one.line, one.text, UNCLOSED, one.lines) for one in lost]
+    result += [(one.line, one.text, UNCLOSED, one.lines) for one in lost]
     begins = [first for _, first in origins]
     malformed = []
-    for line, text, reason, count in sorted(found):
+    for line, text, reason, count in sorted(result):
         origin, first = origins[max(0, bisect_right(begins, line) - 1)]
         malformed.append(Malformed(origin, line - first + 2, text, reason, count))
     return malformed

@@ -387,20 +387,20 @@ def _create_malformed(con: duckdb.DuckDBPyConnection, scans: list[Scan]) -> list
                 counts[scan.source][one.reason] += one.lines
             rows, extra = part.shifts
             shifts += [(number, part.path, row, more) for row, more in zip(rows.tolist(), extra.tolist(), strict=True)]
-    text, whole = pa.string(), pa.int64()
-    kinds = {"scan": whole, "path": text, "origin": text, "first_line": whole, "delimited": pa.bool_()}
+    text, integer = pa.string(), pa.int64()
+    kinds = {"scan": integer, "path": text, "origin": text, "first_line": integer, "delimited": pa.bool_()}
     _create(con, "origins", kinds, origins)
     kinds = {
-        "scan": whole,
-        "source": whole,
+        "scan": integer,
+        "source": integer,
         "origin": text,
-        "line": whole,
-        "lines": whole,
+        "line": integer,
+        "lines": integer,
         "text": text,
         "reason": text,
     }
     _create(con, "malformed", kinds, malformed)
-    _create(con, "shifts", {"scan": whole, "path": text, "from_row": whole, "extra": whole}, shifts)
+    _create(con, "shifts", {"scan": integer, "path": text, "from_row": integer, "extra": integer}, shifts)
     return counts
 
 

@@ -340,11 +340,11 @@ def _time(kind: str, unit: str) -> str:
     text = "CAST(raw_time AS VARCHAR)"
     parts = TIME_UNITS[unit]
     number = f"TRY_CAST({text} AS DOUBLE)"
-    whole = f"TRY_CAST({text} AS BIGINT)"
+    integer = f"TRY_CAST({text} AS BIGINT)"
     # Integers stay exact; a fraction of a second comes as a decimal number.
     micros = f"CAST({number} / {parts} * 1000000 AS BIGINT)"
     if kind in INTEGERS:
-        micros = f"{whole} * {10**6 // parts}" if parts <= 10**6 else f"{whole} // {parts // 10**6}"
+        micros = f"{integer} * {10**6 // parts}" if parts <= 10**6 else f"{integer} // {parts // 10**6}"
     moment = f"CASE WHEN abs({number}) < {_MOST_SECONDS * parts} THEN make_timestamp({micros}) END"
     if _NUMBER.fullmatch(kind):
         return moment

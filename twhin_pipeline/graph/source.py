@@ -228,15 +228,15 @@ def list_files(path: str, tables: bool = False) -> list[str]:
         folder = not tables and os.path.isdir(local)
         if folder:
             raise UserError(f"{path}: is a folder; name its files, such as {path.rstrip('/')}/*.parquet")
-        found = sorted(file for file in glob.glob(local, recursive=True) if tables or os.path.isfile(file))
-        if not found and not tables:
+        result = sorted(file for file in glob.glob(local, recursive=True) if tables or os.path.isfile(file))
+        if not result and not tables:
             remote.refuse_special(local)
-        for file in found:
+        for file in result:
             if any("\udc80" <= sign <= "\udcff" for sign in file):
                 shown = os.fsencode(file).decode(errors="backslashreplace")
                 raise UserError(f"{shown}: its name is no UTF-8 text; rename it")
         prefix = path[: len(path) - len(local)]
-        return [prefix + file for file in found]
+        return [prefix + file for file in result]
     if tables and not any(sign in path for sign in "*?["):
         return [path]  # the table's own library reads it, and knows protocols that fsspec may lack
     with remote.reading(path):

@@ -124,14 +124,14 @@ def _has(sieve: Array, number: Any) -> Any:
 @compiled()
 def _mark(marks: Array, position: int, place: int, following: Array) -> Any:
     """Set the bits of a position and of the candidates in a chain; return how many were not set."""
-    found = 0
+    result = 0
     while place >= 0:
         word, bit = place >> 6, np.uint64(1) << np.uint64(place & 63)
         if marks[position, word] & bit == 0:
             marks[position, word] |= bit
-            found += 1
+            result += 1
         place = following[place]
-    return found
+    return result
 
 
 @compiled()
@@ -200,13 +200,13 @@ def true_pairs(
                 at, _ = _find(table, shift, kept, kept[p])
                 more += _mark(marks, at, place, following)
     elif len(entities):
-        wanted, found = np.empty(groups, np.int64), np.empty(groups, np.int64)
+        wanted, result = np.empty(groups, np.int64), np.empty(groups, np.int64)
         for g in range(groups):
             wanted[g] = listed[heads[g]]
-        _at_least(entities, 0, len(entities), wanted, found)
+        _at_least(entities, 0, len(entities), wanted, result)
         pairs, at_least = np.empty(distinct, np.int64), np.empty(distinct, np.int64)
         for g in range(groups):
-            i = found[g]
+            i = result[g]
             if i == len(entities) or entities[i] != wanted[g]:
                 continue
             begin, end = start[i], start[i + 1]
@@ -339,26 +339,26 @@ def fill_keys(entities: Array, neighbors: Array, width: int, keys: Array) -> Non
 @compiled()
 def count_entities(keys: Array, width: int) -> Any:
     """Return how many different entities ascending keys (entity * width + neighbor) have."""
-    found = limit = 0
+    result = limit = 0
     for key in keys:
         if key >= limit:
-            found += 1
+            result += 1
             limit = (key // width + 1) * width
-    return found
+    return result
 
 
 @compiled()
 def split_keys(keys: Array, width: int, entities: Array, start: Array) -> None:
     """Write the n entities of ascending keys, and where each one's begin `[n + 1]`; leave the neighbors in `keys`."""
-    found = base = limit = 0
+    result = base = limit = 0
     for i in range(len(keys)):
         if keys[i] >= limit:
             entity = keys[i] // width
-            entities[found], start[found] = entity, i
+            entities[result], start[result] = entity, i
             base, limit = entity * width, (entity + 1) * width
-            found += 1
+            result += 1
         keys[i] -= base
-    start[found] = len(keys)
+    start[result] = len(keys)
 
 
 @compiled()

@@ -63,15 +63,15 @@ class AllCandidates:
         width = queries.shape[1]
         chunk = torch.arange(len(chosen), device=chosen.device).unsqueeze(1)
         edge = ((batch.weight > 0) & chosen.unsqueeze(1)).flatten().nonzero().squeeze(1)
-        asked, query = (getattr(batch, f"{side}_query") + chunk * width).flatten()[edge].unique(return_inverse=True)
+        requested, query = (getattr(batch, f"{side}_query") + chunk * width).flatten()[edge].unique(return_inverse=True)
         order = query.argsort(stable=True)
         pairs = getattr(batch, f"{side}_mask")
         owner = pairs[:, 0] * width + pairs[:, 1]
-        row = torch.searchsorted(asked, owner)
+        row = torch.searchsorted(requested, owner)
         # Chunks that are not chosen have masks too, and so have queries whose edges weigh nothing.
-        kept = (asked[row.clamp(max=len(asked) - 1)] == owner) if len(asked) else row < 0
+        kept = (requested[row.clamp(max=len(requested) - 1)] == owner) if len(requested) else row < 0
         return cls(
-            queries=F.embedding(asked, queries.flatten(0, 1)).float(),
+            queries=F.embedding(requested, queries.flatten(0, 1)).float(),
             candidates=candidates.float(),
             edge=edge[order],
             query=query[order],
@@ -139,10 +139,10 @@ class _BlockedLoss(torch.autograd.Function):
         for block in range(len(starts) - 1):
             first = block * size
             span = slice(first, first + size)
-            asked = queries[span].detach().requires_grad_()
+            requested = queries[span].detach().requires_grad_()
             masked = mask[mask_cuts[block] : mask_cuts[block + 1]]
             with torch.enable_grad():
-                logits = compare(asked, all_candidates)
+                logits = compare(requested, all_candidates)
                 mask_logits(logits, (masked[:, 0] - first, masked[:, 1]))
                 pooled = loss.pool(logits)
             shared = pooled.detach().requires_grad_()
@@ -159,7 +159,9 @@ class _BlockedLoss(torch.autograd.Function):
                 edge_loss[part] = losses.detach()
                 positive_gradient[part] = gradients[0]
                 pooled_gradient += gradients[1]
-            query_gradient[span], part_gradient = torch.autograd.grad(pooled, (asked, all_candidates), pooled_gradient)
+            query_gradient[span], part_gradient = torch.autograd.grad(
+                pooled, (requested, all_candidates), pooled_gradient
+            )
             candidate_gradient += part_gradient
         ctx.save_for_backward(query_gradient, candidate_gradient, positive_gradient)
         ctx.mark_non_differentiable(edge_loss)

@@ -59,8 +59,8 @@ def examine(store: Store) -> list[Finding]:
     distributions = installed()
     findings = [python_version(sys.version_info[:2])]
     if reads_only(distributions):
-        told = "not installed; stores can be read"
-        findings.append(Finding("training", "note", told, f"`{extras.install('train')}` adds it"))
+        message = "not installed; stores can be read"
+        findings.append(Finding("training", "note", message, f"`{extras.install('train')}` adds it"))
     else:
         findings += training(distributions)
     findings += [disk(store), writable(store)]

@@ -52,12 +52,12 @@ def spelled_out(patterns: Iterable[str], config: TwhinConfig) -> list[str]:
     from twhin_pipeline.stages import refit as again
 
     absent = {REPEATS: not config.split.repeats, again.TABLE: not again.is_in_chain(config)}
-    found = []
+    result = []
     for pattern in patterns:
         stem, star, _ = pattern.partition("*")
         names = [stem + entity for entity in config.model.table_names] if star else [pattern]
-        found += [name for name in names if not absent.get(name)]
-    return found
+        result += [name for name in names if not absent.get(name)]
+    return result
 
 
 def ingest(run: Run) -> None:
@@ -297,22 +297,22 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
     """
     from twhin_pipeline.checks import checks
 
-    said: list[str] = []
+    messages: list[str] = []
     started = time.perf_counter()
-    made = make(run, stage, said.append)
+    made = make(run, stage, messages.append)
     worked = time.perf_counter()
     if made:
         config = relations.resolve(run.config, run.store, run.snapshot)
         try:
             notes = checks.run_blocking(config, run.store, run.snapshot, made)
         except UserError:
-            for line in said:  # they may name the cause
+            for line in messages:  # they may name the cause
                 say(line)
             raise
         checked = time.perf_counter()
         say(f"{stage.name:<11}{worked - started:7.1f} s + checks {checked - worked:.1f} s: {_told(made)}")
-        said = [f"  note: {note}" for note in notes] + said
-    for line in said:
+        messages = [f"  note: {note}" for note in notes] + messages
+    for line in messages:
         say(line)
     return made
 

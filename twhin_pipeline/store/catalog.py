@@ -33,9 +33,9 @@ def views(con: duckdb.DuckDBPyConnection, store: Store, snapshot: str | None = N
         database.register(con, store.root)
     manifests = []
     for asset in store.assets():
-        for found in store.snapshots(asset):
-            if snapshot in (None, found):
-                manifests.append(store.manifest(asset, found))
+        for result in store.snapshots(asset):
+            if snapshot in (None, result):
+                manifests.append(store.manifest(asset, result))
     parts: dict[str, list[str]] = {}
     for manifest in manifests:
         for view, files in _files(store, manifest).items():
@@ -98,17 +98,17 @@ def follow(store: Store) -> bool:
 def _files(store: Store, manifest: Manifest) -> dict[str, list[str]]:
     """Return a manifest's Parquet files by view."""
     view = manifest.asset.replace("/", "_")
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     for part, file in store.part_files(manifest).items():
         # A part in a folder has several files, such as those of the state of an optimizer.
         folder, _, last = part.rpartition("/")
-        found.setdefault("_".join([view, *(folder or last).split("/")]), []).append(file)
+        result.setdefault("_".join([view, *(folder or last).split("/")]), []).append(file)
     base = store.path(manifest.asset, manifest.snapshot, manifest.version) + "/"
     for file in store.files_of(manifest):
         # A model has a folder of vectors for each entity type.
         folder = file.removeprefix(base).rpartition("/")[0]
-        found.setdefault("_".join([view, *folder.split("/")]) if folder else view, []).append(file)
-    return found
+        result.setdefault("_".join([view, *folder.split("/")]) if folder else view, []).append(file)
+    return result
 
 
 def _tables(manifests: list[Manifest]) -> str:

@@ -70,18 +70,18 @@ def make(
         figures: What evaluation measured overall.
         model_uri: The registered model.
     """
-    whole = store.seen_as(None)
-    found: dict[str, str] = {}
+    base = store.seen_as(None)
+    result: dict[str, str] = {}
     waiting = list(tables.items())
     while waiting:
         asset, version = waiting.pop()
-        if asset not in found and "@" not in asset:  # an earlier snapshot's tables are not this release's
-            found[asset] = version
-            waiting += whole.manifest(asset, snapshot, version).parents.items()
+        if asset not in result and "@" not in asset:  # an earlier snapshot's tables are not this release's
+            result[asset] = version
+            waiting += base.manifest(asset, snapshot, version).parents.items()
     now = datetime.now(UTC)
     name = f"{snapshot}-{now:%Y%m%dT%H%M%S%f}"
     release = Release(
-        name, snapshot, now.isoformat(timespec="seconds"), dict(sorted(found.items())), dict(figures), model_uri,
+        name, snapshot, now.isoformat(timespec="seconds"), dict(sorted(result.items())), dict(figures), model_uri,
         code_version(),
     )  # fmt: skip
     store.write_text([FOLDER, f"{name}.json"], json.dumps(asdict(release), indent=1, allow_nan=False))
@@ -90,8 +90,8 @@ def make(
 
 def names(store: Store) -> list[str]:
     """List the releases, oldest snapshot first."""
-    found = (name.removesuffix(".json") for name in store.children(FOLDER) if name.endswith(".json"))
-    return [name for name in found if name != CURRENT]
+    result = (name.removesuffix(".json") for name in store.children(FOLDER) if name.endswith(".json"))
+    return [name for name in result if name != CURRENT]
 
 
 def read(store: Store, name: str) -> Release:
@@ -126,9 +126,9 @@ def promote(store: Store, name: str, by: str, reason: str) -> Release:
         UserError: There is no such release, one of its tables is gone, or another process moves `current`.
     """
     release = read(store, name)
-    whole = store.seen_as(None)
+    base = store.seen_as(None)
     for asset, version in release.tables.items():
-        whole.manifest(asset, release.snapshot, version)
+        base.manifest(asset, release.snapshot, version)
     with store.writing(CURRENT, [FOLDER]):
         moves = [asdict(move) for move in history(store)]
         now = datetime.now(UTC).isoformat(timespec="seconds")

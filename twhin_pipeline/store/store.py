@@ -146,14 +146,14 @@ class Store:
 
     def passed_over(self, asset: str, snapshot: str) -> list[str]:
         """List older snapshots that `latest_before` passes over because the checks of their tables never ran."""
-        found: list[str] = []
+        result: list[str] = []
         for older in reversed([name for name in self._children(asset) if name < snapshot]):
             if self._accepted(asset, older) is not None:
                 break
             committed = self._committed(asset, older)
             if committed and self.verdict(asset, older, committed[-1]) is None:
-                found.append(older)
-        return found
+                result.append(older)
+        return result
 
     def last_accepted(self, asset: str, snapshot: str, before: str | None = None) -> Manifest | None:
         """Return the newest version of this snapshot that has passed its checks, older than the version `before`."""
@@ -170,16 +170,16 @@ class Store:
 
     def assets(self) -> list[str]:
         """List every table of which some snapshot can be read, such as `vocabulary/user`."""
-        found = []
+        result = []
         waiting = list(self._children())
         while waiting:
             asset = waiting.pop()
             if any(self.exists(asset, name) for name in self._children(asset) if _is_snapshot(name)):
-                found.append(asset)
+                result.append(asset)
             elif asset.count("/") < _DEEPEST:
                 inner = (f"{asset}/{name}" for name in self._children(asset) if not _is_snapshot(name))
                 waiting += [name for name in inner if not name.rsplit("/", 1)[1].startswith((".", "_"))]
-        return sorted(found)
+        return sorted(result)
 
     def verdict(self, asset: str, snapshot: str, version: str) -> Verdict | None:
         """Return what the checks of a version said; None where they have not run."""
@@ -206,10 +206,10 @@ class Store:
         """Return the newest version that no check has refused; of a pinned store, the one that it was first."""
         if self._pins is not None and self._pins.get((asset, snapshot)) is not None:
             return self._pins[asset, snapshot]
-        found = self._newest_not_refused(asset, snapshot)
+        result = self._newest_not_refused(asset, snapshot)
         if self._pins is not None:
-            self._pins[asset, snapshot] = found
-        return found
+            self._pins[asset, snapshot] = result
+        return result
 
     def _newest_not_refused(self, asset: str, snapshot: str) -> str | None:
         for version in reversed(self._committed(asset, snapshot)):
@@ -238,10 +238,10 @@ class Store:
     def _committed(self, asset: str, snapshot: str) -> list[str]:
         """Return the finished versions, oldest first."""
         names = self._children(asset, snapshot)
-        found = [n for n in names if _is_version(n) and self.fs.exists(self.path(asset, snapshot, n, MANIFEST))]
+        result = [n for n in names if _is_version(n) and self.fs.exists(self.path(asset, snapshot, n, MANIFEST))]
         if FORMER in names and (former := self._former(asset, snapshot)) is not None:
-            found.append(former)
-        return sorted(set(found))
+            result.append(former)
+        return sorted(set(result))
 
     def _manifest_place(self, asset: str, snapshot: str, version: str) -> str:
         place = self.path(asset, snapshot, version, MANIFEST)
@@ -251,10 +251,10 @@ class Store:
     def _children(self, *parts: str) -> list[str]:
         """Return the names in a folder, sorted. It is listed, not matched: a path may hold `[` or `?`."""
         try:
-            found = self.fs.ls(self.fs._strip_protocol(self.path(*parts)), detail=False, refresh=True)
+            result = self.fs.ls(self.fs._strip_protocol(self.path(*parts)), detail=False, refresh=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in result)
 
     def children(self, folder: str) -> list[str]:
         """Return the names in a folder under the root, sorted; none where it is not there."""
@@ -340,8 +340,8 @@ class Store:
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes of all files below a folder, by their paths in it."""
         base = self.fs._strip_protocol(folder).rstrip("/")
-        found = self.fs.find(base, detail=True)
-        return {str(path)[len(base) + 1 :]: int(info["size"]) for path, info in found.items()}
+        result = self.fs.find(base, detail=True)
+        return {str(path)[len(base) + 1 :]: int(info["size"]) for path, info in result.items()}
 
     def sha256(self, path: str) -> str:
         with self.fs.open(self.fs._strip_protocol(path), "rb") as file:

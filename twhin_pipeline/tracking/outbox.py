@@ -75,7 +75,7 @@ def settle(store: Store, run_id: str, became: str) -> None:
 
 def _sent(store: Store) -> dict[str, str]:
     try:
-        found: dict[str, str] = json.loads((folder(store) / SENT).read_text(encoding="utf-8"))
+        result: dict[str, str] = json.loads((folder(store) / SENT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return found
+    return result

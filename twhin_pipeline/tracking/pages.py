@@ -18,6 +18,6 @@ def dagster() -> str:
 
 def mlflow(tracking_uri: str = "") -> str:
     """Return the address of MLflow's pages: TWHIN_MLFLOW_URL, else the tracking server's, else that of `make ui`."""
-    if given := os.environ.get(MLFLOW_ENV):
-        return given.rstrip("/")
+    if variable := os.environ.get(MLFLOW_ENV):
+        return variable.rstrip("/")
     return tracking_uri.rstrip("/") if tracking_uri.startswith(("http://", "https://")) else MLFLOW

@@ -55,8 +55,8 @@ def _register(store: Store, snapshot: str, metrics: Mapping[str, float] | None, 
         source = store.path("twhin_model", snapshot, manifest.version, "relations.parquet")
         store.fs.get_file(store.fs._strip_protocol(source), f"{folder}/relations.parquet")
         client.log_artifacts(run_id, folder, MODEL_FOLDER)
-    found = client.search_registered_models(filter_string=f"name = '{name}'")
-    if not found:
+    result = client.search_registered_models(filter_string=f"name = '{name}'")
+    if not result:
         client.create_registered_model(name, description="TwHIN embeddings; open with twhin_pipeline load_model")
     source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
     tags = {"snapshot": snapshot, "store": store.root, "store_version": manifest.version, "view": store.view or ""}
@@ -91,9 +91,11 @@ def pointer(model_uri: str) -> dict[str, Any]:
     try:
         registered = within(server.limit_s(store), lambda: _read(client, model_uri))
     except Exception as error:
-        given = [name for name in ("MLFLOW_TRACKING_URI", "TWHIN_HOME") if os.environ.get(name)]
+        variables = [name for name in ("MLFLOW_TRACKING_URI", "TWHIN_HOME") if os.environ.get(name)]
         remedy = (
-            f"it is looked for there by {' and '.join(given)}; " if given else "set MLFLOW_TRACKING_URI or TWHIN_HOME, "
+            f"it is looked for there by {' and '.join(variables)}; "
+            if variables
+            else "set MLFLOW_TRACKING_URI or TWHIN_HOME, "
         )
         raise UserError(
             f"{model_uri}: no such model at {uri(store)} ({server.reason(error)}); {remedy}register it with "

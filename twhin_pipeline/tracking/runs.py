@@ -44,18 +44,18 @@ PATIENCE_S = 60.0
 def experiment_id(store: Store, name: str = EXPERIMENT) -> str:
     """Return the experiment's id; it is made where there is none."""
     client = connect(store)
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    result = client.get_experiment_by_name(name)
+    if result is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifact_root(store), tags=KIND))
         except Exception:  # another process was quicker
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            result = client.get_experiment_by_name(name)
+            if result is None:
                 raise
     for tag, value in KIND.items():
-        if tag not in found.tags:  # made by an earlier version
-            client.set_experiment_tag(found.experiment_id, tag, value)
-    return str(found.experiment_id)
+        if tag not in result.tags:  # made by an earlier version
+            client.set_experiment_tag(result.experiment_id, tag, value)
+    return str(result.experiment_id)
 
 
 class Run:
@@ -246,8 +246,8 @@ class QuietRun:
 
 def open_run(store: Store, snapshot: str, config: TwhinConfig, earlier: str | None = None) -> Run | QuietRun:
     """Go on with MLFLOW_RUN_ID's run, else with the `earlier` run of a resumed training, else start one."""
-    given = os.environ.get("MLFLOW_RUN_ID") or server.is_off()
-    if earlier and not given and (earlier.startswith(outbox.PREFIX) or run_exists(store, earlier)):
+    variable = os.environ.get("MLFLOW_RUN_ID") or server.is_off()
+    if earlier and not variable and (earlier.startswith(outbox.PREFIX) or run_exists(store, earlier)):
         return resume_run(store, earlier)
     return start_run(store, snapshot, config)
 
@@ -258,9 +258,9 @@ def start_run(
     """Start a run for a snapshot's training; with MLFLOW_RUN_ID set, go on with that one."""
     if server.is_off():
         return QuietRun()
-    given = os.environ.get("MLFLOW_RUN_ID")
-    if given:
-        return resume_run(store, given, owned=False)
+    variable = os.environ.get("MLFLOW_RUN_ID")
+    if variable:
+        return resume_run(store, variable, owned=False)
     known = {
         "twhin.snapshot": snapshot,
         "twhin.config_hash": config.hash(),
@@ -342,8 +342,8 @@ def find_run(store: Store, tags: Mapping[str, str]) -> str | None:
         return None
     client = connect(store)
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    found = within(server.limit_s(store), lambda: client.search_runs([experiment_id(store)], wanted, max_results=1))
-    return str(found[0].info.run_id) if found else None
+    result = within(server.limit_s(store), lambda: client.search_runs([experiment_id(store)], wanted, max_results=1))
+    return str(result[0].info.run_id) if result else None
 
 
 def _is_unknown(error: Exception) -> bool:

@@ -41,11 +41,11 @@ def is_off() -> bool:
 
 def uri(store: Store) -> str:
     """Return the tracking URI: MLFLOW_TRACKING_URI, else SQLite in the store (for a remote store, in `./.twhin`)."""
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given:
-        path = sqlite_path(given)
+    variable = os.environ.get("MLFLOW_TRACKING_URI")
+    if variable:
+        path = sqlite_path(variable)
         # Ranks and servers may work in other folders.
-        return given if path is None or path.is_absolute() else sqlite_uri(path.absolute())
+        return variable if path is None or path.is_absolute() else sqlite_uri(path.absolute())
     folder = store.root if store.is_local else str(Path(".twhin").absolute())
     return sqlite_uri(Path(folder, "mlflow.db"))
 

@@ -90,8 +90,8 @@ class BlockPlanner(DefaultSavePlanner):
         """Return what an item of the plan holds."""
         if write_item.index not in self.blocks:
             return super().resolve_data(write_item)
-        whole, first, rows = self.blocks[write_item.index]
-        tensor = super().resolve_data(whole)
+        source, first, rows = self.blocks[write_item.index]
+        tensor = super().resolve_data(source)
         assert isinstance(tensor, torch.Tensor)
         block = tensor.detach()[first : first + rows]
         # torch would copy a part of a larger storage, and keep the copy for some time; NumPy's is a storage by itself.
@@ -232,12 +232,12 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """List the steps of the whole checkpoints, ascending."""
-        found = []
+        result = []
         for path in self.fs.glob(f"{self.path}/step-*/{CHECKSUMS}"):
             match = STEP.fullmatch(str(path).split("/")[-2])
             if match:
-                found.append(int(match[1]))
-        return sorted(found)
+                result.append(int(match[1]))
+        return sorted(result)
 
     def step_path(self, step: int) -> str:
         """Return a checkpoint's folder."""

@@ -284,7 +284,7 @@ def first_failure(log_dir: str, ignoring: Collection[str] = (), output_of_torchr
         output_of_torchrun: torchrun's own lines, which name ranks that ended without a word, such as by a signal.
     """
     files = [path for path in _rank_files(log_dir) if path not in ignoring]
-    found = _deaths(output_of_torchrun, files)
+    result = _deaths(output_of_torchrun, files)
     for path in files:
         if not path.endswith("error.json"):
             continue
@@ -297,8 +297,8 @@ def first_failure(log_dir: str, ignoring: Collection[str] = (), output_of_torchr
         kind, _, rest = text.partition(": ")
         failure = Failure(int(rank) if rank.isdigit() else -1, kind, rest, str(extra.get("py_callstack") or text))
         # torch's own timestamp has whole seconds, within which the others already feel the broken connection.
-        found.append((Path(path).stat().st_mtime_ns, failure))
-    return min(found, key=lambda item: (item[0], item[1].rank))[1] if found else None
+        result.append((Path(path).stat().st_mtime_ns, failure))
+    return min(result, key=lambda item: (item[0], item[1].rank))[1] if result else None
 
 
 def _rank_files(log_dir: str) -> list[str]:

@@ -161,9 +161,9 @@ class Progress:
     def metric_rows(self) -> list[dict[str, Any]]:
         """Return the evaluations as rows of step, metric and value."""
         return [
-            {"step": int(found["step"]), "metric": metric, "value": value}
-            for found in self.validations
-            for metric, value in found.items()
+            {"step": int(result["step"]), "metric": metric, "value": value}
+            for result in self.validations
+            for metric, value in result.items()
             if metric != "step"
         ]
 
@@ -192,7 +192,8 @@ class Progress:
         state = asdict(self)
         del state["mark"]
         state["validations"] = [
-            {key: value if math.isfinite(value) else None for key, value in found.items()} for found in self.validations
+            {key: value if math.isfinite(value) else None for key, value in result.items()}
+            for result in self.validations
         ]
         return state
 
@@ -201,5 +202,5 @@ class Progress:
         for key, value in state.items():
             setattr(self, key, value)
         self.validations = [
-            {key: math.nan if value is None else value for key, value in found.items()} for found in self.validations
+            {key: math.nan if value is None else value for key, value in result.items()} for result in self.validations
         ]

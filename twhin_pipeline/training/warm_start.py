@@ -91,26 +91,26 @@ def _agreed(ranks: Ranks, find: Callable[[], tuple[Store, str]]) -> tuple[Store,
     Raises:
         UserError: As `find` does, on all ranks alike.
     """
-    found, problem = None, None
+    result, problem = None, None
     if ranks.rank == 0:
         try:
             earlier, at = find()
-            found = earlier.root, earlier.view, at, earlier.pins
+            result = earlier.root, earlier.view, at, earlier.pins
         except UserError as error:
             problem = str(error)
-    found, problem = ranks.broadcast((found, problem))
-    if found is None:
+    result, problem = ranks.broadcast((result, problem))
+    if result is None:
         raise UserError(str(problem))
-    root, view, at, pins = found
+    root, view, at, pins = result
     return Store(root, view).pinned_at(pins), at
 
 
 def _earlier_model(source: str, snapshot: str) -> tuple[Store, str]:
     """Locate the model to start from, with the vocabularies that it was trained with."""
     earlier, at = locate(source, before=snapshot)
-    model, whole = earlier.manifest(ASSET, at), earlier.seen_as(None)
+    model, base = earlier.manifest(ASSET, at), earlier.seen_as(None)
     read = {name: version for name, version in model.parents.items() if name.startswith("vocabulary/")}
-    return earlier.pinned(model, *(whole.manifest(n, at, version) for n, version in read.items() if "@" not in n)), at
+    return earlier.pinned(model, *(base.manifest(n, at, version) for n, version in read.items() if "@" not in n)), at
 
 
 def _origin_of(checkpoint: str) -> Origin:
@@ -141,17 +141,19 @@ def _fill(
     ids = store.read(f"vocabulary/{table.name}", snapshot, ["id"]).column("id").combine_chunks()
     shards = [(first, rows, ids.slice(first, len(rows))) for first, rows in local_shards(target)]
     filled = 0
-    for found, values in vectors:
+    for result, values in vectors:
         # Integers among texts are the texts that they are written as, as in vocabularies; never the other way round.
-        if not (pa.types.is_integer(found.type) or (_is_text(found.type) and _is_text(ids.type))):
-            raise UserError(f"{origin}: ids are {found.type}, but those of {table.name!r} are {ids.type}; convert them")
+        if not (pa.types.is_integer(result.type) or (_is_text(result.type) and _is_text(ids.type))):
+            raise UserError(
+                f"{origin}: ids are {result.type}, but those of {table.name!r} are {ids.type}; convert them"
+            )
         if values.ndim > 1 and values.shape[1] != table.embedding_dim:
             raise UserError(
                 f"{origin}: vectors have {values.shape[1]} elements, but embedding_dim of {table.name!r} is "
                 f"{table.embedding_dim}; make them equal"
             )
         for _, rows, known in shards:
-            place = pc.index_in(found.cast(ids.type), value_set=known)
+            place = pc.index_in(result.cast(ids.type), value_set=known)
             matched = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
             if len(matched):
                 where = torch.from_numpy(place.drop_null().to_numpy().astype(np.int64)).to(rows.device)
@@ -238,18 +240,18 @@ def _pretrained(table: TableConfig, origin: str, store: Store, ranks: Ranks, ori
         fs, path = fsspec.core.url_to_fs(uri)
         files = sorted(str(file) for file in fs.glob(path))
     else:
-        found, at = _agreed(ranks, lambda: _exported(uri, asset))
-        fs, files = found.fs, found.files(asset, at)
-        origins += _models_of(found, found.manifest(asset, at), store)
+        result, at = _agreed(ranks, lambda: _exported(uri, asset))
+        fs, files = result.fs, result.files(asset, at)
+        origins += _models_of(result, result.manifest(asset, at), store)
     if not files:
         raise UserError(f"{origin}.embedding_snapshot_uri: no file matches {uri!r}; give a Parquet file, glob or store")
     return _vectors_of_files(fs, files, origin)
 
 
 def _exported(uri: str, asset: str) -> tuple[Store, str]:
-    found, at = locate(uri, asset)
-    found.manifest(asset, at)  # which version it is, is known from here on
-    return found, at
+    result, at = locate(uri, asset)
+    result.manifest(asset, at)  # which version it is, is known from here on
+    return result, at
 
 
 def _models_of(found: Store, vectors: Manifest, child: Store) -> list[Origin]:
@@ -299,7 +301,7 @@ def _checkpoint_in(path: str) -> str | None:
     fs, plain = fsspec.core.url_to_fs(path)
     if fs.exists(f"{plain}/.metadata"):
         return path.rstrip("/")
-    steps = [str(found).split("/")[-2] for found in fs.glob(f"{plain}/step-*/.metadata")]
+    steps = [str(result).split("/")[-2] for result in fs.glob(f"{plain}/step-*/.metadata")]
     steps = sorted((step for step in steps if STEP.fullmatch(step)), key=lambda step: int(step.removeprefix("step-")))
     return f"{path.rstrip('/')}/{steps[-1]}" if steps else None
 

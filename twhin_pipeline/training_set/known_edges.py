@@ -103,9 +103,9 @@ class KnownEdges:
 
     def contains(self, entities: Array, neighbors: Array) -> Array:
         """Return for each pair (int64 `[P]` each, elementwise) whether it is a known edge: bool `[P]`."""
-        found = np.empty(len(entities), bool)
-        sampling_kernels.contains(self.neighbors, *self.spans(entities), neighbors, found)
-        return found
+        result = np.empty(len(entities), bool)
+        sampling_kernels.contains(self.neighbors, *self.spans(entities), neighbors, result)
+        return result
 
 
 @dataclass(frozen=True)

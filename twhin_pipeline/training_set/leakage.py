@@ -54,10 +54,10 @@ class Leakage:
         for edges in held.pieces():
             kinds = self._kinds(edges)
             for kind in np.unique(kinds).tolist():
-                found = self._keys(edges[kinds == kind], kind % types)
-                keys[kind][filled[kind] : filled[kind] + len(found)] = found
-                filled[kind] += len(found)
-        self.pairs = {divmod(kind, types): Pairs(ends.sizes[kind % types], found) for kind, found in keys.items()}
+                result = self._keys(edges[kinds == kind], kind % types)
+                keys[kind][filled[kind] : filled[kind] + len(result)] = result
+                filled[kind] += len(result)
+        self.pairs = {divmod(kind, types): Pairs(ends.sizes[kind % types], result) for kind, result in keys.items()}
 
     def _kinds(self, edges: Array) -> Array:
         """Return a number for the types of each edge's ends, int64 `[n]`."""

@@ -96,11 +96,11 @@ class Population:
         """
         total = float(self.cumulative[-1])
         popular = plan.popular if total > 0 else 0
-        found = np.full(len(rows), (plan.pool - popular) / self.size)
+        result = np.full(len(rows), (plan.pool - popular) / self.size)
         if popular:
             mass = self.cumulative[rows] - np.where(rows > 0, self.cumulative[rows - 1], 0.0)
-            found += popular * mass / total
-        return found
+            result += popular * mass / total
+        return result
 
 
 def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
@@ -212,10 +212,10 @@ class Sampler:
                 path, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=ENCODING
             ) as writer,
         ):
-            for table, pairs, found in in_order(pool, self._samples, self._blocks(epoch), ahead):
-                candidates, masked = candidates + pairs, masked + found
+            for table, pairs, result in in_order(pool, self._samples, self._blocks(epoch), ahead):
+                candidates, masked = candidates + pairs, masked + result
                 pending.append(table)
-                pools, masks = pools + len(table), masks + found
+                pools, masks = pools + len(table), masks + result
                 if masks >= MASKS_PER_ROW_GROUP or pools >= POOLS_PER_ROW_GROUP:
                     writer.write_table(pa.concat_tables(pending))
                     pending, pools, masks = [], 0, 0

@@ -225,7 +225,7 @@ class Later:
 
 def _among(records: Array, others: Array) -> Array:
     """Return which edges (records `HELD`, by their hashes) are among others, bool."""
-    found = np.zeros(len(records), bool)
+    result = np.zeros(len(records), bool)
     h = np.ascontiguousarray(records["h"])
     position, which = np.searchsorted(h, others["h"]), np.arange(len(others))
     # Two edges seldom have the same hash. Where they do, the next ones are compared too.
@@ -233,10 +233,10 @@ def _among(records: Array, others: Array) -> Array:
         which = which[h[position[which]] == others["h"][which]]
         there, these = records[position[which]], others[which]
         same = np.all([there[name] == these[name] for name in ("rel", "lhs", "rhs")], axis=0)
-        found[position[which[same]]] = True
+        result[position[which[same]]] = True
         which = which[~same]
         position[which] += 1
-    return found
+    return result
 
 
 def _strategy(config: TwhinConfig, encoder: Encoder, folder: str) -> split.Strategy:

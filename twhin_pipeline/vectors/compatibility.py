@@ -59,11 +59,11 @@ def shared(
         ).fetchall()
         kept, added, departed = (int(count) for count in counts[0])
         # A sample by a hash of the id is the same whatever the order and the threads.
-        found = con.sql(
+        result = con.sql(
             f"SELECT b.embedding AS before, a.embedding AS after FROM {trained[0]} b JOIN {trained[1]} a ON a.id = b.id"
             f" ORDER BY hash(b.id), b.id LIMIT {int(limit)}"
         ).to_arrow_table()
-    return Shared(kept, added, departed, vectors_of(found.column("before")), vectors_of(found.column("after")))
+    return Shared(kept, added, departed, vectors_of(result.column("before")), vectors_of(result.column("after")))
 
 
 def _files(store: Store, release: Release, entity: str) -> str:

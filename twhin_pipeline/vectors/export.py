@@ -80,7 +80,7 @@ def trained_edges(store: Store, snapshot: str, tables: ModelTables) -> dict[str,
     A vector of 0 edges is as it was drawn, or as an earlier model left it.
     """
     sizes = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in tables.names}
-    found = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
+    result = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
     relations = tables.config.relations
     manifest = store.manifest("training_set/positives", snapshot)
     for batch in store.batches(store.files_of(manifest), ["lhs", "rhs", "rel"], BATCH_ROWS):
@@ -88,9 +88,9 @@ def trained_edges(store: Store, snapshot: str, tables: ModelTables) -> dict[str,
         for side in ("lhs", "rhs"):
             rows = batch.column(side).to_numpy()
             for number in np.unique(rel).tolist():
-                counts = found[getattr(relations[number], side)]
+                counts = result[getattr(relations[number], side)]
                 counts += np.bincount(rows[rel == number], minlength=len(counts))[: len(counts)]
-    return found
+    return result
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def _write_file(draft: Draft, source: _Source, number: int, first: int) -> None:
     vectors = _Vectors(store.batches(source.parts, ["row", "embedding"], size, first, count), source.entity)
     with draft.writer(f"part-{number:05d}.parquet", source.schema) as writer:
         for batch in rows:
-            found = vectors.take(batch.column("row"))
-            writer.write_table(_encode(batch, found, source.trained, source.schema, source.options))
+            result = vectors.take(batch.column("row"))
+            writer.write_table(_encode(batch, result, source.trained, source.schema, source.options))
 
 
 def _encode(
@@ -174,10 +174,10 @@ class _Vectors:
             taken.append(batch.slice(0, wanted))
             self.rest = batch.slice(wanted) if len(batch) > wanted else None
             wanted -= len(taken[-1])
-        found = pa.Table.from_batches(taken).combine_chunks()
-        if not found.column("row").equals(pa.chunked_array([rows])):
+        result = pa.Table.from_batches(taken).combine_chunks()
+        if not result.column("row").equals(pa.chunked_array([rows])):
             raise UserError(f"twhin_model's rows of {self.entity} are not its vocabulary's; train again")
-        return vectors_of(found.column("embedding"))
+        return vectors_of(result.column("embedding"))
 
 
 def _relations(tables: ModelTables) -> pa.Table:

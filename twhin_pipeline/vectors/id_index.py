@@ -38,15 +38,15 @@ def hashes(ids: pa.Array) -> Array:
         data[: last - first] = np.frombuffer(data_buffer, np.uint8)[first:last]
     words = np.ndarray((len(data) - _WORD + 1,), np.dtype("<u8"), data, strides=(1,))
     start, length = offsets[:-1] - first, np.diff(offsets)
-    found = _SEED ^ length.astype(np.uint64)
+    result = _SEED ^ length.astype(np.uint64)
     left = np.arange(len(ids))
     for at in range(0, int(length.max()), _WORD):
         left = left[length[left] > at]
         used = np.minimum(length[left] - at, _WORD).astype(np.uint64)
         mask = np.uint64(2**64 - 1) >> (np.uint64(64) - np.uint64(8) * used)
-        mixed = (found[left] ^ (words[start[left] + at] & mask)) * _FACTOR
-        found[left] = mixed ^ (mixed >> _SHIFT)
-    return found
+        mixed = (result[left] ^ (words[start[left] + at] & mask)) * _FACTOR
+        result[left] = mixed ^ (mixed >> _SHIFT)
+    return result
 
 
 def write(folder: Path, batches: list[pa.Array], kind: pa.DataType) -> None:
@@ -90,10 +90,10 @@ class IdIndex:
             at[at == len(self)] = 0
             return np.where(self.keys[at] == keys, self.by_key[at], -1)
         try:
-            asked = pa.array(wanted, pa.large_string())
+            requested = pa.array(wanted, pa.large_string())
         except (UnicodeEncodeError, pa.ArrowInvalid):  # half a character is no id of any table
             return rows if len(wanted) == 1 else np.concatenate([self.find([one]) for one in wanted])
-        keys = hashes(asked)
+        keys = hashes(requested)
         at, left = np.searchsorted(self.keys, keys), np.arange(len(wanted))
         while True:  # more than once where ids share a hash
             left = left[at[left] < len(self)]
@@ -101,7 +101,7 @@ class IdIndex:
             if not len(left):
                 return rows
             there = self.by_key[at[left]]
-            same = pc.equal(self.ids.take(pa.array(there)), asked.take(pa.array(left)))
+            same = pc.equal(self.ids.take(pa.array(there)), requested.take(pa.array(left)))
             same = same.to_numpy(zero_copy_only=False)
             rows[left[same]] = there[same]
             left = left[~same]

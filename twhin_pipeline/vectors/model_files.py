@@ -199,11 +199,11 @@ class ModelTables:
     def parts(self, name: str) -> list[str]:
         """Return a table's Parquet files in the order of rows. Raises UserError where there is no such table."""
         prefix = f"{self.folder}/tables/{name}/"
-        found = [path for path in self.store.files_of(self.manifest) if path.startswith(prefix)]
-        if not found:
+        result = [path for path in self.store.files_of(self.manifest) if path.startswith(prefix)]
+        if not result:
             raise UserError(f"{self.folder}: {unknown('table', name, self.names)}")
         # Shards are laid on ranks in the order of rows, and a part's name is its rank.
-        return found
+        return result
 
     def blocks(self, name: str) -> Iterator[tuple[Array, Array]]:
         """Stream a table: rows int64 [n] and vectors float32 [n, D], in the order of rows."""
@@ -330,9 +330,9 @@ def _registered(path: str, asset: str, snapshot: str | None) -> tuple[Store, str
     for made in reversed(store.versions_of(asset, at)):
         manifest = store.manifest(asset, at, made)
         if model_version(manifest) == version:
-            whole = store.seen_as(None)
+            base = store.seen_as(None)
             with_it = [
-                whole.manifest(name, at, held)
+                base.manifest(name, at, held)
                 for name, held in manifest.parents.items()
                 if name.startswith("embeddings/")
             ]

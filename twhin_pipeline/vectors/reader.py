@@ -90,9 +90,9 @@ class TwhinEmbeddings:
         tables = self.__dict__.get("tables", {})
         if getter and getter["entity"] in tables:
             return partial(self.get_embedding, getter["entity"])
-        told = f"; {unknown('entity type', getter['entity'], tables)}" if getter else ""
+        message = f"; {unknown('entity type', getter['entity'], tables)}" if getter else ""
         known = ", ".join(tables)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{told} (entity types: {known})")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{message} (entity types: {known})")
 
     @cached_property
     def _scores(self) -> EdgeScores:
@@ -177,10 +177,10 @@ class TwhinEmbeddings:
         lengths = table.lengths() * np.linalg.norm(query)
 
         def cosines(part: slice) -> np.ndarray:
-            found = table.vectors[part] @ query / np.maximum(lengths[part], np.float32(1e-30))
+            result = table.vectors[part] @ query / np.maximum(lengths[part], np.float32(1e-30))
             if part.start <= row < part.stop:
-                found[row - part.start] = -np.inf
-            return found
+                result[row - part.start] = -np.inf
+            return result
 
         return self._best(table, k, cosines if untrained else _trained(table, cosines))
 
@@ -245,13 +245,13 @@ class TwhinEmbeddings:
         if which == "any":
             pair = (chosen.lhs, chosen.rhs)
             names = [one.name for one in self.config.relations if (one.lhs, one.rhs) == pair]
-        found = None if self.store is None else known_tails(self.store, self.snapshot, names, head)
-        if found is None:
+        result = None if self.store is None else known_tails(self.store, self.snapshot, names, head)
+        if result is None:
             warnings.warn(
                 f"there is no table raw_edges of {self.snapshot}, so known edges are not left out", stacklevel=3
             )
         itself = {head} if chosen.lhs == chosen.rhs else set()
-        return {str(tail) for tail in (found or set()) | itself}
+        return {str(tail) for tail in (result or set()) | itself}
 
     @staticmethod
     def _best(table: EntityTable, k: int, score: Callable[[slice], np.ndarray]) -> list[tuple[Any, float]]:
@@ -264,9 +264,9 @@ class TwhinEmbeddings:
         rows, values = np.empty(0, np.int64), np.empty(0, np.float32)
         for start in range(0, len(table), BATCH_ROWS):
             part = slice(start, min(start + BATCH_ROWS, len(table)))
-            found = score(part)
-            top = np.argpartition(-found, k - 1)[:k] if k < len(found) else np.arange(len(found))
-            rows, values = np.concatenate([rows, top + start]), np.concatenate([values, found[top]])
+            result = score(part)
+            top = np.argpartition(-result, k - 1)[:k] if k < len(result) else np.arange(len(result))
+            rows, values = np.concatenate([rows, top + start]), np.concatenate([values, result[top]])
             best = np.lexsort((rows, -values))[:k]
             best = best[values[best] > -np.inf]
             rows, values = rows[best], values[best]
