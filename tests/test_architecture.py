@@ -125,3 +125,9 @@ def test_tests_mirror_the_folders() -> None:
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("test_*.py"))}
     assert set(ORDER) - folders <= {"words", "entry"}
     assert folders - set(ORDER) <= {"assets", "benchmarks", "e2e", "packaging", "scripts"}
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """pytest imports them by their names alone; of two files of one name it collects neither."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name in set(names) if names.count(name) > 1] == []
