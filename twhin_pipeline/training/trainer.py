@@ -80,9 +80,9 @@ class Trainer:
         self.validator: Validator | None = None
 
         tables = UnshardedTables(config.model, table_sizes(config, store, snapshot), ranks.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(training.seed)  # tables have drawn numbers before, but those to be sharded
-            model = TwhinModel(config.model, tables, ranks.device)
+        if config.model.operator_init == "random":
+            torch.manual_seed(training.seed)  # tables that are not to be sharded have drawn numbers
+        model = TwhinModel(config.model, tables, ranks.device)
         self.sharded = maybe_shard_model(apply_optimizers(model, config.model), ranks.device, config.launch)
         self.optimizer, self.schedule = build_optimizer(self.sharded, config.model, self._total_steps(done=0))
         loss = LOSSES[config.loss.name](config.loss)
