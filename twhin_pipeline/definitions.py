@@ -30,7 +30,7 @@ from twhin_pipeline._dagster.resources.launcher import LauncherResource
 from twhin_pipeline._dagster.resources.store import StoreResource
 from twhin_pipeline._dagster.resources.tracking import TrackingResource
 from twhin_pipeline.graph.source import find_snapshots
-from twhin_pipeline.stages.publish import TABLE as PUBLISHED
+from twhin_pipeline.words import PUBLISHED
 
 STAGES = (edges, vocabularies, training_set, models, evaluation, embeddings, published)
 """Modules whose assets make up the chain (`twhin_pipeline/stages/chain.py`)."""

@@ -13,6 +13,8 @@ BOTH = "both"
 TRAIN, VALIDATION, TEST = range(3)
 PARTS = ("train", "validation", "test")
 """The parts' names, in the order of their numbers."""
+PUBLISHED = "published"
+"""The table of what was published: its rows map the vectors into the space of the release before."""
 REPEATS = "held_out/repeats"
 """The table of training edges that happen again in the test's time (`split.repeats`)."""
 

@@ -9,15 +9,19 @@ import tomllib
 from pathlib import Path
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 import yaml
 
 from twhin_pipeline._dagster.assets import provenance
 from twhin_pipeline._dagster.resources.configuration import ConfigurationResource
+from twhin_pipeline._dagster.resources.store import StoreResource
 from twhin_pipeline.checks import checks
 from twhin_pipeline.config import default_config_path, load_config
 from twhin_pipeline.definitions import build_defs, defs
 from twhin_pipeline.stages.chain import STAGES
+from twhin_pipeline.store import Store
+from twhin_pipeline.words import PUBLISHED
 
 CONCEPTS = (
     "checks", "execution", "jobs", "metadata", "partitions", "provenance", "schedules", "sensors", "steps",
@@ -172,3 +176,15 @@ def test_relations_that_are_found_later_need_no_source_to_load(tmp_path):
     made = build_defs(config_path=str(tmp_path / "mine.yaml"))
     description = made.resolve_asset_graph().get(dg.AssetKey("raw_edges")).description
     assert description is not None and description.endswith(", every other one of the source.")
+
+
+def test_the_schedule_asks_the_store_whether_the_newest_snapshot_is_published(tmp_path):
+    store = Store(str(tmp_path))
+    definitions = build_defs(resource_overrides={"store": StoreResource(root=str(tmp_path))})
+    schedule = definitions.resolve_schedule_def("retraining")
+    with dg.DagsterInstance.ephemeral() as instance:
+        for expected in (1, 0):
+            ticked = schedule.evaluate_tick(dg.build_schedule_context(instance))
+            assert len(ticked.run_requests or ()) == expected
+            with store.replace(PUBLISHED, "2025-08-09", config_hash="c") as draft:
+                draft.write(pa.table({"entity": ["user"]}))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from counted_reads import counted_reads
 
 from twhin_pipeline.graph import bucket_file
 from twhin_pipeline.graph.bucket_file import BucketFile
@@ -39,10 +40,7 @@ def test_a_bucket_has_what_was_added_to_it_in_that_order(
 
 
 def test_reads_grow_in_proportion_to_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket_file, "BYTES_AT_ONCE", 4000)
-    reads = []
-    plain = bucket_file.read_at
-    monkeypatch.setattr(bucket_file, "read_at", lambda *given: (reads.append(given[1].nbytes), plain(*given)))
+    reads = counted_reads(monkeypatch, 4000)
     counts = {}
     for pieces in (100, 400):
         reads.clear()

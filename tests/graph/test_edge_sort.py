@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from counted_reads import counted_reads
 
-from twhin_pipeline.graph import bucket_file, edge_sort
+from twhin_pipeline.graph import edge_sort
 from twhin_pipeline.graph.edge_sort import KINDS, EdgeSorter
 
 RELATIONS = np.array([2, -1, 0, 1], np.int32)
@@ -214,10 +215,7 @@ def test_reads_of_the_sort_grow_in_proportion_to_the_edges(tmp_path, monkeypatch
     monkeypatch.setattr(edge_sort, "EDGES_PER_BUCKET", 16)
     monkeypatch.setattr(edge_sort, "EDGES_AT_ONCE", 50)
     monkeypatch.setattr(edge_sort, "MOST_BUCKETS", 8)
-    monkeypatch.setattr(bucket_file, "BYTES_AT_ONCE", 4000)
-    reads = []
-    plain = bucket_file.read_at
-    monkeypatch.setattr(bucket_file, "read_at", lambda *given: (reads.append(given[1].nbytes), plain(*given)))
+    reads = counted_reads(monkeypatch, 4000)
     ranks = np.random.default_rng(1).permutation(60).astype(np.uint32)
     counts = {}
     for size in (1000, 4000):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
 import small_store
 from small_store import SNAPSHOT
 
-from twhin_pipeline import tracking
+from twhin_pipeline import load_model, tracking
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages.chain import STAGES, run_stage
 from twhin_pipeline.stages.run import Run
-from twhin_pipeline.store import Store, Verdict
+from twhin_pipeline.store import Store, Verdict, releases
 from twhin_pipeline.vectors.export import export
 
 
@@ -41,6 +44,7 @@ def registered(monkeypatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(tracking, "run_exists", lambda store, run_id: True)
     monkeypatch.setattr(tracking, "register_model", register)
+    monkeypatch.setattr(tracking, "set_champion", lambda store, uri: None)
     return found
 
 
@@ -94,3 +98,58 @@ def test_what_was_published_is_stale_once_its_vectors_are_made_anew(run, registe
     assert run.store.stale("published", SNAPSHOT) == []
     export(run.config, run.store, SNAPSHOT)
     assert "embeddings/user" in run.store.stale("published", SNAPSHOT)
+
+
+def test_the_registrys_champion_is_what_was_published_last(run, registered, monkeypatch):
+    champions = []
+    monkeypatch.setattr(tracking, "set_champion", lambda store, uri: champions.append(uri))
+    publish(run)
+    publish(run)
+    assert champions == ["models:/twhin/1", "models:/twhin/2"]
+
+
+def test_a_champion_that_cannot_be_moved_is_a_warning_and_the_release_is_current(run, registered, monkeypatch):
+    def away(store: Store, uri: str) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(tracking, "set_champion", away)
+    with pytest.warns(UserWarning, match=r"champion was not moved to models:/twhin/1: .*no route"):
+        publish(run)
+    assert releases.current(run.store).model_uri == "models:/twhin/1"
+
+
+def test_a_release_maps_its_vectors_into_the_space_of_the_one_before(run, registered):
+    publish(run)
+    first = releases.current(run.store)
+    publish(run)
+    details = run.store.manifest("published", SNAPSHOT).details
+    assert (details["compatible_with"], details["compatibility"]) == (first.name, "linear")
+    rows = {row["entity"]: row for row in run.store.read("published", SNAPSHOT).to_pylist()}
+    assert set(rows) == {"user", "item"} and rows["item"]["distance"] < 0.1
+    own, mapped = load_model(run.store.root), load_model(run.store.root, compatible_with=first.name)
+    ids = small_store.ids("item")[:5]
+    found = mapped.get_embedding("item", ids)
+    np.testing.assert_allclose(found, own.get_embedding("item", ids), atol=0.05)  # the same vectors, but for the ridge
+    assert found.dtype == np.float32 and not np.array_equal(found, own.get_embedding("item", ids))
+    assert mapped.neighbors("item", ids[0], 3) == own.neighbors("item", ids[0], 3)
+
+
+def test_without_maps_a_release_says_so_to_who_asks_for_one(run, registered):
+    publish(run)
+    first = releases.current(run.store)
+    export_section = run.config.export.model_copy(update={"compatibility": "none"})
+    publish(replace(run, config=run.config.model_copy(update={"export": export_section})))
+    assert run.store.manifest("published", SNAPSHOT).rows == 0
+    with pytest.raises(UserError, match=f"no map leads .* to {first.name}"):
+        load_model(run.store.root, compatible_with=first.name)
+
+
+def test_an_earlier_release_that_cannot_be_read_does_not_hold_the_new_one_back(run, registered):
+    publish(run)
+    first = releases.current(run.store)
+    gone = run.store.path("embeddings/user", SNAPSHOT, first.tables["embeddings/user"])
+    export(run.config, run.store, SNAPSHOT)
+    shutil.rmtree(gone)
+    with pytest.warns(UserWarning, match=f"no maps into the space of {first.name}"):
+        publish(run)
+    assert releases.current(run.store).name != first.name

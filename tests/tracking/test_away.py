@@ -24,7 +24,7 @@ from twhin_pipeline.cli.program import run_arguments
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages.chain import look_at_tracking
 from twhin_pipeline.store import Store
-from twhin_pipeline.tracking import outbox, server
+from twhin_pipeline.tracking import outbox, runs, server
 from twhin_pipeline.training import train
 from twhin_pipeline.training.trainer import Trainer
 
@@ -266,3 +266,30 @@ def test_runs_are_kept_in_a_store_whatever_its_path_is(tmp_path: Path, name: str
     run.finish()
     assert (tmp_path / name / "mlflow.db").stat().st_size > 0
     assert [path.read_text() for path in (tmp_path / name / "mlartifacts").rglob("here.txt")] == ["here"]
+
+
+def test_sending_that_broke_off_goes_on_in_the_same_run(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/later.db")
+    run_id = outbox.new_id()
+    outbox.add(store, run_id, {"kind": "run", "name": "one", "tags": {}, "time": 1})
+    for step in (1, 2):
+        outbox.add(store, run_id, {"kind": "metrics", "values": {"loss": 1.0 / step}, "step": step, "time": step})
+    original = runs.apply
+
+    def breaks_off(client: Any, became: str, event: dict[str, Any]) -> None:
+        if event.get("step") == 2:
+            raise ConnectionError("no route")
+        original(client, became, event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "apply", breaks_off)
+        with pytest.raises(ConnectionError):
+            tracking.send(store, run_id)
+    assert outbox.waiting(store) == [run_id]
+    became = tracking.send(store, run_id)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/later.db")
+    [experiment] = [one for one in client.search_experiments() if one.name == tracking.EXPERIMENT]
+    assert [run.info.run_id for run in client.search_runs([experiment.experiment_id])] == [became]
+    assert [(point.step, point.value) for point in client.get_metric_history(became, "loss")] == [(1, 1.0), (2, 0.5)]

@@ -119,6 +119,8 @@ def test_a_registered_model_has_its_metrics_and_leads_back_to_the_store(store: S
     for uri in (found, "models:/twhin@newest", f"models:/twhin@snapshot-{SNAPSHOT}", f"runs:/{run.run_id}/model"):
         there = tracking.pointer(uri)
         assert (there["store"], there["snapshot"]) == (store.root, SNAPSHOT)
+    tracking.set_champion(store, found)
+    assert str(run.client.get_model_version_by_alias("twhin", "champion").version) == "1"
     version = run.client.get_model_version("twhin", "1")
     assert version.tags["filtered_mrr"] == "0.25" and version.run_id == run.run_id
     assert run.client.get_run(run.run_id).data.metrics["filtered_mrr"] == 0.25

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import SNAPSHOT, planted_config, write_config, write_planted
+from stopped import stop_after
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.evaluation.evaluate import evaluate
 from twhin_pipeline.sharding import torchrec_tables, unsharded_tables
 from twhin_pipeline.store import Store
 from twhin_pipeline.training import launch, train
-from twhin_pipeline.training.dataset import EdgesDataset
 from twhin_pipeline.training.launch import TrainingCancelled
 from twhin_pipeline.vectors.model_files import ModelTables
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_tracking_store")]
 
 GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -33,14 +31,6 @@ GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", 
 @pytest.fixture(scope="module", autouse=True)
 def _cuda() -> None:
     assert torch.cuda.is_available(), "these tests need a CUDA device"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_tracking_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -215,23 +205,6 @@ def best(tables: ModelTables, metric: str) -> float:
     value = max(row["value"] for row in tables.read("metrics").to_pylist() if row["metric"] == metric)
     assert math.isfinite(value)
     return value
-
-
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """An event that stops the training at this step."""
-    stop, read = threading.Event(), 0
-    original = EdgesDataset.__iter__
-
-    def counted(self: EdgesDataset) -> Iterator[Any]:
-        nonlocal read
-        for batch in original(self):
-            read += self.num_epochs > 1
-            if read == steps - 1:  # the loop looks before it reads
-                stop.set()
-            yield batch
-
-    monkeypatch.setattr(EdgesDataset, "__iter__", counted)
-    return stop
 
 
 def without_test_edges(store: Store) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from twhin_pipeline.training.reporting import SilentReporter
 from twhin_pipeline.training.trainer import Trainer
 from twhin_pipeline.vectors.model_files import ModelTables
 
+pytestmark = pytest.mark.usefixtures("one_tracking_store")
+
 LATER = "2025-01-02"
 SUPPORT = Path(__file__).parents[1] / "support"
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -36,14 +37,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "rmsprop": {"rmsprop": {"lr": 0.01}},
     "sgd": {"sgd": {"lr": 0.1}},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_tracking_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        yield
 
 
 def configured(algorithm: str, **training: Any) -> TwhinConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import torch
 from helpers import SNAPSHOT, planted_config, write_config, write_planted
 from mlflow import MlflowClient
+from stopped import stop_after
 from torchrec.optim.keyed import CombinedOptimizer
 
 from twhin_pipeline.config import TwhinConfig
@@ -28,23 +28,15 @@ from twhin_pipeline.sharding.placement import unwrapped
 from twhin_pipeline.store import Store
 from twhin_pipeline.training import launch, train
 from twhin_pipeline.training.checkpoint import folder_of
-from twhin_pipeline.training.dataset import EdgesDataset
 from twhin_pipeline.training.launch import TrainingCancelled
 from twhin_pipeline.training.progress import Interval
 from twhin_pipeline.training.reporting import SilentReporter
 from twhin_pipeline.training.trainer import Trainer
 from twhin_pipeline.vectors.model_files import ModelTables
 
+pytestmark = pytest.mark.usefixtures("one_tracking_store")
+
 EPOCHS = 12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_tracking_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Making MLflow's SQLite file takes seconds: once for all tests here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        yield
 
 
 def make_store(path: Path, config: TwhinConfig) -> Store:
@@ -56,23 +48,6 @@ def make_store(path: Path, config: TwhinConfig) -> Store:
 def train_here(config: TwhinConfig, store: Store, **kwargs: Any) -> dict[str, Any]:
     """Train in this process, without a process group."""
     return train.run(config, store, SNAPSHOT, **kwargs)
-
-
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """An event that stops the training at this step."""
-    stop, read = threading.Event(), 0
-    original = EdgesDataset.__iter__
-
-    def counted(self: EdgesDataset) -> Iterator[Any]:
-        nonlocal read
-        for batch in original(self):
-            read += self.num_epochs > 1
-            if read == steps - 1:  # the loop looks before it reads
-                stop.set()
-            yield batch
-
-    monkeypatch.setattr(EdgesDataset, "__iter__", counted)
-    return stop
 
 
 def assert_same_training(a: Store, b: Store, *, exact: bool) -> None:

@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from counted_reads import counted_reads
 
 from twhin_pipeline.graph import bucket_file
 from twhin_pipeline.training_set import shuffle
@@ -96,10 +97,7 @@ def test_reads_grow_in_proportion_to_the_edges_and_their_order_does_not_depend_o
     """With as many buckets as pieces and a read for each pair of them, four times the edges took 16 times the reads."""
     monkeypatch.setattr(shuffle, "EDGES_PER_BUCKET", 16)
     monkeypatch.setattr(shuffle, "MOST_BUCKETS", 8)
-    monkeypatch.setattr(bucket_file, "BYTES_AT_ONCE", 4000)
-    reads = []
-    plain = bucket_file.read_at
-    monkeypatch.setattr(bucket_file, "read_at", lambda *given: (reads.append(given[1].nbytes), plain(*given)))
+    reads = counted_reads(monkeypatch, 4000)
     counts = {}
     for size in (1000, 4000):
         given = some_edges(0, size, 0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from twhin_pipeline.cli.arguments import AsJson, Home, open_store, to_stderr
 from twhin_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from twhin_pipeline.store.releases import Release
 
 commands = typer.Typer()
 Reason = Annotated[str, typer.Option("--reason", help="Why; stored with the move.")]
@@ -98,10 +101,7 @@ def drift_command(
         console.print_table(*release_tables.drift_shown(result, k))
 
 
-def _moved(release: object, note: str | None) -> None:
-    from twhin_pipeline.store.releases import Release
-
-    assert isinstance(release, Release)
+def _moved(release: Release, note: str | None) -> None:
     print(f"{release.name} of snapshot {release.snapshot} is current")
     if note:
         to_stderr(note)

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 from twhin_pipeline.config import TwhinConfig, relations, stage_settings
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.stages.publish import TABLE as PUBLISHED
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest, Store
-from twhin_pipeline.words import REPEATS
+from twhin_pipeline.words import PUBLISHED, REPEATS
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ vectors into the space of the release that was current before (`vectors.compatib
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages import promotion, refit
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Draft, Manifest, Store
-
-TABLE = "published"
+from twhin_pipeline.words import PUBLISHED
 
 
 def publish(run: Run) -> Manifest:
@@ -32,14 +33,16 @@ def publish(run: Run) -> Manifest:
     checks.require_passed(config, store, snapshot, ["evaluation", *vectors])
     model = refit.published(config, store, snapshot)
     parents = store.versions(snapshot, ["evaluation", *vectors]) | model.versions(snapshot, ["twhin_model"])
-    with store.replace(TABLE, snapshot, config_hash=config.hash(), parents=parents) as draft:
+    with store.replace(PUBLISHED, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
         draft.details |= _write_maps(run, draft, parents)
     catalog.refresh(store)
-    manifest = store.manifest(TABLE, snapshot)
+    manifest = store.manifest(PUBLISHED, snapshot)
     figures = tracking.finite(store.manifest("evaluation", snapshot).details["metrics"])
-    release = releases.make(store, snapshot, {TABLE: manifest.version}, figures, manifest.details.get("model"))
-    promotion.promote(store, release.name, releases.user(), "the blocking checks passed or were accepted")
+    release = releases.make(store, snapshot, {PUBLISHED: manifest.version}, figures, manifest.details.get("model"))
+    _, note = promotion.promote(store, release.name, releases.user(), "the blocking checks passed or were accepted")
+    if note is not None:
+        warnings.warn(note, stacklevel=2)
     return manifest
 
 
@@ -52,8 +55,14 @@ def _write_maps(run: Run, draft: Draft, versions: Mapping[str, str]) -> dict[str
     if before is None or kind == "none":
         draft.write(compatibility.SCHEMA.empty_table())
         return {}
-    with database.connect(run.config, run.store) as con:
-        draft.write(compatibility.table(con, run.store, before, versions, run.snapshot, kind))
+    try:
+        with database.connect(run.config, run.store) as con:
+            maps = compatibility.table(con, run.store, before, versions, run.snapshot, kind)
+    except UserError as error:  # an earlier release that cannot be read is no reason to hold the new one back
+        warnings.warn(f"the release has no maps into the space of {before.name}: {error}", stacklevel=2)
+        draft.write(compatibility.SCHEMA.empty_table())
+        return {}
+    draft.write(maps)
     return {"compatible_with": before.name, "compatibility": kind}
 
 

@@ -63,14 +63,17 @@ def events(store: Store, run_id: str) -> Iterator[Event]:
             return
 
 
-def settle(store: Store, run_id: str, became: str) -> None:
-    """Note which MLflow run has a run's events now, and remove them from the outbox."""
+def note(store: Store, run_id: str, became: str) -> None:
+    """Note which MLflow run a run has become."""
     place = folder(store)
-    if became != run_id:
-        draft = place / f"{SENT}.{os.getpid()}"
-        draft.write_text(json.dumps({**_sent(store), run_id: became}, indent=1), encoding="utf-8")
-        os.replace(draft, place / SENT)
-    (place / f"{run_id}.jsonl").unlink()
+    draft = place / f"{SENT}.{os.getpid()}"
+    draft.write_text(json.dumps({**_sent(store), run_id: became}, indent=1), encoding="utf-8")
+    os.replace(draft, place / SENT)
+
+
+def remove(store: Store, run_id: str) -> None:
+    """Remove a run's events, which have been sent."""
+    (folder(store) / f"{run_id}.jsonl").unlink()
 
 
 def _sent(store: Store) -> dict[str, str]:

@@ -198,6 +198,7 @@ def send(store: Store, run_id: str) -> str:
                 experiment_id(store), start_time=start["time"], tags=start["tags"], run_name=start["name"]
             )
             became = str(run.info.run_id)
+            outbox.note(store, run_id, became)  # now, so that one that breaks off goes on in the same run
         for event in events:
             if event["kind"] != "run":
                 apply(client, became, event)
@@ -205,7 +206,7 @@ def send(store: Store, run_id: str) -> str:
 
     within(server.SERVER_LIMIT_S, lambda: client.search_experiments(max_results=1))
     became = within(server.limit_s(store) + len(events), log)
-    outbox.settle(store, run_id, became)
+    outbox.remove(store, run_id)
     return became
 
 

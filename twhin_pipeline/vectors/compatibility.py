@@ -20,10 +20,9 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store, database
 from twhin_pipeline.store.releases import Release, read
 from twhin_pipeline.vectors.model_files import vectors_of
+from twhin_pipeline.words import PUBLISHED
 
 Array = np.ndarray[Any, Any]
-PUBLISHED = "published"
-"""The table that holds a release's maps."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,8 @@ SCHEMA = pa.schema(
     ]
 )
 """The table of a release's maps, a row an entity type: the ids it was fitted to, the matrix row after row, and the mean
-distance of the kept ids' vectors to their earlier ones, as a share of those's mean length, without and with the map."""
+distance of the kept ids' vectors to their earlier ones, as a share of the earlier ones' mean length, without a map and
+with one. That one is fitted to half of the ids and measured on the others."""
 LIMIT = 200_000
 """Kept ids that a map is fitted to, at most."""
 
@@ -152,11 +152,23 @@ def table(
         if len(both.after) <= both.after.shape[1] or (kind == "orthogonal" and both.before.shape != both.after.shape):
             continue
         matrix = FITS[kind](both.before, both.after)
-        apart = _distance(both.before, both.after) if both.before.shape == both.after.shape else None
         size = (len(both.after), *matrix.shape)
-        rows.append((entity, *size, matrix.ravel(), apart, _distance(both.before, both.after @ matrix)))
+        rows.append((entity, *size, matrix.ravel(), *_distances(both, kind)))
     columns = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(SCHEMA)]
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _distances(both: Shared, kind: str) -> tuple[float | None, float | None]:
+    """Return how far ids are from their earlier vectors without a map, and with one that other ids were fitted to.
+
+    None without a map where the dimensions differ, and with one where half of the ids are too few to fit it.
+    """
+    apart = _distance(both.before, both.after) if both.before.shape == both.after.shape else None
+    half = len(both.after) // 2
+    if half <= both.after.shape[1]:
+        return apart, None
+    matrix = FITS[kind](both.before[:half], both.after[:half])
+    return apart, _distance(both.before[half:], both.after[half:] @ matrix)
 
 
 def _distance(before: Array, after: Array) -> float:
