@@ -1,4 +1,4 @@
-"""Published: the last step, after the vectors' checks: the model in MLflow's registry, and the catalog."""
+"""Published: the last step, after the vectors' checks: a release, the model in MLflow's registry, the catalog."""
 
 from typing import Any
 
@@ -15,7 +15,10 @@ STAGE = STAGES["publish"]
 
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Return the stage."""
-    text = "The snapshot's model in MLflow's registry, and every table as a view in `catalog.duckdb`."
+    text = (
+        "The snapshot's release, which becomes current; its model in MLflow's registry; and every table as a view in "
+        "`catalog.duckdb`. The rows are maps from its vectors into the space of the release before."
+    )
     specs = [
         steps.spec(
             table, STAGE, config, group="published", description=text, code="stages.publish", kinds=["mlflow", "duckdb"]
@@ -32,4 +35,6 @@ def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
     if "model" in details:
         shown["mlflow_model_page"] = step.tracking.model_link(step.store, details["model"])
         shown["mlflow_run"] = step.tracking.link(step.store, details["mlflow_run_id"])
+    if "compatible_with" in details:
+        shown["compatible_with"] = details["compatible_with"]
     return shown | {"catalog": dg.MetadataValue.path(details["catalog"])}

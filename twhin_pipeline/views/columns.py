@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twhin_pipeline.words import PUBLISHED
+
 _EDGES = {
     "chunk": "Number of the edge's chunk, from 0. A chunk has edges of one relation, which share sampled negatives.",
     "lhs": "Row of the head in the embedding table of its entity type.",
@@ -80,6 +82,16 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "rhs": "Entity type of its tails.",
         "operator": "What is applied to the head's vector before it is compared with the tail's.",
         "embedding": "The operator's parameters.",
+    },
+    PUBLISHED: {
+        "entity": "The entity type.",
+        "ids": "How many ids of both releases the map was fitted to.",
+        "rows": "Dimension of the new vectors.",
+        "columns": "Dimension of the earlier ones.",
+        "matrix": "The map, row after row: `vector @ matrix` is in the space of the release before.",
+        "distance_before": "Mean distance of an id's new vector to its earlier one, as a share of the earlier ones' mean "
+        "length.",
+        "distance": "The same with a map that was fitted to half of the ids, measured on the others.",
     },
 }
 DESCRIPTIONS["refit/twhin_model"] = DESCRIPTIONS["twhin_model"]
