@@ -141,11 +141,11 @@ def _fill(
     ids = store.read(f"vocabulary/{table.name}", snapshot, ["id"]).column("id").combine_chunks()
     shards = [(first, rows, ids.slice(first, len(rows))) for first, rows in local_shards(target)]
     filled = 0
-    for result, values in vectors:
+    for theirs, values in vectors:
         # Integers among texts are the texts that they are written as, as in vocabularies; never the other way round.
-        if not (pa.types.is_integer(result.type) or (_is_text(result.type) and _is_text(ids.type))):
+        if not (pa.types.is_integer(theirs.type) or (_is_text(theirs.type) and _is_text(ids.type))):
             raise UserError(
-                f"{origin}: ids are {result.type}, but those of {table.name!r} are {ids.type}; convert them"
+                f"{origin}: ids are {theirs.type}, but those of {table.name!r} are {ids.type}; convert them"
             )
         if values.ndim > 1 and values.shape[1] != table.embedding_dim:
             raise UserError(
@@ -153,7 +153,7 @@ def _fill(
                 f"{table.embedding_dim}; make them equal"
             )
         for _, rows, known in shards:
-            place = pc.index_in(result.cast(ids.type), value_set=known)
+            place = pc.index_in(theirs.cast(ids.type), value_set=known)
             matched = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
             if len(matched):
                 where = torch.from_numpy(place.drop_null().to_numpy().astype(np.int64)).to(rows.device)
@@ -301,7 +301,7 @@ def _checkpoint_in(path: str) -> str | None:
     fs, plain = fsspec.core.url_to_fs(path)
     if fs.exists(f"{plain}/.metadata"):
         return path.rstrip("/")
-    steps = [str(result).split("/")[-2] for result in fs.glob(f"{plain}/step-*/.metadata")]
+    steps = [str(file).split("/")[-2] for file in fs.glob(f"{plain}/step-*/.metadata")]
     steps = sorted((step for step in steps if STEP.fullmatch(step)), key=lambda step: int(step.removeprefix("step-")))
     return f"{path.rstrip('/')}/{steps[-1]}" if steps else None
 

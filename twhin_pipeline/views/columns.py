@@ -89,7 +89,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "rows": "Dimension of the new vectors.",
         "columns": "Dimension of the earlier ones.",
         "matrix": "The map, row after row: `vector @ matrix` is in the space of the release before.",
-        "distance_before": "Mean distance of an id's new vector to its earlier one, as a share of the earlier mean length.",
+        "distance_before": "Mean distance of an id's new vector to its earlier one, in mean earlier lengths.",
         "distance": "The same with a map that was fitted to half of the ids, measured on the others.",
     },
 }
