@@ -25,6 +25,7 @@ ORDER = (
     "evaluation",
     "training",
     "checks",
+    "lifecycle",
     "views",
     "stages",
     "operations",

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.lifecycle.drift import compared, drift
 from twhin_pipeline.store import Store, database, releases
 from twhin_pipeline.store.releases import Release
 from twhin_pipeline.vectors import compatibility
-from twhin_pipeline.vectors.drift import compared, drift
 from twhin_pipeline.vectors.model_files import vectors_array
 
 D = 6

@@ -42,7 +42,7 @@ def promote_command(
     home: Home = None,
 ) -> None:
     """Make a release the current one, on the record; MLflow's alias `champion` follows."""
-    from twhin_pipeline.stages import promotion
+    from twhin_pipeline.lifecycle import promotion
     from twhin_pipeline.store import releases
 
     _moved(*promotion.promote(open_store(home), release, releases.user(), reason))
@@ -60,7 +60,7 @@ def rollback_command(
 
     Readers that have the other one open read on; the next that open the store get this one.
     """
-    from twhin_pipeline.stages import promotion
+    from twhin_pipeline.lifecycle import promotion
     from twhin_pipeline.store import releases
 
     store = open_store(home)
@@ -86,8 +86,8 @@ def drift_command(
     """
     from dataclasses import asdict
 
+    from twhin_pipeline.lifecycle.drift import drift
     from twhin_pipeline.store import database
-    from twhin_pipeline.vectors.drift import drift
     from twhin_pipeline.views import console, release_tables
 
     store = open_store(home)

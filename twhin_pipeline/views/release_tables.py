@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.lifecycle.drift import Drift
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import Release
-from twhin_pipeline.vectors.drift import Drift
 
 Shown = tuple[list[str], list[tuple[str, ...]]]
 HEADLINES = ("filtered_mrr", "recall@20", "auc")

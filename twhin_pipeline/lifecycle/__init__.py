@@ -1,0 +1,1 @@
+"""Day after day: what changed between releases, and which one consumers see."""
