@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.lifecycle import promotion, refit
+from twhin_pipeline.lifecycle import promotion
+from twhin_pipeline.stages import refit
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Draft, Manifest, Store
 from twhin_pipeline.words import PUBLISHED
