@@ -20,6 +20,7 @@ from twhin_pipeline._dagster.assets import (
     models,
     partitions,
     published,
+    releases,
     schedules,
     sensors,
     training_set,
@@ -32,8 +33,18 @@ from twhin_pipeline._dagster.resources.tracking import TrackingResource
 from twhin_pipeline.graph.source import find_snapshots
 from twhin_pipeline.words import PUBLISHED
 
-STAGES = (edges, vocabularies, training_set, models, evaluation, embeddings, published)
-"""Modules whose assets make up the chain (`twhin_pipeline/stages/chain.py`)."""
+STAGES = (
+    edges.make,
+    vocabularies.make,
+    training_set.make,
+    models.make,
+    evaluation.make,
+    embeddings.make,
+    releases.comparison,
+    published.make,
+    releases.decision,
+)
+"""What makes the chain's assets, stage by stage (`twhin_pipeline/stages/chain.py`)."""
 
 
 def build_defs(
@@ -63,7 +74,7 @@ def build_defs(
     def is_published(snapshot: str) -> bool:
         return bool(store.open().exists(PUBLISHED, snapshot))
 
-    made = [definition for stage in STAGES for definition in stage.make(config, snapshots)]
+    made = [definition for stage in STAGES for definition in stage(config, snapshots)]
     return dg.Definitions(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],

@@ -78,7 +78,7 @@ def test_there_is_one_chain_with_one_asset_a_table():
     assert names == {
         "raw_edges", "raw_edges_rejected", "training_set/positives", "training_set/negatives", "held_out/validation",
         "held_out/validation_negatives", "held_out/test", "twhin_model", "evaluation", "refit/twhin_model",
-        "embeddings/relations", "published",
+        "embeddings/relations", "drift", "published", "promotion",
         *(f"vocabulary/{entity}" for entity in entities), *(f"embeddings/{entity}" for entity in entities),
     }  # fmt: skip
     graph = defs.resolve_asset_graph()
@@ -118,7 +118,12 @@ def test_the_steps_are_the_stages_of_the_chain():
 def test_a_model_is_registered_after_the_checks_of_its_vectors():
     graph = defs.resolve_asset_graph()
     parents = {provenance.table(key) for key in graph.get(dg.AssetKey("published")).parent_keys}
-    assert parents == {"evaluation", "embeddings/relations", *(f"embeddings/{n}" for n in CONFIG.model.table_names)}
+    assert parents == {
+        "evaluation",
+        "embeddings/relations",
+        "drift",
+        *(f"embeddings/{n}" for n in CONFIG.model.table_names),
+    }
 
 
 def test_a_module_is_one_concept_of_dagster_and_says_what_belongs_there():

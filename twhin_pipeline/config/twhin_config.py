@@ -27,6 +27,7 @@ from twhin_pipeline.config.data import (
     VocabularyConfig,
 )
 from twhin_pipeline.config.model import TwhinModelConfig
+from twhin_pipeline.config.promotion import PromotionConfig
 from twhin_pipeline.config.training import (
     EvaluationConfig,
     ExportConfig,
@@ -86,6 +87,8 @@ class TwhinConfig(Section):
     """What is measured, and what must be reached."""
     export: ExportConfig = ExportConfig()
     """How embedding tables are written."""
+    promotion: PromotionConfig = PromotionConfig()
+    """What a release must show before consumers get it."""
     launch: LaunchConfig = LaunchConfig()
     """Processes and memory."""
     tune: TuneConfig = TuneConfig()
@@ -108,6 +111,11 @@ class TwhinConfig(Section):
         if self.split.repeats and (self.train_data.limit is not None or self.train_data.offset is not None):
             raise ValueError("split.repeats needs all training edges; leave train_data.limit and offset out")
         self._candidates()
+        for name, limit in self.promotion.drift:
+            for entity in limit if isinstance(limit, dict) else ():
+                if entity not in self.model.table_names:
+                    known = unknown("entity type", entity, self.model.table_names)
+                    raise ValueError(f"promotion.drift.{name}: {known}")
         ranks = self.launch.nproc_per_node * self.launch.nnodes
         for table in self.model.embeddings.tables:
             if table.optimizer.unsharded and ranks > 1:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.lifecycle import promotion
 from twhin_pipeline.lifecycle.drift import Drift
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import Release
@@ -18,15 +19,20 @@ HEADLINES = ("filtered_mrr", "recall@20", "auc")
 def listed(store: Store) -> list[dict[str, Any]]:
     """Return the releases, oldest snapshot first: name, snapshot, created, state, since, by, reason, figures, model.
 
-    The state is `current`; `former`, which it was before; or `published`, which never was.
+    The state is `current`; `former`, which it was before; `held`, where a gate held it back; or `waiting`, where
+    nothing has been decided.
     """
+    decided = promotion.decisions(store)
     moves = releases.history(store)
     last = {move.release: move for move in moves}
     rows = []
     for name in releases.names(store):
         release = releases.read(store, name)
         move = last.get(name)
-        state = "published" if move is None else "current" if moves[-1].release == name else "former"
+        decision = decided.get(name, {})
+        state = decision.get("decision", "waiting") if move is None else "former"
+        if move is not None and moves[-1].release == name:
+            state = "current"
         rows.append(
             {
                 "release": name,
@@ -35,7 +41,7 @@ def listed(store: Store) -> list[dict[str, Any]]:
                 "state": state,
                 "since": move.at if move else None,
                 "by": move.by if move else None,
-                "reason": move.reason if move else None,
+                "reason": move.reason if move else decision.get("reason"),
                 "figures": dict(release.figures),
                 "model": release.model_uri,
             }
@@ -65,6 +71,21 @@ def shown(rows: Sequence[dict[str, Any]]) -> Shown:
     ]
 
 
+def pivoted(rows: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Return the table `drift` with a row for each entity type, or relation, and a column for each metric.
+
+    Of a figure with a confidence interval, `<metric>_low` and `<metric>_high` are columns too.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["kind"] == kind:
+            of_name = result.setdefault(row["name"], {"name": row["name"]})
+            of_name[row["metric"]] = row["value"]
+            if row["low"] is not None:
+                of_name |= {f"{row['metric']}_low": row["low"], f"{row['metric']}_high": row["high"]}
+    return list(result.values())
+
+
 def two(store: Store, before: str | None, after: str | None) -> tuple[Release, Release]:
     """Return the two releases to compare: those named, else the newest and the one before it.
 
@@ -88,7 +109,7 @@ def drift_shown(found: Sequence[Drift], k: int) -> Shown:
     """Return the drift as a table for people."""
     header = [
         "entity", "kept", "new", "departed", "cosine", "5 % below", "after rotation", "distance", "length",
-        f"same {k} neighbors",
+        f"same {k} neighbors", "consumer AUC", "on new", "mapped",
     ]  # fmt: skip
     return header, [
         (
@@ -99,6 +120,10 @@ def drift_shown(found: Sequence[Drift], k: int) -> Shown:
             *map(
                 _number,
                 (one.cosine, one.cosine_p05, one.aligned_cosine, one.distance, one.length, one.neighbors),
+            ),
+            *map(
+                _number,
+                (one.consumer.auc, one.consumer.auc_new, one.consumer.auc_mapped) if one.consumer else [None] * 3,
             ),
         )
         for one in found

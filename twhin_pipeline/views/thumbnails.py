@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,42 @@ def scatter(points: np.ndarray, groups: Sequence[str]) -> str:
             dots = "".join(f"M{a},{b}z" for a, b in zip(x[mine].tolist(), y[mine].tolist(), strict=True))
             drawn += f"<path d='{dots}' stroke='{colour}'/>"
     return _svg(f"<g stroke-width='3' stroke-linecap='round'>{drawn}</g>")
+
+
+DRIFT_BARS = (
+    ("cosine", "cosine"),
+    ("neighbors@10", "same neighbors"),
+    ("consumer_auc", "consumer AUC, old"),
+    ("consumer_auc_new", "new"),
+    ("consumer_auc_mapped", "through the map"),
+)
+"""What the picture of drift shows of an entity type: metric and label."""
+DRIFT_TYPES = 3
+
+
+def drift(types: Sequence[Mapping[str, Any]]) -> str:
+    """Draw a bar from 0 to 1 for each of `DRIFT_BARS`, for the entity types with the most ids.
+
+    Args:
+        types: By entity type `name`, `kept` and the metrics that were measured.
+    """
+    largest = sorted(types, key=lambda row: -float(row.get("kept", 0)))[:DRIFT_TYPES]
+    drawn = ""
+    width, left = (WIDTH - 4) // max(len(largest), 1), 2
+    for number, row in enumerate(largest):
+        x = left + number * width
+        name = str(row["name"]).replace("&", "&amp;").replace("<", "&lt;")[:12]
+        drawn += f"<text x='{x}' y='5'>{name}</text>"
+        for place, (metric, label) in enumerate(DRIFT_BARS):
+            value = row.get(metric)
+            if value is not None:
+                y = 8 + 10 * place
+                length = round((width - 4) * min(max(float(value), 0.0), 1.0))
+                drawn += f"<path d='M{x} {y}h{length}' stroke='{COLOURS[place > 1]}'/>"
+                drawn += (
+                    f"<text x='{x}' y='{y + 6}' font-size='4'>{float(value):.2f}{f' {label}' * (not number)}</text>"
+                )
+    return _svg(f"<g stroke-width='2'>{drawn}</g>".replace("<text", "<text stroke='none'"))
 
 
 def _svg(inner: str) -> str:
