@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from twhin_pipeline._dagster.assets import (
+    automation,
     edges,
     embeddings,
     evaluation,
@@ -30,8 +31,9 @@ from twhin_pipeline._dagster.resources.configuration import ConfigurationResourc
 from twhin_pipeline._dagster.resources.launcher import LauncherResource
 from twhin_pipeline._dagster.resources.store import StoreResource
 from twhin_pipeline._dagster.resources.tracking import TrackingResource
+from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.graph.source import find_snapshots
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.store import Store
 
 STAGES = (
     edges.make,
@@ -61,7 +63,11 @@ def build_defs(
     """
     configuration = ConfigurationResource(path=config_path or "")
     config = configuration.load()
-    snapshots = partitions.snapshots(config)
+
+    def find() -> list[str]:
+        return find_snapshots(configuration.load())
+
+    snapshots = partitions.Snapshots(find)
     resources = {
         "configuration": configuration,
         "store": StoreResource(),
@@ -71,17 +77,23 @@ def build_defs(
     }
     store = resources["store"]
 
-    def is_published(snapshot: str) -> bool:
-        return bool(store.open().exists(PUBLISHED, snapshot))
+    def load() -> tuple[TwhinConfig, Store]:
+        return configuration.load(), store.open()
 
+    partitions.register_at_load(find)
     made = [definition for stage in STAGES for definition in stage(config, snapshots)]
     return dg.Definitions(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
         jobs=[jobs.chain, jobs.tune(snapshots)],
-        schedules=[schedules.retraining(lambda: find_snapshots(configuration.load()), is_published)],
-        sensors=[sensors.alert],
+        schedules=[schedules.retraining(load, find)],
+        sensors=[
+            sensors.register_snapshots(find),
+            sensors.new_snapshots(load, find),
+            automation.sensor(),
+            sensors.alert,
+        ],
     )
 
 

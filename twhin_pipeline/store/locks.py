@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from twhin_pipeline.errors import UserError
+from twhin_pipeline.errors import UnavailableError, UserError
 
 LOCK, WRITER = ".lock", ".writer.json"
 WAIT_S = 10.0
@@ -45,7 +45,7 @@ def writing(fs: Any, is_local: bool, folders: Sequence[str], what: str) -> Itera
         what: What is written, for the message.
 
     Raises:
-        UserError: Another writer holds one, and did not let go within `WAIT_S`; the message names it.
+        UnavailableError: Another writer holds one, and did not let go within `WAIT_S`; the message names it.
     """
     with ExitStack() as stack:
         for folder in sorted(set(folders)):
@@ -146,8 +146,8 @@ def _lease(fs: Any, folder: str, what: str) -> Iterator[None]:
                 fs.rm_file(path)
 
 
-def _refused(what: str, writer: dict[str, Any]) -> UserError:
+def _refused(what: str, writer: dict[str, Any]) -> UnavailableError:
     who = "another process"
     if writer:
         who = f"process {writer.get('process')} on {writer.get('host')}, since {writer.get('since')}"
-    return UserError(f"{what}: is being written by {who}; wait until it is done, or end it, and run this again")
+    return UnavailableError(f"{what}: is being written by {who}; wait until it is done, or end it, and run this again")
