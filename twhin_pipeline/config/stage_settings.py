@@ -31,7 +31,14 @@ SCORING = re.compile(
 """Paths of the fields that say how a trained model scores an edge."""
 
 
-ADDED: dict[str, Any] = {"time_unit": "s", "normalize_ids": []}
+ADDED: dict[str, Any] = {
+    "time_unit": "s",
+    "normalize_ids": [],
+    "new_ids": "random",
+    "keep_departed": 30,
+    "pull": 0.0,
+    "freeze": False,
+}
 """Fields that an earlier version did not have, by their last name, with the value that says what it did."""
 
 
