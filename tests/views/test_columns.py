@@ -32,7 +32,8 @@ def test_the_columns_of_vocabularies_models_and_vectors_are_those_that_are_descr
     small = small_store.make(tmp_path, config=small_store.config(training={"refit": False}))
     export(small.config, small.store, SNAPSHOT)
     for table in ("vocabulary/user", "twhin_model", "embeddings/user", "embeddings/relations"):
-        assert set(described(table)) == set(small.store.manifest(table, SNAPSHOT).schema), table
+        sometimes = {"row_before"} if table.startswith("vocabulary") else set()  # of a compacted one
+        assert set(described(table)) - sometimes == set(small.store.manifest(table, SNAPSHOT).schema), table
 
 
 def test_a_description_is_a_sentence():

@@ -43,7 +43,14 @@ SCORING = re.compile(
 SNAPSHOTS = re.compile(r"(source|sources\.\w+)\.snapshots\b")
 """Paths of the fields that list snapshots; tables that an earlier version made have them among their settings."""
 
-ADDED: dict[str, Any] = {"time_unit": "s", "normalize_ids": []}
+ADDED: dict[str, Any] = {
+    "time_unit": "s",
+    "normalize_ids": [],
+    "new_ids": "random",
+    "keep_departed": 30,
+    "pull": 0.0,
+    "freeze": False,
+}
 """Fields that an earlier version did not have, by their last name, with the value that says what it did."""
 
 

@@ -73,6 +73,13 @@ def vocabulary(run: Run) -> None:
     numbering.build(run.config, run.store, run.snapshot)
 
 
+def compact(run: Run) -> None:
+    """Number the entities, without the rows of those that were evicted."""
+    from twhin_pipeline.graph import vocabulary as numbering
+
+    numbering.build(run.config, run.store, run.snapshot, compact=True)
+
+
 def sample(run: Run) -> None:
     """Split the edges and sample negatives."""
     from twhin_pipeline.training_set import negatives, positives
@@ -207,6 +214,10 @@ STAGES: dict[str, Stage] = {
         Stage("decide", "Promote the release, or hold it back.", decide, (PROMOTION,), (PUBLISHED, DRIFT)),
     )
 }  # fmt: skip
+
+
+COMPACTION = replace(STAGES["vocabulary"], function=compact)
+"""In place of the stage `vocabulary`, for one snapshot; it is no part of the chain."""
 
 
 def make(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
