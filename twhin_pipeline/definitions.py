@@ -20,6 +20,7 @@ from twhin_pipeline._dagster.assets import (
     models,
     partitions,
     published,
+    retention,
     schedules,
     sensors,
     training_set,
@@ -68,8 +69,11 @@ def build_defs(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
-        jobs=[jobs.chain, jobs.tune(snapshots)],
-        schedules=[schedules.retraining(lambda: find_snapshots(configuration.load()), is_published)],
+        jobs=[jobs.chain, jobs.tune(snapshots), retention.job],
+        schedules=[
+            schedules.retraining(lambda: find_snapshots(configuration.load()), is_published),
+            retention.schedule(),
+        ],
         sensors=[sensors.alert],
     )
 

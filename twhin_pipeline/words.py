@@ -15,6 +15,8 @@ PARTS = ("train", "validation", "test")
 """The parts' names, in the order of their numbers."""
 PUBLISHED = "published"
 """The table of what was published: its rows map the vectors into the space of the release before."""
+MODELS = ("twhin_model", "refit/twhin_model")
+"""The tables of models."""
 REPEATS = "held_out/repeats"
 """The table of training edges that happen again in the test's time (`split.repeats`)."""
 

@@ -27,6 +27,7 @@ MAKERS = {
     "embeddings": "export",
     "refit": "refit",
     "published": "publish",
+    "seen_edges": "prune",
 }
 """The command that makes a table, by the first part of the table's name."""
 
