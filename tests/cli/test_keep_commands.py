@@ -97,3 +97,18 @@ def test_a_pin_keeps_a_release_and_the_list_of_releases_says_so(
     assert run("unpin", published[0].name, home=store) == 0
     assert run("prune", "-c", config, "--yes", home=store) == 0
     assert releases.names(store) == [one.name for one in published[2:]]
+
+
+def test_the_chain_behind_a_vector_is_shown_for_people_and_for_programs(
+    made: tuple[Store, list[Release]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, published = made
+    assert run("lineage", "user", "u03", home=store) == 0
+    shown = capsys.readouterr().out
+    for text in (published[-1].name, "started from", "embeddings/user", published[-1].tables["raw_edges"], "likes"):
+        assert text in shown
+    assert run("lineage", "user", "u03", "--release", published[0].name, "--json", home=store) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["release"]["name"] == published[0].name and not found["release"]["current"]
+    assert found["tables"][0]["version"] == published[0].tables["embeddings/user"] and found["edges"]
+    assert run("lineage", "user", "nobody", home=store) == 2

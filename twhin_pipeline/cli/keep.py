@@ -92,3 +92,32 @@ def unpin_command(release: Release, home: Home = None) -> None:
 
     releases.unpin(open_store(home), release)
     print(f"{release} is not pinned any more")
+
+
+@commands.command("lineage", rich_help_panel="Look")
+def lineage_command(
+    entity: Annotated[str, typer.Argument(help="The entity type.")],
+    id: Annotated[str, typer.Argument(help="The entity's id.")],
+    release: Annotated[
+        str | None,
+        typer.Option("--release", "-r", help="A release, as `twhin releases` lists it; default: the current."),
+    ] = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the chain behind a vector, from its release to the source's files.
+
+    Each table with its version, code and configuration; the model with what it started from; the entity's edges by
+    relation; and the files that were read, with size, time and checksum as far as they are known.
+    """
+    from twhin_pipeline.lifecycle.lineage import trace
+    from twhin_pipeline.store import database
+    from twhin_pipeline.views import console, lineage_tables
+
+    store = open_store(home)
+    with database.connect(store=store) as con:
+        found = trace(con, store, entity, id, release)
+    if as_json:
+        console.print_json(found.as_dict())
+    else:
+        lineage_tables.show(found)

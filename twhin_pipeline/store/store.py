@@ -7,7 +7,7 @@
 
 Readers get the newest version that no check has refused. A writer fills a new version's folder and then writes its
 manifest, so a crash leaves the older ones as they were and nothing that a reader would take for finished. No writer
-removes or changes another version.
+removes or changes another version; retention alone removes versions (`lifecycle/retention.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from twhin_pipeline.store.manifest import FORMER, MANIFEST, VERDICT, Manifest, V
 DEFAULT_HOME = ".twhin"
 _DEEPEST = 2
 """Slashes in a table's name at most, such as `refit/training_set/positives`."""
-_NO_TABLES = ("releases", "retention", "tracking", "mlartifacts", "dagster_home")
+_NO_TABLES = ("releases", "retention", "tracking", "mlartifacts", "dagster_home", "logs", "tune")
 """Folders of the root that hold no tables."""
 _STAMP = "%Y%m%dT%H%M%S.%f"
 VIEWS = {"refit": {name: f"refit/{name}" for name in ("training_set", "held_out", "twhin_model")}}
@@ -293,10 +293,7 @@ class Store:
 
     def write_text(self, parts: Sequence[str], text: str) -> None:
         """Write a small file under the root at once: a reader sees the old one or the new one."""
-        place = self.path(*parts)
-        if self.is_local:
-            Path(place).parent.mkdir(parents=True, exist_ok=True)
-        self.put(place, text)
+        self.write_bytes(self.path(*parts), text.encode())
 
     def _text(self, place: str) -> str:
         if self.is_local:
@@ -305,12 +302,21 @@ class Store:
 
     def put(self, place: str, text: str) -> None:
         """Write a small file at once: a reader sees the old one or the new one."""
+        self._put(place, text.encode())
+
+    def write_bytes(self, place: str, content: bytes) -> None:
+        """Write a small file at a path or URL of the store at once; its folder is made where there is none."""
+        if self.is_local:
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+        self._put(place, content)
+
+    def _put(self, place: str, content: bytes) -> None:
         if self.is_local:
             draft = f"{place}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            Path(draft).write_text(text, encoding="utf-8")
+            Path(draft).write_bytes(content)
             os.replace(draft, place)
         else:
-            self.fs.pipe_file(self.fs._strip_protocol(place), text.encode())
+            self.fs.pipe_file(self.fs._strip_protocol(place), content)
 
     def files(self, asset: str, snapshot: str) -> list[str]:
         """Return the table's Parquet files (paths, or URLs in a remote store), in order."""
