@@ -25,6 +25,7 @@ from twhin_pipeline.lifecycle import promotion, removal, retention
 from twhin_pipeline.lifecycle.removal import Outcome
 from twhin_pipeline.store import Store, Verdict, locks, releases, removals
 from twhin_pipeline.store.draft import unfinished
+from twhin_pipeline.vectors.model_files import locate
 
 LEAST = {"releases": 1, "snapshots": 1}
 
@@ -402,6 +403,47 @@ def test_an_interrupted_training_keeps_the_tables_that_it_would_go_on_with(store
     prune(store, **LEAST)
     assert store.exists("training_set/positives", at) and store.exists("vocabulary/user", at)
     assert not store.exists("training_set/positives", days.name(1))
+
+
+def test_what_trainings_printed_goes_after_a_while(store: Store) -> None:
+    days.make(store, 0)
+    for at, age in ((days.name(0), 9), (days.name(1), 1)):
+        log = Path(store.path("logs", "train", at, "run", "stderr.log"))
+        log.parent.mkdir(parents=True)
+        log.write_text("step 1")
+        os.utime(log, ((NOW - timedelta(days=age)).timestamp(),) * 2)
+    prune(store)
+    assert store.children("logs/train") == [days.name(1)]
+
+
+def test_a_warm_start_passes_over_a_release_of_which_only_the_maps_are_left(store: Store) -> None:
+    made = [days.make(store, day) for day in range(6)]
+    releases.pin(store, made[0].name, "me", "test")
+    prune(store, **LEAST)
+    assert made[2].name in releases.names(store) and made[2].name not in versions_of(store)
+    opened, at = locate(store.root, before=made[3].snapshot)
+    assert at == made[0].snapshot and opened.manifest("twhin_model", at).version == made[0].tables["twhin_model"]
+
+
+def test_two_removals_at_once_are_refused(store: Store) -> None:
+    days.make(store, 0)
+    plan = retention.plan(store, RetentionConfig(), now=NOW)
+    began, ended = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locks._file_lock(store.path("retention", "prune"), "x", 1.0):
+            began.set()
+            ended.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    began.wait(60)
+    try:
+        with pytest.raises(UserError, match="another process removes by policy now"):
+            removal.carry_out(store, plan, "me")
+    finally:
+        ended.set()
+        other.join()
 
 
 def test_copies_on_this_machine_of_remote_tables_go_with_them(store: Store, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ class RetentionConfig(Section):
     """What was made, was the newest or was in the current release less than so many hours ago stays: a process that
     has opened it may be reading it still."""
     failed_days: float = Field(7.0, ge=0)
-    """What a check refused, and checkpoints of a training that was interrupted, stay so many days."""
+    """What a check refused, checkpoints of a training that was interrupted, and what trainings printed stay so many
+    days."""
     seen_edges_days: int = Field(90, ge=1)
     """A model that started from an earlier one is evaluated without the edges that the earlier one was trained on.
     Where the earlier one's training set goes, a number of 64 bits stays for each of its edges, until no model has been

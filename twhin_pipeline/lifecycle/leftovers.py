@@ -1,4 +1,4 @@
-"""What is beside the versions of tables: checkpoints of trainings, and copies of remote tables on this machine."""
+"""What is beside the versions of tables: checkpoints and logs of trainings, and copies of remote tables here."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from twhin_pipeline.store.locks import flocked
 from twhin_pipeline.words import MODELS
 
 CHECKPOINTS, FINISHED, LOCK = "checkpoints", "finished.json", "lock"
+LOGS = "logs", "train"
 _SNAPSHOT, _HASH = re.compile(r"\d{4}-\d{2}-\d{2}"), re.compile(r"[0-9a-f]{12}")
 
 
@@ -113,6 +114,13 @@ def _alone(folder: str) -> Iterator[bool]:
         yield False
     finally:
         os.close(descriptor)
+
+
+def logs(store: Store) -> list[Checkpoints]:
+    """List what the ranks of a local store's trainings printed, by snapshot; it is described as checkpoints are."""
+    base = "/".join(LOGS)
+    snapshots = filter(_SNAPSHOT.fullmatch, store.children(base)) if store.is_local else ()
+    return [_look_at(store.fs, True, base, at, store.path(*LOGS, at)) for at in snapshots]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ the plan was made.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 
@@ -47,7 +48,14 @@ def carry_out(store: Store, plan: Plan, by: str) -> Outcome:
     """
     base = store.seen_as(None)
     done = Outcome(notes=list(plan.notes))
-    with base.writing("prune", [removals.FOLDER], wait_s=0):
+    held = ExitStack()
+    try:
+        held.enter_context(base.writing("prune", [removals.FOLDER], wait_s=0))
+    except UserError as error:
+        raise UserError(
+            f"{base.root}: another process removes by policy now; run this again when it is done"
+        ) from error
+    with held:
         record = {
             "at": plan.at.isoformat(timespec="seconds"),
             "by": by,
@@ -137,6 +145,9 @@ def _leftovers(store: Store, plan: Plan, done: Outcome) -> None:
                 done.removed.append(one)
             else:
                 done.notes.append(f"left alone: a training is running in {one.name}")
+        elif one.kind == "logs":
+            store.remove(one.name)
+            done.removed.append(one)
         elif one.kind == "copy":
             leftovers.remove_copy(plan.copies[one.name])
             done.removed.append(one)

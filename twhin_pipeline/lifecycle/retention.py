@@ -57,7 +57,7 @@ class Item:
     """One thing that goes or stays."""
 
     kind: str
-    """`version`, `draft` (unfinished, of a dead writer), `release`, `checkpoints` or `copy`."""
+    """`version`, `draft` (unfinished, of a dead writer), `release`, `checkpoints`, `logs` or `copy`."""
     table: str
     snapshot: str
     name: str
@@ -367,6 +367,11 @@ class _Planning:
             item = Item("checkpoints", one.asset, one.snapshot, one.path, one.bytes, why)
             (result.stays if stays else result.goes).append(item)
             result.checkpoints[one.path] = one
+        for one in leftovers.logs(self.store):
+            stays = self._is_kept(one)
+            why = "what trainings printed lately" if stays else "what trainings printed"
+            item = Item("logs", one.asset, one.snapshot, one.path, one.bytes, why)
+            (result.stays if stays else result.goes).append(item)
         for copy in leftovers.copies(self.store):
             stays = Key(copy.asset, copy.snapshot, copy.version) in self.why
             why = f"a copy on this machine of a version that {'stays' if stays else 'goes, or has gone'}"
