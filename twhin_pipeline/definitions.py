@@ -22,6 +22,7 @@ from twhin_pipeline._dagster.assets import (
     partitions,
     published,
     releases,
+    retention,
     schedules,
     sensors,
     training_set,
@@ -86,8 +87,8 @@ def build_defs(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
-        jobs=[jobs.chain, jobs.tune(snapshots)],
-        schedules=[schedules.retraining(load, find)],
+        jobs=[jobs.chain, jobs.tune(snapshots), retention.job],
+        schedules=[schedules.retraining(load, find), retention.schedule()],
         sensors=[
             sensors.register_snapshots(find),
             sensors.new_snapshots(load, find),

@@ -38,7 +38,7 @@ imported = len(sys.modules)
 slow = [name for name in ("torch", "torchrec", "mlflow", "duckdb", "matplotlib") if name in sys.modules]
 assert not slow, slow
 assert any(key.to_user_string() == "twhin_model" for key in module.defs.resolve_all_asset_keys())
-[schedule] = module.defs.schedules
+assert {one.name for one in module.defs.schedules} == {'retraining', 'retention'}
 model = module.defs.resolve_asset_graph().get(module.dg.AssetKey("twhin_model"))
 print(imported, model.partitions_def.find())
 """

@@ -16,17 +16,9 @@ if TYPE_CHECKING:
 STAGES = ("ingest", "vocabulary", "sample", "train")
 """Stages whose tables later stages compare with what they are asked for."""
 UNTRAINED_SECTIONS = (
-    "launch",
-    "tune",
-    "export",
-    "promotion",
-    "source",
-    "sources",
-    "vocabulary",
-    "split",
-    "negatives",
+    "launch", "tune", "export", "promotion", "retention", "source", "sources", "vocabulary", "split", "negatives",
     "recipe",
-)
+)  # fmt: skip
 """Sections that training does not read, or reads as part of the training set, whose version it compares."""
 UNTRAINED_FIELDS = {
     "training": {

@@ -28,6 +28,7 @@ from twhin_pipeline.config.data import (
 )
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.config.promotion import PromotionConfig
+from twhin_pipeline.config.retention import RetentionConfig
 from twhin_pipeline.config.training import (
     EvaluationConfig,
     ExportConfig,
@@ -93,6 +94,8 @@ class TwhinConfig(Section):
     """Processes and memory."""
     tune: TuneConfig = TuneConfig()
     """What a search over hyperparameters tries."""
+    retention: RetentionConfig = RetentionConfig()
+    """What `twhin prune` keeps."""
 
     @model_validator(mode="after")
     def _whole(self) -> TwhinConfig:
@@ -188,9 +191,9 @@ class TwhinConfig(Section):
     def hash(self) -> str:
         """Return 12 hex digits that name this configuration.
 
-        Where and how fast it runs (`launch`) and what is searched (`tune`) are left out.
+        Where and how fast it runs (`launch`), what is searched (`tune`) and what is kept (`retention`) are left out.
         """
-        text = json.dumps(self.model_dump(mode="json", exclude={"launch", "tune"}), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json", exclude={"launch", "tune", "retention"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:

@@ -29,6 +29,7 @@ MAKERS = {
     "drift": "compare",
     "published": "publish",
     "promotion": "decide",
+    "seen_edges": "prune",
 }
 """The command that makes a table, by the first part of the table's name."""
 

@@ -111,6 +111,10 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "distance_before": "Mean distance of an id's new vector to its earlier one, in mean earlier lengths.",
         "distance": "The same with a map that was fitted to half of the ids, measured on the others.",
     },
+    "seen_edges": {
+        "edge": "The edge's number: the lower half of the MD5 of its relation, entity types and ids.",
+        "trained": "The last snapshot at which a model was trained on it.",
+    },
 }
 DESCRIPTIONS["refit/twhin_model"] = DESCRIPTIONS["twhin_model"]
 

@@ -10,6 +10,7 @@ from twhin_pipeline.lifecycle import promotion
 from twhin_pipeline.lifecycle.drift import Drift
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import Release
+from twhin_pipeline.words import PUBLISHED
 
 Shown = tuple[list[str], list[tuple[str, ...]]]
 HEADLINES = ("filtered_mrr", "recall@20", "auc")
@@ -17,13 +18,14 @@ HEADLINES = ("filtered_mrr", "recall@20", "auc")
 
 
 def listed(store: Store) -> list[dict[str, Any]]:
-    """Return the releases, oldest snapshot first: name, snapshot, created, state, since, by, reason, figures, model.
+    """Return the releases, oldest snapshot first: name, snapshot, created, state, since, by, reason, figures, model,
+    and why it is pinned, if it is.
 
-    The state is `current`; `former`, which it was before; `held`, where a gate held it back; or `waiting`, where
-    nothing has been decided.
+    The state is `current`; `former`, which it was before; `held`, where a gate held it back; `waiting`, where nothing
+    has been decided; or `maps only`, whose other tables retention has removed.
     """
     decided = promotion.decisions(store)
-    moves = releases.history(store)
+    moves, pinned = releases.history(store), releases.pins(store)
     last = {move.release: move for move in moves}
     rows = []
     for name in releases.names(store):
@@ -33,6 +35,7 @@ def listed(store: Store) -> list[dict[str, Any]]:
         state = decision.get("decision", "waiting") if move is None else "former"
         if move is not None and moves[-1].release == name:
             state = "current"
+        state = state if _has_tables(store, release) else "maps only"
         rows.append(
             {
                 "release": name,
@@ -44,9 +47,15 @@ def listed(store: Store) -> list[dict[str, Any]]:
                 "reason": move.reason if move else decision.get("reason"),
                 "figures": dict(release.figures),
                 "model": release.model_uri,
+                "pinned": pinned[name].reason if name in pinned else None,
             }
         )
     return rows
+
+
+def _has_tables(store: Store, release: Release) -> bool:
+    kept = [name for name in release.tables if name != PUBLISHED][:1]
+    return all(release.tables[name] in store.versions_of(name, release.snapshot) for name in kept)
 
 
 def moves(store: Store) -> list[dict[str, str]]:
@@ -61,7 +70,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> Shown:
     return header, [
         (
             row["release"],
-            row["state"],
+            row["state"] + (", pinned" if row["pinned"] is not None else ""),
             *(_number(row["figures"].get(name)) for name in figures),
             row["since"] or "",
             row["by"] or "",
