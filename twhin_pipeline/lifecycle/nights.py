@@ -191,7 +191,12 @@ class Result:
 
 
 def backfill(
-    nights: Iterable[Night], run: Callable[[str], None], *, again: bool = False, stop_when_held: bool = False
+    nights: Iterable[Night],
+    run: Callable[[str], None],
+    *,
+    again: bool = False,
+    skip_held: bool = False,
+    stop_when_held: bool = False,
 ) -> Iterator[Result]:
     """Run the snapshots that have not been published, one after another in their order, and yield how each ended.
 
@@ -201,6 +206,7 @@ def backfill(
         nights: The snapshots, oldest first.
         run: Runs the chain for a snapshot.
         again: Run published ones too.
+        skip_held: Leave held ones as they are until their source or the configuration changes.
         stop_when_held: Stop at a held one too.
     """
     from twhin_pipeline.training.launch import TrainingCancelled
@@ -212,6 +218,9 @@ def backfill(
             continue
         if night.status == "published" and not again:
             yield Result(night.snapshot, "published", reason="was published before")
+            continue
+        if night.status == "held" and skip_held:
+            yield Result(night.snapshot, "held", reason=night.reason)
             continue
         started = time.perf_counter()
         status: Status = "published"
