@@ -35,7 +35,7 @@ class Known:
     """The ids of an entity type whose vectors an earlier model gave."""
 
     rows: Array
-    """Whether a row is one of them, bool `[ids]`; the same on all ranks."""
+    """Whether a row is one of them, or of an id without an edge, bool `[ids]`; the same on all ranks."""
     mean: Array | None
     """The mean of the earlier model's vectors, float32 `[D]`; None where it has none of the type."""
     length: float = 0.0

@@ -20,6 +20,7 @@ from twhin_pipeline.config.model import TableConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.ancestors import Origin, origins_in
 from twhin_pipeline.graph import vocabulary
+from twhin_pipeline.graph.present import present_rows
 from twhin_pipeline.model.anchors import Anchor
 from twhin_pipeline.model.scorer import Scorer
 from twhin_pipeline.sharding.distributed import Ranks
@@ -278,6 +279,11 @@ def _place_new_ids(
         mine = filled.get(name, Filled(np.zeros(size, bool)))
         packed = ranks.gather(np.packbits(mine.rows))
         rows = np.unpackbits(np.bitwise_or.reduce(packed), count=size).astype(bool)
+        present = present_rows(store, snapshot, name)
+        if present is not None:  # an id without an edge is nobody's neighbor, and need not start anywhere
+            here = np.zeros(size, bool)
+            here[present] = True
+            rows |= ~here
         known[name] = new_ids.Known(rows, mine.mean, mine.length)
     counts = new_ids.start_from_neighbors(model, store, snapshot, config.model.relations, known, ranks)
     for name, (new, placed) in counts.items():
