@@ -348,7 +348,8 @@ class _Planning:
         for name, release in every.items():
             item = Item("release", "releases", release.snapshot, name, 0, kept.get(name, "no rule keeps it"))
             (result.stays if name in kept else result.goes).append(item)
-            if name not in kept and release.model_uri:
+            models = [Key(one, release.snapshot, release.tables[one]) for one in MODELS if one in release.tables]
+            if release.model_uri and any(key in self.manifests and key not in self.why for key in models):
                 result.model_uris.append(release.model_uri)
         order = sorted([*self.manifests, *self.damaged], key=lambda key: (key.snapshot, key.version), reverse=True)
         for key in order:
