@@ -202,7 +202,7 @@ class _Planning:
             kept.setdefault(name, "a pinned release")
         by_age = sorted(every, key=lambda name: (every[name].created, name), reverse=True)
         for name in by_age[: self.policy.releases]:
-            kept.setdefault(name, f"one of the {self.policy.releases} newest releases")
+            kept.setdefault(name, f"in {_newest(self.policy.releases, 'release')}")
         weeks: list[tuple[int, int]] = []
         for name in by_age:
             week = datetime.fromisoformat(every[name].created).isocalendar()[:2]
@@ -241,7 +241,7 @@ class _Planning:
         snapshots = sorted({key.snapshot for key in self.manifests})[-self.policy.snapshots :]
         for asset, snapshot in self.versions:
             if snapshot in snapshots:
-                why = f"the newest of one of the {self.policy.snapshots} newest snapshots"
+                why = f"the newest of its table, in {_newest(self.policy.snapshots, 'snapshot')}"
                 self._keep_readable(asset, snapshot, why)
         last = {}
         for asset, snapshot in self.versions:  # in order
@@ -390,6 +390,10 @@ def _every(origins: Iterable[Origin]) -> Iterator[Origin]:
     for one in origins:
         yield one
         yield from _every(one.before)
+
+
+def _newest(count: int, what: str) -> str:
+    return f"the newest {what}" if count == 1 else f"the {count} newest {what}s"
 
 
 def _time(text: str) -> datetime:
