@@ -484,6 +484,26 @@ def test_what_an_alias_in_the_registry_names_stays_and_an_mlflow_that_is_away_en
     assert not store.exists("embeddings/user", made[0].snapshot)
 
 
+def test_registered_models_whose_tables_go_are_tagged_and_an_mlflow_that_is_away_then_is_a_note(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [days.make(store, day, uri=f"models:/twhin/{day}") for day in range(5)]
+    releases.pin(store, made[0].name, "me", "test")
+    tagged: list[str] = []
+
+    def tag(store: Store, uris: list[str], when: str) -> None:
+        tagged.extend(uris)
+        raise tracking.server.Away("no answer")
+
+    monkeypatch.setattr(tracking, "note_removed", tag)
+    done = prune(store, **LEAST)
+    assert tagged == ["models:/twhin/1", "models:/twhin/2"] and versions_of(store) == {
+        made[0].name, made[3].name, made[4].name
+    }  # fmt: skip
+    assert done.notes == ["MLflow was not told which registered models have gone: no answer"]
+    assert removals.records(store)[0]["status"] == "ended"
+
+
 def test_every_removal_is_on_record_and_says_so_to_who_looks_for_what_has_gone(store: Store) -> None:
     made = [days.make(store, day) for day in range(4)]
     done = prune(store, **LEAST)

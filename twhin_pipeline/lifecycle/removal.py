@@ -157,8 +157,7 @@ def _tell(store: Store, plan: Plan, done: Outcome) -> None:
     """Let the catalog and MLflow's registry know."""
     if done.removed and store.fs.exists(store.fs._strip_protocol(store.path(catalog.CATALOG))):
         catalog.refresh(store)
-    gone = {one.name for one in done.removed if one.kind == "release"}
-    if gone and plan.model_uris:
+    if done.removed and plan.model_uris:
         from twhin_pipeline import tracking
 
         try:

@@ -202,7 +202,7 @@ class _Planning:
             kept.setdefault(name, "a pinned release")
         by_age = sorted(every, key=lambda name: (every[name].created, name), reverse=True)
         for name in by_age[: self.policy.releases]:
-            kept.setdefault(name, f"one of the {self.policy.releases} newest releases")
+            kept.setdefault(name, f"in {_newest(self.policy.releases, 'release')}")
         weeks: list[tuple[int, int]] = []
         for name in by_age:
             week = datetime.fromisoformat(every[name].created).isocalendar()[:2]
@@ -241,7 +241,7 @@ class _Planning:
         snapshots = sorted({key.snapshot for key in self.manifests})[-self.policy.snapshots :]
         for asset, snapshot in self.versions:
             if snapshot in snapshots:
-                why = f"the newest of one of the {self.policy.snapshots} newest snapshots"
+                why = f"the newest of its table, in {_newest(self.policy.snapshots, 'snapshot')}"
                 self._keep_readable(asset, snapshot, why)
         last = {}
         for asset, snapshot in self.versions:  # in order
@@ -348,7 +348,8 @@ class _Planning:
         for name, release in every.items():
             item = Item("release", "releases", release.snapshot, name, 0, kept.get(name, "no rule keeps it"))
             (result.stays if name in kept else result.goes).append(item)
-            if name not in kept and release.model_uri:
+            models = [Key(one, release.snapshot, release.tables[one]) for one in MODELS if one in release.tables]
+            if release.model_uri and any(key in self.manifests and key not in self.why for key in models):
                 result.model_uris.append(release.model_uri)
         order = sorted([*self.manifests, *self.damaged], key=lambda key: (key.snapshot, key.version), reverse=True)
         for key in order:
@@ -389,6 +390,10 @@ def _every(origins: Iterable[Origin]) -> Iterator[Origin]:
     for one in origins:
         yield one
         yield from _every(one.before)
+
+
+def _newest(count: int, what: str) -> str:
+    return f"the newest {what}" if count == 1 else f"the {count} newest {what}s"
 
 
 def _time(text: str) -> datetime:
