@@ -307,11 +307,14 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: s
 
 
 def _release(store: Store, asset: str, before: str | None) -> releases.Release | None:
-    """Return the current release, or the newest one of an older snapshot; None where there is none with the table."""
+    """Return the current release, or the newest one of an older snapshot that was current and not rolled back from.
+
+    None where there is none with the table.
+    """
     if before is None:
         release = releases.current(store)
     else:
-        older = [releases.read(store, name) for name in releases.names(store) if name < before]
+        older = [releases.read(store, name) for name in sorted(releases.trusted(store)) if name < before]
         # Of some, retention has left the maps alone.
         older = [one for one in older if one.tables.get(asset) in store.versions_of(asset, one.snapshot)]
         release = max(older, key=lambda one: (one.snapshot, one.name), default=None)
