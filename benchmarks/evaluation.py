@@ -132,7 +132,7 @@ def retrieve(config: TwhinConfig, graph: Graph, heads: torch.Tensor, tails: torc
     held_out = graph.held_out
     with database.connect(config) as con:
         edges = dict(enumerate(read_edges(con, held_out.test, 1)))
-        asked = read_retrieval(con, edges, {0: graph.tails}, held_out)[0]
+        asked = read_retrieval(con, edges, {0: CandidateSet(graph.tails)}, held_out)[0]
     counts = asked.rank(RelationScores(scorer, 0, heads, tails), config.evaluation.block_size)[1]
     recall = retrieval_metrics(asked.queries, counts, [20])["recall@20"]
     return time.perf_counter() - started, recall

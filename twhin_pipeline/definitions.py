@@ -21,6 +21,8 @@ from twhin_pipeline._dagster.assets import (
     models,
     partitions,
     published,
+    releases,
+    retention,
     schedules,
     sensors,
     training_set,
@@ -34,8 +36,18 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.graph.source import find_snapshots
 from twhin_pipeline.store import Store
 
-STAGES = (edges, vocabularies, training_set, models, evaluation, embeddings, published)
-"""Modules whose assets make up the chain (`twhin_pipeline/stages/chain.py`)."""
+STAGES = (
+    edges.make,
+    vocabularies.make,
+    training_set.make,
+    models.make,
+    evaluation.make,
+    embeddings.make,
+    releases.comparison,
+    published.make,
+    releases.decision,
+)
+"""What makes the chain's assets, stage by stage (`twhin_pipeline/stages/chain.py`)."""
 
 
 def build_defs(
@@ -70,13 +82,13 @@ def build_defs(
         return configuration.load(), store.open()
 
     partitions.register_at_load(find)
-    made = [definition for stage in STAGES for definition in stage.make(config, snapshots)]
+    made = [definition for stage in STAGES for definition in stage(config, snapshots)]
     return dg.Definitions(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
-        jobs=[jobs.chain, jobs.tune(snapshots)],
-        schedules=[schedules.retraining(load, find)],
+        jobs=[jobs.chain, jobs.tune(snapshots), retention.job],
+        schedules=[schedules.retraining(load, find), retention.schedule()],
         sensors=[
             sensors.register_snapshots(find),
             sensors.new_snapshots(load, find),

@@ -38,7 +38,7 @@ imported = len(sys.modules)
 slow = [name for name in ("torch", "torchrec", "mlflow", "duckdb", "matplotlib") if name in sys.modules]
 assert not slow, slow
 assert any(key.to_user_string() == "twhin_model" for key in module.defs.resolve_all_asset_keys())
-[schedule] = module.defs.schedules
+assert {one.name for one in module.defs.schedules} == {'retraining', 'retention'}
 model = module.defs.resolve_asset_graph().get(module.dg.AssetKey("twhin_model"))
 print(imported, model.partitions_def.find())
 """
@@ -81,7 +81,7 @@ def test_there_is_one_chain_with_one_asset_a_table():
     assert names == {
         "raw_edges", "raw_edges_rejected", "training_set/positives", "training_set/negatives", "held_out/validation",
         "held_out/validation_negatives", "held_out/test", "twhin_model", "evaluation", "refit/twhin_model",
-        "embeddings/relations", "published",
+        "embeddings/relations", "drift", "published", "promotion",
         *(f"vocabulary/{entity}" for entity in entities), *(f"embeddings/{entity}" for entity in entities),
     }  # fmt: skip
     graph = defs.resolve_asset_graph()
@@ -121,7 +121,12 @@ def test_the_steps_are_the_stages_of_the_chain():
 def test_a_model_is_registered_after_the_checks_of_its_vectors():
     graph = defs.resolve_asset_graph()
     parents = {provenance.table(key) for key in graph.get(dg.AssetKey("published")).parent_keys}
-    assert parents == {"evaluation", "embeddings/relations", *(f"embeddings/{n}" for n in CONFIG.model.table_names)}
+    assert parents == {
+        "evaluation",
+        "embeddings/relations",
+        "drift",
+        *(f"embeddings/{n}" for n in CONFIG.model.table_names),
+    }
 
 
 def test_a_module_is_one_concept_of_dagster_and_says_what_belongs_there():
@@ -141,11 +146,10 @@ def test_embeddings_wait_for_the_gates_of_the_evaluation():
 def test_what_runs_by_itself_is_off_and_has_a_switch_each():
     status = {one.name: one.default_status.name for one in (*(defs.schedules or []), *(defs.sensors or []))}
     assert status.pop("register_snapshots") == "RUNNING", "it starts nothing"
-    assert status == dict.fromkeys(("retraining", "new_snapshots", "stages_follow", "alert"), "STOPPED")
+    assert status == dict.fromkeys(("retraining", "retention", "new_snapshots", "stages_follow", "alert"), "STOPPED")
     # A condition without a sensor of its own would get one that Dagster makes.
-    assert {one.name for one in defs.get_repository_def().sensor_defs} == {*status, "register_snapshots"} - {
-        "retraining"
-    }
+    repository = defs.get_repository_def()
+    assert {one.name for one in (*repository.sensor_defs, *repository.schedule_defs)} == {*status, "register_snapshots"}
 
 
 def test_tests_put_their_own_resources_in_place():

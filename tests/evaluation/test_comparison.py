@@ -13,6 +13,7 @@ from twhin_pipeline.evaluation import comparison
 from twhin_pipeline.evaluation.baselines import ALS_SETTINGS, AlsSetting, FactorScores
 from twhin_pipeline.evaluation.evaluate import evaluate
 from twhin_pipeline.evaluation.held_out import HeldOut, read_edges
+from twhin_pipeline.evaluation.ranking import CandidateSet
 from twhin_pipeline.store import database
 
 COLUMNS = ("item_knn", "als", "compared")
@@ -177,7 +178,7 @@ def test_als_is_chosen_by_validation_edges_and_never_sees_a_test_edge(tmp_path):
         recalls.append(len(set(relevant) & set(items[:10])) / len(relevant))
     with database.connect() as con:
         edges = read_edges(con, blind.validation, len(RELATIONS))
-        judge = comparison._quality(con, small.config, {n: edges[n] for n in (0, 2)}, NUM["item"], blind)
+        judge = comparison._quality(con, small.config, {n: edges[n] for n in (0, 2)}, CandidateSet(NUM["item"]), blind)
     assert judge is not None
     assert judge(FactorScores(heads, tails)) == pytest.approx(np.mean(recalls))
 

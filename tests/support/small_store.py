@@ -88,6 +88,8 @@ def write_vocabulary(store: Store, entity: str) -> None:
             "row": pa.array(range(size), pa.int64()),
             "degree": pa.array([1] * size, pa.int64()),
             "first_snapshot": pa.array([SNAPSHOT] * size, pa.string()),
+            "last_snapshot": pa.array([SNAPSHOT] * size, pa.string()),
+            "evicted": pa.array([False] * size),
         }
     )
     with store.replace(f"vocabulary/{entity}", SNAPSHOT, config_hash="test") as draft:

@@ -173,7 +173,7 @@ def test_pools_are_distributed_as_asked(tmp_path, alpha):
 @pytest.mark.parametrize("popular", [0, 5, 11])
 def test_draws_are_those_of_numpys_philox(popular):
     """So a seed's pools stay what they were, whatever draws them."""
-    cumulative = np.cumsum(np.random.default_rng(0).random(1000))
+    cumulative, none = np.cumsum(np.random.default_rng(0).random(1000)), np.zeros(0, np.int64)
     for seed, stream, epoch, chunk in ((0, 0, 0, 0), (2**64 - 1, 3, 7, 12_345_678), (5, 1, 1, 2**31 - 1)):
         key = np.array([seed, stream], np.uint64)
         bits = np.random.Philox(key=key, counter=[0, 0, chunk, epoch]).random_raw(11)
@@ -182,7 +182,7 @@ def test_draws_are_those_of_numpys_philox(popular):
         split = 11 - popular
         expected[split:] = np.searchsorted(cumulative, unit[split:] * cumulative[-1], side="right")
         found = np.empty(11, np.int64)
-        sampling_kernels.draw(np.uint64(seed), stream, epoch, chunk, 1000, popular, cumulative, found)
+        sampling_kernels.draw(np.uint64(seed), stream, epoch, chunk, 1000, none, popular, cumulative, found)
         assert found.tolist() == expected.tolist()
 
 

@@ -6,7 +6,7 @@ import pytest
 import small_store
 from small_store import SNAPSHOT
 
-from twhin_pipeline.evaluation import results
+from twhin_pipeline.evaluation import results, seen_edges
 from twhin_pipeline.graph import raw_edges
 from twhin_pipeline.training_set import negatives, positives
 from twhin_pipeline.vectors import compatibility
@@ -20,6 +20,7 @@ SCHEMAS = {
     "training_set/negatives": negatives.SCHEMA.names,
     "evaluation": results.SCHEMA.names,
     "published": compatibility.SCHEMA.names,
+    "seen_edges": seen_edges.SCHEMA.names,
 }
 
 
@@ -32,7 +33,8 @@ def test_the_columns_of_vocabularies_models_and_vectors_are_those_that_are_descr
     small = small_store.make(tmp_path, config=small_store.config(training={"refit": False}))
     export(small.config, small.store, SNAPSHOT)
     for table in ("vocabulary/user", "twhin_model", "embeddings/user", "embeddings/relations"):
-        assert set(described(table)) == set(small.store.manifest(table, SNAPSHOT).schema), table
+        sometimes = {"row_before"} if table.startswith("vocabulary") else set()  # of a compacted one
+        assert set(described(table)) - sometimes == set(small.store.manifest(table, SNAPSHOT).schema), table
 
 
 def test_a_description_is_a_sentence():

@@ -215,12 +215,28 @@ class _Views:
                 continue
             empty = "'' AS id, 0 AS row, 0 AS degree, '' AS first_snapshot"
             columns = f"{_text(entity)} AS entity, CAST(id AS VARCHAR) AS id, row"
-            queries.append(f"SELECT {columns}, degree, first_snapshot FROM {self._scan(self._files(table), empty)}")
-            before_files = self._files_grown_from(table)
-            before_queries.append(f"SELECT {columns} FROM {self._scan(before_files, empty)}")
+            files, before_files = self._files(table), self._files_grown_from(table)
+            queries.append(
+                f"SELECT {columns}, degree, first_snapshot, {self._or_else(files, 'evicted', 'false')}, "
+                f"{self._or_else(files, 'row_before', 'row')} FROM {self._scan(files, empty)}"
+            )
+            before_queries.append(
+                f"SELECT {columns}, {self._or_else(before_files, 'evicted', 'false')} "
+                f"FROM {self._scan(before_files, empty)}"
+            )
         self._table("entity", f"SELECT * FROM (VALUES {', '.join(sizes)}) t(entity, size, asked)")
         self._view("vocabulary", " UNION ALL ".join(queries))
         self._view("previous_vocabulary", " UNION ALL ".join(before_queries))
+        now = self._manifest(self.table) if kind == "vocabulary" else None
+        self._variable("compacted", str(now is not None and now.details.get("compacted") == self.snapshot))
+
+    def _or_else(self, files: list[str], column: str, value: str) -> str:
+        """Return the SQL of a column, or of `value` in tables without it: of an earlier version, or not compacted."""
+        if files:
+            with self.store.parquet(files[0]) as file:
+                if column in file.schema_arrow.names:
+                    return column
+        return f"{value} AS {column}"
 
     def _files_grown_from(self, table: str) -> list[str]:
         """Return the files of the earlier vocabulary that this one says it was grown from."""

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from twhin_pipeline.cli.arguments import AsJson, ConfigPath, Home, Overrides, Snapshot, open_store, read_config
+from twhin_pipeline.cli.arguments import (
+    AsJson,
+    ConfigPath,
+    Home,
+    Overrides,
+    Snapshot,
+    make_run,
+    open_store,
+    read_config,
+    remembered,
+)
 from twhin_pipeline.errors import UserError
 
 commands = typer.Typer()
@@ -74,6 +84,26 @@ def rates_command(
     loaded, path = read_config(config, overrides)
     for name, rate in rates.measured(loaded, path, overrides or [], out).model_dump(exclude_none=True).items():
         print(f"{name}: {rate}")
+
+
+@commands.command("compact", rich_help_panel="Operate")
+def compact_command(
+    config: ConfigPath = None, snapshot: Snapshot = None, home: Home = None, overrides: Overrides = None
+) -> None:
+    """Make a snapshot's vocabularies without the rows of evicted ids.
+
+    In place of `twhin vocabulary`, after `twhin ingest`. All other ids get new rows, in the same order; the column
+    `row_before` has the rows that they had. Later snapshots grow from these.
+    """
+    from twhin_pipeline.stages import chain
+
+    run, line = make_run(config, home, snapshot, overrides)
+    print(line)
+    with remembered(run):
+        made = chain.run_stage(run, chain.COMPACTION, print)
+    for table, manifest in made.items():
+        left_out = manifest.details["left_out"]
+        print(f"  {table}: {manifest.rows:,} rows, {left_out:,} rows of evicted ids left out")
 
 
 @commands.command("doctor", rich_help_panel="Operate")

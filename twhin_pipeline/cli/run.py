@@ -43,8 +43,8 @@ def run_command(
 ) -> None:
     """Run the whole chain, with its checks.
 
-    The stages are ingest, vocabulary, sample, train, evaluate, refit, export and publish. A failed blocking check
-    ends the run.
+    The stages are ingest, vocabulary, sample, train, evaluate, refit, export, compare, publish and decide. A failed
+    blocking check ends the run; a gate that fails in `decide` holds the release back, and the one before stays current.
     """
     from twhin_pipeline import pipeline
     from twhin_pipeline.lifecycle import nights
@@ -203,7 +203,9 @@ STAGE_HELP = {
     "evaluate": "Measure the model on held-out edges.",
     "refit": "Train once more, on all edges.",
     "export": "Write embedding tables by id.",
-    "publish": "Register the model and refresh the catalog.",
+    "compare": "Compare with the current release.",
+    "publish": "Register the model and write the release.",
+    "decide": "Promote the release, or hold it back.",
 }
 for _name, _text in STAGE_HELP.items():
     _stage_command(_name, _text)

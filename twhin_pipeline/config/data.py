@@ -298,6 +298,10 @@ class VocabularyConfig(Section):
     min_count: int = Field(1, ge=1)
     """An entity with fewer edges gets no row, and its edges are left out (counted, by relation). Indexed ids
     have theirs."""
+    keep_departed: int | None = Field(30, ge=0)
+    """For so many snapshots an id without an edge keeps its vector. In the next one it is evicted: it keeps its row,
+    but has no vector until it returns. 0 evicts it in the first snapshot without it. Left empty, ids stay for ever.
+    Indexed ids always do."""
 
 
 class SplitConfig(Section):

@@ -85,8 +85,20 @@ class TableConfig(Section):
     """A Parquet file with columns `id` and `row` that the vocabulary starts from; its ids keep these rows."""
     pretrained: Pretrained | None = None
     """Vectors to start from, matched by id; entities that are not in it start at random."""
+    pull: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Weight of a pull of each vector towards that of the model in `training.initial_checkpoint_dir`: the squared
+    distance, once for each edge of the entity in a step, is added to the loss. New entities are not pulled."""
+    freeze: bool = False
+    """Entities that the model in `training.initial_checkpoint_dir` has trained keep their vectors to the last bit; new
+    ones, the other tables and the operators learn. Without such a model all learn."""
 
     _name = field_validator("name")(_check_name)
+
+    @model_validator(mode="after")
+    def _held_once(self) -> TableConfig:
+        if self.freeze and self.pull:
+            raise ValueError("pull has nothing to do where freeze keeps the vectors; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _no_fused_momentum(self) -> TableConfig:

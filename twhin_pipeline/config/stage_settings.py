@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 STAGES = ("ingest", "vocabulary", "sample", "train")
 """Stages whose tables later stages compare with what they are asked for."""
-UNTRAINED_SECTIONS = ("launch", "tune", "export", "source", "sources", "vocabulary", "split", "negatives", "recipe")
+UNTRAINED_SECTIONS = (
+    "launch", "tune", "export", "promotion", "retention", "source", "sources", "vocabulary", "split", "negatives",
+    "recipe",
+)  # fmt: skip
 """Sections that training does not read, or reads as part of the training set, whose version it compares."""
 UNTRAINED_FIELDS = {
     "training": {
@@ -32,7 +35,14 @@ SCORING = re.compile(
 SNAPSHOTS = re.compile(r"(source|sources\.\w+)\.snapshots\b")
 """Paths of the fields that list snapshots; tables that an earlier version made have them among their settings."""
 
-ADDED: dict[str, Any] = {"time_unit": "s", "normalize_ids": []}
+ADDED: dict[str, Any] = {
+    "time_unit": "s",
+    "normalize_ids": [],
+    "new_ids": "random",
+    "keep_departed": 30,
+    "pull": 0.0,
+    "freeze": False,
+}
 """Fields that an earlier version did not have, by their last name, with the value that says what it did."""
 
 

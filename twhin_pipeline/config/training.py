@@ -38,6 +38,10 @@ class TrainingConfig(Section):
     """Passes over the training edges."""
     initial_checkpoint_dir: str | None = None
     """Start from the vectors of an earlier model: a store's snapshot, matched by id, or a checkpoint folder, by row."""
+    new_ids: Literal["neighbors", "random"] = "neighbors"
+    """Where an id starts that the model in `initial_checkpoint_dir` has not trained. `neighbors`: at the mean of what
+    the relations of its training edges want, given their known ends; without such an edge, at the mean of its type.
+    `random`: as in a first training. A checkpoint folder, which is taken over by row, has no new ids."""
     carry_optimizer_state: bool = False
     """Write the state of the optimizers beside the model (4 bytes a row, or as much as the vectors and more), and take
     over that of the model in `initial_checkpoint_dir` where it has it and the optimizer is the same; new entities start

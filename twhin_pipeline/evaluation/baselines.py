@@ -177,7 +177,9 @@ class NeighborScores:
 
     def compare(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Pick the candidates' scores."""
-        return queries if len(candidates) == queries.shape[1] else queries[:, candidates]
+        if torch.equal(candidates, torch.arange(queries.shape[1])):
+            return queries
+        return queries[:, candidates]
 
     def block(self, num_candidates: int, block_size: int) -> int:
         """Return how many queries to score at a time; their scores with all entities are made."""

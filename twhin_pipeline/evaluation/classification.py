@@ -15,21 +15,34 @@ REDRAWS = 10
 
 
 def sample_negatives(
-    num_entities: int, queries: np.ndarray, known: KnownEdges, size: int, rng: np.random.Generator
+    num_entities: int,
+    queries: np.ndarray,
+    known: KnownEdges,
+    size: int,
+    rng: np.random.Generator,
+    present: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw `size` entities uniformly for each of `queries` `[E]`; those that make a true edge are drawn again.
+
+    `present`: the rows that may be drawn, int64 `[P]`; None: all.
 
     Returns:
         Entities int64 `[E, size]`, and bool `[E, size]` that is False where, after some redraws, only a true edge was
         found (a query that is connected to nearly all entities).
     """
-    drawn = rng.integers(num_entities, size=(len(queries), size))
+
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        if present is None:
+            return rng.integers(num_entities, size=shape)
+        return present[rng.integers(len(present), size=shape)]
+
+    drawn = draw((len(queries), size))
     repeated = np.broadcast_to(queries[:, None], drawn.shape)
     true = known.contains(repeated.ravel(), drawn.ravel()).reshape(drawn.shape)
     for _ in range(REDRAWS):
         if not true.any():
             break
-        drawn[true] = rng.integers(num_entities, size=int(true.sum()))
+        drawn[true] = draw((int(true.sum()),))
         true[true] = known.contains(repeated[true], drawn[true])
     return drawn, ~true
 

@@ -36,7 +36,7 @@ from twhin_pipeline.evaluation.held_out import (
 )
 from twhin_pipeline.evaluation.measurements import Compared, Measured, Ranks
 from twhin_pipeline.evaluation.rank_metrics import distinct, joined, rank_metrics, retrieval_metrics
-from twhin_pipeline.evaluation.ranking import Counts, Scores
+from twhin_pipeline.evaluation.ranking import CandidateSet, Counts, Scores
 from twhin_pipeline.training_set.known_edges import KnownEdges
 from twhin_pipeline.words import SIDES
 
@@ -69,6 +69,7 @@ def compare(
     measured: Mapping[int, Measured],
     held_out: HeldOut,
     sizes: Mapping[str, int],
+    catalogue: Mapping[str, CandidateSet],
     device: torch.device,
 ) -> Comparison:
     """Rank test edges by each further baseline of `evaluation.baselines`, and set `compared` of `measured`.
@@ -79,6 +80,7 @@ def compare(
         measured: What the model was measured on, by relation.
         held_out: Where the edges are.
         sizes: The number of entities of each type.
+        catalogue: Those of each type that are candidates.
         device: Where ALS's scores are made.
     """
     wanted = [name for name in config.evaluation.baselines if name != "popularity"]
@@ -96,7 +98,7 @@ def compare(
             continue
         pair, shape = f"{heads} → {tails}", (sizes[heads], sizes[tails])
         judged = {n: validation[n] for n in relations if "als" in wanted}
-        quality = _quality(con, config, judged, shape[1], held_out)
+        quality = _quality(con, config, judged, catalogue[tails], held_out)
         scores = _fit(con, config, held_out, relations, shape, wanted, quality, device, pair, made)
         for rel in with_tests if scores else ():
             one, sample = measured[rel], samples[rel]
@@ -122,7 +124,7 @@ def _samples(
     known = {side: read_filters(con, held_out.known, side, edges) for side in SIDES}
     same = {n: edges[n] for n in retrieved if n not in others}
     seen = read_filters(con, held_out.seen, "rhs", same)
-    tails = {n: measured[n].scores.num_entities("rhs") for n in others}
+    tails = {n: measured[n].catalogue("rhs") for n in others}
     apart = read_retrieval(con, {n: taken(e, retrieved[n]) for n, e in others.items()}, tails, held_out)
     samples = {}
     for n in numbers:
@@ -195,7 +197,11 @@ def _fit(
 
 
 def _quality(
-    con: duckdb.DuckDBPyConnection, config: TwhinConfig, edges: Mapping[int, Edges], tails: int, held_out: HeldOut
+    con: duckdb.DuckDBPyConnection,
+    config: TwhinConfig,
+    edges: Mapping[int, Edges],
+    tails: CandidateSet,
+    held_out: HeldOut,
 ) -> Callable[[Scores], float] | None:
     """Return the judge of scores: how they rank the tails of validation edges, by `evaluation.chief_metric`."""
     counts = np.array([len(one["lhs"]) for one in edges.values()], np.int64)

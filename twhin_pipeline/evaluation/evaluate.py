@@ -31,6 +31,7 @@ from twhin_pipeline.evaluation.measurements import Measured, Retrieved, Scored
 from twhin_pipeline.evaluation.rank_metrics import distinct, joined, rank_metrics, retrieval_metrics
 from twhin_pipeline.evaluation.ranking import CandidateSet, Counts
 from twhin_pipeline.evaluation.results import SCHEMA, comparisons
+from twhin_pipeline.graph.present import present_rows
 from twhin_pipeline.model.relation_scores import RelationScores, to_tensor
 from twhin_pipeline.store import Manifest, Store, database
 from twhin_pipeline.vectors.model_files import ModelTables
@@ -69,12 +70,17 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         origins = ancestors.origins_of(tables.manifest)
         seen = ancestors.find(con, config, store, snapshot, origins, held_out.test)
         held_out = held_out.without(con, seen.edges, folder)
-        by_relation = _measure(con, config.model.relation_names, scores, held_out, config.evaluation)
+        of_types = {name: present_rows(store, snapshot, name) for name in tables.names}
+        present: list[dict[Side, np.ndarray | None]] = [
+            {"lhs": of_types[relation.lhs], "rhs": of_types[relation.rhs]} for relation in config.model.relations
+        ]
+        by_relation = _measure(con, config.model.relation_names, scores, present, held_out, config.evaluation)
         ranked = time.monotonic()
         sizes = {name: len(table) for name, table in vectors.items()}
-        compared = comparison.compare(con, config, by_relation, held_out, sizes, device)
+        tails = {name: CandidateSet(size, of_types[name]) for name, size in sizes.items()}
+        compared = comparison.compare(con, config, by_relation, held_out, sizes, tails, device)
     measured = list(by_relation.values())
-    again = repeats.measure(config, store, snapshot, scores)
+    again = repeats.measure(config, store, snapshot, scores, tails)
     table = pa.concat_tables([_table(measured, config.evaluation), again])
     overall = _overall(measured, config)
     with store.replace("evaluation", snapshot, config_hash=config.hash(), parents=versions) as draft:
@@ -130,6 +136,7 @@ def _measure(
     con: duckdb.DuckDBPyConnection,
     names: list[str],
     scores: list[RelationScores],
+    present: list[dict[Side, np.ndarray | None]],
     held_out: HeldOut,
     options: EvaluationConfig,
 ) -> dict[int, Measured]:
@@ -139,7 +146,7 @@ def _measure(
         if len(edges["lhs"]):
             rng = np.random.default_rng([options.seed, rel])
             chosen = some_edges(edges, options.max_edges, rng)
-            measured[rel] = Measured(names[rel], scores[rel], edges, chosen, rng)
+            measured[rel] = Measured(names[rel], scores[rel], edges, chosen, rng, present[rel])
     for side in SIDES:
         _measure_side(con, side, measured, held_out, options)
     if options.recall_at:
@@ -166,16 +173,18 @@ def _measure_side(
         if side == "rhs"
         and options.recall_at
         and m.edges == len(m.held_out["lhs"])
-        and (options.candidates is None or options.candidates >= sizes[n])
+        and (options.candidates is None or options.candidates >= m.catalogue(side).size)
     }
     known = read_filters(con, held_out.known, side, chosen)
     seen = read_filters(con, held_out.seen, side, same)
     counted = read_degrees(con, held_out.train, side, measured)
     for n, m in measured.items():
-        m.candidates[side] = candidates = CandidateSet.sample(sizes[n], options.candidates, m.rng)
+        m.candidates[side] = candidates = CandidateSet.sample(sizes[n], options.candidates, m.rng, m.present[side])
         questions = Questions.of(side, m.chosen, candidates, [known[n], seen[n]] if n in same else [known[n]])
         degrees = counted[n].of_all(sizes[n])
-        drawn, valid = sample_negatives(sizes[n], questions.queries, known[n], options.auc_negatives, m.rng)
+        drawn, valid = sample_negatives(
+            sizes[n], questions.queries, known[n], options.auc_negatives, m.rng, m.present[side]
+        )
         positive, negative = score_sampled(
             m.scores, side, questions.queries, questions.targets, drawn, options.block_size
         )
@@ -194,7 +203,7 @@ def _measure_retrieval(
     """Rank the tails of some of the relations' heads in the whole catalogue."""
     heads = {n: some_heads(m.held_out, options.max_edges, m.rng) for n, m in measured.items()}
     sizes = {n: m.scores.num_entities("rhs") for n, m in measured.items()}
-    questions = read_retrieval(con, heads, sizes, held_out)
+    questions = read_retrieval(con, heads, {n: m.catalogue("rhs") for n, m in measured.items()}, held_out)
     counted = read_degrees(con, held_out.train, "rhs", measured)
     for n, m in measured.items():
         of_model = questions[n].rank(m.scores, options.block_size)
@@ -315,7 +324,7 @@ def _of_ancestors(seen: ancestors.SeenBefore, split: str) -> list[str]:
             f"{len(seen):,} {split} edges were left out: the model started from {seen.ancestors:,} earlier model(s), "
             "which were trained on them"
         )
-    return notes
+    return notes + list(seen.notes)
 
 
 def _notes(config: TwhinConfig, held_out: HeldOut, measured: list[Measured]) -> list[str]:

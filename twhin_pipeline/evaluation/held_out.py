@@ -140,19 +140,21 @@ def taken(edges: Edges, positions: np.ndarray) -> Edges:
 
 
 def read_retrieval(
-    con: duckdb.DuckDBPyConnection, edges: Mapping[int, Edges], sizes: Mapping[int, int], held_out: HeldOut
+    con: duckdb.DuckDBPyConnection,
+    edges: Mapping[int, Edges],
+    catalogue: Mapping[int, CandidateSet],
+    held_out: HeldOut,
 ) -> dict[int, Questions]:
     """Return the questions of retrieval, by relation: all tails of `some_heads` in the catalogue less what was seen.
 
     Args:
         con: Reads what was seen.
         edges: The heads' edges.
-        sizes: How many tails there are in the catalogue.
+        catalogue: The tails that are candidates.
         held_out: Says what was seen.
     """
     seen = read_filters(con, held_out.seen, "rhs", edges)
-    catalogue = {size: CandidateSet(size) for size in sizes.values()}
-    return {n: Questions.of("rhs", one, catalogue[sizes[n]], [seen[n]]) for n, one in edges.items()}
+    return {n: Questions.of("rhs", one, catalogue[n], [seen[n]]) for n, one in edges.items()}
 
 
 def shares(counts: np.ndarray, limit: int) -> np.ndarray:

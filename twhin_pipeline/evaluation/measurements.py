@@ -9,7 +9,7 @@ import numpy as np
 from twhin_pipeline.evaluation.held_out import Edges
 from twhin_pipeline.evaluation.ranking import CandidateSet, Counts
 from twhin_pipeline.model.relation_scores import RelationScores
-from twhin_pipeline.words import Side
+from twhin_pipeline.words import SIDES, Side
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,17 @@ class Measured:
     held_out: Edges
     chosen: Edges
     rng: np.random.Generator
+    present: dict[Side, np.ndarray | None] = field(default_factory=lambda: dict.fromkeys(SIDES))
+    """By side, the rows that may be candidates, int64 `[P]`; None: all."""
     candidates: dict[Side, CandidateSet] = field(default_factory=dict)
     model: dict[Side, Scored] = field(default_factory=dict)
     baseline: dict[Side, Scored] = field(default_factory=dict)
     retrieved: Retrieved | None = None
     compared: Compared | None = None
+
+    def catalogue(self, side: Side) -> CandidateSet:
+        """Return all entities that may be candidates."""
+        return CandidateSet(self.scores.num_entities(side), self.present[side])
 
     @property
     def edges(self) -> int:
@@ -82,5 +88,5 @@ class Measured:
     @property
     def retrieves_ranked(self) -> bool:
         """Whether retrieval is of the ranked edges, and against the same candidates: all of the catalogue."""
-        everything = self.candidates["rhs"].rows is None
+        everything = not self.candidates["rhs"].sampled
         return everything and self.retrieved is not None and self.retrieved.edges is self.chosen

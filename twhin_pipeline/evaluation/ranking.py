@@ -59,13 +59,13 @@ class Counts:
 
 
 class CandidateSet:
-    """The entities of one type that edges are ranked against: all `num_entities`, or the sampled `rows`.
+    """The entities of one type that edges are ranked against: all `num_entities`, or some `rows` (int64, ascending).
 
-    `columns` (int64 `[num_entities]`) is each entity's position among them, -1 where it was not sampled.
+    `columns` (int64 `[num_entities]`) is each entity's position among them, -1 where it is none.
     """
 
-    def __init__(self, num_entities: int, rows: np.ndarray | None = None) -> None:
-        self.rows = rows
+    def __init__(self, num_entities: int, rows: np.ndarray | None = None, *, sampled: bool = False) -> None:
+        self.rows, self.sampled = rows, sampled
         self.size = num_entities if rows is None else len(rows)
         self.columns = np.arange(num_entities)
         if rows is not None:
@@ -73,11 +73,18 @@ class CandidateSet:
             self.columns[rows] = np.arange(len(rows))
 
     @classmethod
-    def sample(cls, num_entities: int, size: int | None, rng: np.random.Generator) -> CandidateSet:
-        """Draw `size` entities without replacement; all of them where `size` is None or not fewer."""
-        if size is None or size >= num_entities:
-            return cls(num_entities)
-        return cls(num_entities, np.sort(rng.choice(num_entities, size, replace=False)))
+    def sample(
+        cls, num_entities: int, size: int | None, rng: np.random.Generator, present: np.ndarray | None = None
+    ) -> CandidateSet:
+        """Draw `size` entities without replacement; all of them where `size` is None or not fewer.
+
+        `present`: the rows that may be candidates, int64 `[P]`, ascending; None: all.
+        """
+        count = num_entities if present is None else len(present)
+        if size is None or size >= count:
+            return cls(num_entities, present)
+        drawn = np.sort(rng.choice(count, size, replace=False))
+        return cls(num_entities, drawn if present is None else present[drawn], sampled=True)
 
     def others(self, targets: np.ndarray) -> np.ndarray:
         """Return how many candidates there are beside each of `targets` `[P]`."""
@@ -153,7 +160,7 @@ def _block_scores(
     encoded = scores.encode_queries(side, queries)
     own = candidates.columns[targets]
     column = own
-    if candidates.rows is None:
+    if not candidates.sampled and (own >= 0).all():
         matrix = scores.compare(encoded, fixed)
     else:
         beside, place = np.unique(targets, return_inverse=True)

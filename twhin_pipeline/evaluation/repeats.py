@@ -7,7 +7,7 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -28,16 +28,23 @@ def parents(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, str]:
     return store.versions(snapshot, [REPEATS]) if config.split.repeats else {}
 
 
-def measure(config: TwhinConfig, store: Store, snapshot: str, scores: Sequence[RelationScores]) -> pa.Table:
+def measure(
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    scores: Sequence[RelationScores],
+    catalogue: Mapping[str, CandidateSet],
+) -> pa.Table:
     """Return rows of the table `evaluation`: `repeat_recall@k` and `repeat_ndcg@k`, by relation and of all together.
 
-    A head's tails that happen again are ranked among all entities of their type. The baseline ranks by degree.
+    A head's tails that happen again are ranked among all candidates of their type. The baseline ranks by degree.
 
     Args:
         config: Its `split.repeats` asks for them; `evaluation` says how many, and k.
         store: Has `held_out/repeats` and `training_set/positives`.
         snapshot: Of these.
         scores: Of each relation, in the model's order.
+        catalogue: By entity type, the candidates.
     """
     options = config.evaluation
     if not config.split.repeats or not options.recall_at:
@@ -49,12 +56,13 @@ def measure(config: TwhinConfig, store: Store, snapshot: str, scores: Sequence[R
         train = store.files("training_set/positives", snapshot)
         degrees = read_degrees(con, train, "rhs", by_relation) if by_relation else {}
     for rel, edges in by_relation.items():
+        relation = config.model.relations[rel]
         size = scores[rel].num_entities("rhs")
         rng = np.random.default_rng([options.seed, rel])
-        questions = Questions.of("rhs", some_heads(edges, options.max_edges, rng), CandidateSet(size), [])
+        questions = Questions.of("rhs", some_heads(edges, options.max_edges, rng), catalogue[relation.rhs], [])
         (of_model,) = questions.rank(scores[rel], options.block_size)
         (of_popularity,) = questions.popular(degrees[rel].of_all(size))
-        ranked.append((config.model.relation_names[rel], questions.queries, of_model, of_popularity))
+        ranked.append((relation.name, questions.queries, of_model, of_popularity))
     rows = []
     for name, group in [*((one[0], [one]) for one in ranked), *([("all", ranked)] if ranked else [])]:
         query = distinct(queries for _, queries, _, _ in group)

@@ -1,4 +1,10 @@
-"""Vocabularies: which row of its table an entity has. A known id keeps its row for ever."""
+"""Vocabularies: which row of its table an entity has. A known id keeps its row for ever.
+
+An id without an edge in a snapshot has *departed*: its row and its vector stay, and nothing draws it. After
+`vocabulary.keep_departed` such snapshots it is *evicted*: it has no vector any more, but the vocabulary still has its
+row, which no other id gets. Where it returns, it has that row again and starts like a new id. Only `twhin compact`
+takes evicted rows away.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +25,38 @@ if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
     from twhin_pipeline.store import Manifest, Store
 
+CHAIN = 1_000
+"""So many of the snapshots that a vocabulary has grown through are noted with it."""
 # Indexed ids may leave rows unused, but hardly more than this many for each one used.
 SPARSEST = 100
 
 
-def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
+def build(config: TwhinConfig, store: Store, snapshot: str, *, compact: bool = False) -> dict[str, Manifest]:
     """Write `vocabulary/<entity>` of every entity type, and return the manifests by entity type.
 
     A vocabulary begins with the newest earlier snapshot's (else with the table's `vocab` file), rows unchanged; new ids
     follow by degree, the largest first, then by id. An id below `vocabulary.min_count` edges gets no row, unless it has
     one already. Indexed ids are rows themselves: every index up to the largest (or `num_embeddings`) has its row.
 
+    Args:
+        config: Its `vocabulary` and tables say who gets a row.
+        store: Has `raw_edges` of the snapshot, and earlier vocabularies.
+        snapshot: The snapshot.
+        compact: Leave out the ids that the earlier vocabulary had evicted and that have not returned, and number the
+            others anew, in order. The column `row_before` says which row an id had there.
+
     Raises:
-        UserError: A vocabulary is empty or outgrows `num_embeddings`, or a `vocab` file is not one.
+        UserError: A vocabulary is empty or outgrows `num_embeddings`, a `vocab` file is not one, or rows are to be
+            compacted and ids are rows themselves or there is no earlier vocabulary.
     """
+    if compact and indexed(config):
+        raise UserError("indexed ids are rows themselves, so their tables cannot be compacted; use named ids")
     parents = store.versions(snapshot, ["raw_edges"])
     edges = IndexedEdges(store, snapshot)
     manifests = {}
     with database.connect(config, store) as con, explained("vocabulary"):
         for entity in config.model.table_names:
-            manifests[entity] = _build_one(con, config, store, snapshot, entity, edges, parents)
+            manifests[entity] = _build_one(con, config, store, snapshot, entity, edges, parents, compact)
     return manifests
 
 
@@ -50,16 +68,22 @@ def _build_one(
     entity: str,
     edges: IndexedEdges,
     parents: dict[str, str],
+    compact: bool,
 ) -> Manifest:
     asset = f"vocabulary/{entity}"
     before = store.latest_before(asset, snapshot)
+    made = store.last_accepted(asset, snapshot)
+    compact = compact or (made is not None and made.details.get("compacted") == snapshot)  # the same rows once more
+    if compact and before is None:
+        raise UserError(f"{asset}: there is no snapshot before {snapshot} whose rows could be compacted")
     earlier, parents = _earlier(con, config, store, snapshot, entity, before), dict(parents)
     if before is not None:
         parents[f"{asset}@{before.snapshot}"] = before.version
     # Either all of raw_edges' ids are integers or none.
     kind = "VARCHAR" if edges.texts or _type(con, earlier, "id") == "VARCHAR" else "BIGINT"
     con.execute(
-        f"CREATE OR REPLACE TEMP TABLE known AS SELECT CAST(id AS {kind}) AS id, row, first_snapshot FROM {earlier}"
+        f"CREATE OR REPLACE TEMP TABLE known AS SELECT CAST(id AS {kind}) AS id, row, first_snapshot, last_snapshot, "
+        f"evicted FROM {earlier}"
     )
     degree = _degrees(config, edges, entity)
     used = np.flatnonzero(degree)
@@ -76,14 +100,30 @@ def _build_one(
             "SELECT id, degree, row_number() OVER (ORDER BY degree DESC, id_index) - 1 AS position FROM degrees "
             f"ANTI JOIN known USING (id) WHERE degree >= {config.vocabulary.min_count}"
         )
+    chain = _chain(before)
+    # Ids that are rows themselves cannot be left out.
+    keep = None if indexed(config) else config.vocabulary.keep_departed
+    since = sorted([*chain, snapshot])[-keep - 1] if keep is not None and len(chain) >= keep else ""
     con.execute(
-        "CREATE OR REPLACE TEMP TABLE rows AS "
-        "SELECT id, row, coalesce(degree, 0) AS degree, first_snapshot FROM known LEFT JOIN degrees USING (id) "
-        "UNION ALL SELECT id, (SELECT count(*) FROM known) + position, degree, "
-        f"{literal(snapshot)} FROM ({new})"
+        "CREATE OR REPLACE TEMP TABLE every AS "
+        "SELECT id, row, row AS row_before, coalesce(degree, 0) AS degree, first_snapshot, "
+        f"CASE WHEN degree > 0 THEN {literal(snapshot)} ELSE last_snapshot END AS last_snapshot, "
+        "evicted AS was_evicted "
+        "FROM known LEFT JOIN degrees USING (id) "
+        "UNION ALL SELECT id, (SELECT count(*) FROM known) + position, NULL, degree, "
+        f"{literal(snapshot)}, CASE WHEN degree > 0 THEN {literal(snapshot)} END, false FROM ({new})"
     )
-    rows, known, counted_rows = con.execute(
-        "SELECT count(*), (SELECT count(*) FROM known), count(*) FILTER (degree > 0) FROM rows"
+    row = "row_number() OVER (ORDER BY row) - 1" if compact else "row"
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE rows AS SELECT id, CAST({row} AS BIGINT) AS row, row_before, degree, "
+        "first_snapshot, last_snapshot, "
+        # An eviction lasts, whatever keep_departed is later, until the id returns.
+        f"degree = 0 AND (was_evicted OR coalesce(last_snapshot, first_snapshot) < {literal(since)}) AS evicted "
+        f"FROM every WHERE NOT ({compact} AND was_evicted AND degree = 0)"
+    )
+    rows, known, counted_rows, evicted, left_out = con.execute(
+        "SELECT count(*), count(row_before), count(*) FILTER (degree > 0), count(*) FILTER (evicted), "
+        "(SELECT count(*) FROM every) - count(*) FROM rows"
     ).fetchall()[0]
     below = len(used) - counted_rows
     _check_size(config, entity, rows, below)
@@ -93,7 +133,8 @@ def _build_one(
         with draft.local_file("part-00000.parquet") as path:
             con.execute(
                 "COPY (SELECT id, CAST(row AS BIGINT) AS row, CAST(degree AS BIGINT) AS degree, "
-                "CAST(first_snapshot AS VARCHAR) AS first_snapshot FROM rows ORDER BY row) "
+                "CAST(first_snapshot AS VARCHAR) AS first_snapshot, CAST(last_snapshot AS VARCHAR) AS last_snapshot, "
+                f"evicted{', CAST(row_before AS BIGINT) AS row_before' if compact else ''} FROM rows ORDER BY row) "
                 f"TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
             )
         draft.details = {
@@ -102,8 +143,20 @@ def _build_one(
             "below_min_count": below,
             "largest_degree": int(degree.max(initial=0)),
             "earlier_snapshot": before.snapshot if before else None,
+            "departed": rows - counted_rows,
+            "evicted": evicted,
+            "grown_through": chain,
+            "left_out": left_out,
+            "compacted": snapshot if compact else before.details.get("compacted") if before else None,
         }
     return store.manifest(asset, snapshot)
+
+
+def _chain(before: Manifest | None) -> list[str]:
+    """Return the snapshots that a vocabulary grows through, up to `before`, oldest first; the last `CHAIN` of them."""
+    if before is None:
+        return []
+    return [*before.details.get("grown_through", []), before.snapshot][-CHAIN:]
 
 
 def _degrees(config: TwhinConfig, edges: IndexedEdges, entity: str) -> Array:
@@ -132,6 +185,8 @@ def _refuse_conflict(con: duckdb.DuckDBPyConnection, store: Store, asset: str, s
         later = store.last_accepted(asset, at)
         if at <= snapshot or later is None or f"{asset}@{snapshot}" in later.parents:
             continue
+        if (later.details.get("compacted") or "") > snapshot:
+            return  # rows have other numbers from there on
         files = database.parquet(store.files_of(later))
         conflicts = con.execute(
             f"SELECT count(*) FROM rows JOIN {files} later ON CAST(rows.id AS VARCHAR) = CAST(later.id AS VARCHAR) "
@@ -156,10 +211,19 @@ def _earlier(
 ) -> str:
     """Return the SQL of the rows that are given: those of the snapshot `before`, or those of the `vocab` file."""
     if before is not None:
-        return f"(SELECT id, row, first_snapshot FROM {database.parquet(store.files_of(before))})"
+        files = store.files_of(before)
+        with store.parquet(files[0]) as file:
+            known = file.schema_arrow.names
+        # An earlier version of this package wrote neither: whom it kept is taken for one of its snapshot.
+        last = "last_snapshot" if "last_snapshot" in known else f"{literal(before.snapshot)} AS last_snapshot"
+        evicted = "evicted" if "evicted" in known else "false AS evicted"
+        return f"(SELECT id, row, first_snapshot, {last}, {evicted} FROM {database.parquet(files)})"
     path = config.model.table(entity).vocab
     if path is None:
-        return "(SELECT NULL::BIGINT AS id, NULL::BIGINT AS row, NULL::VARCHAR AS first_snapshot WHERE false)"
+        return (
+            "(SELECT NULL::BIGINT AS id, NULL::BIGINT AS row, NULL::VARCHAR AS first_snapshot, "
+            "NULL::VARCHAR AS last_snapshot, false AS evicted WHERE false)"
+        )
     number = config.model.table_names.index(entity)
     field = f"model.embeddings.tables[{number}].vocab"
     if "://" in path:
@@ -185,9 +249,17 @@ def _earlier(
         )
     integers = kinds["id"] != "VARCHAR"
     return (
-        f"(SELECT CAST(id AS {'BIGINT' if integers else 'VARCHAR'}) AS id, row, {literal(snapshot)} AS first_snapshot "
-        f"FROM {database.parquet([path])})"
+        f"(SELECT CAST(id AS {'BIGINT' if integers else 'VARCHAR'}) AS id, row, {literal(snapshot)} AS first_snapshot, "
+        f"NULL::VARCHAR AS last_snapshot, false AS evicted FROM {database.parquet([path])})"
     )
+
+
+def compactions(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, str | None]:
+    """Return, by entity type, the last snapshot up to this one in which rows were compacted; None: in none."""
+    return {
+        name: store.manifest(f"vocabulary/{name}", snapshot).details.get("compacted")
+        for name in config.model.table_names
+    }
 
 
 def _every_index(con: duckdb.DuckDBPyConnection, config: TwhinConfig, entity: str) -> str:

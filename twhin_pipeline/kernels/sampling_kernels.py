@@ -44,9 +44,19 @@ def _philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
 
 @compiled()
 def draw(
-    seed: Any, stream: int, epoch: int, chunk: int, size: int, popular: int, cumulative: Array, row: Array
+    seed: Any,
+    stream: int,
+    epoch: int,
+    chunk: int,
+    size: int,
+    present: Array,
+    popular: int,
+    cumulative: Array,
+    row: Array,
 ) -> None:
     """Draw a pool into `row`, int64 `[K]`: uniform over `size`, but its last `popular` ones by `cumulative` [N].
+
+    What is uniform is a row of `present` (int64 `[size]`), or, where that is empty, below `size`.
 
     The K numbers are those of `numpy.random.Philox(key=[seed, stream], counter=[0, 0, chunk, epoch])`.
     """
@@ -61,6 +71,8 @@ def draw(
         unit = np.float64(np.int64(drawn[i % 4] >> np.uint64(11))) * 2.0**-53
         if i < split:
             row[i] = min(np.int64(unit * size), size - 1)
+            if len(present):
+                row[i] = present[row[i]]
         else:
             row[i] = np.searchsorted(cumulative, unit * total, side="right")
 
@@ -258,6 +270,7 @@ def samples(
     pool: int,
     popular: int,
     sizes: Array,
+    present: Any,
     cumulative: Any,
     known: Any,
     own: bool,
@@ -276,7 +289,8 @@ def samples(
         window: How many of the chunk's own entities are candidates, from one that moves on with the epochs.
         pool: How many are drawn, the last `popular` ones by degree.
         popular: See `pool`.
-        sizes: `int64 [2]` how many entities there are, by side.
+        sizes: `int64 [2]` how many entities may be drawn, by side.
+        present: Which these are, by side; empty: all rows.
         cumulative: The running sum of mass over the rows, by side.
         known: neighbors, entities and start of the relation's true edges, by the side of the entity: see `true_pairs`.
         own: Only edges of the chunk are true.
@@ -302,7 +316,9 @@ def samples(
         taken = min(window, size)
         for side in sides:
             row = rows[unit * pool : (unit + 1) * pool]
-            draw(seed, streams[side], epoch, first_chunk + i, sizes[side], popular, cumulative[side], row)
+            draw(
+                seed, streams[side], epoch, first_chunk + i, sizes[side], present[side], popular, cumulative[side], row
+            )
             here = listed[written : written + taken + pool]
             written += len(here)
             for j in range(taken):

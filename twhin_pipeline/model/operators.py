@@ -37,6 +37,21 @@ class Operator(nn.Module):
         """
         raise NotImplementedError
 
+    def towards_heads(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Return the heads that tails `x[g]` want: the inverse where it is safe, else the adjoint.
+
+        Of a matrix A the adjoint is its transpose: `A^T x` is the direction in which the product of `A head` and `x`
+        grows fastest. An inverse would divide by elements, or singular values, that training may have left near 0.
+
+        Args:
+            x: `[G, N, D]`.
+            relation: `int64 [G]`, below R.
+
+        Returns:
+            `[G, N, D]`.
+        """
+        raise NotImplementedError
+
     def randomize(self, deviation: float) -> None:
         """Start at random instead, elements that combine with a vector's with that standard deviation."""
         raise NotImplementedError
@@ -98,12 +113,20 @@ class Translation(Weighted):
         """Add the relation's vector. Shapes as in `Operator.forward`."""
         return x + self.weight[relation].unsqueeze(1)
 
+    def towards_heads(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Subtract the relation's vector: the inverse. Shapes as in `Operator.towards_heads`."""
+        return x - self.weight[relation].unsqueeze(1)
+
 
 @OPERATORS.register_as("identity")
 class Identity(Operator):
     """`x`: relations differ only in their edges. It has no parameters; its rows are zeros."""
 
     def forward(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Return `x`."""
+        return x
+
+    def towards_heads(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
         """Return `x`."""
         return x
 
@@ -133,6 +156,10 @@ class Diagonal(Weighted):
         """Scale by the relation's vector. Shapes as in `Operator.forward`."""
         return x * self.weight[relation].unsqueeze(1)
 
+    def towards_heads(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Scale by the relation's vector: the adjoint. Shapes as in `Operator.towards_heads`."""
+        return self(x, relation)
+
 
 @OPERATORS.register_as("linear")
 class Linear(Weighted):
@@ -150,6 +177,10 @@ class Linear(Weighted):
         """Multiply by the relation's matrix. Shapes as in `Operator.forward`."""
         matrix = self.weight[relation].unflatten(1, (self.dim, self.dim))
         return x @ matrix.transpose(1, 2)
+
+    def towards_heads(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Multiply by the transposed matrix: the adjoint. Shapes as in `Operator.towards_heads`."""
+        return x @ self.weight[relation].unflatten(1, (self.dim, self.dim))
 
 
 @OPERATORS.register_as("affine")
@@ -171,6 +202,12 @@ class Affine(Weighted):
         matrix = row[:, : -self.dim].unflatten(1, (self.dim, self.dim))
         return x @ matrix.transpose(1, 2) + row[:, -self.dim :].unsqueeze(1)
 
+    def towards_heads(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Subtract the vector and multiply by the transposed matrix. Shapes as in `Operator.towards_heads`."""
+        row = self.weight[relation]
+        matrix = row[:, : -self.dim].unflatten(1, (self.dim, self.dim))
+        return (x - row[:, -self.dim :].unsqueeze(1)) @ matrix
+
 
 @OPERATORS.register_as("complex_diagonal")
 class ComplexDiagonal(Weighted):
@@ -189,6 +226,11 @@ class ComplexDiagonal(Weighted):
         """Multiply by the relation's complex vector. Shapes as in `Operator.forward`; D is even."""
         real, imaginary = self.weight[relation].unsqueeze(1).chunk(2, -1)
         return _complex_product(x, real, imaginary)
+
+    def towards_heads(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Multiply by the conjugate: the adjoint. Shapes as in `Operator.towards_heads`."""
+        real, imaginary = self.weight[relation].unsqueeze(1).chunk(2, -1)
+        return _complex_product(x, real, -imaginary)
 
 
 @OPERATORS.register_as("rotation")
@@ -212,6 +254,11 @@ class Rotation(Weighted):
         """Turn by the relation's angles. Shapes as in `Operator.forward`; D is even."""
         angle = self.weight[relation].unsqueeze(1)
         return _complex_product(x, angle.cos(), angle.sin())
+
+    def towards_heads(self, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Turn back: the inverse. Shapes as in `Operator.towards_heads`."""
+        angle = self.weight[relation].unsqueeze(1)
+        return _complex_product(x, angle.cos(), -angle.sin())
 
     def penalized(self) -> torch.Tensor | None:
         """Return None: every modulus is 1, whatever the angles."""

@@ -59,6 +59,11 @@ class Scorer(nn.Module):
         """Whether any relation's operator takes vectors for complex ones."""
         return any(OPERATORS[name].complex for name in self.operators)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the operators' parameters are."""
+        return self._slot.device
+
     def candidates_by_relation(self, side: Side) -> bool:
         """Tell whether a side's candidates depend on the relation: those of "lhs" do, unless `model.reciprocal`."""
         return side == "lhs" and not self.reciprocal
@@ -95,6 +100,23 @@ class Scorer(nn.Module):
         if self.candidates_by_relation(side):
             x = self._operate(x, relation, self._slot)
         return self.comparator.prepare(x)
+
+    def wanted(self, side: Side, x: torch.Tensor, relation: torch.Tensor) -> torch.Tensor:
+        """Return the vectors that edges want at `side` (not prepared): what scores high against their other end.
+
+        Args:
+            side: The side whose vectors are wanted.
+            x: `[G, N, D]`: heads for "rhs", tails for "lhs".
+            relation: `int64 [G]`, each the relation of a row of vectors.
+
+        Returns:
+            `[G, N, D]`.
+        """
+        if side == "rhs":
+            return self._operate(x, relation, self._slot)
+        if self.reciprocal:
+            return self._operate(x, relation, self._second)
+        return self._operate(x, relation, self._slot, towards_heads=True)
 
     def compare(self, queries: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Score each of `queries [..., Q, D]` with each of `candidates [..., N, D]`, both prepared: `[..., Q, N]`."""
@@ -232,14 +254,21 @@ class Scorer(nn.Module):
         scorer.load_rows(rows)
         return scorer
 
-    def _operate(self, x: torch.Tensor, relation: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Apply each relation's operator, with the parameters at its row of `slots` [R], to `x [G, N, D]`."""
+    def _operate(
+        self, x: torch.Tensor, relation: torch.Tensor, slots: torch.Tensor, *, towards_heads: bool = False
+    ) -> torch.Tensor:
+        """Apply each relation's operator, with the parameters at its row of `slots` [R], to `x [G, N, D]`.
+
+        `towards_heads`: apply its inverse, or adjoint, instead.
+        """
         slot = slots[relation]
-        if len(self.operators) == 1:
-            (operator,) = self.operators.values()
-            return operator(x, slot)
+        applied = [
+            self._operator(name).towards_heads if towards_heads else self._operator(name) for name in self.operators
+        ]
+        if len(applied) == 1:
+            return applied[0](x, slot)
         out = x
-        for kind, operator in enumerate(self.operators.values()):
+        for kind, operator in enumerate(applied):
             # Every operator is applied, to no vectors if need be: each rank's backward pass then has all parameters.
             chosen = (self._kind[relation] == kind).nonzero().squeeze(1)
             # In autocast a matrix product gives another type.

@@ -9,6 +9,7 @@ from torch import nn
 
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.model.all_candidates import AllCandidates
+from twhin_pipeline.model.anchors import Anchor, pull
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.candidate_scores import CandidateScores, FusedLoss
 from twhin_pipeline.model.model_and_loss import ModelAndLoss, Outputs, TwhinModelAndLoss
@@ -44,6 +45,8 @@ class TwhinModel(nn.Module):
         self.dropout = model_config.embedding_dropout
         self.regularization = model_config.regularization
         self.types = {side: [getattr(relation, side) for relation in model_config.relations] for side in SIDES}
+        self.anchors: Mapping[str, Anchor] = {}
+        """By table, what holds its known ids in training; set once the tables are filled."""
         self.use_tables(tables)
         self.scorer = Scorer(model_config).to(device)
 
@@ -72,12 +75,17 @@ class TwhinModel(nn.Module):
         Where nothing changes the vectors before they are used, the tables decide how rows are read: they may be copied
         once, directly from the table to where they are used.
         """
-        changed = self.max_norm is not None or (self.training and self.dropout)
+        anchors = self.anchors if self.training else {}
+        changed = self.max_norm is not None or (self.training and self.dropout) or anchors
         if not (changed or self.regularization.entities or batch.everything):
             return self.tables.rows(batch.ids), operators_penalty(self.regularization, self.scorer, batch)
         vectors = self.lookup(batch.ids)
+        for i, table in enumerate(self.table_names):
+            if table in anchors and anchors[table].frozen:
+                vectors[i] = anchors[table].frozen_rows(batch.ids[table], vectors[i])
         total = operators_penalty(self.regularization, self.scorer, batch)
         total = total + entities_penalty(self.regularization, self.scorer, vectors, batch)
+        total = total + pull(anchors, self.table_names, vectors, batch)
         return [Rows(dropout(v, self.dropout) if self.training else v) for v in vectors], total
 
     def forward(self, batch: EdgeBatch, fused_loss: FusedLoss | None = None) -> Outputs:

@@ -11,6 +11,7 @@ import torch
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.graph.present import present_rows
 from twhin_pipeline.kernels import radix
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.prefetch import Prefetcher
@@ -114,7 +115,8 @@ class EdgesDataset:
             if not (training and config.negatives.mask == "own"):
                 self._index_edges()
         chunk_size = int(manifest.details.get("chunk_size", self.positives.lengths.max()))
-        self.sampler = self._sampler(config, data.sampled_per_step)
+        self.sampler, self.present = self._sampler(config, snapshot, data.sampled_per_step)
+        """What a step's candidates are drawn by, or else those of every step; None: all entities."""
         self.chunks_per_rank = max(1, data.per_replica_batch_size // chunk_size)
         self.num_chunks = len(self.positives.relation)
         self.num_edges = int(self.positives.offsets[-1])
@@ -183,7 +185,7 @@ class EdgesDataset:
             while done < self.num_chunks:
                 step = order[done : done + self.chunks_per_step]
                 chunks = np.array_split(step, self.world_size)[self.rank]
-                sample = None if self.sampler is None else self.sampler.draw(e, done)
+                sample = self.present if self.sampler is None else self.sampler.draw(e, done)
                 done += len(step)
                 after = (e + 1, 0) if done == self.num_chunks else (e, done)
                 yield self._batch(chunks, negatives, sample, file_epoch, int(self.counts[step].sum())), *after
@@ -200,12 +202,24 @@ class EdgesDataset:
         self.known_base = [np.cumsum(kept) - kept for kept in self.side_size[::-1]]
         self.known_edges = self.positives.known_edges(self.side_size, self.known_base, torch.get_num_threads())
 
-    def _sampler(self, config: TwhinConfig, size: int | None) -> StepSampler | None:
+    def _sampler(
+        self, config: TwhinConfig, snapshot: str, size: int | None
+    ) -> tuple[StepSampler | None, StepSample | None]:
+        if not self.everything:
+            return None, None
+        present = [present_rows(self.store, snapshot, name) for name in self.tables]
         if size is None:
-            return None
+            if all(rows is None for rows in present):
+                return None, None
+            sizes = np.diff(self.base).tolist()
+            each = [np.arange(n) if rows is None else rows for n, rows in zip(sizes, present, strict=True)]
+            every = np.concatenate([rows + base for rows, base in zip(each, self.base[:-1], strict=True)])
+            return None, StepSample(every, np.zeros(len(every), np.float32))
         degree = self.positives.degrees(self.side_base, int(self.base[-1]))
         tables = np.split(degree, self.base[1:-1])
-        return StepSampler(size, config.negatives.degree_share, config.negatives.alpha, config.negatives.seed, tables)
+        negatives = config.negatives
+        sampler = StepSampler(size, negatives.degree_share, negatives.alpha, negatives.seed, tables, present)
+        return sampler, None
 
     def _batch(
         self, chunks: Array, negatives: Negatives | None, drawn: StepSample | None, epoch: int, global_edges: int

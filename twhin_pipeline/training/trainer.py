@@ -15,6 +15,8 @@ from twhin_pipeline.config.recipes import Recipe
 from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation import ancestors
+from twhin_pipeline.graph import vocabulary
+from twhin_pipeline.model.anchors import Anchor
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
@@ -72,11 +74,15 @@ class Trainer:
         torch.backends.cudnn.allow_tf32 = config.runtime.enable_tensorfloat32
 
         self.parents = self._parents()
+        self.compacted = vocabulary.compactions(config, store, snapshot)
+        """By entity type, the snapshot that numbered its rows anew: a checkpoint says whose rows it has."""
         self.started_from: tuple[ancestors.Origin, ...] = ()
         """The models whose vectors the tables started from."""
         self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size)
         self.steps_before = 0
         """Steps that the optimizers' state had seen when the tables started from an earlier model."""
+        self.anchors: dict[str, Anchor] = {}
+        """What holds the known ids of tables with `pull` or `freeze`."""
         self.validator: Validator | None = None
 
         tables = UnshardedTables(config.model, table_sizes(config, store, snapshot), ranks.device)
@@ -179,6 +185,10 @@ class Trainer:
             self.started_from, self.steps_before = warm_start.initialize(
                 self.sharded, state, self.config, self.store, self.snapshot, self.ranks, self.reporter.milestone
             )
+        self.anchors = warm_start.anchors(
+            self.config, self.store, self.snapshot, self.started_from, self.reporter.milestone
+        )
+        unwrapped(self.sharded).anchors = self.anchors
         self.validator = self._open_validation()
         self.ranks.barrier()  # a rank may read the rows that another has filled (shared_tables)
         if self.ranks.rank == 0:
@@ -351,6 +361,7 @@ class Trainer:
             "training_set": self.dataset.version,
             "started_from": [one.as_details() for one in self.started_from],
             "steps_before": self.steps_before,
+            "compacted": self.compacted,
             "config": self.config.model_dump(mode="json"),
             "dataset": self.dataset.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -417,6 +428,9 @@ class Trainer:
             )
         self.reporter.milestone(chosen)
         limit_norms(self.sharded, self.config.model.max_norm)
+        warm_start.restore_frozen(
+            self.sharded, self.config, self.store, self.snapshot, self.started_from, ranks, self.anchors
+        )
         draft = self.store.begin(ASSET, self.snapshot) if ranks.rank == 0 else None
         version = ranks.broadcast(draft.version if draft else None)
         draft = draft or Draft(self.store, ASSET, self.snapshot, version)

@@ -28,6 +28,7 @@ from twhin_pipeline.evaluation.held_out import (
 )
 from twhin_pipeline.evaluation.rank_metrics import distinct, joined, rank_metrics, retrieval_metrics
 from twhin_pipeline.evaluation.ranking import CandidateSet, Counts
+from twhin_pipeline.graph.present import present_rows
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.relation_scores import RelationScores
 from twhin_pipeline.model.twhin_model import Outputs, TwhinModelAndLoss
@@ -225,6 +226,9 @@ class FullRanking:
         self.sizes = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in names}
         self.questions: list[tuple[int, Questions]] = []
         if ranks.rank == 0:
+            self.candidates = {
+                name: CandidateSet(size, present_rows(store, snapshot, name)) for name, size in self.sizes.items()
+            }
             self.questions = self._read(store, snapshot, seen or SeenBefore())
         used = {getattr(config.model.relations[r], side) for r, _ in self.questions for side in ("lhs", "rhs")}
         self.tables: list[str] = ranks.broadcast([name for name in names if name in used])
@@ -289,16 +293,15 @@ class FullRanking:
                 if share
             }
             if self.retrieval:
-                sizes = {rel: self.sizes[relations[rel].rhs] for rel in chosen}
-                return list(read_retrieval(con, chosen, sizes, held_out).items())
+                tails = {rel: self.candidates[relations[rel].rhs] for rel in chosen}
+                return list(read_retrieval(con, chosen, tails, held_out).items())
             sides = list(self.config.corrupted_sides.values())
             known = {
                 side: read_filters(con, held_out.known, side, {n: one for n, one in chosen.items() if side in sides[n]})
                 for side in SIDES
             }
-        candidates = {name: CandidateSet(size) for name, size in self.sizes.items()}
         return [
-            (n, Questions.of(side, one, candidates[getattr(relations[n], side)], [known[side][n]]))
+            (n, Questions.of(side, one, self.candidates[getattr(relations[n], side)], [known[side][n]]))
             for n, one in chosen.items()
             for side in sides[n]
         ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec
@@ -18,18 +19,34 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.model import TableConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.ancestors import Origin, origins_in
+from twhin_pipeline.graph import vocabulary
+from twhin_pipeline.model.anchors import Anchor
 from twhin_pipeline.model.scorer import Scorer
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.sharding.optimizer_state import OptimizerState
 from twhin_pipeline.sharding.placement import init_tables, local_shards, table_weights, unwrapped
 from twhin_pipeline.store import Manifest, Store
+from twhin_pipeline.training import new_ids
 from twhin_pipeline.training.checkpoint import STEP, load_tensors
 from twhin_pipeline.vectors.model_files import ASSET, ModelTables, locate, vectors_of
 
 BLOCK = 65_536
 PATH = "training.initial_checkpoint_dir"
 Say = Callable[[str], None]
-Vectors = Iterator[tuple[pa.Array, np.ndarray[Any, Any]]]
+Array = np.ndarray[Any, Any]
+Vectors = Iterator[tuple[pa.Array, Array]]
+"""Ids, null where the vector is not to be taken, and their vectors `[n, D]`."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Rows of a table that this rank has filled, bool `[ids]`, and of all vectors that it was filled from the mean
+    (float32 `[D]`; None: of none) and the mean length.
+    """
+
+    rows: Array
+    mean: Array | None = None
+    length: float = 0.0
 
 
 def initialize(
@@ -43,6 +60,8 @@ def initialize(
 ) -> tuple[tuple[Origin, ...], int]:
     """Fill the tables: at random, then by `pretrained`, then from `training.initial_checkpoint_dir`.
 
+    With `training.new_ids: neighbors` ids that none of these gives a vector then start from their neighbors (new_ids).
+
     A store without a snapshot stands for its newest release of an older snapshot than the one to train: a model that
     has seen this snapshot, or a later one, would know what evaluation asks for.
 
@@ -54,18 +73,20 @@ def initialize(
     """
     init_tables(model, config.training.seed)
     weights = table_weights(model)
+    filled: dict[str, Filled] = {}
     origins: list[Origin] = []
     for i, table in enumerate(config.model.embeddings.tables):
         if table.pretrained is not None:
             origin = f"model.embeddings.tables[{i}].pretrained"
             vectors = _pretrained(table, origin, store, ranks, origins)
-            _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
+            filled[table.name] = _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
     source = config.training.initial_checkpoint_dir
     if source is None:
         return tuple(origins), 0
     checkpoint = _checkpoint_in(source)
     if checkpoint is not None:
         _refuse_other_relations(checkpoint, config)
+        _refuse_other_rows(checkpoint, vocabulary.compactions(config, store, snapshot))
         load_tensors(checkpoint, {"model": model.state_dict()}, ranks)
         say(f"every vector starts from checkpoint {checkpoint}, by row; the optimizers start afresh")
         return (*origins, _origin_of(checkpoint)), 0
@@ -75,14 +96,74 @@ def initialize(
     for table in config.model.embeddings.tables:
         if table.name in tables.names:
             vectors = _of_model(tables, table.name)
-            _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
+            result = _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
+            before = filled.get(table.name)
+            filled[table.name] = result if before is None else replace(result, rows=result.rows | before.rows)
         else:
             say(f"table {table.name} starts at random: the model of {at} has none")
     _load_operators(unwrapped(model).scorer, config, tables, say)
+    if config.training.new_ids == "neighbors":
+        _place_new_ids(model, config, store, snapshot, filled, ranks, say)
     steps = 0
     if config.training.carry_optimizer_state:
         steps = _load_states(optimizer, config, store, snapshot, tables, ranks, say)
     return (*origins, Origin.of_model(earlier, tables.manifest, store)), steps
+
+
+def anchors(config: TwhinConfig, store: Store, snapshot: str, origins: Sequence[Origin], say: Say) -> dict[str, Anchor]:
+    """Return what holds known ids of the tables with `pull` or `freeze`; nothing where there is no earlier model.
+
+    The earlier vectors are read from a file that all processes of a machine map; a process holds 8 bytes an id.
+
+    Args:
+        config: Its tables, and `training.initial_checkpoint_dir`.
+        store: Has the vocabularies.
+        snapshot: Theirs.
+        origins: As `initialize` returned them, also where the run was interrupted since.
+        say: Takes a line about each table.
+
+    Raises:
+        UserError: The earlier model is a checkpoint, or it is gone.
+    """
+    held = [table for table in config.model.embeddings.tables if table.pull or table.freeze]
+    if not held or config.training.initial_checkpoint_dir is None:
+        return {}
+    origin = origins[-1]
+    if origin.checkpoint is not None:
+        raise UserError(
+            f"{PATH}: {origin} is taken over row by row, so which ids are known is not known; for the pull and freeze "
+            f"of {', '.join(table.name for table in held)} give the store of the trained model"
+        )
+    tables = ModelTables(*_with_vocabularies(*origin.opened(store)))
+    result = {}
+    for table in held:
+        if table.name not in tables.names:
+            continue
+        ids = store.read(f"vocabulary/{table.name}", snapshot, ["id"]).column("id").combine_chunks()
+        place = pc.index_in(ids, value_set=_ids_of(tables, table.name).cast(ids.type))
+        rows = place.fill_null(-1).to_numpy().astype(np.int64)
+        result[table.name] = Anchor(tables.table(table.name), rows, table.pull, table.freeze)
+        how = "keep their vectors" if table.freeze else f"are pulled towards their earlier vectors by {table.pull:g}"
+        say(f"{int((rows >= 0).sum()):,} of {len(rows):,} ids of {table.name} {how}")
+    return result
+
+
+def restore_frozen(
+    model: nn.Module,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    origins: Sequence[Origin],
+    ranks: Ranks,
+    held: Mapping[str, Anchor],
+) -> None:
+    """Write the earlier vectors of frozen tables into this rank's shards once more: not a bit of them may differ."""
+    weights = table_weights(model)
+    for table in config.model.embeddings.tables:
+        if table.name in held and table.freeze:
+            tables = ModelTables(*_with_vocabularies(*origins[-1].opened(store)))
+            vectors = _of_model(tables, table.name)
+            _fill(weights[table.name], table, store, snapshot, ranks, vectors, PATH, lambda line: None)
 
 
 def _agreed(ranks: Ranks, find: Callable[[], tuple[Store, str]]) -> tuple[Store, str]:
@@ -108,9 +189,15 @@ def _agreed(ranks: Ranks, find: Callable[[], tuple[Store, str]]) -> tuple[Store,
 def _earlier_model(source: str, snapshot: str) -> tuple[Store, str]:
     """Locate the model to start from, with the vocabularies that it was trained with."""
     earlier, at = locate(source, before=snapshot)
-    model, base = earlier.manifest(ASSET, at), earlier.seen_as(None)
+    return _with_vocabularies(earlier, earlier.manifest(ASSET, at))[0], at
+
+
+def _with_vocabularies(store: Store, model: Manifest) -> tuple[Store, Manifest]:
+    """Return the store with a model and the vocabularies that it was trained with at their versions, and the model."""
+    base, at = store.seen_as(None), model.snapshot
     read = {name: version for name, version in model.parents.items() if name.startswith("vocabulary/")}
-    return earlier.pinned(model, *(base.manifest(n, at, version) for n, version in read.items() if "@" not in n)), at
+    with_it = [base.manifest(name, at, version) for name, version in read.items() if "@" not in name]
+    return store.pinned(model, *with_it), model
 
 
 def _origin_of(checkpoint: str) -> Origin:
@@ -133,14 +220,18 @@ def _fill(
     origin: str,
     say: Say,
     what: str = "vectors",
-) -> None:
+) -> Filled:
     """Copy rows of vectors, or of an optimizer's state, into this rank's shards of `target`, matched by id.
 
     Rows whose id is not among them stay as they are.
+
+    Returns:
+        Which rows of this rank's shards were filled, and what all vectors are in the mean, known here or not.
     """
     ids = store.read(f"vocabulary/{table.name}", snapshot, ["id"]).column("id").combine_chunks()
     shards = [(first, rows, ids.slice(first, len(rows))) for first, rows in local_shards(target)]
-    filled = 0
+    result = Filled(np.zeros(len(ids), bool))
+    total, length, taken = np.zeros(table.embedding_dim), 0.0, 0
     for theirs, values in vectors:
         # Integers among texts are the texts that they are written as, as in vocabularies; never the other way round.
         if not (pa.types.is_integer(theirs.type) or (_is_text(theirs.type) and _is_text(ids.type))):
@@ -152,18 +243,47 @@ def _fill(
                 f"{origin}: vectors have {values.shape[1]} elements, but embedding_dim of {table.name!r} is "
                 f"{table.embedding_dim}; make them equal"
             )
-        for _, rows, known in shards:
+        given = np.flatnonzero(theirs.is_valid().to_numpy(zero_copy_only=False))
+        if values.ndim > 1:  # every rank reads all of them in the same order, so the mean is the same
+            total, taken = total + values[given].sum(axis=0, dtype=np.float64), taken + len(given)
+            length += float(np.linalg.norm(values[given], axis=1).sum(dtype=np.float64))
+        for first, rows, known in shards:
             place = pc.index_in(theirs.cast(ids.type), value_set=known)
             matched = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
             if len(matched):
                 where = torch.from_numpy(place.drop_null().to_numpy().astype(np.int64)).to(rows.device)
                 with torch.no_grad():
                     rows[where] = torch.from_numpy(values[matched]).to(rows)
-                filled += len(matched)
-    total = int(ranks.sum([filled])[0])
-    if total == 0 and table.pretrained is not None and origin.endswith(".pretrained"):
+                result.rows[first + place.drop_null().to_numpy().astype(np.int64)] = True
+    count = int(ranks.sum([int(result.rows.sum())])[0])
+    if count == 0 and table.pretrained is not None and origin.endswith(".pretrained"):
         raise UserError(f"{origin}: has none of the ids of {table.name!r}; mend the path, or leave it out")
-    say(f"{total:,} of {len(ids):,} {what} of {table.name} start from {origin}")
+    say(f"{count:,} of {len(ids):,} {what} of {table.name} start from {origin}")
+    return replace(result, mean=(total / taken).astype(np.float32), length=length / taken) if taken else result
+
+
+def _place_new_ids(
+    model: nn.Module,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    filled: Mapping[str, Filled],
+    ranks: Ranks,
+    say: Say,
+) -> None:
+    """Move new ids to where their known neighbors want them, and say how many."""
+    known = {}
+    for name in config.model.table_names:
+        size = store.manifest(f"vocabulary/{name}", snapshot).rows
+        mine = filled.get(name, Filled(np.zeros(size, bool)))
+        packed = ranks.gather(np.packbits(mine.rows))
+        rows = np.unpackbits(np.bitwise_or.reduce(packed), count=size).astype(bool)
+        known[name] = new_ids.Known(rows, mine.mean, mine.length)
+    counts = new_ids.start_from_neighbors(model, store, snapshot, config.model.relations, known, ranks)
+    for name, (new, placed) in counts.items():
+        if new:
+            rest = "the type's mean" if known[name].mean is not None else "random vectors"
+            say(f"{new:,} ids of {name} are new: {placed:,} start from known neighbors, {new - placed:,} from {rest}")
 
 
 def _load_states(
@@ -185,6 +305,9 @@ def _load_states(
         before = kept["tables"].get(table.name)
         if before is None or before["algorithm"] != table.optimizer.name:
             say(f"the optimizer of {table.name} starts afresh: it was {before and before['algorithm']}")
+            continue
+        if table.freeze and table.optimizer.name == "adam":
+            say(f"the optimizer of {table.name} starts afresh: its momentum would move vectors that freeze keeps")
             continue
         for name in before["states"]:
             mine, states = optimizer.tables[table.name][name], _of_states(tables, table.name, name)
@@ -217,7 +340,20 @@ def _of_states(tables: ModelTables, name: str, state: str) -> Vectors:
 
 
 def _ids_of(tables: ModelTables, name: str) -> pa.Array:
-    return tables.store.read(f"vocabulary/{name}", tables.manifest.snapshot, ["id"]).column("id").combine_chunks()
+    """Return the ids of a model's table in the order of rows; null where the model has not trained the id.
+
+    That is one that has never had an edge, or that is evicted: it starts like a new one.
+    """
+    asset, store = f"vocabulary/{name}", tables.store
+    files = store.files(asset, tables.manifest.snapshot)
+    with store.parquet(files[0]) as file:
+        noted = [column for column in ("last_snapshot", "evicted") if column in file.schema_arrow.names]
+    table = store.read(asset, tables.manifest.snapshot, ["id", *noted]).combine_chunks()
+    ids = table.column("id").combine_chunks()
+    if len(noted) < 2:  # written by an earlier version of this package
+        return ids
+    untrained = pc.or_(table.column("last_snapshot").is_null(), table.column("evicted")).combine_chunks()
+    return pc.if_else(untrained, pa.scalar(None, ids.type), ids)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -322,6 +458,21 @@ def _refuse_other_relations(checkpoint: str, config: TwhinConfig) -> None:
             f"training.initial_checkpoint_dir: {checkpoint}: was trained with other relations, operators or another "
             "order of them, and a checkpoint is taken over row by row; give the store of the trained model, from which "
             "operators are taken by name"
+        )
+
+
+def _refuse_other_rows(checkpoint: str, now: Mapping[str, str | None]) -> None:
+    """Raise UserError where entity types were compacted since a checkpoint: its rows are other ids' now."""
+    fs, plain = fsspec.core.url_to_fs(f"{checkpoint}/state.json")
+    if not fs.exists(plain):
+        return  # tensors alone, as another program writes them
+    with fs.open(plain, "r") as file:
+        before = json.load(file).get("compacted", {})
+    moved = [f"{name} in snapshot {at}" for name, at in now.items() if at != before.get(name)]
+    if moved:
+        raise UserError(
+            f"{PATH}: {checkpoint}: is taken over row by row, but rows have other numbers since `twhin compact` "
+            f"({', '.join(moved)}); give the store of the trained model, from which vectors are taken by id"
         )
 
 

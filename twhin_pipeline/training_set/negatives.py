@@ -1,8 +1,8 @@
 """Negatives: for each chunk, side and epoch a pool of entities of the side's type, and which candidates are true edges.
 
-A pool is part uniform over the vocabulary, part in proportion to degree^alpha (word2vec's smoothing; PyTorch-BigGraph's
-mixture), and all of a chunk's positives share it. Pools come from a counter-based generator keyed by seed, epoch, chunk
-and side, so they do not depend on threads or on the order of work.
+A pool is part uniform over the ids that have an edge in the snapshot, part in proportion to degree^alpha (word2vec's
+smoothing; PyTorch-BigGraph's mixture), and all of a chunk's positives share it. Pools come from a counter-based
+generator keyed by seed, epoch, chunk and side, so they do not depend on threads or on the order of work.
 
 A chunk's edges with the same kept entity are one query, which has the same true edges: a mask names a query by the
 first position of its entity in the chunk.
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from twhin_pipeline import scratch
 from twhin_pipeline.config.stage_settings import settings
+from twhin_pipeline.graph.present import present_rows
 from twhin_pipeline.kernels import sampling_kernels
 from twhin_pipeline.prefetch import in_order
 from twhin_pipeline.store import database
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from twhin_pipeline.store import Draft, Manifest, Store
 
 LHS, RHS = 0, 1
+NONE = np.zeros(0, np.int64)
 SCHEMA = pa.schema(
     [
         ("epoch", pa.int32()),
@@ -84,10 +86,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Population:
-    """The entities of a type: how many, and the running sum of degree^alpha over their rows ([N], mapped)."""
+    """The entities of a type, and the running sum of degree^alpha over their rows (`[N]`, mapped)."""
 
-    size: int
     cumulative: np.ndarray
+    present: np.ndarray | None = None
+    """The rows that may be drawn, int64 `[P]`, ascending; None: all."""
+
+    @property
+    def size(self) -> int:
+        """How many may be drawn."""
+        return len(self.cumulative) if self.present is None else len(self.present)
 
     def expected(self, plan: Plan, rows: np.ndarray) -> np.ndarray:
         """Return how often each of `rows` [N] is expected in a pool: float64 [N].
@@ -97,6 +105,9 @@ class Population:
         total = float(self.cumulative[-1])
         popular = plan.popular if total > 0 else 0
         result = np.full(len(rows), (plan.pool - popular) / self.size)
+        if self.present is not None:
+            place = np.minimum(np.searchsorted(self.present, rows), self.size - 1)
+            result[self.present[place] != rows] = 0.0
         if popular:
             mass = self.cumulative[rows] - np.where(rows > 0, self.cumulative[rows - 1], 0.0)
             result += popular * mass / total
@@ -127,7 +138,8 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
         threads = database.threads(config)
         with explained("training_set/negatives"):
             read = [_positives(con, store, known[0], snapshot, f"{folder}/0")]
-            populations = _populations(config, read[0], sizes, folder)
+            present = [present_rows(store, snapshot, name) for name in tables]
+            populations = _populations(config, read[0], sizes, present, folder)
         for stream, (asset, source, data, epochs) in enumerate(jobs):
             pool = 0 if data.global_negatives == "all" else data.global_negatives
             plan = Plan(
@@ -248,6 +260,7 @@ class Sampler:
             plan.pool,
             plan.popular,
             np.array([population.size for population in self.population[rel]]),
+            tuple(NONE if one.present is None else one.present for one in self.population[rel]),
             tuple(population.cumulative for population in self.population[rel]),
             tuple((side.neighbors, side.entities, side.start) for side in (self.known[rel, LHS], self.known[rel, RHS])),
             plan.own,
@@ -308,7 +321,9 @@ def _positives(con: duckdb.DuckDBPyConnection, store: Store, asset: str, snapsho
     return ChunkedEdges(lhs, rhs, start, np.asarray(chunks["any_value(rel)"], dtype=np.int64))
 
 
-def _populations(config: TwhinConfig, positives: ChunkedEdges, sizes: list[int], folder: str) -> list[Population]:
+def _populations(
+    config: TwhinConfig, positives: ChunkedEdges, sizes: list[int], present: list[np.ndarray | None], folder: str
+) -> list[Population]:
     """Count each type's degrees over the training positives, and sum degree^alpha along the rows."""
     populations = []
     for number, name in enumerate(config.model.table_names):
@@ -324,7 +339,7 @@ def _populations(config: TwhinConfig, positives: ChunkedEdges, sizes: list[int],
             # Without an edge there is no mass, also where alpha is 0.
             degree[:] = np.where(degree > 0, degree**config.negatives.alpha, 0)
         np.cumsum(cumulative, out=cumulative)
-        populations.append(Population(sizes[number], cumulative))
+        populations.append(Population(cumulative, present[number]))
     return populations
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.training import ExportConfig
@@ -50,7 +51,8 @@ def export(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manife
             draft.details = {
                 "data_type": config.export.data_type,
                 "normalize": config.export.normalize,
-                "untrained": int((trained[entity] == 0).sum()),
+                "untrained": int((trained[entity] == 0).sum()) - source.evicted,
+                "evicted": source.evicted,
             }
             starts = range(0, max(source.rows, 1), config.export.rows_per_file)
             files += [(draft, source, number, first) for number, first in enumerate(starts)]
@@ -102,6 +104,8 @@ class _Source:
     vocabulary: list[str]
     parts: list[str]
     rows: int
+    evicted: int
+    """How many of the rows have no vector any more; they are left out."""
     schema: pa.Schema
     options: ExportConfig
     trained: np.ndarray
@@ -126,18 +130,23 @@ class _Source:
                 ("trained_edges", pa.int64()),
             ]
         )
-        return cls(store, entity, files, tables.parts(entity), manifest.rows, schema, options, trained)
+        evicted = int(manifest.details.get("evicted", 0))
+        return cls(store, entity, files, tables.parts(entity), manifest.rows, evicted, schema, options, trained)
 
 
 def _write_file(draft: Draft, source: _Source, number: int, first: int) -> None:
     """Write the rows from `first` on, as many as a file holds."""
     store, count = source.store, min(source.options.rows_per_file, source.rows - first)
     size = max(1, min(BATCH_ROWS, BATCH_BYTES // (4 * source.dim)))
-    rows = store.batches(source.vocabulary, ["id", "row"], size, first, count)
+    columns = ["id", "row", *(["evicted"] if source.evicted else [])]
+    rows = store.batches(source.vocabulary, columns, size, first, count)
     vectors = _Vectors(store.batches(source.parts, ["row", "embedding"], size, first, count), source.entity)
     with draft.writer(f"part-{number:05d}.parquet", source.schema) as writer:
         for batch in rows:
             result = vectors.take(batch.column("row"))
+            if source.evicted:
+                kept = pc.invert(batch.column("evicted"))
+                batch, result = batch.filter(kept), result[kept.to_numpy(zero_copy_only=False)]
             writer.write_table(_encode(batch, result, source.trained, source.schema, source.options))
 
 

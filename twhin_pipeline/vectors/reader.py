@@ -184,11 +184,13 @@ class TwhinEmbeddings:
 
         return self._best(table, k, cosines if untrained else _trained(table, cosines))
 
-    def candidates(self, relation: str | None, lhs: Any, k: int = 10) -> list[tuple[Any, float]]:
+    def candidates(
+        self, relation: str | None, lhs: Any, k: int = 10, *, untrained: bool = False
+    ) -> list[tuple[Any, float]]:
         """Return the k tails that `lhs` (an id or a vector `[D]`) most probably has `relation` to, as (id, score).
 
-        The score is the model's; `1 / (1 + exp(-score))` is `predict_relation`'s probability. Nothing is left out:
-        `recommend` leaves out what is known.
+        The score is the model's; `1 / (1 + exp(-score))` is `predict_relation`'s probability. Tails that no training
+        edge has are left out, unless `untrained` is set. `recommend` also leaves out what is known.
 
         Raises:
             KeyError: The relation or the id is unknown.
@@ -199,7 +201,8 @@ class TwhinEmbeddings:
         if not one:
             raise UserError(f"candidates takes one head, got {len(vectors)}; call it once for each")
         table = self._table(right)
-        return self._best(table, k, self._scores.of_tails(number, vectors, table.vectors))
+        scores = self._scores.of_tails(number, vectors, table.vectors)
+        return self._best(table, k, scores if untrained else _trained(table, scores))
 
     def recommend(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED
 
 _EDGES = {
     "chunk": "Number of the edge's chunk, from 0. A chunk has edges of one relation, which share sampled negatives.",
@@ -47,6 +47,9 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "row": "The entity's row in its embedding table. A known id keeps its row from snapshot to snapshot.",
         "degree": "Edges of the entity in this snapshot.",
         "first_snapshot": "The first snapshot that had the entity.",
+        "last_snapshot": "The newest snapshot in which the entity had an edge; null where it never had one.",
+        "evicted": "Whether the entity has no vector: it had no edge for longer than `vocabulary.keep_departed`.",
+        "row_before": "The row that the entity had in the snapshot before. Only a compacted vocabulary has it.",
     },
     "training_set/positives": _EDGES,
     "held_out/validation": _EDGES,
@@ -83,6 +86,22 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "operator": "What is applied to the head's vector before it is compared with the tail's.",
         "embedding": "The operator's parameters.",
     },
+    DRIFT: {
+        "kind": "`entity` for an entity type, `relation` for a relation.",
+        "name": "The entity type or relation; `all`: the edges of all relations together.",
+        "metric": "What was measured; docs/reference/metrics.md defines each.",
+        "value": "The figure.",
+        "low": "Where its confidence interval begins, of figures that have one.",
+        "high": "Where it ends.",
+    },
+    PROMOTION: {
+        "gate": "What was looked at.",
+        "about": "The entity type or relation; empty for the release as a whole.",
+        "passed": "Whether the gate was passed.",
+        "value": "The figure, of gates that have one.",
+        "limit": "The configuration's limit.",
+        "text": "What was found, in words.",
+    },
     PUBLISHED: {
         "entity": "The entity type.",
         "ids": "How many ids of both releases the map was fitted to.",
@@ -91,6 +110,10 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "matrix": "The map, row after row: `vector @ matrix` is in the space of the release before.",
         "distance_before": "Mean distance of an id's new vector to its earlier one, in mean earlier lengths.",
         "distance": "The same with a map that was fitted to half of the ids, measured on the others.",
+    },
+    "seen_edges": {
+        "edge": "The edge's number: the lower half of the MD5 of its relation, entity types and ids.",
+        "trained": "The last snapshot at which a model was trained on it.",
     },
 }
 DESCRIPTIONS["refit/twhin_model"] = DESCRIPTIONS["twhin_model"]

@@ -8,11 +8,15 @@ WITH degree AS (
         SELECT r.rhs, p.rhs FROM positives p JOIN relation r ON p.rel = r.rel
     ) GROUP BY ALL
 ),
+-- Ids without an edge in the snapshot are not drawn.
+present AS (
+    SELECT entity, row FROM vocabulary QUALIFY degree > 0 OR max(degree) OVER (PARTITION BY entity) = 0
+),
 member AS (
     -- Without an edge there is no mass, also where alpha is 0.
     SELECT v.entity, v.row, coalesce(power(d.degree, getvariable('alpha')), 0) AS mass,
            ntile(10) OVER (PARTITION BY v.entity ORDER BY coalesce(d.degree, 0), v.row) AS bin
-    FROM vocabulary v LEFT JOIN degree d ON v.entity = d.entity AND v.row = d.row
+    FROM present v LEFT JOIN degree d ON v.entity = d.entity AND v.row = d.row
 ),
 bin AS (
     SELECT entity, bin, count(*) / sum(count(*)) OVER (PARTITION BY entity) AS uniform,

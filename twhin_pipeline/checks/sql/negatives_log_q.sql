@@ -15,6 +15,11 @@ share AS (
     SELECT rel, side, row, count(*) / sum(count(*)) OVER (PARTITION BY rel, side) AS share
     FROM edge_end GROUP BY rel, side, row
 ),
+-- Ids without an edge in the snapshot are not drawn.
+present AS MATERIALIZED (
+    SELECT entity, row FROM vocabulary QUALIFY degree > 0 OR max(degree) OVER (PARTITION BY entity) = 0
+),
+drawable AS (SELECT entity, count(*) AS size FROM present GROUP BY entity),
 pool AS MATERIALIZED (
     SELECT n.epoch, n.chunk, n.side, n.row, n.log_q, c.rel, c.edges, e.entity, e.size,
            least(getvariable('in_batch'), c.edges) AS in_batch
@@ -22,7 +27,7 @@ pool AS MATERIALIZED (
     SEMI JOIN audited a ON n.epoch = a.epoch AND n.chunk = a.chunk
     JOIN chunk_size c ON n.chunk = c.chunk
     JOIN relation r ON c.rel = r.rel
-    JOIN entity e ON e.entity = CASE n.side WHEN 0 THEN r.lhs ELSE r.rhs END
+    JOIN drawable e ON e.entity = CASE n.side WHEN 0 THEN r.lhs ELSE r.rhs END
 ),
 window_candidate AS (
     SELECT epoch, chunk, side, rel, entity, size, in_batch, unnest(log_q[1:in_batch]) AS log_q,
@@ -40,13 +45,14 @@ candidate AS (
 ),
 expected AS (
     SELECT c.epoch, c.chunk, c.side, c.candidate, c.row, c.log_q,
-           CASE WHEN t.mass IS NULL THEN getvariable('pool_size') / c.size
-                ELSE getvariable('uniform_size') / c.size
+           CASE WHEN t.mass IS NULL THEN getvariable('pool_size') / c.size * (p.row IS NOT NULL)::INT
+                ELSE getvariable('uniform_size') / c.size * (p.row IS NOT NULL)::INT
                      + (getvariable('pool_size') - getvariable('uniform_size')) * coalesce(d.mass, 0) / t.mass
            END + c.in_batch * coalesce(s.share, 0) AS number
     FROM candidate c
     LEFT JOIN total t ON c.entity = t.entity
     LEFT JOIN degree d ON c.entity = d.entity AND c.row = d.row
+    LEFT JOIN present p ON c.entity = p.entity AND c.row = p.row
     LEFT JOIN share s ON c.rel = s.rel AND c.side = s.side AND c.row = s.row
 )
 -- float32 keeps seven digits.
