@@ -306,6 +306,11 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: s
     return store.pinned(), at or made[-1]
 
 
+def has_release(store: Store, before: str) -> bool:
+    """Tell whether `locate` finds the model of a release of an older snapshot than `before`."""
+    return _release(store.seen_as(None), ASSET, before) is not None
+
+
 def _release(store: Store, asset: str, before: str | None) -> releases.Release | None:
     """Return the current release, or the newest one of an older snapshot that was current and not rolled back from.
 
