@@ -10,7 +10,7 @@ from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.store import Manifest
 
 from . import steps
-from .metadata import counts
+from .metadata import counts, table
 
 STAGE = STAGES["ingest"]
 HEADLINES = ("edges_per_relation", "duplicates_merged", "rejected_per_reason")
@@ -33,5 +33,8 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
 
 
 def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
-    """Return what was counted."""
-    return counts(manifest.details, first=HEADLINES, leave_out=["relations", "notes"])
+    """Return what was counted, and the first of the source's files with their sizes and times."""
+    shown = counts(manifest.details, first=HEADLINES, leave_out=["relations", "notes", "files", "source_files"])
+    files = manifest.details.get("source_files", [])
+    columns = {name: [file.get(name) for file in files] for name in ("path", "bytes", "modified", "checksum")}
+    return shown | ({"files": table(columns)} if files else {})

@@ -59,6 +59,6 @@ def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
         title = f"{len(points):,} of {manifest.rows:,}: {entity} ({share:.0%} of the variance)"
         name = f"map_by_{kind.replace(' ', '_')}"
         shown[name] = thumbnail(thumbnails.scatter(points, groups), f"map by {kind}")
-        large[f"{name}_large"] = picture(plots.map_2d(points, groups, title, kind), f"map by {kind}")
+        large[f"{name}_large"] = picture(step.store, manifest, name, plots.map_2d(points, groups, title, kind))
     shown |= {"mean_norm": rounded(norms.mean()), "largest_norm": rounded(norms.max())}
     return shown | figures | large

@@ -11,7 +11,7 @@ from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.store import Manifest, Store
 
 from . import steps
-from .metadata import counts, picture, rounded, table
+from .metadata import counts, picture, rounded, table, thumbnail
 
 STAGE = STAGES["evaluate"]
 OVERALL = "all"
@@ -52,7 +52,7 @@ def measured(store: Store, manifest: Manifest) -> dict[str, Any]:
     import numpy as np
 
     from twhin_pipeline.evaluation.advice import title
-    from twhin_pipeline.views import plots
+    from twhin_pipeline.views import plots, thumbnails
 
     evaluation, details = store.read("evaluation", manifest.snapshot), manifest.details
     rows = chief_rows(evaluation, details).to_pylist()
@@ -100,7 +100,10 @@ def measured(store: Store, manifest: Manifest) -> dict[str, Any]:
         metric = title(next(iter(compared.values())).metric)
         model = np.array([compared[r].value for r in kept])
         picture_of = plots.relation_metrics(kept, model, baselines, metric)
-        shown["model_beside_baselines"] = picture(picture_of, f"{metric} of the model and of the baselines")
+        best = np.fmax.reduce([np.full(len(kept), np.nan), *baselines.values()])
+        small = thumbnails.bars(model, best)
+        shown["model_beside_baselines"] = thumbnail(small, f"{metric} of the model, and the best baseline's as marks")
+        shown["model_beside_baselines_large"] = picture(store, manifest, "model_beside_baselines", picture_of)
     return shown | besides
 
 

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from twhin_pipeline.errors import UserError
+from twhin_pipeline.errors import UnavailableError, UserError
 
 POOL = "twhin"
 """Its limit is in `resources/dagster.yaml`."""
+HELD = "held"
+"""Metadata of a failure that does not pass by itself."""
 
 
 @contextmanager
@@ -21,4 +23,19 @@ def mistakes() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+        held = {} if isinstance(error, UnavailableError) else {HELD: True}
+        raise dg.Failure(str(error), held, allow_retries=False) from error
+
+
+def cause(event: dg.DagsterEvent) -> str:
+    """Return on one line why a step failed: what it said itself, else the innermost error."""
+    data = event.step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        text = data.user_failure_data.description
+    elif (error := data.error) is not None:
+        while error.cause is not None:
+            error = error.cause
+        text = error.message
+    else:
+        text = "failed"
+    return " ".join(text.split())

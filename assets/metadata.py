@@ -1,7 +1,7 @@
 """Metadata: how tables, counts and pictures look on an asset's page.
 
 Dagster draws entries in the order in which it gets them. It shows tables at once, and Markdown of fewer than 1,000
-characters; longer Markdown, such as a PNG, is behind a link. Numbers become charts across runs.
+characters, such as a small SVG. Large pictures are files beside the table. Numbers become charts across runs.
 
 What belongs here: adapters that several assets use. What does not: anything about one stage (its own module), or the
 pictures themselves (`twhin_pipeline/views/`).
@@ -10,7 +10,6 @@ https://docs.dagster.io/guides/build/assets/metadata-and-tags
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ from twhin_pipeline.views.columns import described
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PICTURES = "_pictures"
+"""The folder of pictures in a version's folder."""
 PREVIEW_ROWS = 8
 TABLE_ROWS = 20
 """Rows of a table on a page; a knowledge graph has hundreds of relations."""
@@ -147,9 +148,15 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def picture(png: bytes, title: str) -> dg.MetadataValue:
-    """Return a PNG, which Dagster draws behind a link."""
-    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})")
+def picture(store: Store, manifest: Manifest, name: str, png: bytes) -> dg.MetadataValue:
+    """Write a PNG beside a version's files, and return where it is.
+
+    In an event it would be there for ever, read by whoever lists the events of its run; beside the version it goes when
+    that goes.
+    """
+    place = store.path(manifest.asset, manifest.snapshot, manifest.version, PICTURES, f"{name}.png")
+    store.write_bytes(place, png)
+    return dg.MetadataValue.path(place)
 
 
 def thumbnail(svg: str, title: str) -> dg.MetadataValue:

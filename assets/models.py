@@ -58,10 +58,11 @@ def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
     first = {name: figures.pop(name) for name in HEADLINES if name in figures}
     if run_id := manifest.details.get("mlflow_run_id"):
         first["mlflow_run"] = step.tracking.link(step.store, run_id)
+    large = plots.losses(loss_steps, values, validation, label)
     return {
         **first,
         "loss_curve": thumbnail(thumbnails.curve(loss_steps, values, validation), label),
         "tables": table({"table": names, "rows": rows, "MiB": sizes}),
         **figures,
-        "loss_curve_large": picture(plots.losses(loss_steps, values, validation, label), label),
+        "loss_curve_large": picture(step.store, manifest, "loss_curve", large),
     }

@@ -22,6 +22,7 @@ ENGINE = Path(twhin_pipeline.__file__).parent
 _DATA = ("ingest", "vocabulary")
 UNREAD = {
     "config.tune": tuple(STAGES),
+    "config.retention": tuple(STAGES),
     "config.reference": tuple(STAGES),
     "config.optimizer": tuple(name for name in STAGES if name not in ("train", "refit")),
     "config.training": _DATA,

@@ -1,4 +1,4 @@
-"""Published: the last step, after the vectors' checks: a release, the model in MLflow's registry, the catalog."""
+"""Published: after the vectors' checks a release, the model in MLflow's registry, the catalog."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ STAGE = STAGES["publish"]
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Return the stage."""
     text = (
-        "The snapshot's release, which becomes current; its model in MLflow's registry; and every table as a view in "
-        "`catalog.duckdb`. The rows are maps from its vectors into the space of the release before."
+        "The snapshot's release, which `promotion` may make the current one; its model in MLflow's registry; and every "
+        "table as a view in `catalog.duckdb`. The rows are maps from its vectors into the space of the release before."
     )
     specs = [
         steps.spec(

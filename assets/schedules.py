@@ -1,7 +1,7 @@
-"""Schedules: the nightly run of the chain. It is off until someone switches it on in the UI.
+"""Schedules: the runs of the chain at fixed times. Off until someone switches it on in the UI.
 
-What belongs here: when a job runs by itself. What does not: what it runs (`jobs.py`), or what happens when a run fails
-(`sensors.py`).
+What belongs here: when a job runs by itself. What does not: which snapshot runs (`nights.py`), what a run does
+(`jobs.py`), or what happens as soon as a snapshot arrives or a run fails (`sensors.py`).
 https://docs.dagster.io/guides/automate/schedules
 """
 
@@ -14,17 +14,18 @@ import dagster as dg
 from twhin_pipeline.errors import UserError
 
 from .jobs import chain
+from .nights import Load, next_run
 
 CRON_ENV, TIMEZONE_ENV = "TWHIN_SCHEDULE", "TWHIN_SCHEDULE_TIMEZONE"
-CRON, TIMEZONE = "0 3 * * *", "UTC"
+CRON, TIMEZONE = "*/15 3-7 * * *", "UTC"
 
 
-def retraining(find_snapshots: Callable[[], list[str]], is_published: Callable[[str], bool]) -> dg.ScheduleDefinition:
-    """Return the schedule that runs the chain for the newest snapshot, until it has been published.
+def retraining(load: Load, find: Callable[[], list[str]]) -> dg.ScheduleDefinition:
+    """Return the schedule that runs every snapshot that has not run, the oldest first; a tick starts one at most.
 
     Args:
-        find_snapshots: Lists the source's snapshots, oldest first.
-        is_published: Tells whether the chain has come to its end for a snapshot.
+        load: Loads the configuration and the store.
+        find: Lists the source's snapshots, oldest first.
 
     Raises:
         UserError: TWHIN_SCHEDULE is no cron expression, or TWHIN_SCHEDULE_TIMEZONE no time zone.
@@ -35,17 +36,8 @@ def retraining(find_snapshots: Callable[[], list[str]], is_published: Callable[[
     except (KeyError, ValueError, OSError) as error:
         raise UserError(f"{TIMEZONE_ENV}={timezone!r} is no time zone; write one such as Europe/Berlin") from error
 
-    def run_newest(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        found = find_snapshots()
-        if not found:
-            return dg.SkipReason("the source has no snapshot")
-        # A tag and no partition_key: the key may be newer than this process's list; the run's own process lists anew.
-        newest = found[-1]
-        if is_published(newest):
-            return dg.SkipReason(f"the newest snapshot, {newest}, has been published")
-        context.log.info(f"newest snapshot: {newest}")
-        # Of a schedule, a run key makes one run a tick: a night that failed is tried again the next.
-        return dg.RunRequest(run_key=newest, tags={"dagster/partition": newest})
+    def run_next(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        return next_run(context.instance, load, find, context.log.info)
 
     try:
         return dg.schedule(
@@ -53,7 +45,8 @@ def retraining(find_snapshots: Callable[[], list[str]], is_published: Callable[[
             job=chain,
             cron_schedule=cron,
             execution_timezone=timezone,
-            description=f"The newest snapshot's chain, until it is published. {CRON_ENV} sets the time.",
-        )(run_newest)
+            description="For event logs: every snapshot that has not run, the oldest first, one after another. "
+            f"{CRON_ENV} says when it looks, and each time it starts one at most.",
+        )(run_next)
     except dg.DagsterInvalidDefinitionError as error:
         raise UserError(f"{CRON_ENV}={cron!r} is no cron expression; write one such as '{CRON}'") from error

@@ -21,7 +21,7 @@ from ..resources.configuration import ConfigurationResource
 from ..resources.launcher import LauncherResource
 from ..resources.store import StoreResource
 from ..resources.tracking import TrackingResource
-from . import checks, metadata, provenance
+from . import automation, checks, metadata, provenance
 from .execution import POOL, mistakes
 
 OWNERS = ["team:twhin"]
@@ -72,6 +72,8 @@ def spec(
         kinds=set(kinds),
         owners=OWNERS,
         code_version=provenance.code(code, stage.name),
+        automation_condition=automation.FOLLOWS,
+        freshness_policy=automation.freshness(table),
     )
 
 
@@ -109,7 +111,8 @@ def make(
                     shown: dict[str, Any] = {"left_out": chain.reason(run, stage) or "this configuration makes none"}
                 else:
                     shown = page(done, manifest) | metadata.of_table(run.store, manifest)
-                yield dg.MaterializeResult(asset_key=spec.key, metadata=shown)
+                version = None if manifest is None else dg.DataVersion(manifest.version)
+                yield dg.MaterializeResult(asset_key=spec.key, metadata=shown, data_version=version)
             configuration_file.remember(run.store, configuration.file)
 
     return [step, *checks.make(f"{stage.name}_checks", config, stage.tables(config))]

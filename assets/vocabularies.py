@@ -9,7 +9,7 @@ from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.store import Manifest
 
 from . import steps
-from .metadata import counts, picture
+from .metadata import counts, picture, thumbnail
 
 STAGE = STAGES["vocabulary"]
 
@@ -33,8 +33,10 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
 
 def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
     """Return what was counted, and how edges are spread over entities."""
-    from twhin_pipeline.views import plots
+    from twhin_pipeline.views import plots, thumbnails
 
     degree = step.store.read(manifest.asset, step.snapshot, ["degree"])["degree"].to_numpy()
-    drawn = picture(plots.degrees({manifest.asset.partition("/")[2]: degree}), "degrees")
-    return counts(manifest.details, first=["largest_degree"]) | {"degrees": drawn}
+    drawn = plots.degrees({manifest.asset.partition("/")[2]: degree})
+    shown = counts(manifest.details, first=["largest_degree"])
+    shown["degrees"] = thumbnail(thumbnails.degrees(degree), "entities by their number of edges")
+    return shown | {"degrees_large": picture(step.store, manifest, "degrees", drawn)}

@@ -14,7 +14,6 @@ import dagster as dg
 from pydantic import Field
 
 from twhin_pipeline.config import TwhinConfig, load_config, relations
-from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store
 from twhin_pipeline.training import launch
 
@@ -89,8 +88,8 @@ class LauncherResource(dg.ConfigurableResource):
     def failure(log_dir: str, ended: str) -> Exception:
         """Return the exception to raise for a launch that failed: the cause, not the echoes of other ranks."""
         cause = launch.first_failure(log_dir)
-        if cause is not None and cause.kind == "UserError":
-            return UserError(cause.message)
+        if cause is not None and (mistake := launch.mistake_of(cause)) is not None:
+            return mistake
         metadata: dict[str, dg.MetadataValue] = {"logs": dg.MetadataValue.path(log_dir)}
         if cause is None:
             return dg.Failure(f"torchrun failed and no rank told why ({ended}); see the ranks' logs", metadata)

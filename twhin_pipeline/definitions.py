@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from twhin_pipeline._dagster.assets import (
+    automation,
     edges,
     embeddings,
     evaluation,
@@ -20,6 +21,8 @@ from twhin_pipeline._dagster.assets import (
     models,
     partitions,
     published,
+    releases,
+    retention,
     schedules,
     sensors,
     training_set,
@@ -29,11 +32,22 @@ from twhin_pipeline._dagster.resources.configuration import ConfigurationResourc
 from twhin_pipeline._dagster.resources.launcher import LauncherResource
 from twhin_pipeline._dagster.resources.store import StoreResource
 from twhin_pipeline._dagster.resources.tracking import TrackingResource
+from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.graph.source import find_snapshots
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.store import Store
 
-STAGES = (edges, vocabularies, training_set, models, evaluation, embeddings, published)
-"""Modules whose assets make up the chain (`twhin_pipeline/stages/chain.py`)."""
+STAGES = (
+    edges.make,
+    vocabularies.make,
+    training_set.make,
+    models.make,
+    evaluation.make,
+    embeddings.make,
+    releases.comparison,
+    published.make,
+    releases.decision,
+)
+"""What makes the chain's assets, stage by stage (`twhin_pipeline/stages/chain.py`)."""
 
 
 def build_defs(
@@ -50,7 +64,11 @@ def build_defs(
     """
     configuration = ConfigurationResource(path=config_path or "")
     config = configuration.load()
-    snapshots = partitions.snapshots(config)
+
+    def find() -> list[str]:
+        return find_snapshots(configuration.load())
+
+    snapshots = partitions.Snapshots(find)
     resources = {
         "configuration": configuration,
         "store": StoreResource(),
@@ -60,17 +78,23 @@ def build_defs(
     }
     store = resources["store"]
 
-    def is_published(snapshot: str) -> bool:
-        return bool(store.open().exists(PUBLISHED, snapshot))
+    def load() -> tuple[TwhinConfig, Store]:
+        return configuration.load(), store.open()
 
-    made = [definition for stage in STAGES for definition in stage.make(config, snapshots)]
+    partitions.register_at_load(find)
+    made = [definition for stage in STAGES for definition in stage(config, snapshots)]
     return dg.Definitions(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
-        jobs=[jobs.chain, jobs.tune(snapshots)],
-        schedules=[schedules.retraining(lambda: find_snapshots(configuration.load()), is_published)],
-        sensors=[sensors.alert],
+        jobs=[jobs.chain, jobs.tune(snapshots), retention.job],
+        schedules=[schedules.retraining(load, find), retention.schedule()],
+        sensors=[
+            sensors.register_snapshots(find),
+            sensors.new_snapshots(load, find),
+            automation.sensor(),
+            sensors.alert,
+        ],
     )
 
 

@@ -14,6 +14,13 @@ class UserError(Exception):
     """
 
 
+class UnavailableError(UserError):
+    """What is needed is not to be had now and may be later: a server is away, or another process writes the table.
+
+    Who runs by itself tries again; any other mistake stays until someone mends it.
+    """
+
+
 def nearest(word: str, known: Iterable[object], count: int = 3) -> list[str]:
     """Return up to `count` members of `known` that look like `word` (in whatever case), best first."""
     named: dict[str, list[str]] = {}

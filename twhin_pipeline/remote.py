@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,21 +11,43 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from twhin_pipeline.errors import UserError
+from twhin_pipeline.errors import UnavailableError, UserError
 
 STALL_S = 30.0
 """A web server that sends nothing for so many seconds is given up."""
+AWAY = re.compile(r"Timeout|TimedOut|Connect|Unavailable|Disconnected|Payload|SlowDown|Throttl")
+"""In the names of errors, each library having its own, that say of a server that it does not answer now."""
 
 
 @contextmanager
 def reading(what: str, remedy: str = "correct it, install what it needs, or try again later") -> Iterator[None]:
-    """Turn whatever a file system's library raises into a UserError; each has errors of many kinds of its own."""
+    """Turn whatever a file system's library raises into a UserError; each has errors of many kinds of its own.
+
+    Raises:
+        UnavailableError: The server is away, or cannot answer now.
+        UserError: Anything else that keeps `what` from being read.
+    """
     try:
         yield
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        raise UserError(f"{what}: cannot be read ({reason(error)}); {remedy}") from error
+        kind = UnavailableError if is_away(error) else UserError
+        raise kind(f"{what}: cannot be read ({reason(error)}); {remedy}") from error
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Tell whether an error, or what caused it, says that a server does not answer now."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # of some libraries' errors the causes go in a circle
+        seen.add(id(error))
+        status = getattr(error, "status", None)
+        if isinstance(error, (TimeoutError, ConnectionError)) or AWAY.search(type(error).__name__):
+            return True
+        if isinstance(status, int) and status >= 500:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def reason(error: BaseException) -> str:

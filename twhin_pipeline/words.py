@@ -13,8 +13,12 @@ BOTH = "both"
 TRAIN, VALIDATION, TEST = range(3)
 PARTS = ("train", "validation", "test")
 """The parts' names, in the order of their numbers."""
+DRIFT, PROMOTION = "drift", "promotion"
+"""The tables of how a snapshot's release compares with the current one, and of what was decided about it."""
 PUBLISHED = "published"
 """The table of what was published: its rows map the vectors into the space of the release before."""
+MODELS = ("twhin_model", "refit/twhin_model")
+"""The tables of models."""
 REPEATS = "held_out/repeats"
 """The table of training edges that happen again in the test's time (`split.repeats`)."""
 

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -19,12 +20,14 @@ from twhin_pipeline._dagster.resources.store import StoreResource
 from twhin_pipeline.checks import checks
 from twhin_pipeline.config import default_config_path, load_config
 from twhin_pipeline.definitions import build_defs, defs
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.store import Store
 from twhin_pipeline.words import PUBLISHED
 
 CONCEPTS = (
-    "checks", "execution", "jobs", "metadata", "partitions", "provenance", "schedules", "sensors", "steps",
+    "automation", "checks", "execution", "jobs", "metadata", "partitions", "provenance", "schedules", "sensors",
+    "steps",
 )  # fmt: skip
 ROOT = Path(default_config_path()).parent.parent
 CONFIG = load_config(default_config_path())
@@ -35,9 +38,9 @@ imported = len(sys.modules)
 slow = [name for name in ("torch", "torchrec", "mlflow", "duckdb", "matplotlib") if name in sys.modules]
 assert not slow, slow
 assert any(key.to_user_string() == "twhin_model" for key in module.defs.resolve_all_asset_keys())
-[schedule] = module.defs.schedules
+assert {one.name for one in module.defs.schedules} == {'retraining', 'retention'}
 model = module.defs.resolve_asset_graph().get(module.dg.AssetKey("twhin_model"))
-print(imported, model.partitions_def.get_partition_keys())
+print(imported, model.partitions_def.find())
 """
 
 
@@ -78,7 +81,7 @@ def test_there_is_one_chain_with_one_asset_a_table():
     assert names == {
         "raw_edges", "raw_edges_rejected", "training_set/positives", "training_set/negatives", "held_out/validation",
         "held_out/validation_negatives", "held_out/test", "twhin_model", "evaluation", "refit/twhin_model",
-        "embeddings/relations", "published",
+        "embeddings/relations", "drift", "published", "promotion",
         *(f"vocabulary/{entity}" for entity in entities), *(f"embeddings/{entity}" for entity in entities),
     }  # fmt: skip
     graph = defs.resolve_asset_graph()
@@ -118,7 +121,12 @@ def test_the_steps_are_the_stages_of_the_chain():
 def test_a_model_is_registered_after_the_checks_of_its_vectors():
     graph = defs.resolve_asset_graph()
     parents = {provenance.table(key) for key in graph.get(dg.AssetKey("published")).parent_keys}
-    assert parents == {"evaluation", "embeddings/relations", *(f"embeddings/{n}" for n in CONFIG.model.table_names)}
+    assert parents == {
+        "evaluation",
+        "embeddings/relations",
+        "drift",
+        *(f"embeddings/{n}" for n in CONFIG.model.table_names),
+    }
 
 
 def test_a_module_is_one_concept_of_dagster_and_says_what_belongs_there():
@@ -135,10 +143,14 @@ def test_embeddings_wait_for_the_gates_of_the_evaluation():
     assert dg.AssetKey("evaluation") in parents
 
 
-def test_what_runs_by_itself_is_off():
-    for one in (*(defs.schedules or []), *(defs.sensors or [])):
-        status = getattr(one, "default_status", None)
-        assert status in (dg.DefaultScheduleStatus.STOPPED, dg.DefaultSensorStatus.STOPPED)
+def test_what_runs_by_itself_is_off_and_has_a_switch_each():
+    status = {one.name: one.default_status.name for one in (*(defs.schedules or []), *(defs.sensors or []))}
+    assert status.pop("register_snapshots") == "RUNNING", "it starts nothing"
+    assert status == dict.fromkeys(("retraining", "new_snapshots", "stages_follow", "alert"), "STOPPED")
+    # A condition without a sensor of its own would get one that Dagster makes.
+    assert {one.name for one in defs.get_repository_def().sensor_defs} == {*status, "register_snapshots"} - {
+        "retraining"
+    }
 
 
 def test_tests_put_their_own_resources_in_place():
@@ -178,13 +190,35 @@ def test_relations_that_are_found_later_need_no_source_to_load(tmp_path):
     assert description is not None and description.endswith(", every other one of the source.")
 
 
-def test_the_schedule_asks_the_store_whether_the_newest_snapshot_is_published(tmp_path):
-    store = Store(str(tmp_path))
-    definitions = build_defs(resource_overrides={"store": StoreResource(root=str(tmp_path))})
-    schedule = definitions.resolve_schedule_def("retraining")
-    with dg.DagsterInstance.ephemeral() as instance:
-        for expected in (1, 0):
-            ticked = schedule.evaluate_tick(dg.build_schedule_context(instance))
-            assert len(ticked.run_requests or ()) == expected
-            with store.replace(PUBLISHED, "2025-08-09", config_hash="c") as draft:
-                draft.write(pa.table({"entity": ["user"]}))
+@pytest.mark.parametrize("name", ["retraining", "new_snapshots"])
+def test_the_schedule_and_the_sensor_ask_the_store_which_snapshots_are_published(tmp_path, name):
+    store = Store(str(tmp_path / "store"))
+    definitions = build_defs(resource_overrides={"store": StoreResource(root=store.root)})
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        for expected in (["2021-08-14"], ["2023-06-10"], ["2025-08-09"], []):
+            if name == "retraining":
+                scheduled = definitions.resolve_schedule_def(name).evaluate_tick(dg.build_schedule_context(instance))
+                requests = scheduled.run_requests
+            else:
+                requests = (
+                    definitions.resolve_sensor_def(name).evaluate_tick(dg.build_sensor_context(instance)).run_requests
+                )
+            assert [one.tags["dagster/partition"] for one in requests or ()] == expected
+            for snapshot in expected:
+                with store.replace(PUBLISHED, snapshot, config_hash="c") as draft:
+                    draft.write(pa.table({"entity": ["user"]}))
+
+
+def test_published_has_a_freshness_policy_that_the_environment_sets(monkeypatch):
+    def policy() -> dg.FreshnessPolicy | None:
+        return build_defs().resolve_asset_graph().get(dg.AssetKey("published")).freshness_policy
+
+    monkeypatch.delenv("TWHIN_FRESHNESS", raising=False)
+    assert policy() == dg.FreshnessPolicy.time_window(timedelta(hours=36), timedelta(hours=24))
+    monkeypatch.setenv("TWHIN_FRESHNESS", "9d")
+    assert policy() == dg.FreshnessPolicy.time_window(timedelta(days=9), timedelta(days=6))
+    monkeypatch.setenv("TWHIN_FRESHNESS", "off")
+    assert policy() is None
+    monkeypatch.setenv("TWHIN_FRESHNESS", "soon")
+    with pytest.raises(UserError, match=r"^TWHIN_FRESHNESS='soon' must be a number and h, d or w"):
+        build_defs()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 from dagster_tables import SNAPSHOT
 
@@ -39,6 +41,7 @@ def test_the_evaluations_page_shows_every_baseline_as_numbers_and_in_the_table_a
     assert shown["warnings"].value == "- likes: below ALS's 0.500\n- Try: more."
     assert shown["als_settings"].value == {"a → b": {"alpha": 20}}
     assert "![Recall@10 of the model" in shown["model_beside_baselines"].value
+    assert Path(shown["model_beside_baselines_large"].value).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_evaluations_page_shows_all_relations_together_and_then_the_largest(store):

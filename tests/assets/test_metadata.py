@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 from dagster_tables import SNAPSHOT
 
 from twhin_pipeline._dagster.assets import metadata
+from twhin_pipeline.store import Store
 
 
 def rows(value: Any) -> list[dict[str, Any]]:
@@ -64,3 +66,18 @@ def test_a_thumbnail_is_short_enough_for_dagster_to_draw_on_the_page():
     svg = "<svg xmlns='http://www.w3.org/2000/svg'><path d='M1,2z' stroke='#0072B2'/></svg>"
     shown = metadata.thumbnail(svg, "loss").value
     assert shown.startswith("![loss](<data:image/svg+xml,%3Csvg") and "#" not in shown
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_picture_is_a_file_that_goes_with_its_version_and_takes_no_room_in_an_event(store, remote):
+    if remote:
+        store = Store(f"memory://{uuid.uuid4().hex}")
+        with store.replace("vocabulary/user", SNAPSHOT, config_hash="c") as draft:
+            draft.write(pa.table({"row": [1]}))
+    manifest = store.manifest("vocabulary/user", SNAPSHOT)
+    shown = metadata.picture(store, manifest, "degrees", b"\x89PNG" + b"x" * 50_000)
+    assert len(shown.path) < 300 and f"/{manifest.version}/_pictures/degrees.png" in shown.path
+    assert store.fs.cat_file(shown.path).startswith(b"\x89PNG")
+    store.verify(manifest)
+    store.remove_version("vocabulary/user", SNAPSHOT, manifest.version)
+    assert not store.fs.exists(shown.path)

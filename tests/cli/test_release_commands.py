@@ -21,7 +21,7 @@ def home(tmp_path: Path) -> str:
 def made(home: str, snapshot: str, value: float) -> Release:
     store = Store(home)
     with store.replace("embeddings/user", snapshot, config_hash="c") as draft:
-        table = {"id": ["a", "b"], "embedding": [[1.0, value], [value, 1.0]], "trained_edges": [1, 1]}
+        table = {"id": ["a", "b"], "row": [0, 1], "embedding": [[1.0, value], [value, 1.0]], "trained_edges": [1, 1]}
         draft.write(pa.table(table))
     version = store.manifest("embeddings/user", snapshot).version
     return releases.make(store, snapshot, {"embeddings/user": version}, {"recall@20": value}, None)
@@ -35,7 +35,7 @@ def test_releases_are_listed_with_figures_state_and_reason(home: str, capsys: py
     assert run_arguments(["releases", "--home", home, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [(row["release"], row["state"], row["reason"]) for row in found["releases"]] == [
-        (first.name, "former", "the first"), (second.name, "current", "better"), (third.name, "published", None)
+        (first.name, "former", "the first"), (second.name, "current", "better"), (third.name, "waiting", None)
     ]  # fmt: skip
     assert [move["release"] for move in found["history"]] == [first.name, second.name]
     assert run_arguments(["releases", "--home", home]) == 0

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from twhin_pipeline.config import TwhinConfig, apply_override, load_config, parse_config
+from twhin_pipeline.config.data import SnapshotDays
 from twhin_pipeline.config.optimizer import LearningRate, OptimizerConfig
 from twhin_pipeline.config.twhin_config import RENAMED
 from twhin_pipeline.errors import UserError
@@ -92,6 +93,22 @@ def test_published_defaults_are_kept():
         ({"source__window": "90 days"}, "source.window", "90d"),
         ({"source__window": "90d"}, "source", "columns.time"),
         ({"source__snapshots": ["2025"]}, "source.snapshots", "YYYY-MM-DD"),
+        ({"source__snapshots": "2025-01-01"}, "source.snapshots", "a list of dates, or days such as {from: 2025-01-01"),
+        (
+            {"source__path": "log.csv", "source__snapshots": {"from": "2025-01-01"}},
+            "source.snapshots",
+            "days of a log need columns.time",
+        ),
+        ({"source__snapshots": {"every": "1d"}}, "source.snapshots.from", "is missing"),
+        ({"source__snapshots": {"from": "2025-01-01", "evry": "1d"}}, "source.snapshots.evry", "did you mean 'every'"),
+        ({"source__snapshots": {"from": "2025-13-01"}}, "source.snapshots.from", "month must be in 1..12"),
+        ({"source__snapshots": {"from": "2025-01-01", "every": "12h"}}, "source.snapshots.every", "days or weeks"),
+        ({"source__snapshots": {"from": "2025-01-01", "every": "daily"}}, "source.snapshots.every", "such as 90d"),
+        (
+            {"source__snapshots": {"from": "2025-01-02", "to": "2025-01-01"}},
+            "source.snapshots.to",
+            "is before from: 2025-01-02",
+        ),
         ({"split__strategy": "temporal", "split__later_snapshot": "later"}, "split.later_snapshot", "YYYY-MM-DD"),
         ({"train_data__global_negatives": 0, "train_data__in_batch_negatives": 0}, "", "nothing would be contrasted"),
         (
@@ -186,6 +203,10 @@ def test_dates_need_no_quotes_in_files_and_overrides(tmp_path):
     path = tmp_path / "c.yaml"
     text = yaml.safe_dump(small()) + "split: {strategy: temporal, later_snapshot: 2025-08-09}\n"
     path.write_text(text)
+    config = load_config(str(path), ["source.columns.time=at", "source.snapshots={from: 2025-01-01, every: 7d}"])
+    assert config.source is not None and isinstance(config.source.snapshots, SnapshotDays)
+    (tmp_path / "printed.yaml").write_text(config.to_yaml())
+    assert load_config(str(tmp_path / "printed.yaml")) == config
     config = load_config(str(path), ["source.snapshots=[2023-06-10, 2025-08-09]"])
     assert config.split.later_snapshot == "2025-08-09"
     assert config.source is not None and config.source.snapshots == ["2023-06-10", "2025-08-09"]

@@ -47,3 +47,16 @@ def test_settings_go_by_the_names_of_tables_and_relations():
     found = stage_settings.settings(make_config("e.parquet"), "vocabulary")
     assert found["model.relations.fav.rhs"] == "item" and found["vocabulary.min_count"] == 1
     assert all(stage_settings.settings(make_config("e.parquet"), stage) for stage in stage_settings.STAGES)
+
+
+def test_which_snapshots_there_are_makes_no_table_of_one_unusable():
+    """A new date in the list once made every earlier day's tables "made with other values"."""
+    listed, longer, daily = (
+        stage_settings.settings(
+            make_config("e.parquet", source={"snapshots": snapshots, "columns": {"time": "at"}}), "ingest"
+        )
+        for snapshots in (["2025-01-01"], ["2025-01-01", "2025-01-02"], {"from": "2025-01-01"})
+    )
+    assert listed == longer == daily
+    of_an_earlier_version = listed | {"source.snapshots": ["2025-01-01"], "sources.0.snapshots.from": "2025-01-01"}
+    assert stage_settings.differences(of_an_earlier_version, longer) == {}

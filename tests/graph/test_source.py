@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import fsspec
 import pytest
 from edge_files import make_config, write
 
+from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph import source
 
@@ -59,6 +62,69 @@ def test_relative_paths_are_of_the_working_directory(tmp_path, monkeypatch):
 def test_given_snapshots_are_taken_as_they_are(tmp_path):
     config = make_config(tmp_path / "e.parquet", source={"snapshots": ["2024-02-01", "2023-01-01"]})
     assert source.find_snapshots(config) == ["2023-01-01", "2024-02-01"]
+
+
+def log_of(folder: Path, snapshots: dict[str, str], written: str = "2024-03-01T06:00") -> TwhinConfig:
+    """An event log whose newest file was written then (UTC)."""
+    seconds = datetime.fromisoformat(written).replace(tzinfo=UTC).timestamp()
+    for name, age in (("a", 86_400), ("b", 0)):
+        os.utime(write(folder / f"log-{name}.parquet", EDGE), (seconds - age, seconds - age))
+    return make_config(f"{folder}/log-*.parquet", source={"columns": {"time": "at"}, "snapshots": snapshots})
+
+
+def test_snapshots_of_a_log_are_its_days_up_to_the_last_that_was_over_when_it_was_written(tmp_path):
+    days = ["2024-02-27", "2024-02-28", "2024-02-29"]
+    assert source.find_snapshots(log_of(tmp_path, {"from": "2024-02-27"})) == days
+    assert source.find_snapshots(log_of(tmp_path, {"from": "2024-02-27"}, "2024-02-29T23:59")) == days[:2]
+    assert source.find_snapshots(log_of(tmp_path, {"from": "2024-02-27", "every": "2d"})) == days[::2]
+    assert source.find_snapshots(log_of(tmp_path, {"from": "2024-02-27", "to": "2024-02-28"})) == days[:2]
+    weekly = {"from": "2024-02-01", "every": "1w"}
+    assert source.find_snapshots(log_of(tmp_path, weekly))[1:] == [
+        "2024-02-08",
+        "2024-02-15",
+        "2024-02-22",
+        "2024-02-29",
+    ]
+
+
+def test_a_day_that_is_not_over_is_no_snapshot_whatever_the_files_say(tmp_path):
+    today = datetime.now(UTC).date()
+    config = log_of(tmp_path, {"from": f"{today - timedelta(days=2)}"}, f"{today + timedelta(days=9)}T00:00")
+    assert source.find_snapshots(config) == [f"{today - timedelta(days=2)}", f"{today - timedelta(days=1)}"]
+    query = make_config(None, source={"sql": "SELECT 1", "snapshots": {"from": f"{today - timedelta(days=1)}"}})
+    assert source.find_snapshots(query) == [f"{today - timedelta(days=1)}"]
+
+
+def test_days_choose_among_dated_files(tmp_path):
+    for day in ("2024-02-01", "2024-02-02", "2024-02-05", "2024-02-08"):
+        write(tmp_path / f"{day}.parquet", EDGE)
+    for days, expected in (
+        ({"from": "2024-02-02"}, ["2024-02-02", "2024-02-05", "2024-02-08"]),
+        ({"from": "2024-02-01", "every": "7d"}, ["2024-02-01", "2024-02-08"]),
+    ):
+        config = make_config(f"{tmp_path}/{{snapshot}}.parquet", source={"snapshots": days})
+        assert source.find_snapshots(config) == expected
+
+
+def test_days_of_which_none_is_over_yet_are_one_clear_error(tmp_path):
+    for days in ({"from": "2024-03-01"}, {"from": "2999-01-01"}):
+        config = log_of(tmp_path, days)
+        assert source.find_snapshots(config) == []
+        with pytest.raises(UserError, match=rf"source\.snapshots: no day from {days['from']} on is over"):
+            source.newest_snapshot(config)
+    (line,) = source.undated(log_of(tmp_path, {"from": "2024-02-01", "every": "7d"}), "2024-02-02")
+    assert "does not list 2024-02-02 (it has every 7d from 2024-02-01 on)" in line
+
+
+def test_the_fingerprint_changes_with_the_snapshots_own_files(tmp_path):
+    for day in ("2024-02-01", "2024-02-02"):
+        write(tmp_path / f"{day}.parquet", EDGE)
+    config = make_config(f"{tmp_path}/{{snapshot}}.parquet")
+    before = source.fingerprint(config, "2024-02-01")
+    write(tmp_path / "2024-02-02.parquet", [*EDGE, ("b", "fav", "y")])
+    assert source.fingerprint(config, "2024-02-01") == before
+    write(tmp_path / "2024-02-01.parquet", [*EDGE, ("b", "fav", "y")])
+    assert source.fingerprint(config, "2024-02-01") != before
 
 
 def test_without_dates_in_the_path_the_newest_files_day_is_the_snapshot(tmp_path):

@@ -60,5 +60,5 @@ def test_turned_axes_are_drift_of_vectors_and_none_of_neighbors_or_after_the_rot
 
 def test_where_nothing_was_kept_there_is_nothing_to_measure() -> None:
     empty = np.zeros((0, 0), np.float32)
-    found = compared("user", compatibility.Shared(0, 3, 2, empty, empty), 5)
+    found = compared("user", compatibility.Shared(0, 3, 2, empty, empty, np.zeros(0, np.int64)), 5)
     assert (found.added, found.departed, found.cosine, found.neighbors) == (3, 2, None, None)

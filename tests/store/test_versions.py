@@ -305,3 +305,39 @@ def test_a_versions_folder_is_read_as_plain_parquet_by_anything(tmp_path):
     manifest = write(store, [1, 2])
     judge(store, manifest, "passed")
     assert pq.read_table(store.path("raw_edges", S, manifest.version))["a"].to_pylist() == [1, 2]
+
+
+def test_a_version_is_removed_with_its_manifest_first_and_the_others_stay(store, monkeypatch):
+    first, second = write(store, [1]), write(store, [2])
+    removed = []
+    original = store.remove
+    monkeypatch.setattr(store, "remove", lambda place: (removed.append(place), original(place)))
+    store.remove_version("raw_edges", S, second.version)
+    assert removed[0].endswith(f"{second.version}/_manifest.json") and removed[1].endswith(second.version)
+    assert store.versions_of("raw_edges", S) == [first.version] and values(store) == [1]
+    store.remove_version("raw_edges", S, second.version)  # of a run that broke off
+    assert values(store) == [1] and list(store.tables()) == [("raw_edges", S)]
+
+
+def test_a_version_of_the_former_format_is_removed_and_a_later_one_stays(tmp_path):
+    store = Store(str(tmp_path))
+    former = write(store, [1])
+    path = Path(store.path("raw_edges", S, former.version, "_manifest.json"))
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("format", "digest")}
+    path.unlink()
+    (path.parent.parent / "manifest.json").write_text(json.dumps(old))
+    newer = write(store, [2])
+    store.remove_version("raw_edges", S, former.version)
+    assert store.versions_of("raw_edges", S) == [newer.version] and values(store) == [2]
+
+
+def test_what_grew_from_an_earlier_snapshot_is_stale_when_that_is_made_anew_and_not_when_it_is_removed(store):
+    earlier = write(store, [1], asset="vocabulary/user")
+    parents = {f"vocabulary/user@{S}": earlier.version}
+    with store.replace("vocabulary/user", "2025-02-01", config_hash="c", parents=parents) as draft:
+        draft.write(pa.table({"a": [1]}))
+    assert store.stale("vocabulary/user", "2025-02-01") == []
+    store.remove_version("vocabulary/user", S, earlier.version)
+    assert store.stale("vocabulary/user", "2025-02-01") == []
+    write(store, [2], asset="vocabulary/user")
+    assert store.stale("vocabulary/user", "2025-02-01") == [f"vocabulary/user@{S}"]

@@ -23,6 +23,7 @@ def export(store: Store, snapshot: str, vectors: dict[str, np.ndarray], untraine
     table = pa.table(
         {
             "id": pa.array(ids),
+            "row": np.arange(len(ids)),
             "embedding": vectors_array(np.array([vectors[one] for one in ids], np.float32)),
             "trained_edges": pa.array([0 if one in untrained else 3 for one in ids]),
         }

@@ -6,7 +6,7 @@ import pytest
 import small_store
 from small_store import SNAPSHOT
 
-from twhin_pipeline.evaluation import results
+from twhin_pipeline.evaluation import results, seen_edges
 from twhin_pipeline.graph import raw_edges
 from twhin_pipeline.training_set import negatives, positives
 from twhin_pipeline.vectors import compatibility
@@ -20,6 +20,7 @@ SCHEMAS = {
     "training_set/negatives": negatives.SCHEMA.names,
     "evaluation": results.SCHEMA.names,
     "published": compatibility.SCHEMA.names,
+    "seen_edges": seen_edges.SCHEMA.names,
 }
 
 

@@ -25,6 +25,13 @@ def scatter(points: int, groups: int) -> str:
 
 
 PICTURES = {
+    "no degree": thumbnails.degrees(np.zeros(3, np.int64)),
+    "one degree": thumbnails.degrees(np.ones(3, np.int64)),
+    "degrees of a large graph": thumbnails.degrees((1e8 / RNG.uniform(1, 1e8, 100_000)).astype(np.int64)),
+    "no bar": thumbnails.bars(np.zeros(0), np.zeros(0)),
+    "unknown bars": thumbnails.bars(np.array([np.nan]), np.array([np.nan])),
+    "bars of zero": thumbnails.bars(np.zeros(2), np.zeros(2)),
+    "many bars": thumbnails.bars(RNG.uniform(size=237), RNG.uniform(size=237)),
     "no loss": curve(0, 0),
     "one loss": curve(1, 0),
     "a long training": curve(5_000, 300),
@@ -55,3 +62,16 @@ def test_a_map_colours_the_largest_groups_and_draws_the_rest_in_grey():
     svg = thumbnails.scatter(RNG.normal(size=(len(groups), 2)), groups)
     colours = [one.get("stroke") for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path")]
     assert colours == [thumbnails.REST, *thumbnails.COLOURS[: thumbnails.GROUPS]]
+
+
+def test_degrees_fall_from_all_entities_to_the_best_connected():
+    svg = thumbnails.degrees(np.array([1, 1, 1, 2, 100]))
+    assert ">5</text>" in svg and ">100</text>" in svg and "2,8 " in svg
+
+
+def test_a_bar_is_as_long_as_its_value_and_its_mark_is_at_the_baselines():
+    svg = thumbnails.bars(np.array([1.0, 0.5]), np.array([0.5, np.nan]))
+    full = thumbnails.WIDTH - 4
+    assert (
+        f"h{full}M" in svg and f"h{round(full / 2)}'" in svg and svg.count("v") >= 1 and f"M{round(full / 2)},0v" in svg
+    )

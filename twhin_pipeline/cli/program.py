@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from twhin_pipeline import extras, interrupts
 from twhin_pipeline.cli.arguments import to_stderr
 from twhin_pipeline.cli.checks import commands as check_commands
+from twhin_pipeline.cli.keep import commands as keep_commands
 from twhin_pipeline.cli.look import commands as look_commands
 from twhin_pipeline.cli.operate import commands as operate_commands
 from twhin_pipeline.cli.releases import commands as release_commands
@@ -66,6 +67,7 @@ for _commands in (
     look_commands,
     use_commands,
     release_commands,
+    keep_commands,
     operate_commands,
 ):
     app.add_typer(_commands)

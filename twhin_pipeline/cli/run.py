@@ -16,9 +16,13 @@ from twhin_pipeline.cli.arguments import (
     Overrides,
     Snapshot,
     make_run,
+    open_store,
+    read_config,
     remembered,
+    to_stderr,
     untracked,
 )
+from twhin_pipeline.errors import UserError
 
 commands = typer.Typer()
 
@@ -39,10 +43,11 @@ def run_command(
 ) -> None:
     """Run the whole chain, with its checks.
 
-    The stages are ingest, vocabulary, sample, train, evaluate, refit, export and publish. A failed blocking check
-    ends the run.
+    The stages are ingest, vocabulary, sample, train, evaluate, refit, export, compare, publish and decide. A failed
+    blocking check ends the run; a gate that fails in `decide` holds the release back, and the one before stays current.
     """
     from twhin_pipeline import pipeline
+    from twhin_pipeline.lifecycle import nights
     from twhin_pipeline.views import console, summary
 
     untracked(no_tracking)
@@ -51,12 +56,83 @@ def run_command(
     run, line = make_run(config, home, snapshot, overrides)
     with redirect_stdout(sys.stderr) if as_json else nullcontext(), remembered(run):
         print(line)
-        run = pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
+        with nights.noted(run.config, run.store, run.snapshot):
+            run = pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
     if as_json:
         console.print_json(summary.as_dict(run.config, run.store, run.snapshot, config_path=run.config_path))
     else:
         print()
         summary.show(run.config, run.store, run.snapshot, config_path=run.config_path)
+
+
+@commands.command("backfill", rich_help_panel="Run")
+def backfill_command(
+    first: Annotated[
+        str | None, typer.Option("--from", help="The first snapshot, YYYY-MM-DD; default: the oldest.")
+    ] = None,
+    last: Annotated[
+        str | None, typer.Option("--to", help="The last snapshot, YYYY-MM-DD; default: the newest.")
+    ] = None,
+    config: ConfigPath = None,
+    home: Home = None,
+    overrides: Overrides = None,
+    again: Annotated[bool, typer.Option("--again", help="Run snapshots that were published before, too.")] = False,
+    stop_when_held: Annotated[
+        bool, typer.Option("--stop-when-held", help="Stop at a snapshot that a check or a mistake holds back.")
+    ] = False,
+    no_tracking: NoTracking = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The table as JSON on standard output; progress goes to standard error.")
+    ] = False,
+) -> None:
+    """Run the whole chain for every snapshot that was not published yet, the oldest first.
+
+    A snapshot that a check or a mistake holds back does not stop the next one. One that fails does: what follows would
+    grow from it. The exit code is 1 unless every snapshot is published.
+    """
+    from dataclasses import asdict
+
+    from twhin_pipeline import pipeline
+    from twhin_pipeline.graph import source
+    from twhin_pipeline.lifecycle import nights
+    from twhin_pipeline.stages.run import Run
+    from twhin_pipeline.views import console
+
+    untracked(no_tracking)
+    store = open_store(home)
+    loaded, path = read_config(config, overrides, store)
+    for day in (first, last):
+        if day is not None:
+            source.check_snapshot(day)
+    found = source.find_snapshots(loaded) or [source.newest_snapshot(loaded)]
+    chosen = [one for one in found if (first or one) <= one <= (last or one)]
+    if not chosen:
+        raise UserError(
+            f"no snapshot from {first or found[0]} to {last or found[-1]}; there are {', '.join(found[-12:])}"
+        )
+
+    def run_one(snapshot: str) -> None:
+        print(f"\nsnapshot {snapshot}", flush=True)
+        run = Run(loaded, path, overrides or [], store, snapshot)
+        with remembered(run), nights.noted(loaded, store, snapshot):
+            pipeline.run(loaded, path, overrides or [], store, snapshot, print)
+
+    results = []
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        print(f"configuration {path}, {len(chosen)} snapshots from {chosen[0]} to {chosen[-1]}, store {store.root}")
+        known = nights.look(loaded, store, chosen)
+        for result in nights.backfill(known, run_one, again=again, stop_when_held=stop_when_held):
+            results.append(result)
+            if result.status != "published":
+                to_stderr(f"snapshot {result.snapshot} {result.status}: {result.reason}")
+    if as_json:
+        console.print_json([asdict(result) for result in results])
+    else:
+        print()
+        rows = [[one.snapshot, one.status, f"{one.seconds:,.0f}", one.reason] for one in results]
+        console.print_table(["snapshot", "status", "seconds", "reason"], rows)
+    if any(result.status != "published" for result in results):
+        raise typer.Exit(1)
 
 
 @commands.command("tune", rich_help_panel="Run")
@@ -123,7 +199,9 @@ STAGE_HELP = {
     "evaluate": "Measure the model on held-out edges.",
     "refit": "Train once more, on all edges.",
     "export": "Write embedding tables by id.",
-    "publish": "Register the model and refresh the catalog.",
+    "compare": "Compare with the current release.",
+    "publish": "Register the model and write the release.",
+    "decide": "Promote the release, or hold it back.",
 }
 for _name, _text in STAGE_HELP.items():
     _stage_command(_name, _text)

@@ -6,13 +6,14 @@ import glob
 import math
 import os
 import re
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from twhin_pipeline.config.base import Section, Seed
 from twhin_pipeline.config.model import names_relation
+from twhin_pipeline.errors import unknown
 
 MOST_NEGATIVES = 1_000_000
 TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -37,6 +38,16 @@ def duration(text: str) -> timedelta:
     if hours > 24 * LONGEST_DAYS:
         raise ValueError(f"{text!r} is longer than {LONGEST_DAYS:,} days; give a shorter time")
     return timedelta(hours=hours)
+
+
+def _said(error: ValidationError) -> str:
+    """Return the first mistake of a section that is read by itself, its field first."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{field}: {unknown('key', field, ['from', 'every', 'to'])}"
+    text = "is missing; add it" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    return f"{field}: {text}" if field else text
 
 
 class TwhinDataConfig(Section):
@@ -99,6 +110,48 @@ class Columns(Section):
     """`train`, `validation` or `test`, for `split.strategy: given`."""
 
 
+class SnapshotDays(Section):
+    """The form `{from: 2025-01-01, every: 1d}` of `snapshots`: days at equal steps. Of an event log each of them is a
+    snapshot: the edges until that day's end. Of files whose path has `{snapshot}`, those that there are files for."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    first: str = Field(alias="from")
+    """The first snapshot (YYYY-MM-DD)."""
+    every: str = "1d"
+    """From one snapshot to the next: days or weeks, such as `1d`, `7d` or `2w`."""
+    last: str | None = Field(None, alias="to")
+    """No snapshot after this day (YYYY-MM-DD). Left out, of an event log the newest is the last day that was over (UTC)
+    when the newest of its files was written; a query in SQL has no files, and there it is yesterday."""
+
+    @field_validator("first", "last")
+    @classmethod
+    def _day(cls, value: str | None) -> str | None:
+        if value is not None:
+            date.fromisoformat(_date(value))
+        return value
+
+    @field_validator("every")
+    @classmethod
+    def _whole_days(cls, value: str) -> str:
+        if duration(value) % timedelta(days=1):
+            raise ValueError(f"{value!r} must be a number of days or weeks, such as 7d or 2w")
+        return value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SnapshotDays:
+        if self.last is not None and self.last < self.first:
+            raise ValueError(f"to: {self.last} is before from: {self.first}; exchange them")
+        return self
+
+    def __contains__(self, snapshot: object) -> bool:
+        """Tell whether a day (YYYY-MM-DD) is one of them."""
+        text = str(snapshot)
+        if text < self.first or (self.last is not None and text > self.last):
+            return False
+        return not (date.fromisoformat(text) - date.fromisoformat(self.first)) % duration(self.every)
+
+
 class SourceConfig(Section):
     """Where edges come from. In place of `source`, `sources` is a list of such sections, whose edges are one graph; see
     [Bring your data](../how-to/bring-data.md)."""
@@ -138,9 +191,9 @@ class SourceConfig(Section):
     repeat_weight: Literal["largest", "sum"] | Annotated[float, Field(ge=1)] = "largest"
     """What rows of one edge (equal lhs, rel and rhs) weigh together. `largest`: as much as the largest of them. `sum`:
     their sum. A number: their sum, but at most so many times the largest."""
-    snapshots: list[str] | None = None
-    """The snapshots there are (YYYY-MM-DD). Left out, they are found by listing `path`. Of several sources those count
-    that every dated one has."""
+    snapshots: list[str] | SnapshotDays | None = None
+    """The snapshots there are: a list of dates (YYYY-MM-DD), or days of an event log, `{from: 2025-01-01, every: 1d}`.
+    Left out, they are found by listing `path`. Of several sources those count that every dated one has."""
     max_rejected_share: float = Field(0.01, ge=0, le=1)
     """Above this share of rejected rows of the source the check on `raw_edges` fails."""
     min_kept_share: float = Field(0.5, ge=0, le=1)
@@ -201,10 +254,20 @@ class SourceConfig(Section):
             raise ValueError(f"{value!r} must be largest, sum, or a number of 1 or more")
         return value
 
-    @field_validator("snapshots")
+    @field_validator("snapshots", mode="before")
     @classmethod
-    def _dates(cls, value: list[str] | None) -> list[str] | None:
-        return None if value is None else [_date(snapshot) for snapshot in value]
+    def _dates_or_days(cls, value: object) -> object:
+        # A union would report one mistake twice, once for each of its types.
+        if isinstance(value, list):
+            return [_date(str(snapshot)) for snapshot in value]
+        if isinstance(value, dict):
+            try:
+                return SnapshotDays.model_validate(value)
+            except ValidationError as error:
+                raise ValueError(_said(error)) from None
+        if value is not None and not isinstance(value, SnapshotDays):
+            raise ValueError(f"{value!r} must be a list of dates, or days such as {{from: 2025-01-01, every: 1d}}")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> SourceConfig:
@@ -216,6 +279,13 @@ class SourceConfig(Section):
             raise ValueError(f"format: {self.format} is of a file, and sql is given; leave it out, or give path")
         if self.relation is not None and self.columns.rel is not None:
             raise ValueError("relation and columns.rel are both given; leave one of them out")
+        by_day = isinstance(self.snapshots, SnapshotDays)
+        is_query = self.path is None or self.format == "sql" or self.path.lower().endswith(".sql")
+        if by_day and self.columns.time is None and not is_query and "{snapshot}" not in str(self.path):
+            raise ValueError(
+                "snapshots: days of a log need columns.time; name the time column, or write {snapshot} into the path "
+                "of dated files"
+            )
         for name in ("window", "half_life"):
             if getattr(self, name) is not None and self.columns.time is None:
                 raise ValueError(f"{name} needs columns.time; name the time column or leave {name} out")

@@ -38,6 +38,7 @@ def markdown() -> str:
         parts.append(f"\n{'##' if '.' not in path else '###'} `{path}`\n\n{_prose(section.__doc__)}\n")
         parts.append("\n| field | type | default | |\n|---|---|---|---|\n")
         for name, field in section.model_fields.items():
+            name = field.alias or name
             cells = (f"`{name}`", type_text(field), default_text(field), _description(f"{path}.{name}", field))
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return "".join(parts)
@@ -82,17 +83,17 @@ def type_text(field: FieldInfo) -> str:
 
 
 def _annotation_text(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_annotation_text(a) for a in arguments if a is not type(None))
     section, many = section_of(annotation)
     if section is not None:
         return "list of sections" if many else "section"
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         bounds = list(_bounds(arguments[1:]))
         return " ".join([_annotation_text(arguments[0]), *bounds])
     if origin is typing.Literal:
         return " or ".join(f"`{a}`" for a in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_annotation_text(a) for a in arguments if a is not type(None))
     if origin is list:
         return f"list of {_annotation_text(arguments[0])}"
     if origin is tuple:

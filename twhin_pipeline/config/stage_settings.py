@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 STAGES = ("ingest", "vocabulary", "sample", "train")
 """Stages whose tables later stages compare with what they are asked for."""
-UNTRAINED_SECTIONS = ("launch", "tune", "export", "source", "sources", "vocabulary", "split", "negatives", "recipe")
+UNTRAINED_SECTIONS = (
+    "launch", "tune", "export", "promotion", "retention", "source", "sources", "vocabulary", "split", "negatives",
+    "recipe",
+)  # fmt: skip
 """Sections that training does not read, or reads as part of the training set, whose version it compares."""
 UNTRAINED_FIELDS = {
     "training": {
@@ -29,7 +32,8 @@ SCORING = re.compile(
     r"|embeddings\.tables\..*\.embedding_dim)"
 )
 """Paths of the fields that say how a trained model scores an edge."""
-
+SNAPSHOTS = re.compile(r"(source|sources\.\w+)\.snapshots\b")
+"""Paths of the fields that list snapshots; tables that an earlier version made have them among their settings."""
 
 ADDED: dict[str, Any] = {
     "time_unit": "s",
@@ -52,7 +56,9 @@ def settings(config: TwhinConfig, stage: str) -> dict[str, Any]:
     everything = config.model_dump(mode="json")
     model = everything["model"]
     if stage == "ingest":
-        return flatten({"source": everything["source"], "sources": everything["sources"]})
+        # Which snapshots there are is no matter to one of them.
+        values = flatten({"source": everything["source"], "sources": everything["sources"]})
+        return {path: value for path, value in values.items() if not SNAPSHOTS.match(path)}
     if stage == "vocabulary":
         tables = _chosen(model["embeddings"]["tables"], ("num_embeddings", "vocab"))
         ends = _chosen(model["relations"], ("lhs", "rhs"))
@@ -90,7 +96,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     """
     paths = [*now, *(path for path in before if path not in now)]
     both = {path: (before.get(path, ADDED.get(path.rpartition(".")[2])), now.get(path)) for path in paths}
-    return {path: values for path, values in both.items() if values[0] != values[1]}
+    return {path: values for path, values in both.items() if values[0] != values[1] and not SNAPSHOTS.match(path)}
 
 
 def _chosen(items: list[dict[str, Any]], fields: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,8 @@ from twhin_pipeline.config.data import (
     VocabularyConfig,
 )
 from twhin_pipeline.config.model import TwhinModelConfig
+from twhin_pipeline.config.promotion import PromotionConfig
+from twhin_pipeline.config.retention import RetentionConfig
 from twhin_pipeline.config.training import (
     EvaluationConfig,
     ExportConfig,
@@ -86,10 +88,14 @@ class TwhinConfig(Section):
     """What is measured, and what must be reached."""
     export: ExportConfig = ExportConfig()
     """How embedding tables are written."""
+    promotion: PromotionConfig = PromotionConfig()
+    """What a release must show before consumers get it."""
     launch: LaunchConfig = LaunchConfig()
     """Processes and memory."""
     tune: TuneConfig = TuneConfig()
     """What a search over hyperparameters tries."""
+    retention: RetentionConfig = RetentionConfig()
+    """What `twhin prune` keeps."""
 
     @model_validator(mode="after")
     def _whole(self) -> TwhinConfig:
@@ -108,6 +114,11 @@ class TwhinConfig(Section):
         if self.split.repeats and (self.train_data.limit is not None or self.train_data.offset is not None):
             raise ValueError("split.repeats needs all training edges; leave train_data.limit and offset out")
         self._candidates()
+        for name, limit in self.promotion.drift:
+            for entity in limit if isinstance(limit, dict) else ():
+                if entity not in self.model.table_names:
+                    known = unknown("entity type", entity, self.model.table_names)
+                    raise ValueError(f"promotion.drift.{name}: {known}")
         ranks = self.launch.nproc_per_node * self.launch.nnodes
         for table in self.model.embeddings.tables:
             if table.optimizer.unsharded and ranks > 1:
@@ -180,9 +191,9 @@ class TwhinConfig(Section):
     def hash(self) -> str:
         """Return 12 hex digits that name this configuration.
 
-        Where and how fast it runs (`launch`) and what is searched (`tune`) are left out.
+        Where and how fast it runs (`launch`), what is searched (`tune`) and what is kept (`retention`) are left out.
         """
-        text = json.dumps(self.model_dump(mode="json", exclude={"launch", "tune"}), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json", exclude={"launch", "tune", "retention"}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:

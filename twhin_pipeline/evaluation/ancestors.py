@@ -1,7 +1,8 @@
 """Ancestors: the models that a model started from, and the edges that they were trained on.
 
 An edge that is held out today may have been a training edge of an earlier snapshot's model. Where today's model started
-from that one, it has seen the edge, so neither evaluation nor validation may ask for it.
+from that one, it has seen the edge, so neither evaluation nor validation may ask for it. Where retention has removed
+the earlier training set, a number of each of its edges is left (`seen_edges`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.evaluation import seen_edges
 from twhin_pipeline.store import Manifest, Store, database
 from twhin_pipeline.vectors.model_files import ASSET
 from twhin_pipeline.words import SIDES
@@ -98,6 +100,12 @@ class Trained:
     """Name and entity types of the sides."""
     vocabularies: dict[str, list[str]] | None
     """Parquet files with `id` and `row` by entity type; None: its rows are ours."""
+    snapshot: str
+    numbers: bool = False
+    """Whether the files have the edges' numbers (`seen_edges`), and not their rows."""
+    ancestors: int = 1
+    """How many models these are the edges of."""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,8 @@ class SeenBefore:
     ancestors: int = 0
     unknown: tuple[str, ...] = ()
     """Ancestors whose training edges are not known, each with the reason."""
+    notes: tuple[str, ...] = ()
+    """What else is to be said of the known ones."""
 
     def __len__(self) -> int:
         return int(self.edges.num_rows)
@@ -148,8 +158,10 @@ def find(
         f"CAST(rhs AS BIGINT) AS rhs FROM {database.parquet(files)}"
     )
     con.execute("CREATE OR REPLACE TEMP TABLE seen AS SELECT * FROM asked WHERE false")
-    for trained in _trained_on(store, origins, unknown):
-        ancestors += 1
+    notes: list[str] = []
+    for trained in trained_on(store, origins, unknown):
+        ancestors += trained.ancestors
+        notes += trained.notes
         for path in [*trained.files[:1], *(files[0] for files in (trained.vocabularies or {}).values())]:
             if "://" in path:
                 database.register(con, path)
@@ -157,33 +169,61 @@ def find(
     edges = con.sql("SELECT rel, lhs, rhs FROM seen ORDER BY ALL").to_arrow_table().cast(EDGE)
     con.execute("DROP TABLE asked")
     con.execute("DROP TABLE seen")
-    return SeenBefore(edges, ancestors, tuple(unknown))
+    return SeenBefore(edges, ancestors, tuple(unknown), tuple(notes))
 
 
-def _trained_on(store: Store, origins: Sequence[Origin], unknown: list[str]) -> Iterator[Trained]:
+def trained_on(store: Store, origins: Sequence[Origin], unknown: list[str]) -> Iterator[Trained]:
     """Yield every ancestor's training edges, the nearest first; the reasons of those that cannot be read go to
     `unknown`.
+
+    Args:
+        store: That of the model that started from `origins`.
+        origins: What it started from.
+        unknown: Gets the reasons.
     """
     waiting = [(store, one) for one in origins]
     done: set[tuple[str, str]] = set()
     while waiting:
         child, origin = waiting.pop(0)
         waiting += [(child, one) for one in origin.before]
+        if (origin.store or child.root, origin.version or "") in done:
+            continue
         try:
             if origin.version is None:
                 yield _of_checkpoint(child, origin)
                 continue
+            done.add((origin.store or child.root, origin.version))
             home, model = origin.opened(child)
-            if (home.root, model.version) in done:
-                continue
-            done.add((home.root, model.version))
-            waiting += [(home, one) for one in origins_of(model)]
-            yield _of_model(home, model)
+            trained = of_model(home, model)
         except UserError as error:
-            unknown.append(f"{origin}: {error}")
+            left = _left_of(child, origin, unknown)
+            if left is None:
+                unknown.append(f"{origin}: {error}")
+            else:
+                yield left
+            continue
+        waiting += [(home, one) for one in origins_of(model)]
+        yield trained
 
 
-def _of_model(home: Store, model: Manifest) -> Trained:
+def _left_of(child: Store, origin: Origin, unknown: list[str]) -> Trained | None:
+    """Return what is left of the training edges of an ancestor, and of those before it; None where nothing is."""
+    if origin.version is None or origin.snapshot is None:
+        return None
+    base = Store(origin.store) if origin.store else child.seen_as(None)
+    manifest = seen_edges.of_model(base, origin.snapshot, origin.version)
+    if manifest is None:
+        return None
+    details = manifest.details
+    unknown += details["unknown"]
+    notes = (
+        (f"edges that no model was trained on after {details['since']} are forgotten",) if details["forgotten"] else ()
+    )
+    return Trained(base.files_of(manifest), [], None, manifest.snapshot, True, int(details["ancestors"]), notes)
+
+
+def of_model(home: Store, model: Manifest) -> Trained:
+    """Return the training edges of a model. Raises UserError where they cannot be read."""
     version = model.parents.get(home.real(POSITIVES))
     if version is None:
         raise UserError("its manifest does not name its training set")
@@ -193,7 +233,7 @@ def _of_model(home: Store, model: Manifest) -> Trained:
         name.partition("/")[2]: base.files_of(base.manifest(name, at, model.parents[name])) for name in names
     }
     relations = [(one["name"], one["lhs"], one["rhs"]) for one in model.details["model"]["relations"]]
-    return Trained(home.files_of(home.manifest(POSITIVES, at, version)), relations, vocabularies)
+    return Trained(home.files_of(home.manifest(POSITIVES, at, version)), relations, vocabularies, at)
 
 
 def _of_checkpoint(store: Store, origin: Origin) -> Trained:
@@ -202,7 +242,8 @@ def _of_checkpoint(store: Store, origin: Origin) -> Trained:
         home = store.seen_as(view)
         for snapshot in home.snapshots_made(POSITIVES):
             if origin.training_set in home.versions_of(POSITIVES, snapshot):
-                return Trained(home.files_of(home.manifest(POSITIVES, snapshot, origin.training_set)), [], None)
+                files = home.files_of(home.manifest(POSITIVES, snapshot, origin.training_set))
+                return Trained(files, [], None, snapshot)
     raise UserError(
         "it does not say what it was trained on"
         if origin.training_set is None
@@ -215,6 +256,11 @@ def _look_up(
 ) -> None:
     """Move the `asked` edges that are among an ancestor's training edges to `seen`."""
     ours = [(one.name, one.lhs, one.rhs) for one in config.model.relations]
+    if trained.numbers:
+        for rel, relation in enumerate(ours):
+            con.execute(f"CREATE OR REPLACE TEMP TABLE found AS {_numbered(store, snapshot, trained, rel, relation)}")
+            _move_found(con)
+        return
     theirs = trained.relations or ours
     pairs = [(rel, theirs.index(one)) for rel, one in enumerate(ours) if one in theirs]
     if not pairs:
@@ -238,8 +284,23 @@ def _look_up(
         f"FROM {database.parquet(trained.files)} e JOIN ({then}) a "
         "ON e.rel = rel_then AND e.lhs = lhs_then AND e.rhs = rhs_then"
     )
+    _move_found(con)
+
+
+def _move_found(con: duckdb.DuckDBPyConnection) -> None:
     con.execute("INSERT INTO seen SELECT * FROM found")
     con.execute("CREATE OR REPLACE TEMP TABLE asked AS SELECT * FROM asked ANTI JOIN found USING (rel, lhs, rhs)")
+
+
+def _numbered(store: Store, snapshot: str, trained: Trained, rel: int, relation: tuple[str, str, str]) -> str:
+    """Return the SQL of the `asked` edges of a relation whose number is among an ancestor's."""
+    _, left, right = relation
+    ids = [database.scan(store, f"vocabulary/{entity}", snapshot) for entity in (left, right)]
+    return (
+        f"SELECT rel, lhs, rhs FROM (SELECT a.rel, a.lhs, a.rhs, {seen_edges.number(relation, 'l.id', 'r.id')} AS edge "
+        f"FROM asked a JOIN {ids[0]} l ON l.row = a.lhs JOIN {ids[1]} r ON r.row = a.rhs WHERE a.rel = {rel}) "
+        f"SEMI JOIN {database.parquet(trained.files)} USING (edge)"
+    )
 
 
 def _map_rows(

@@ -324,7 +324,7 @@ def _of_ancestors(seen: ancestors.SeenBefore, split: str) -> list[str]:
             f"{len(seen):,} {split} edges were left out: the model started from {seen.ancestors:,} earlier model(s), "
             "which were trained on them"
         )
-    return notes
+    return notes + list(seen.notes)
 
 
 def _notes(config: TwhinConfig, held_out: HeldOut, measured: list[Measured]) -> list[str]:

@@ -22,7 +22,7 @@ from twhin_pipeline.config import relations
 from twhin_pipeline.config.model import Relation, names_relation
 from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.graph import edge_file, id_order, source
+from twhin_pipeline.graph import edge_file, file_facts, id_order, source
 from twhin_pipeline.graph.edge_sort import EdgeSorter
 from twhin_pipeline.graph.interning import Interner, LookedUp
 from twhin_pipeline.graph.scan import (
@@ -64,11 +64,11 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
 
     Its details: rows `read`, edges `kept`, `rejected`, `rejected_share`, `rejected_by_reason`, `duplicates_merged`,
     `outside_window`, `undated`, `self_loops`, `edges_per_relation`, `relations` (names, by index), the `files`,
-    `sources` (see `Counted.details`), and `notes` for the user. A row whose time is not before the end of the
-    snapshot's day (UTC), or before the window, is left out and counted; it is no rejected row. Duplicates (equal lhs,
-    rel and rhs) become one edge: its weight by `repeat_weight`, the earliest split, the latest time, and the earliest
-    as `first_time` (null where one of them has none). Where `model.relations` has a `"*"`, each relation that has an
-    edge is one of the model's.
+    `source_files` (see `file_facts`), `sources` (see `Counted.details`), and `notes` for the user. A row whose time is
+    not before the end of the snapshot's day (UTC), or before the window, is left out and counted; it is no rejected
+    row. Duplicates (equal lhs, rel and rhs) become one edge: its weight by `repeat_weight`, the earliest split, the
+    latest time, and the earliest as `first_time` (null where one of them has none). Where `model.relations` has a
+    `"*"`, each relation that has an edge is one of the model's.
 
     Raises:
         UserError: Files or columns are missing or of a wrong type, a field names a relation that is not found, or the
@@ -80,6 +80,8 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         scratch.folder("ingest") as folder,
     ):
         inputs = source.inputs(config, snapshot)
+        # Now: of one that changes while it is read, the time of the change is later than this.
+        files = file_facts.facts(dict.fromkeys(file for one in inputs for file in one.files))
         known = set(config.model.relation_names) if config.model.every_other is None else None
         scans = [
             scan
@@ -120,6 +122,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             outside_window=counted.outside,
             undated=int(counted.undated.sum()) if "time" in sorter.columns else 0,
             files=[file for one in inputs for file in one.files],
+            source_files=files,
             sources=[counted.details(n, one, possible.model.relation_names) for n, one in enumerate(inputs)],
             notes=_notes(scans, inputs, counted) + _time_notes(inputs, store, snapshot, counted),
         )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from twhin_pipeline import remote
-from twhin_pipeline.config.data import Columns, SourceConfig, TwhinDataConfig
+from twhin_pipeline.config.data import Columns, SnapshotDays, SourceConfig, TwhinDataConfig, duration
 from twhin_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ DATE = r"\d{4}-\d{2}-\d{2}"
 ENDINGS = (".parquet", ".csv", ".csv.gz", ".csv.zst", ".tsv", ".tsv.gz", ".tsv.zst", ".sql")
 TABLES = ("delta", "iceberg")
 """Formats whose path is that of a table, not of files."""
+MOST_NAMED = 12
+"""Snapshots that a message names at most, the newest."""
 LARGEST_QUERY = 1 << 20
 """A larger file is no query, bytes."""
 
@@ -79,7 +82,8 @@ def _input(config: TwhinConfig, section: str, source: SourceConfig, snapshot: st
     field, path = f"{section}.path", source.resolve(source.path).replace("{snapshot}", snapshot)
     files = list_files(path, tables=source.format in TABLES)
     if not files:
-        there = ", ".join(find_snapshots(config)) or "none"
+        found = find_snapshots(config)
+        there = ", ".join(["…"] * (len(found) > MOST_NAMED) + found[-MOST_NAMED:]) or "none"
         raise UserError(
             f"{field}: {source.path}: no file for snapshot {snapshot}: there is no {path} (snapshots there: "
             f"{there}); correct the path or choose another snapshot"
@@ -124,7 +128,8 @@ def find_snapshots(config: TwhinConfig) -> list[str]:
     """List the snapshots there are edges for, oldest first: those that every dated source has.
 
     A source is dated by its `snapshots`, or by `{snapshot}` in its path. Where none is, there is one snapshot, the day
-    of the newest file or table (UTC); a query tells no day.
+    of the newest file or table (UTC); a query tells no day. Of an event log whose `snapshots` are days, a day counts
+    once it is over (UTC) and a file of the log has been written since.
 
     Raises:
         UserError: The listing fails, with what to mend.
@@ -148,6 +153,12 @@ def newest_snapshot(config: TwhinConfig) -> str:
     if snapshots := find_snapshots(config):
         return snapshots[-1]
     named = config.named_sources
+    for section, source in named:
+        if isinstance(source.snapshots, SnapshotDays) and not _dates(source):
+            raise UserError(
+                f"{section}.snapshots: no day from {source.snapshots.first} on is over (UTC) and in the source yet; "
+                "choose an earlier day, or pass --snapshot YYYY-MM-DD"
+            )
     if named and all(_is_query(source) for _, source in named):
         raise UserError(
             f"{named[0][0]}: SQL does not tell which snapshots there are; set {named[0][0]}.snapshots, or pass "
@@ -165,7 +176,8 @@ def undated(config: TwhinConfig, snapshot: str) -> list[str]:
         field = f"{section}.path" if source.path is not None else f"{section}.sql"
         if source.snapshots is not None:
             if snapshot not in source.snapshots:
-                known = ", ".join(source.snapshots)
+                days = source.snapshots
+                known = ", ".join(days) if isinstance(days, list) else f"every {days.every} from {days.first} on"
                 lines.append(
                     f"{section}.snapshots does not list {snapshot} (it has {known}), and it is read all the same"
                 )
@@ -184,16 +196,73 @@ def undated(config: TwhinConfig, snapshot: str) -> list[str]:
 
 def _dates(source: SourceConfig) -> set[str] | None:
     """Return the snapshots that a source has; None where it is not dated."""
-    if source.snapshots is not None:
-        return set(source.snapshots)
+    days = source.snapshots
+    if isinstance(days, list):
+        return set(days)
     if source.path is None or "{snapshot}" not in source.path:
-        return None
+        return None if days is None else set(_until(days, _last_whole_day(source)))
     path = source.resolve(source.path)
     # A date's own shape keeps `{snapshot}` from matching a folder or file that is none.
     pattern = re.compile(_as_regex(_plain(path)) + "$")
     listed = list_files(path.replace("{snapshot}", "????-??-??"), tables=source.format in TABLES)
     matches = (pattern.search(_plain(file)) for file in listed)
-    return {match["snapshot"] for match in matches if match and _is_date(match["snapshot"])}
+    dates = {match["snapshot"] for match in matches if match and _is_date(match["snapshot"])}
+    return dates if days is None else {snapshot for snapshot in dates if snapshot in days}
+
+
+def _until(days: SnapshotDays, newest: date) -> Iterator[str]:
+    """Yield the snapshots of a log up to a day, oldest first."""
+    day, step = date.fromisoformat(days.first), duration(days.every)
+    last = newest if days.last is None else min(newest, date.fromisoformat(days.last))
+    while day <= last:
+        yield f"{day:%Y-%m-%d}"
+        day += step
+
+
+def _last_whole_day(source: SourceConfig) -> date:
+    """Return the newest day (UTC) of a log that is over, and that was over when the newest of its files was written."""
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    if _is_query(source):
+        return yesterday
+    changed = max(_times(source), default=None)
+    return date.min if changed is None else min(yesterday, changed.date() - timedelta(days=1))
+
+
+def is_log(source: SourceConfig) -> bool:
+    """Tell whether a source is an event log: every snapshot reads the same files, up to the snapshot's day."""
+    return source.columns.time is not None and "{snapshot}" not in (source.path or source.sql or "")
+
+
+def fingerprint(config: TwhinConfig, snapshot: str) -> str:
+    """Return 12 hex digits that change when a file of a snapshot's edges does: its name, size or time.
+
+    Files of an event log do not count: they change every day, and a past day's edges in them do not.
+
+    Raises:
+        UserError: The listing fails, or a file is missing.
+    """
+    digest = hashlib.sha256()
+    for given in inputs(config, snapshot):
+        digest.update(f"{given.section} {given.sql or ''}\n".encode())
+        if given.format != "sql" and not is_log(given.source):
+            for file in given.files:
+                digest.update(f"{file} {_state(file, given.format)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _state(file: str, kind: str) -> str:
+    """Return a text that changes when a file or table does."""
+    if kind in TABLES:
+        from twhin_pipeline.graph import lake
+
+        return str(lake.modified(file, kind))
+    if (local := remote.local_path(file)) is not None:
+        found = os.stat(local)
+        return f"{found.st_size} {found.st_mtime_ns}"
+    with remote.reading(file):
+        fs, inner = remote.filesystem(file)
+        info = fs.info(inner)
+    return " ".join(str(info.get(key)) for key in ("size", "ETag", "mtime", "LastModified", "created", "updated"))
 
 
 def _times(source: SourceConfig) -> Iterator[datetime]:
@@ -312,7 +381,7 @@ def _read_text(file: str, field: str) -> str:
     try:
         return remote.text(file, LARGEST_QUERY, "a file of SQL")
     except UserError as error:
-        raise UserError(f"{field}: {error}") from error
+        raise type(error)(f"{field}: {error}") from error
 
 
 def _newest(times: Iterable[datetime]) -> list[str]:

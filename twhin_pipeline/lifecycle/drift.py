@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
 import numpy as np
 
+from twhin_pipeline.lifecycle import consumer
+from twhin_pipeline.lifecycle.consumer import Consumer
 from twhin_pipeline.store import Store
 from twhin_pipeline.store.releases import Release
 from twhin_pipeline.vectors.compatibility import Shared, entities, orthogonal, shared
@@ -41,9 +43,23 @@ class Drift:
     """Mean length of the later vectors, as a share of the earlier ones'."""
     neighbors: float | None
     """Share of an id's nearest `k` among the kept ids that are its nearest in the later release too."""
+    consumer: Consumer | None = None
+    """What small models that were trained on the earlier vectors make of the later ones."""
+
+    @property
+    def new(self) -> float:
+        """The share of the later release's trained ids that are new."""
+        return self.added / max(self.kept + self.added, 1)
+
+    @property
+    def gone(self) -> float:
+        """The share of the earlier release's trained ids that departed."""
+        return self.departed / max(self.kept + self.departed, 1)
 
 
-def drift(con: duckdb.DuckDBPyConnection, store: Store, before: Release, after: Release, k: int = 10) -> list[Drift]:
+def drift(
+    con: duckdb.DuckDBPyConnection, store: Store, before: Release, after: Release, k: int = 10, kind: str = "linear"
+) -> list[Drift]:
     """Compare two releases, entity type by entity type.
 
     Args:
@@ -52,12 +68,18 @@ def drift(con: duckdb.DuckDBPyConnection, store: Store, before: Release, after: 
         before: The earlier release.
         after: The later one.
         k: How many neighbors of an id are compared.
+        kind: The map through which consumers get the later vectors: `linear`, `orthogonal` or `none`.
 
     Raises:
         UserError: A release's table is gone.
     """
-    both = [entity for entity in entities(after) if f"embeddings/{entity}" in before.tables]
-    return [compared(entity, shared(con, store, before, after, entity, SAMPLE), k) for entity in both]
+    result = []
+    for entity in entities(after):
+        if f"embeddings/{entity}" in before.tables:
+            both = shared(con, store, before, after, entity, SAMPLE)
+            wanted = consumer.labels(con, store, after, entity, both.rows)
+            result.append(replace(compared(entity, both, k), consumer=consumer.measured(both, wanted, kind)))
+    return result
 
 
 def compared(entity: str, both: Shared, k: int) -> Drift:

@@ -1,10 +1,107 @@
-"""Promotion: a release becomes the one that consumers see, and the registry's `champion`."""
+"""Promotion: a release becomes the one that consumers see, and the registry's `champion`.
+
+`decide` does so by gates, once for each new release; the table `promotion` keeps what it found. `promote` does as a
+person says.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pyarrow as pa
+
+from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.store import Store, releases
+from twhin_pipeline.lifecycle.gates import Gate, gates
+from twhin_pipeline.store import Manifest, Store, catalog, releases
 from twhin_pipeline.store.releases import Release
+from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED
+
+PROMOTED, HELD = "promoted", "held"
+SCHEMA = pa.schema(
+    [
+        pa.field("gate", pa.string()),
+        pa.field("about", pa.string()),
+        pa.field("passed", pa.bool_()),
+        pa.field("value", pa.float64()),
+        pa.field("limit", pa.float64()),
+        pa.field("text", pa.string()),
+    ]
+)
+
+
+def decide(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
+    """Promote a snapshot's newest release where it passes every gate; return the manifest of the table `promotion`.
+
+    Its details say the release, the decision (`promoted` or `held`), the reason and the release that was current.
+
+    Raises:
+        UserError: The snapshot has no release, or another process moves `current`.
+    """
+    published, drift = store.manifest(PUBLISHED, snapshot), store.manifest(DRIFT, snapshot)
+    release = _release_of(store, published)
+    current = releases.current(store)
+    rows = {(row["kind"], row["name"], row["metric"]): row for row in store.read(DRIFT, snapshot).to_pylist()}
+    looked_at = gates(config.promotion, rows, drift.details, current, snapshot)
+    reason = _reason(looked_at)
+    passed = all(gate.passed for gate in looked_at)
+    notes = []
+    if passed:
+        _, note = promote(store, release.name, releases.user(), reason)
+        notes = [note] if note else []
+    parents = {PUBLISHED: published.version, DRIFT: drift.version}
+    with store.replace(PROMOTION, snapshot, config_hash=config.hash(), parents=parents) as draft:
+        draft.write(pa.Table.from_pylist([_row(gate) for gate in looked_at], schema=SCHEMA))
+        draft.details = {
+            "release": release.name, "decision": PROMOTED if passed else HELD, "reason": reason,
+            "current_before": current.name if current else None, "by": releases.user(), "notes": notes,
+        }  # fmt: skip
+    catalog.refresh(store)
+    return store.manifest(PROMOTION, snapshot)
+
+
+def _row(gate: Gate) -> dict[str, Any]:
+    return {
+        "gate": gate.name, "about": gate.about, "passed": gate.passed, "value": gate.value, "limit": gate.limit,
+        "text": gate.text,
+    }  # fmt: skip
+
+
+def _reason(looked_at: list[Gate]) -> str:
+    """Say why a release is held back, by the gates that it failed; or what it showed."""
+    failed = [gate for gate in looked_at if not gate.passed]
+    if failed:
+        return "; ".join(gate.text + (f", limit {_limit(gate)}" if gate.limit is not None else "") for gate in failed)
+    shown = [gate.text for gate in looked_at if gate.name in ("first", "quality")]
+    return f"passed {len(looked_at)} gates: {'; '.join(shown)}"
+
+
+def _limit(gate: Gate) -> str:
+    assert gate.limit is not None
+    return f"{gate.limit:+.1%}" if gate.name == "quality" else f"{gate.limit:g}"
+
+
+def _release_of(store: Store, published: Manifest) -> Release:
+    """Return the newest release of what was published."""
+    made = [releases.read(store, name) for name in releases.names(store) if name.startswith(published.snapshot)]
+    for release in sorted(made, key=lambda one: (one.created, one.name), reverse=True):
+        if release.tables.get(PUBLISHED) == published.version:
+            return release
+    raise UserError(
+        f"{store.root}: no release of snapshot {published.snapshot} as it was published last; make it with "
+        f"`twhin publish --snapshot {published.snapshot}`"
+    )
+
+
+def decisions(store: Store) -> dict[str, dict[str, Any]]:
+    """Return what was decided about releases, by their names: the details of the tables `promotion`."""
+    base = store.seen_as(None)
+    made = [
+        base.manifest(PROMOTION, snapshot, version).details
+        for snapshot in base.snapshots_made(PROMOTION)
+        for version in base.versions_of(PROMOTION, snapshot)
+    ]
+    return {details["release"]: details for details in made}
 
 
 def promote(store: Store, name: str, by: str, reason: str) -> tuple[Release, str | None]:

@@ -15,7 +15,7 @@ from twhin_pipeline.config import TwhinConfig, relations, stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest, Store
-from twhin_pipeline.words import PUBLISHED, REPEATS
+from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED, REPEATS
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,22 @@ def _require_passed(run: Run) -> None:
     checks.require_passed(run.config, store, snapshot, made)
 
 
+def compare(run: Run) -> None:
+    """Measure the new vectors and model beside the current release's."""
+    from twhin_pipeline.lifecycle import comparison
+
+    comparison.compare(run.config, run.store, run.snapshot)
+
+
+def decide(run: Run) -> None:
+    """Promote the release, or hold it back."""
+    from twhin_pipeline.lifecycle import promotion
+
+    promotion.decide(run.config, run.store, run.snapshot)
+
+
 def publish(run: Run) -> None:
-    """Register the model and refresh the catalog."""
+    """Register the model, write the release and refresh the catalog."""
     from twhin_pipeline.stages import publish as last
 
     last.publish(run)
@@ -190,9 +204,14 @@ STAGES: dict[str, Stage] = {
             ("twhin_model", "vocabulary/*"), ("evaluation", *_REFITTED),
         ),
         Stage(
-            "publish", "Register the model and refresh the catalog.", publish, (PUBLISHED,),
-            ("evaluation", "embeddings/*", "embeddings/relations"),
+            "compare", "Compare with the current release.", compare, (DRIFT,),
+            ("twhin_model", "held_out/test", "training_set/positives", "embeddings/*", "embeddings/relations"),
         ),
+        Stage(
+            "publish", "Register the model and write the release.", publish, (PUBLISHED,),
+            ("evaluation", "embeddings/*", "embeddings/relations", DRIFT),
+        ),
+        Stage("decide", "Promote the release, or hold it back.", decide, (PROMOTION,), (PUBLISHED, DRIFT)),
     )
 }  # fmt: skip
 
@@ -329,6 +348,11 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
 
 def _told(made: dict[str, Manifest]) -> str:
     """Say what a stage made."""
+    if (decided := made.get(PROMOTION)) is not None:
+        return f"{decided.details['release']} is {decided.details['decision']}: {decided.details['reason']}"
+    if (drift := made.get(DRIFT)) is not None:
+        before = drift.details["compared_with"]
+        return "nothing is current yet" if before is None else f"{drift.rows} figures beside {before}"
     if (published := made.get(PUBLISHED)) is not None:
         details = published.details
         registered = f"registered {details['model']} at {details['registry']}, " if "model" in details else ""

@@ -1,4 +1,4 @@
-"""Publish: what follows the last table. The model is registered, the catalog shows every table, a release is current.
+"""Publish: the model is registered, the catalog shows every table, and there is a release, which `decide` may promote.
 
 Nothing is published whose vectors or evaluation failed a blocking check. The manifest of the table `published` says
 what was published: the versions it was made from, the model's URI and the catalog. Its rows are maps from the new
@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.lifecycle import promotion
 from twhin_pipeline.stages import refit
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Draft, Manifest, Store
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.words import DRIFT, PUBLISHED
 
 
 def publish(run: Run) -> Manifest:
@@ -33,17 +32,14 @@ def publish(run: Run) -> Manifest:
     vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
     checks.require_passed(config, store, snapshot, ["evaluation", *vectors])
     model = refit.published(config, store, snapshot)
-    parents = store.versions(snapshot, ["evaluation", *vectors]) | model.versions(snapshot, ["twhin_model"])
+    parents = store.versions(snapshot, ["evaluation", *vectors, DRIFT]) | model.versions(snapshot, ["twhin_model"])
     with store.replace(PUBLISHED, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
         draft.details |= _write_maps(run, draft, parents)
     catalog.refresh(store)
     manifest = store.manifest(PUBLISHED, snapshot)
     figures = tracking.finite(store.manifest("evaluation", snapshot).details["metrics"])
-    release = releases.make(store, snapshot, {PUBLISHED: manifest.version}, figures, manifest.details.get("model"))
-    _, note = promotion.promote(store, release.name, releases.user(), "the blocking checks passed or were accepted")
-    if note is not None:
-        warnings.warn(note, stacklevel=2)
+    releases.make(store, snapshot, {PUBLISHED: manifest.version}, figures, manifest.details.get("model"))
     return manifest
 
 

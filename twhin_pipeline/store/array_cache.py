@@ -101,7 +101,11 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _away(store: Store, manifest: Manifest) -> Path:
+def away(store: Store) -> Path:
+    """Return the folder of the copies of a store's tables that are not in the store itself."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "twhin")
-    root = hashlib.sha256(store.root.encode()).hexdigest()[:12]
-    return base / root / manifest.asset / manifest.snapshot / manifest.version
+    return base / hashlib.sha256(store.root.encode()).hexdigest()[:12]
+
+
+def _away(store: Store, manifest: Manifest) -> Path:
+    return away(store) / manifest.asset / manifest.snapshot / manifest.version

@@ -8,6 +8,7 @@ not been renewed for `LEASE_S` belongs to a dead writer and is taken over.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -22,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from twhin_pipeline.errors import UserError
+from twhin_pipeline.errors import UnavailableError, UserError
 
 LOCK, WRITER = ".lock", ".writer.json"
 WAIT_S = 10.0
@@ -35,7 +36,7 @@ _guard = threading.Lock()
 
 
 @contextmanager
-def writing(fs: Any, is_local: bool, folders: Sequence[str], what: str) -> Iterator[None]:
+def writing(fs: Any, is_local: bool, folders: Sequence[str], what: str, wait_s: float | None = None) -> Iterator[None]:
     """Hold the locks of some folders, in their order by name, so that two that wait never wait for each other.
 
     Args:
@@ -43,10 +44,12 @@ def writing(fs: Any, is_local: bool, folders: Sequence[str], what: str) -> Itera
         is_local: Whether the folders are on this machine's disks.
         folders: Paths or URLs of `<asset>/<snapshot>` folders.
         what: What is written, for the message.
+        wait_s: How long to wait for another writer; None: `WAIT_S`.
 
     Raises:
-        UserError: Another writer holds one, and did not let go within `WAIT_S`; the message names it.
+        UnavailableError: Another writer holds one, and did not let go in time; the message names it.
     """
+    wait_s = WAIT_S if wait_s is None else wait_s
     with ExitStack() as stack:
         for folder in sorted(set(folders)):
             with _guard:
@@ -54,7 +57,7 @@ def writing(fs: Any, is_local: bool, folders: Sequence[str], what: str) -> Itera
                 _held[folder] = _held.get(folder, 0) + 1
             stack.callback(_release, folder)
             if not nested:
-                stack.enter_context(_file_lock(folder, what) if is_local else _lease(fs, folder, what))
+                stack.enter_context(_file_lock(folder, what, wait_s) if is_local else _lease(fs, folder, what, wait_s))
         yield
 
 
@@ -71,13 +74,43 @@ def holds(folder: str) -> bool:
         return folder in _held
 
 
+def is_written(fs: Any, is_local: bool, folder: str) -> bool:
+    """Tell whether another process holds a folder's lock. Nothing is written to find out."""
+    if holds(folder):
+        return False
+    if is_local:
+        return flocked(f"{folder}/{LOCK}")
+    try:
+        writer = json.loads(fs.cat_file(f"{folder}/{WRITER}"))
+    except (OSError, ValueError):
+        return False
+    return time.time() - float(writer.get("renewed", 0)) <= LEASE_S
+
+
+def flocked(path: str) -> bool:
+    """Tell whether a process holds the operating system's lock of a file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _writer() -> dict[str, Any]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"host": socket.gethostname(), "process": os.getpid(), "since": now}
 
 
 @contextmanager
-def _file_lock(folder: str, what: str) -> Iterator[None]:
+def _file_lock(folder: str, what: str, wait_s: float) -> Iterator[None]:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,7 +122,7 @@ def _file_lock(folder: str, what: str) -> Iterator[None]:
     lock = FileLock(f"{folder}/{LOCK}", thread_local=False)
     who = Path(folder) / WRITER
     try:
-        lock.acquire(timeout=WAIT_S, poll_interval=POLL_S)
+        lock.acquire(timeout=wait_s, poll_interval=POLL_S)
     except Timeout:
         writer = {}
         with suppress(OSError, ValueError):
@@ -104,14 +137,14 @@ def _file_lock(folder: str, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _lease(fs: Any, folder: str, what: str) -> Iterator[None]:
+def _lease(fs: Any, folder: str, what: str, wait_s: float) -> Iterator[None]:
     path = f"{folder}/{WRITER}"
     mine = {**_writer(), "token": uuid.uuid4().hex}
 
     def write(mode: str) -> None:
         fs.pipe_file(path, json.dumps({**mine, "renewed": time.time()}).encode(), mode=mode)
 
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             write("create")
@@ -146,8 +179,8 @@ def _lease(fs: Any, folder: str, what: str) -> Iterator[None]:
                 fs.rm_file(path)
 
 
-def _refused(what: str, writer: dict[str, Any]) -> UserError:
+def _refused(what: str, writer: dict[str, Any]) -> UnavailableError:
     who = "another process"
     if writer:
         who = f"process {writer.get('process')} on {writer.get('host')}, since {writer.get('since')}"
-    return UserError(f"{what}: is being written by {who}; wait until it is done, or end it, and run this again")
+    return UnavailableError(f"{what}: is being written by {who}; wait until it is done, or end it, and run this again")

@@ -26,7 +26,10 @@ MAKERS = {
     "evaluation": "evaluate",
     "embeddings": "export",
     "refit": "refit",
+    "drift": "compare",
     "published": "publish",
+    "promotion": "decide",
+    "seen_edges": "prune",
 }
 """The command that makes a table, by the first part of the table's name."""
 

@@ -2,6 +2,7 @@
 
     <root>/releases/<name>.json     one release; never changed
     <root>/releases/current.json    which one is current, since when and why, and the ones before it
+    <root>/releases/pinned/<name>.json   one that retention must not remove: since when, by whom and why
 
 `current` is replaced as one file, so a reader sees the release before or the one after. Promotion and rollback move it
 and are recorded there.
@@ -21,7 +22,7 @@ from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store.draft import code_version
 from twhin_pipeline.store.store import Store
 
-FOLDER, CURRENT = "releases", "current"
+FOLDER, CURRENT, PINNED = "releases", "current", "pinned"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Promotion:
-    """One move of `current`."""
+    """One move of `current`, or a pin."""
 
     release: str
     at: str
@@ -135,6 +136,34 @@ def promote(store: Store, name: str, by: str, reason: str) -> Release:
         moves.append(asdict(Promotion(name, now, by, reason)))
         store.write_text([FOLDER, f"{CURRENT}.json"], json.dumps({"release": name, "history": moves}, indent=1))
     return release
+
+
+def pin(store: Store, name: str, by: str, reason: str) -> Promotion:
+    """Keep a release, with its tables, whatever the policy of retention says; return the record.
+
+    Raises:
+        UserError: There is no such release, or one of its tables is gone.
+    """
+    release = read(store, name)
+    base = store.seen_as(None)
+    for asset, version in release.tables.items():
+        base.manifest(asset, release.snapshot, version)
+    made = Promotion(name, datetime.now(UTC).isoformat(timespec="seconds"), by, reason)
+    store.write_text([FOLDER, PINNED, f"{name}.json"], json.dumps(asdict(made), indent=1))
+    return made
+
+
+def unpin(store: Store, name: str) -> None:
+    """Leave a release to the policy of retention again. Raises UserError where it is not pinned."""
+    if name not in (known := pins(store)):
+        raise UserError(f"{store.root}: {unknown('pinned release', name, known)}")
+    store.remove(store.path(FOLDER, PINNED, f"{name}.json"))
+
+
+def pins(store: Store) -> dict[str, Promotion]:
+    """Return the records of the pinned releases by name."""
+    names = [one for one in store.children(f"{FOLDER}/{PINNED}") if one.endswith(".json")]
+    return {one.removesuffix(".json"): Promotion(**json.loads(store.read_text([FOLDER, PINNED, one]))) for one in names}
 
 
 def opened(store: Store, release: Release) -> Store:

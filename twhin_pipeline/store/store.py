@@ -7,7 +7,7 @@
 
 Readers get the newest version that no check has refused. A writer fills a new version's folder and then writes its
 manifest, so a crash leaves the older ones as they were and nothing that a reader would take for finished. No writer
-removes or changes another version.
+removes or changes another version; retention alone removes versions (`lifecycle/retention.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,18 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+import twhin_pipeline.store.removals as removals
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store.draft import Draft, has_rows, is_data, unfinished
+from twhin_pipeline.store.locks import is_written
 from twhin_pipeline.store.locks import writing as locked
 from twhin_pipeline.store.manifest import FORMER, MANIFEST, VERDICT, Manifest, Verdict, maker
 
 DEFAULT_HOME = ".twhin"
 _DEEPEST = 2
 """Slashes in a table's name at most, such as `refit/training_set/positives`."""
+_NO_TABLES = ("releases", "retention", "tracking", "mlartifacts", "dagster_home", "logs", "tune")
+"""Folders of the root that hold no tables."""
 _STAMP = "%Y%m%dT%H%M%S.%f"
 VIEWS = {"refit": {name: f"refit/{name}" for name in ("training_set", "held_out", "twhin_model")}}
 """Views of a store, by name: each shows tables of its own under the usual names, so that the same stages make them.
@@ -121,6 +125,11 @@ class Store:
             )
         there = ", ".join(self.snapshots(asset)) or "none"
         of = f"version {version} of " if version else ""
+        if version and (when := removals.removed(self, version)) is not None:
+            raise UserError(
+                f"{self.root}: version {version} of {asset} of snapshot {snapshot} was removed by `twhin prune` "
+                f"({when}); open the current release, or make it again with `twhin {stage} --snapshot {snapshot}`"
+            )
         raise UserError(
             f"{self.root}: no {of}table {asset} for snapshot {snapshot} (snapshots with one: {there}); "
             f"make it with `twhin {stage} --snapshot {snapshot}`"
@@ -181,6 +190,16 @@ class Store:
                 waiting += [name for name in inner if not name.rsplit("/", 1)[1].startswith((".", "_"))]
         return sorted(result)
 
+    def tables(self) -> Iterator[tuple[str, str]]:
+        """Yield every table and snapshot that has a folder, also where no version can be read."""
+        waiting = [name for name in self._children() if name not in _NO_TABLES and not name.startswith((".", "_"))]
+        while waiting:
+            asset = waiting.pop()
+            names = self._children(asset)
+            yield from ((asset, name) for name in names if _is_snapshot(name))
+            if asset.count("/") < _DEEPEST:
+                waiting += [f"{asset}/{n}" for n in names if not _is_snapshot(n) and not n.startswith((".", "_"))]
+
     def verdict(self, asset: str, snapshot: str, version: str) -> Verdict | None:
         """Return what the checks of a version said; None where they have not run."""
         try:
@@ -201,6 +220,14 @@ class Store:
             if real == inner or real.startswith(f"{inner}/"):
                 return name + real[len(inner) :]
         return real
+
+    def readable(self, asset: str, snapshot: str) -> str | None:
+        """Return the version that readers get; None where there is none."""
+        return self._readable(asset, snapshot)
+
+    def accepted(self, asset: str, snapshot: str) -> str | None:
+        """Return the newest version that has passed its checks, or was overruled; None where there is none."""
+        return self._accepted(asset, snapshot)
 
     def _readable(self, asset: str, snapshot: str) -> str | None:
         """Return the newest version that no check has refused; of a pinned store, the one that it was first."""
@@ -266,10 +293,7 @@ class Store:
 
     def write_text(self, parts: Sequence[str], text: str) -> None:
         """Write a small file under the root at once: a reader sees the old one or the new one."""
-        place = self.path(*parts)
-        if self.is_local:
-            Path(place).parent.mkdir(parents=True, exist_ok=True)
-        self.put(place, text)
+        self.write_bytes(self.path(*parts), text.encode())
 
     def _text(self, place: str) -> str:
         if self.is_local:
@@ -278,12 +302,21 @@ class Store:
 
     def put(self, place: str, text: str) -> None:
         """Write a small file at once: a reader sees the old one or the new one."""
+        self._put(place, text.encode())
+
+    def write_bytes(self, place: str, content: bytes) -> None:
+        """Write a small file at a path or URL of the store at once; its folder is made where there is none."""
+        if self.is_local:
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+        self._put(place, content)
+
+    def _put(self, place: str, content: bytes) -> None:
         if self.is_local:
             draft = f"{place}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            Path(draft).write_text(text, encoding="utf-8")
+            Path(draft).write_bytes(content)
             os.replace(draft, place)
         else:
-            self.fs.pipe_file(self.fs._strip_protocol(place), text.encode())
+            self.fs.pipe_file(self.fs._strip_protocol(place), content)
 
     def files(self, asset: str, snapshot: str) -> list[str]:
         """Return the table's Parquet files (paths, or URLs in a remote store), in order."""
@@ -331,6 +364,11 @@ class Store:
         return manifest.bytes
 
     def _refuse_damaged(self, manifest: Manifest, file: dict[str, Any], how: str) -> None:
+        if (when := removals.removed(self, manifest.version)) is not None:
+            raise UserError(
+                f"{manifest.asset} of snapshot {manifest.snapshot}, version {manifest.version}, was removed by "
+                f"`twhin prune` ({when}) after this reader had opened it; open the current release"
+            )
         raise UserError(
             f"{manifest.asset} of snapshot {manifest.snapshot} is damaged: {file['path']} of version "
             f"{manifest.version} {how}; restore the file, or make the table again with "
@@ -408,7 +446,10 @@ class Store:
         return {self.real(asset): self.manifest(asset, snapshot).version for asset in assets}
 
     def stale(self, asset: str, snapshot: str) -> list[str]:
-        """Return the parents of a finished table that have been made anew (or are gone) since it read them."""
+        """Return the parents of a finished table that have been made anew since it read them, or are gone.
+
+        A parent of another snapshot may be gone.
+        """
         if self.view:
             return self.seen_as(None).stale(self.real(asset), snapshot)
         stale = []
@@ -416,8 +457,10 @@ class Store:
             name, _, at = parent.partition("@")
             if at and name.endswith("twhin_model"):
                 continue  # where a training started: an earlier version stays, and is as good as it was
-            at = at or snapshot
-            if not self.exists(name, at) or self.manifest(name, at).version != version:
+            now = self._readable(name, at or snapshot)
+            if at and (now is None or now < version) and version not in self.versions_of(name, at):
+                continue  # retention has removed an earlier snapshot's: what grew from it is as good as it was
+            if now != version:
                 stale.append(parent)
         return stale
 
@@ -446,8 +489,13 @@ class Store:
             waiting += [parent for parent in self.manifest(asset, snapshot).parents if "@" not in parent]
 
     @contextmanager
-    def writing(self, snapshot: str, assets: Iterable[str]) -> Iterator[None]:
+    def writing(self, snapshot: str, assets: Iterable[str], wait_s: float | None = None) -> Iterator[None]:
         """Exclude other writers of these tables of a snapshot; versions may be begun inside.
+
+        Args:
+            snapshot: Which one.
+            assets: The tables.
+            wait_s: How long to wait for another writer; None: `locks.WAIT_S`.
 
         Raises:
             UserError: Another process writes one of them; the message names it.
@@ -458,7 +506,7 @@ class Store:
             return
         folders = [self.path(asset, snapshot) for asset in names]
         what = f"{', '.join(names) if len(names) < 2 else f'{names[0]} and others'} of snapshot {snapshot}"
-        with locked(self.fs, self.is_local, folders, what):
+        with locked(self.fs, self.is_local, folders, what, wait_s):
             yield
 
     def begin(self, asset: str, snapshot: str) -> Draft:
@@ -483,11 +531,33 @@ class Store:
 
     def _tidy(self, asset: str, snapshot: str) -> None:
         """Remove what dead writers left: versions without a manifest, which nobody writes while we hold the lock."""
+        for name in self.drafts(asset, snapshot):
+            self.remove(self.path(asset, snapshot, name))
+
+    def drafts(self, asset: str, snapshot: str) -> list[str]:
+        """List the versions without a manifest that no writer of this process fills: another's, or a dead one's."""
         committed = set(self._committed(asset, snapshot))
-        for name in self._children(asset, snapshot):
-            folder = self.path(asset, snapshot, name)
-            if _is_version(name) and name not in committed and folder not in unfinished:
-                self.fs.rm(self.fs._strip_protocol(folder), recursive=True)
+        names = [one for one in self._children(asset, snapshot) if _is_version(one) and one not in committed]
+        return [name for name in names if self.path(asset, snapshot, name) not in unfinished]
+
+    def remove(self, place: str) -> None:
+        """Remove a file, or a folder with all that is in it; nothing where there is none."""
+        with suppress(FileNotFoundError):
+            self.fs.rm(self.fs._strip_protocol(place), recursive=True)
+
+    def remove_version(self, asset: str, snapshot: str, version: str) -> None:
+        """Remove a version: its manifest first, so that at every moment it is there as a whole, or not at all.
+
+        What is left where this breaks off is an unfinished draft, which the next writer of the table removes. Hold the
+        table's lock.
+        """
+        former = self._former(asset, snapshot) == version
+        self.remove(self.path(asset, snapshot, FORMER) if former else self.path(asset, snapshot, version, MANIFEST))
+        self.remove(self.path(asset, snapshot, version))
+
+    def is_written(self, asset: str, snapshot: str) -> bool:
+        """Tell whether another process writes a table of a snapshot."""
+        return is_written(self.fs, self.is_local, self.path(asset, snapshot))
 
     @contextmanager
     def replace(

@@ -1,7 +1,7 @@
 """MLflow: runs and the model registry. A server that is away holds nothing up: see `server` and `outbox`."""
 
 from twhin_pipeline.tracking.outbox import resolved
-from twhin_pipeline.tracking.registry import pointer, register_model, set_champion
+from twhin_pipeline.tracking.registry import aliased, note_removed, pointer, register_model, set_champion
 from twhin_pipeline.tracking.runs import (
     EXPERIMENT,
     QuietRun,
@@ -24,6 +24,7 @@ __all__ = [
     "EXPERIMENT",
     "QuietRun",
     "Run",
+    "aliased",
     "allowed_name",
     "artifact_root",
     "begin",
@@ -33,6 +34,7 @@ __all__ = [
     "finite",
     "is_off",
     "log_evaluation",
+    "note_removed",
     "open_run",
     "pointer",
     "reason",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from twhin_pipeline.tracking.runs import EXPERIMENT, Run, run_exists
 from twhin_pipeline.tracking.server import connect, uri, within
 
 MODEL_FOLDER, POINTER = "model", "twhin.json"
+MOVING = re.compile(r"newest|snapshot-\d{4}-\d{2}-\d{2}")
+"""Aliases that each registration sets, so that they say nothing about what somebody needs."""
+REMOVED = "twhin.removed"
+"""The tag of a version whose tables retention has removed: when."""
 
 
 def register_model(
@@ -76,6 +81,49 @@ def set_champion(store: Store, model_uri: str) -> None:
     """
     name, version = model_uri.removeprefix("models:/").rsplit("/", 1)
     within(server.limit_s(store), lambda: connect(store).set_registered_model_alias(name, "champion", version))
+
+
+def aliased(store: Store) -> dict[str, dict[str, Any]]:
+    """Return what is behind each alias that somebody set, or that is `champion`, by `models:/<name>@<alias>`.
+
+    Those of models of other stores are among them; a version's name is unique.
+
+    Raises:
+        Exception: As MLflow raises; or `server.Away`, where it takes too long.
+    """
+    path = server.sqlite_path(uri(store))
+    if path is not None and not path.exists():
+        return {}  # nothing was ever tracked
+    client = connect(store)
+
+    def read() -> dict[str, dict[str, Any]]:
+        models, token = [], None
+        while True:
+            page = client.search_registered_models(page_token=token)
+            models += list(page)
+            token = page.token
+            if not token:
+                break
+        uris = [f"models:/{one.name}@{alias}" for one in models for alias in one.aliases if not MOVING.fullmatch(alias)]
+        return {one: _read(client, one) for one in uris}
+
+    return within(server.limit_s(store), read)
+
+
+def note_removed(store: Store, model_uris: Sequence[str], when: str) -> None:
+    """Tag registered versions, `models:/<name>/<version>`, whose tables have gone.
+
+    Raises:
+        Exception: As MLflow raises; or `server.Away`, where it takes too long.
+    """
+    client = connect(store)
+
+    def tag() -> None:
+        for one in model_uris:
+            name, version = one.removeprefix("models:/").rsplit("/", 1)
+            client.set_model_version_tag(name, version, REMOVED, when)
+
+    within(server.limit_s(store), tag)
 
 
 def pointer(model_uri: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from twhin_pipeline import remote
 from twhin_pipeline.config import TwhinConfig
-from twhin_pipeline.errors import UserError
+from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.reporting import (
@@ -263,11 +263,17 @@ def run(
     if cause is None:
         last = _last_lines(output_of_torchrun)
         raise TrainingFailed(f"torchrun ended with exit code {code} before any rank failed; its last lines:\n{last}")
-    if cause.kind == "UserError":
-        raise UserError(cause.message)
+    if (mistake := mistake_of(cause)) is not None:
+        raise mistake
     if cause.kind == "TrainingCancelled":
         raise TrainingCancelled(cause.message)
     raise TrainingFailed(f"rank {cause.rank} failed:\n{cause.traceback}")
+
+
+def mistake_of(cause: Failure) -> UserError | None:
+    """Return the mistake of the user's that a rank met, or what it found unavailable; None for any other failure."""
+    kinds = {kind.__name__: kind for kind in (UserError, UnavailableError)}
+    return kinds[cause.kind](cause.message) if cause.kind in kinds else None
 
 
 def default_log_dir(store: Store, snapshot: str) -> str:

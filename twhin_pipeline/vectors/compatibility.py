@@ -39,6 +39,8 @@ class Shared:
     """float32 `[n, D]`, vectors of the earlier release, of kept ids or a sample of them, in the order of the ids."""
     after: Array
     """float32 `[n, D']`, the later release's, of the same ids."""
+    rows: Array
+    """int64 `[n]`, their rows in the later release."""
 
 
 def shared(
@@ -50,7 +52,7 @@ def shared(
         UserError: A release's table is gone, or has no such entity type.
     """
     files = [_files(store, release, entity) for release in (before, after)]
-    trained = [f"(SELECT id, embedding FROM read_parquet({names}) WHERE trained_edges > 0)" for names in files]
+    trained = [f"(SELECT id, row, embedding FROM read_parquet({names}) WHERE trained_edges > 0)" for names in files]
     with database.explained(f"{store.root}, embeddings/{entity} of {before.name} and {after.name}"):
         counts = con.execute(
             f"SELECT count(*) FILTER (a.id = b.id), count(*) FILTER (b.id IS NULL), count(*) FILTER (a.id IS NULL) "
@@ -59,10 +61,11 @@ def shared(
         kept, added, departed = (int(count) for count in counts[0])
         # A sample by a hash of the id is the same whatever the order and the threads.
         result = con.sql(
-            f"SELECT b.embedding AS before, a.embedding AS after FROM {trained[0]} b JOIN {trained[1]} a ON a.id = b.id"
-            f" ORDER BY hash(b.id), b.id LIMIT {int(limit)}"
+            f"SELECT b.embedding AS before, a.embedding AS after, a.row FROM {trained[0]} b JOIN {trained[1]} a "
+            f"ON a.id = b.id ORDER BY hash(b.id), b.id LIMIT {int(limit)}"
         ).to_arrow_table()
-    return Shared(kept, added, departed, vectors_of(result.column("before")), vectors_of(result.column("after")))
+    earlier, later = (vectors_of(result.column(name)) for name in ("before", "after"))
+    return Shared(kept, added, departed, earlier, later, result.column("row").to_numpy())
 
 
 def _files(store: Store, release: Release, entity: str) -> str:

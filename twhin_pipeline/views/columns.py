@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED
 
 _EDGES = {
     "chunk": "Number of the edge's chunk, from 0. A chunk has edges of one relation, which share sampled negatives.",
@@ -86,6 +86,22 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "operator": "What is applied to the head's vector before it is compared with the tail's.",
         "embedding": "The operator's parameters.",
     },
+    DRIFT: {
+        "kind": "`entity` for an entity type, `relation` for a relation.",
+        "name": "The entity type or relation; `all`: the edges of all relations together.",
+        "metric": "What was measured; docs/reference/metrics.md defines each.",
+        "value": "The figure.",
+        "low": "Where its confidence interval begins, of figures that have one.",
+        "high": "Where it ends.",
+    },
+    PROMOTION: {
+        "gate": "What was looked at.",
+        "about": "The entity type or relation; empty for the release as a whole.",
+        "passed": "Whether the gate was passed.",
+        "value": "The figure, of gates that have one.",
+        "limit": "The configuration's limit.",
+        "text": "What was found, in words.",
+    },
     PUBLISHED: {
         "entity": "The entity type.",
         "ids": "How many ids of both releases the map was fitted to.",
@@ -94,6 +110,10 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "matrix": "The map, row after row: `vector @ matrix` is in the space of the release before.",
         "distance_before": "Mean distance of an id's new vector to its earlier one, in mean earlier lengths.",
         "distance": "The same with a map that was fitted to half of the ids, measured on the others.",
+    },
+    "seen_edges": {
+        "edge": "The edge's number: the lower half of the MD5 of its relation, entity types and ids.",
+        "trained": "The last snapshot at which a model was trained on it.",
     },
 }
 DESCRIPTIONS["refit/twhin_model"] = DESCRIPTIONS["twhin_model"]

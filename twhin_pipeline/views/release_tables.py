@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.lifecycle import promotion
 from twhin_pipeline.lifecycle.drift import Drift
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import Release
+from twhin_pipeline.words import PUBLISHED
 
 Shown = tuple[list[str], list[tuple[str, ...]]]
 HEADLINES = ("filtered_mrr", "recall@20", "auc")
@@ -16,17 +18,24 @@ HEADLINES = ("filtered_mrr", "recall@20", "auc")
 
 
 def listed(store: Store) -> list[dict[str, Any]]:
-    """Return the releases, oldest snapshot first: name, snapshot, created, state, since, by, reason, figures, model.
+    """Return the releases, oldest snapshot first: name, snapshot, created, state, since, by, reason, figures, model,
+    and why it is pinned, if it is.
 
-    The state is `current`; `former`, which it was before; or `published`, which never was.
+    The state is `current`; `former`, which it was before; `held`, where a gate held it back; `waiting`, where nothing
+    has been decided; or `maps only`, whose other tables retention has removed.
     """
-    moves = releases.history(store)
+    decided = promotion.decisions(store)
+    moves, pinned = releases.history(store), releases.pins(store)
     last = {move.release: move for move in moves}
     rows = []
     for name in releases.names(store):
         release = releases.read(store, name)
         move = last.get(name)
-        state = "published" if move is None else "current" if moves[-1].release == name else "former"
+        decision = decided.get(name, {})
+        state = decision.get("decision", "waiting") if move is None else "former"
+        if move is not None and moves[-1].release == name:
+            state = "current"
+        state = state if _has_tables(store, release) else "maps only"
         rows.append(
             {
                 "release": name,
@@ -35,12 +44,18 @@ def listed(store: Store) -> list[dict[str, Any]]:
                 "state": state,
                 "since": move.at if move else None,
                 "by": move.by if move else None,
-                "reason": move.reason if move else None,
+                "reason": move.reason if move else decision.get("reason"),
                 "figures": dict(release.figures),
                 "model": release.model_uri,
+                "pinned": pinned[name].reason if name in pinned else None,
             }
         )
     return rows
+
+
+def _has_tables(store: Store, release: Release) -> bool:
+    kept = [name for name in release.tables if name != PUBLISHED][:1]
+    return all(release.tables[name] in store.versions_of(name, release.snapshot) for name in kept)
 
 
 def moves(store: Store) -> list[dict[str, str]]:
@@ -55,7 +70,7 @@ def shown(rows: Sequence[dict[str, Any]]) -> Shown:
     return header, [
         (
             row["release"],
-            row["state"],
+            row["state"] + (", pinned" if row["pinned"] is not None else ""),
             *(_number(row["figures"].get(name)) for name in figures),
             row["since"] or "",
             row["by"] or "",
@@ -63,6 +78,21 @@ def shown(rows: Sequence[dict[str, Any]]) -> Shown:
         )
         for row in rows
     ]
+
+
+def pivoted(rows: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Return the table `drift` with a row for each entity type, or relation, and a column for each metric.
+
+    Of a figure with a confidence interval, `<metric>_low` and `<metric>_high` are columns too.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["kind"] == kind:
+            of_name = result.setdefault(row["name"], {"name": row["name"]})
+            of_name[row["metric"]] = row["value"]
+            if row["low"] is not None:
+                of_name |= {f"{row['metric']}_low": row["low"], f"{row['metric']}_high": row["high"]}
+    return list(result.values())
 
 
 def two(store: Store, before: str | None, after: str | None) -> tuple[Release, Release]:
@@ -88,7 +118,7 @@ def drift_shown(found: Sequence[Drift], k: int) -> Shown:
     """Return the drift as a table for people."""
     header = [
         "entity", "kept", "new", "departed", "cosine", "5 % below", "after rotation", "distance", "length",
-        f"same {k} neighbors",
+        f"same {k} neighbors", "consumer AUC", "on new", "mapped",
     ]  # fmt: skip
     return header, [
         (
@@ -99,6 +129,10 @@ def drift_shown(found: Sequence[Drift], k: int) -> Shown:
             *map(
                 _number,
                 (one.cosine, one.cosine_p05, one.aligned_cosine, one.distance, one.length, one.neighbors),
+            ),
+            *map(
+                _number,
+                (one.consumer.auc, one.consumer.auc_new, one.consumer.auc_mapped) if one.consumer else [None] * 3,
             ),
         )
         for one in found

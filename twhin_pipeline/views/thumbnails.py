@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from twhin_pipeline.views.plots import COLOURS, REST
 
 MOST_CHARACTERS = 1_000
-CURVE_POINTS, SCATTER_POINTS, GROUPS = 36, 60, 4
+CURVE_POINTS, SCATTER_POINTS, GROUPS, BARS = 36, 60, 4, 15
 WIDTH, HEIGHT = 99, 60
 """Of the drawing, in its own units: two digits a coordinate."""
 
@@ -45,6 +46,44 @@ def curve(steps: np.ndarray, values: np.ndarray, validation: tuple[np.ndarray, n
     return _svg(lines + text)
 
 
+def degrees(degree: np.ndarray) -> str:
+    """Draw how many entities have at least so many edges, both axes logarithmic, with the most of both.
+
+    Args:
+        degree: Each entity's edges (int [N]); zeros are left out.
+    """
+    descending = np.sort(degree[degree > 0])[::-1]
+    if not len(descending):
+        return _svg("")
+    last, total = float(descending[0]), len(descending)
+    wanted = np.unique(np.geomspace(1, last, CURVE_POINTS).astype(np.int64))
+    reached = np.searchsorted(-descending, -wanted, side="right")
+    x = np.round(2 + (WIDTH - 4) * np.log(wanted) / max(np.log(last), 1e-12)).astype(int)
+    y = np.round(8 + (HEIGHT - 16) * (1 - np.log(np.maximum(reached, 1)) / max(np.log(total), 1e-12))).astype(int)
+    points = " ".join(f"{a},{b}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+    text = f"<text x='2' y='5'>{total}</text><text x='{WIDTH}' y='{HEIGHT - 2}' text-anchor='end'>{int(last)}</text>"
+    return _svg(f"<polyline points='{points}' fill='none' stroke='{COLOURS[0]}'/>{text}")
+
+
+def bars(values: np.ndarray, marks: np.ndarray) -> str:
+    """Draw the first values as bars from the left, each with a mark, such as the best baseline's.
+
+    Args:
+        values: Not negative (float [R]; NaN: no bar).
+        marks: Likewise.
+    """
+    values, marks = values[:BARS], marks[:BARS]
+    known = [value for value in (*values.tolist(), *marks.tolist()) if np.isfinite(value)]
+    if not known:
+        return _svg("")
+    scale, high = (WIDTH - 4) / max(*known, 1e-12), HEIGHT // len(values)
+    drawn = f"<path stroke='{COLOURS[0]}' stroke-width='{max(high - 2, 1)}' d='"
+    drawn += "".join(f"M0,{high * i + high // 2}h{round(v * scale)}" for i, v in enumerate(values) if np.isfinite(v))
+    drawn += f"'/><path stroke='{COLOURS[1]}' stroke-width='2' d='"
+    drawn += "".join(f"M{round(v * scale)},{high * i}v{high}" for i, v in enumerate(marks) if np.isfinite(v))
+    return _svg(drawn + "'/>")
+
+
 def scatter(points: np.ndarray, groups: Sequence[str]) -> str:
     """Draw some of the points, coloured by group: the largest groups, the others in grey.
 
@@ -68,6 +107,42 @@ def scatter(points: np.ndarray, groups: Sequence[str]) -> str:
             dots = "".join(f"M{a},{b}z" for a, b in zip(x[mine].tolist(), y[mine].tolist(), strict=True))
             drawn += f"<path d='{dots}' stroke='{colour}'/>"
     return _svg(f"<g stroke-width='3' stroke-linecap='round'>{drawn}</g>")
+
+
+DRIFT_BARS = (
+    ("cosine", "cosine"),
+    ("neighbors@10", "same neighbors"),
+    ("consumer_auc", "consumer AUC, old"),
+    ("consumer_auc_new", "new"),
+    ("consumer_auc_mapped", "through the map"),
+)
+"""What the picture of drift shows of an entity type: metric and label."""
+DRIFT_TYPES = 3
+
+
+def drift(types: Sequence[Mapping[str, Any]]) -> str:
+    """Draw a bar from 0 to 1 for each of `DRIFT_BARS`, for the entity types with the most ids.
+
+    Args:
+        types: By entity type `name`, `kept` and the metrics that were measured.
+    """
+    largest = sorted(types, key=lambda row: -float(row.get("kept", 0)))[:DRIFT_TYPES]
+    drawn = ""
+    width, left = (WIDTH - 4) // max(len(largest), 1), 2
+    for number, row in enumerate(largest):
+        x = left + number * width
+        name = str(row["name"]).replace("&", "&amp;").replace("<", "&lt;")[:12]
+        drawn += f"<text x='{x}' y='5'>{name}</text>"
+        for place, (metric, label) in enumerate(DRIFT_BARS):
+            value = row.get(metric)
+            if value is not None:
+                y = 8 + 10 * place
+                length = round((width - 4) * min(max(float(value), 0.0), 1.0))
+                drawn += f"<path d='M{x} {y}h{length}' stroke='{COLOURS[place > 1]}'/>"
+                drawn += (
+                    f"<text x='{x}' y='{y + 6}' font-size='4'>{float(value):.2f}{f' {label}' * (not number)}</text>"
+                )
+    return _svg(f"<g stroke-width='2'>{drawn}</g>".replace("<text", "<text stroke='none'"))
 
 
 def _svg(inner: str) -> str:

@@ -1,0 +1,80 @@
+"""Releases: how a snapshot's vectors compare with the current release's, and whether it becomes the current one."""
+
+from typing import Any
+
+import dagster as dg
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.stages.chain import STAGES
+from twhin_pipeline.store import Manifest
+
+from . import steps
+from .metadata import counts, rounded, table, thumbnail
+
+
+def comparison(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Return the stage that compares, which comes before the release."""
+    text = (
+        "The new vectors and model beside the current release's: change of each entity type's vectors, neighbors and "
+        "a consumer's loss; and ranks of the same held-out edges by both models."
+    )
+    stage = STAGES["compare"]
+    specs = [
+        steps.spec(name, stage, config, group="releases", description=text, code="lifecycle.comparison")
+        for name in stage.tables(config)
+    ]
+    return steps.make(stage, config, partitions, specs=specs, page=drift_page)
+
+
+def decision(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Return the stage that decides, which comes last."""
+    text = "The decision: the release became current, or was held back, with each gate's figure and limit."
+    stage = STAGES["decide"]
+    specs = [
+        steps.spec(name, stage, config, group="releases", description=text, code="lifecycle.promotion")
+        for name in stage.tables(config)
+    ]
+    return steps.make(stage, config, partitions, specs=specs, page=promotion_page)
+
+
+def drift_page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
+    """Return the figures by entity type and by relation, and a picture of them."""
+    from twhin_pipeline.lifecycle.comparison import ENTITY, RELATION
+    from twhin_pipeline.views import thumbnails
+    from twhin_pipeline.views.release_tables import pivoted
+
+    rows = step.store.read(manifest.asset, manifest.snapshot).to_pylist()
+    shown: dict[str, Any] = {"compared_with": manifest.details["compared_with"] or "nothing: no release is current yet"}
+    types, relations = pivoted(rows, ENTITY), pivoted(rows, RELATION)
+    for row in relations[:1]:
+        shown |= {name: rounded(row[name]) for name in ("filtered_mrr_change", "filtered_mrr") if name in row}
+    for name in ("neighbors@10", "consumer_loss_mapped", "new_share", "departed_share"):
+        shown |= {f"{name} of {row['name']}": rounded(row[name]) for row in types if name in row}
+    if types:
+        shown["picture"] = thumbnail(thumbnails.drift(types), "Drift by entity type")
+        shown["entity_types"] = table(_columns(types))
+    if relations:
+        shown["relations"] = table(_columns(relations))
+    return shown | counts(manifest.details, leave_out=["compared_with", "notes"])
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def promotion_page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
+    """Return the decision, and the gates, those that failed first."""
+    from twhin_pipeline.lifecycle.promotion import HELD
+
+    gates = sorted(step.store.read(manifest.asset, manifest.snapshot).to_pylist(), key=lambda row: bool(row["passed"]))
+    details = manifest.details
+    return {
+        "decision": details["decision"],
+        "reason": details["reason"],
+        "release": details["release"],
+        "gates": table(_columns(gates)),
+        "current_before": details["current_before"] or "nothing",
+        "by": details["by"],
+        "held": int(details["decision"] == HELD),
+    }

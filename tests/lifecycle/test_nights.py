@@ -1,0 +1,175 @@
+"""Which snapshot runs next: every one that has not run, the oldest first, failed ones again, held ones not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from edge_files import make_config, store_at, write
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UnavailableError, UserError
+from twhin_pipeline.lifecycle import nights
+from twhin_pipeline.lifecycle.nights import PAUSE, TRIES, Attempt, Night
+from twhin_pipeline.store import Store
+from twhin_pipeline.training.launch import TrainingCancelled, TrainingFailed
+from twhin_pipeline.words import PUBLISHED
+
+DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
+A, B, C = DAYS
+NOW = datetime(2025, 2, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return store_at(tmp_path)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TwhinConfig:
+    for day in DAYS:
+        write(tmp_path / f"{day}.parquet", [("a", "fav", "x")])
+    return make_config(f"{tmp_path}/{{snapshot}}.parquet")
+
+
+def publish(store: Store, snapshot: str) -> None:
+    with store.replace(PUBLISHED, snapshot, config_hash="c") as draft:
+        draft.write(pa.table({"entity": ["user"]}))
+
+
+def end(store: Store, config: TwhinConfig, snapshot: str, error: Exception) -> None:
+    """A run of the chain that ends by an error."""
+    with pytest.raises(type(error)), nights.noted(config, store, snapshot):
+        raise error
+
+
+def statuses(config: TwhinConfig, store: Store) -> list[str]:
+    return [night.status for night in nights.look(config, store, DAYS)]
+
+
+def following(config: TwhinConfig, store: Store) -> Night | None:
+    return nights.next_night(nights.look(config, store, DAYS))
+
+
+def test_the_oldest_that_has_not_run_is_next_also_where_a_newer_one_has(store, config):
+    publish(store, B)
+    assert statuses(config, store) == ["not run", "published", "not run"]
+    for expected in (A, C):
+        night = following(config, store)
+        assert night is not None and night.snapshot == expected and night.is_due(NOW)
+        publish(store, expected)
+    assert following(config, store) is None
+
+
+def test_a_mistake_holds_a_snapshot_with_its_reason_and_stops_nobody(store, config):
+    end(store, config, A, UserError("raw_edges: the check edges_rejected_share failed"))
+    first, *_ = nights.look(config, store, DAYS)
+    assert (first.status, first.reason) == ("held", "raw_edges: the check edges_rejected_share failed")
+    night = following(config, store)
+    assert night is not None and night.snapshot == B
+
+
+@pytest.mark.parametrize("change", ["source", "configuration"])
+def test_a_held_snapshot_runs_again_once_its_source_or_the_configuration_has_changed(store, config, tmp_path, change):
+    end(store, config, A, UserError("no"))
+    write(tmp_path / f"{B}.parquet", [("a", "fav", "x"), ("b", "fav", "y")])  # another snapshot's file
+    assert statuses(config, store)[0] == "held"
+    if change == "source":
+        write(tmp_path / f"{A}.parquet", [("a", "fav", "x"), ("b", "fav", "y")])
+    else:
+        config = make_config(f"{tmp_path}/{{snapshot}}.parquet", training={"num_epochs": 3})
+    night = following(config, store)
+    assert night is not None and night.snapshot == A and "changed since it was held: no" in night.reason
+
+
+def test_a_new_entry_in_the_list_of_snapshots_frees_no_held_one(store, config, tmp_path):
+    listed = make_config(f"{tmp_path}/{{snapshot}}.parquet", source={"snapshots": [A]})
+    end(store, listed, A, UserError("no"))
+    longer = make_config(f"{tmp_path}/{{snapshot}}.parquet", source={"snapshots": [A, B]})
+    assert statuses(longer, store)[0] == "held"
+
+
+def test_a_log_that_grows_frees_no_held_day_of_it(store, tmp_path):
+    log = write(tmp_path / "log.parquet", [("a", "fav", "x", "2025-01-01")], ("lhs", "rel", "rhs", "at"))
+    config = make_config(log, source={"columns": {"time": "at"}, "snapshots": {"from": A}})
+    end(store, config, A, UserError("no"))
+    rows = [("a", "fav", "x", "2025-01-01"), ("b", "fav", "y", "2025-01-09")]
+    write(log, rows, ("lhs", "rel", "rhs", "at"))
+    assert statuses(config, store)[0] == "held"
+
+
+@pytest.mark.parametrize(
+    "error", [UnavailableError("s3: no answer for 30 s"), TrainingFailed("rank 1"), OSError(28, "disk"), MemoryError()]
+)
+def test_what_may_pass_by_itself_is_tried_again_before_the_next_snapshot(store, config, error):
+    end(store, config, A, error)
+    night = following(config, store)
+    assert night is not None and (night.snapshot, night.status) == (A, "failed")
+    assert (
+        night.again is not None and not night.is_due(night.again - timedelta(seconds=1)) and night.is_due(night.again)
+    )
+
+
+def test_the_pause_grows_and_the_last_failure_holds_the_snapshot(store, config):
+    pauses = []
+    for number in range(TRIES):
+        at = NOW + timedelta(hours=number)
+        nights.note(store, A, Attempt(at.isoformat(), "failed", "no power", nights.inputs(config, A)))
+        night = nights.look(config, store, [A])[0]
+        if night.again is not None:
+            pauses.append(night.again - at)
+    assert pauses == [PAUSE, 2 * PAUSE, 4 * PAUSE]
+    assert night.status == "held" and night.reason == f"failed {TRIES} times; the last: no power"
+    following_one = following(config, store)
+    assert following_one is not None and following_one.snapshot == B
+
+
+@pytest.mark.parametrize("error", [TrainingCancelled("told to stop"), KeyboardInterrupt()])
+def test_a_run_that_someone_stopped_is_no_failure(store, config, error):
+    with pytest.raises(type(error)), nights.noted(config, store, A):
+        raise error
+    assert statuses(config, store)[0] == "not run"
+
+
+def test_a_snapshot_whose_published_table_retention_removed_has_run_all_the_same(store, config):
+    publish(store, A)
+    assert statuses(config, store)[0] == "published"
+    store.fs.rm(store.path(PUBLISHED), recursive=True)
+    assert statuses(config, store)[0] == "published"
+
+
+def test_a_run_of_dagsters_is_noted_once(store, config):
+    for _ in range(3):
+        nights.note(store, A, Attempt(NOW.isoformat(), "failed", "no", nights.inputs(config, A), run="r1"))
+    assert len(nights.read(store).attempts[A]) == 1
+
+
+def told(
+    store: Store, config: TwhinConfig, errors: dict[str, Exception], **options: bool
+) -> tuple[list[str], list[str]]:
+    """Backfill with snapshots that end by errors; return what ran, and how each ended."""
+    ran = []
+
+    def run(snapshot: str) -> None:
+        ran.append(snapshot)
+        if snapshot in errors:
+            raise errors[snapshot]
+
+    results = list(nights.backfill(nights.look(config, store, DAYS), run, **options))
+    assert [one.snapshot for one in results] == DAYS
+    return ran, [one.status for one in results]
+
+
+def test_a_backfill_runs_what_was_not_published_and_goes_on_after_a_held_one(store, config):
+    publish(store, A)
+    assert told(store, config, {B: UserError("no")}) == ([B, C], ["published", "held", "published"])
+    assert told(store, config, {B: UserError("no")}, stop_when_held=True) == ([B], ["published", "held", "not run"])
+    assert told(store, config, {}, again=True) == (DAYS, ["published"] * 3)
+
+
+def test_a_backfill_stops_at_a_failure_since_what_follows_grows_from_it(store, config):
+    assert told(store, config, {B: TrainingFailed("rank 0")}) == ([A, B], ["published", "failed", "not run"])
+    with pytest.raises(TrainingCancelled):
+        told(store, config, {A: TrainingCancelled("told to stop")})

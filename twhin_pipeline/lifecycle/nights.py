@@ -1,0 +1,235 @@
+"""Nights: which snapshot runs next, and why one does not. The command line and Dagster both decide by this.
+
+A snapshot is *published* once the table `published` was made of it, *held* where a check or a user's mistake ended its
+run, *failed* where its run ended by something that may pass by itself, and else *not run*. They run one after another,
+the oldest first, since vocabularies grow from older to newer: a failed one is tried again, after a pause, before the
+next one runs; a held one waits until its source or the configuration changes, or someone runs it, and stops nobody.
+
+How runs ended is kept in `<root>/nights/nights.json`, also of snapshots whose tables are gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from twhin_pipeline.errors import UnavailableError, UserError
+from twhin_pipeline.graph import source
+from twhin_pipeline.words import PUBLISHED
+
+if TYPE_CHECKING:
+    from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.store import Store
+
+FOLDER, FILE = "nights", "nights.json"
+TRIES = 4
+"""A snapshot that failed so often is held."""
+PAUSE = timedelta(minutes=15)
+"""From a failure to the next try; it doubles with each further failure."""
+MOST_ATTEMPTS = 20
+"""Attempts of one snapshot that are kept, the newest."""
+
+Outcome = Literal["held", "failed"]
+Status = Literal["published", "held", "failed", "not run"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A run of the chain that did not come to its end."""
+
+    at: str
+    """When it ended, ISO 8601 in UTC."""
+    outcome: Outcome
+    reason: str
+    inputs: str
+    """`inputs` of the run: what has to change before a held snapshot runs again."""
+    run: str | None = None
+    """Dagster's id of the run."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """What is known of one snapshot."""
+
+    snapshot: str
+    status: Status
+    reason: str = ""
+    again: datetime | None = None
+    """When a failed snapshot is tried again."""
+
+    def is_due(self, now: datetime) -> bool:
+        """Tell whether the snapshot may run now."""
+        return self.status == "not run" or (self.status == "failed" and (self.again is None or self.again <= now))
+
+
+@dataclass
+class Nights:
+    """How the runs of a store's snapshots ended."""
+
+    published: set[str] = field(default_factory=set)
+    attempts: dict[str, list[Attempt]] = field(default_factory=dict)
+
+
+def read(store: Store) -> Nights:
+    """Return what has been kept; nothing where nothing has run."""
+    try:
+        values: dict[str, Any] = json.loads(store.read_text([FOLDER, FILE]))
+    except FileNotFoundError:
+        return Nights()
+    attempts = {name: [Attempt(**one) for one in many] for name, many in values["attempts"].items()}
+    return Nights(set(values["published"]), attempts)
+
+
+def note(store: Store, snapshot: str, attempt: Attempt) -> None:
+    """Keep how a run ended, once for each run of Dagster's."""
+    with _changing(store) as nights:
+        before = nights.attempts.get(snapshot, [])
+        if attempt.run is None or attempt.run not in {one.run for one in before}:
+            nights.attempts[snapshot] = [*before, attempt][-MOST_ATTEMPTS:]
+
+
+@contextmanager
+def _changing(store: Store) -> Iterator[Nights]:
+    with store.writing("all nights", [FOLDER]):
+        nights = read(store)
+        yield nights
+        values = {
+            "published": sorted(nights.published),
+            "attempts": {name: [asdict(one) for one in many] for name, many in sorted(nights.attempts.items())},
+        }
+        store.write_text([FOLDER, FILE], json.dumps(values, indent=1))
+
+
+@contextmanager
+def noted(config: TwhinConfig, store: Store, snapshot: str) -> Iterator[None]:
+    """Keep how the run inside ended, where it did not come to its end; a run that someone stopped is not kept."""
+    from twhin_pipeline.training.launch import TrainingCancelled
+
+    try:
+        yield
+    except TrainingCancelled:
+        raise
+    except Exception as error:
+        held = isinstance(error, UserError) and not isinstance(error, UnavailableError)
+        reason = str(error) or type(error).__name__
+        attempt = Attempt(_now(), "held" if held else "failed", reason, inputs(config, snapshot))
+        with suppress(OSError, UserError):  # a store that cannot be written is what the error is about
+            note(store, snapshot, attempt)
+        raise
+
+
+def inputs(config: TwhinConfig, snapshot: str) -> str:
+    """Return 12 hex digits that change when the snapshot's files or the configuration do.
+
+    Which snapshots there are, and what is searched (`tune`), do not count. Empty where the source cannot be listed.
+    """
+    fields = config.model_dump(mode="json", exclude={"tune"})
+    for one in (fields.get("source"), *(fields.get("sources") or ())):
+        if one is not None:
+            one.pop("snapshots", None)
+    try:
+        files = source.fingerprint(config, snapshot)
+    except UserError:
+        return ""
+    return hashlib.sha256(f"{files} {json.dumps(fields, sort_keys=True)}".encode()).hexdigest()[:12]
+
+
+def look(config: TwhinConfig, store: Store, snapshots: Iterable[str]) -> list[Night]:
+    """Return what is known of each snapshot, in their order."""
+    nights, made = read(store), set(store.children(PUBLISHED))
+    result, new = [], set[str]()
+    for snapshot in snapshots:
+        if snapshot not in nights.published and snapshot in made and store.exists(PUBLISHED, snapshot):
+            new.add(snapshot)
+        if snapshot in nights.published | new:
+            result.append(Night(snapshot, "published"))
+        else:
+            result.append(_unpublished(config, snapshot, nights.attempts.get(snapshot, [])))
+    if new:
+        # Retention may remove the table; the snapshot has run all the same.
+        with suppress(OSError, UserError), _changing(store) as kept:
+            kept.published |= new
+    return result
+
+
+def _unpublished(config: TwhinConfig, snapshot: str, attempts: Sequence[Attempt]) -> Night:
+    if not attempts:
+        return Night(snapshot, "not run")
+    last = attempts[-1]
+    failures = 0
+    for one in reversed(attempts):
+        if one.outcome != "failed" or one.inputs != last.inputs:
+            break
+        failures += 1
+    if last.outcome == "failed" and failures < TRIES:
+        return Night(snapshot, "failed", last.reason, datetime.fromisoformat(last.at) + PAUSE * 2 ** (failures - 1))
+    now = inputs(config, snapshot)
+    if now and now != last.inputs:
+        return Night(snapshot, "not run", f"its source or the configuration changed since it was held: {last.reason}")
+    return Night(snapshot, "held", f"failed {failures} times; the last: {last.reason}" if failures else last.reason)
+
+
+def next_night(nights: Iterable[Night]) -> Night | None:
+    """Return the oldest snapshot that has to run, now or after its pause; None where none has."""
+    return next((night for night in nights if night.status in ("not run", "failed")), None)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a backfill did for one snapshot."""
+
+    snapshot: str
+    status: Status
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def backfill(
+    nights: Iterable[Night], run: Callable[[str], None], *, again: bool = False, stop_when_held: bool = False
+) -> Iterator[Result]:
+    """Run the snapshots that have not been published, one after another in their order, and yield how each ended.
+
+    A held one does not stop the next; one that fails does, as what follows grows from it.
+
+    Args:
+        nights: The snapshots, oldest first.
+        run: Runs the chain for a snapshot.
+        again: Run published ones too.
+        stop_when_held: Stop at a held one too.
+    """
+    from twhin_pipeline.training.launch import TrainingCancelled
+
+    stopped = ""
+    for night in nights:
+        if stopped:
+            yield Result(night.snapshot, night.status, reason=f"waits for {stopped}")
+            continue
+        if night.status == "published" and not again:
+            yield Result(night.snapshot, "published", reason="was published before")
+            continue
+        started = time.perf_counter()
+        status: Status = "published"
+        reason = ""
+        try:
+            run(night.snapshot)
+        except UnavailableError as error:
+            status, reason = "failed", str(error)
+        except UserError as error:
+            status, reason = "held", str(error)
+        except TrainingCancelled:
+            raise
+        except Exception as error:
+            status, reason = "failed", str(error) or type(error).__name__
+        if status == "failed" or (status == "held" and stop_when_held):
+            stopped = night.snapshot
+        yield Result(night.snapshot, status, time.perf_counter() - started, reason)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
