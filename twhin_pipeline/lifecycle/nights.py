@@ -94,6 +94,12 @@ def note(store: Store, snapshot: str, attempt: Attempt) -> None:
             nights.attempts[snapshot] = [*before, attempt][-MOST_ATTEMPTS:]
 
 
+def note_published(store: Store, snapshots: Iterable[str]) -> None:
+    """Keep that snapshots were published, whose tables are about to be removed."""
+    with _changing(store) as nights:
+        nights.published |= set(snapshots)
+
+
 @contextmanager
 def _changing(store: Store) -> Iterator[Nights]:
     with store.writing("all nights", [FOLDER]):
@@ -127,9 +133,10 @@ def noted(config: TwhinConfig, store: Store, snapshot: str) -> Iterator[None]:
 def inputs(config: TwhinConfig, snapshot: str) -> str:
     """Return 12 hex digits that change when the snapshot's files or the configuration do.
 
-    Which snapshots there are, and what is searched (`tune`), do not count. Empty where the source cannot be listed.
+    Which snapshots there are, what is searched (`tune`) and what is kept (`retention`) do not count. Empty where the
+    source cannot be listed.
     """
-    fields = config.model_dump(mode="json", exclude={"tune"})
+    fields = config.model_dump(mode="json", exclude={"tune", "retention"})
     for one in (fields.get("source"), *(fields.get("sources") or ())):
         if one is not None:
             one.pop("snapshots", None)

@@ -39,7 +39,7 @@ from twhin_pipeline.lifecycle import leftovers
 from twhin_pipeline.lifecycle.leftovers import Checkpoints, Copy
 from twhin_pipeline.store import Manifest, Store, releases
 from twhin_pipeline.store.releases import Release
-from twhin_pipeline.words import MODELS, PUBLISHED
+from twhin_pipeline.words import MODELS, PROMOTION, PUBLISHED
 
 EDGES, REJECTED = "raw_edges", "raw_edges_rejected"
 
@@ -172,6 +172,7 @@ class _Planning:
         for key, text in self.damaged.items():
             self._keep(key, f"its manifest cannot be read: {text}")
         thin = self._maps(every, kept)
+        self._decisions(kept, thin)
         self._rejected_rows()
         self._ancestors(result)
         self._fill(result, every, {**kept, **thin}, trainings)
@@ -316,6 +317,13 @@ class _Planning:
             release = every[name]
             self._keep(Key(PUBLISHED, release.snapshot, release.tables[PUBLISHED]), why, lineage=False)
         return thin
+
+    def _decisions(self, kept: dict[str, str], thin: dict[str, str]) -> None:
+        """Keep why the releases that stay were promoted or held back; no table names that as its parent."""
+        for key, manifest in self.manifests.items():
+            name = manifest.details.get("release") if key.asset == PROMOTION else None
+            if name in kept or name in thin:
+                self._keep(key, {**thin, **kept}[str(name)], lineage=name in kept)
 
     def _ancestors(self, result: Plan) -> None:
         """Keep what tells which edges the models before the kept ones were trained on."""
