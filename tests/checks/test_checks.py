@@ -178,6 +178,18 @@ def lose_most_favs(rows: Rows) -> Rows:
     return [row for row in rows if row["rel"] != "fav" or int(row["lhs"][1:]) % 9 == 0]
 
 
+def many_more_favs(rows: Rows) -> Rows:
+    """Six times as many favs, of users that nobody knew."""
+    favs = [row for row in rows if row["rel"] == "fav"]
+    return [*rows, *({**row, "lhs": f"{row['lhs']}-{copy}"} for copy in range(5) for row in favs)]
+
+
+def shout(rows: Rows) -> Rows:
+    """Known ids stay, and all of them come again in capital letters, as if they were new."""
+    again = [{**row, "id": row["id"].upper(), "row": len(rows) + place} for place, row in enumerate(rows)]
+    return [*rows, *again]
+
+
 BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("edges_present", "raw_edges", lambda rows: []),
     ("edges_not_null", "raw_edges", first(lhs=None)),
@@ -188,6 +200,7 @@ BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("edges_unique", "raw_edges", lambda rows: [*rows, rows[5]]),
     ("edges_rejected_share", "raw_edges_rejected", reject_eight),
     ("edges_relations_kept", "raw_edges", lose_most_favs),
+    ("edges_relations_grew", "raw_edges", many_more_favs),
     ("edges_relations_present", "raw_edges", lambda rows: [row for row in rows if row["rel"] != "reply"]),
     ("edges_self_loops", "raw_edges", first(lhs="u1", rel="follows", rhs="u1")),
     ("ids_unique", "vocabulary/user", lambda rows: [*rows, {**rows[0], "row": len(rows)}]),
@@ -196,6 +209,7 @@ BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("rows_contiguous", "vocabulary/item", lambda rows: []),
     ("ids_cover_edges", "vocabulary/item", lambda rows: rows[:-1]),
     ("rows_kept", "vocabulary/user", lambda rows: first(row=rows[1]["row"])(rows)),
+    ("new_ids_alike", "vocabulary/user", shout),
     ("ids_alike", "vocabulary/user", lambda rows: first(id=rows[1]["id"].upper())(rows)),
     ("ids_alike", "vocabulary/user", lambda rows: first(id=rows[1]["id"] + " ")(rows)),
     ("edges_in_range", "training_set/positives", first(lhs=10_000)),
@@ -508,7 +522,7 @@ def test_a_tables_checks_share_one_preparation(made, monkeypatch):
     prepare = check_views.prepare
     monkeypatch.setattr(check_views, "prepare", lambda *given: prepared.append(given[-1]) or prepare(*given))
     found = [check.name for check, _ in checks.results(config, Store(str(home)), NOW, "vocabulary/user")]
-    assert found == ["ids_unique", "rows_contiguous", "ids_cover_edges", "rows_kept", "ids_alike"]
+    assert found == ["ids_unique", "rows_contiguous", "ids_cover_edges", "rows_kept", "new_ids_alike", "ids_alike"]
     assert checks.run_blocking(config, Store(str(home)), NOW, ["vocabulary/user", "vocabulary/item"]) == []
     assert prepared == ["vocabulary/user", "vocabulary/user", "vocabulary/item"]
 

@@ -167,6 +167,8 @@ def test_a_backfill_runs_what_was_not_published_and_goes_on_after_a_held_one(sto
     assert told(store, config, {B: UserError("no")}) == ([B, C], ["published", "held", "published"])
     assert told(store, config, {B: UserError("no")}, stop_when_held=True) == ([B], ["published", "held", "not run"])
     assert told(store, config, {}, again=True) == (DAYS, ["published"] * 3)
+    end(store, config, B, UserError("no"))
+    assert told(store, config, {}, skip_held=True) == ([C], ["published", "held", "published"])
 
 
 def test_a_backfill_stops_at_a_failure_since_what_follows_grows_from_it(store, config):

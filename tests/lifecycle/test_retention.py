@@ -21,7 +21,7 @@ from twhin_pipeline import load_model, tracking
 from twhin_pipeline.config.retention import RetentionConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.evaluate import evaluate
-from twhin_pipeline.lifecycle import promotion, removal, retention
+from twhin_pipeline.lifecycle import nights, promotion, removal, retention
 from twhin_pipeline.lifecycle.removal import Outcome
 from twhin_pipeline.store import Store, Verdict, locks, releases, removals
 from twhin_pipeline.store.draft import unfinished
@@ -148,6 +148,28 @@ def test_a_pinned_release_stays_with_the_maps_to_it_until_it_is_unpinned(store: 
     releases.unpin(store, made[1].name)
     prune(store, releases=2, snapshots=1)
     assert releases.names(store) == [one.name for one in made[4:]]
+
+
+def test_why_a_release_was_promoted_stays_as_long_as_it_does(store: Store) -> None:
+    made = [days.make(store, day) for day in range(5)]
+    for release in made:
+        with store.replace("promotion", release.snapshot, config_hash="c") as draft:
+            draft.details = {"release": release.name}
+    releases.pin(store, made[0].name, "me", "test")
+    prune(store, releases=2, snapshots=1)
+    # Of the ones in between only the maps are left.
+    assert set(promotion.decisions(store)) == {one.name for one in made}
+    assert len(versions_of(store)) == 3
+    releases.unpin(store, made[0].name)
+    prune(store, releases=2, snapshots=1)
+    assert set(promotion.decisions(store)) == {one.name for one in made[3:]}
+
+
+def test_a_snapshot_whose_tables_have_gone_counts_as_published_and_does_not_run_again(store: Store) -> None:
+    made = [days.make(store, day) for day in range(4)]
+    prune(store, **LEAST)
+    night, *_ = nights.look(CONFIG, store, [made[0].snapshot])
+    assert not store.exists("published", made[0].snapshot) and night.status == "published"
 
 
 def test_the_newest_release_of_each_week_stays(store: Store) -> None:
@@ -482,6 +504,26 @@ def test_what_an_alias_in_the_registry_names_stays_and_an_mlflow_that_is_away_en
     removal.carry_out(store, plan, "me")
     assert "--without-registry" in removals.records(store)[0]["notes"][0]
     assert not store.exists("embeddings/user", made[0].snapshot)
+
+
+def test_registered_models_whose_tables_go_are_tagged_and_an_mlflow_that_is_away_then_is_a_note(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [days.make(store, day, uri=f"models:/twhin/{day}") for day in range(5)]
+    releases.pin(store, made[0].name, "me", "test")
+    tagged: list[str] = []
+
+    def tag(store: Store, uris: list[str], when: str) -> None:
+        tagged.extend(uris)
+        raise tracking.server.Away("no answer")
+
+    monkeypatch.setattr(tracking, "note_removed", tag)
+    done = prune(store, **LEAST)
+    assert tagged == ["models:/twhin/1", "models:/twhin/2"] and versions_of(store) == {
+        made[0].name, made[3].name, made[4].name
+    }  # fmt: skip
+    assert done.notes == ["MLflow was not told which registered models have gone: no answer"]
+    assert removals.records(store)[0]["status"] == "ended"
 
 
 def test_every_removal_is_on_record_and_says_so_to_who_looks_for_what_has_gone(store: Store) -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.config import load_config
+from twhin_pipeline.config.data import SnapshotDays
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.operations import init_config, init_files
 from twhin_pipeline.operations.init_columns import Column
@@ -370,6 +371,19 @@ def test_the_split_goes_by_a_split_column_or_by_time_or_is_left_to_chance(tmp_pa
     assert guessed([timed], tmp_path).data["split"] == {"strategy": "temporal", "validation": 0.05, "test": 0.1}
     plain = write(tmp_path / "p.csv", "user,item", "ann,x", "bob,y")
     assert "split" not in guessed([plain], tmp_path).data
+
+
+def test_days_of_a_log_are_offered_as_snapshots_in_a_comment_that_loads(tmp_path):
+    log = write(tmp_path / "log.csv", "user,item,time", "ann,x,2025-01-01", "bob,y,2025-01-02")
+    text = guessed([log], tmp_path).text
+    assert "  # snapshots: {from: 2025-01-01, every: 1d}" in text
+    (tmp_path / "log.yaml").write_text(text.replace("# snapshots", "snapshots"))
+    source = load_config(str(tmp_path / "log.yaml")).source
+    assert source is not None and isinstance(source.snapshots, SnapshotDays) and source.snapshots.every == "1d"
+    for day in ("2025-01-01", "2025-01-02"):
+        write(tmp_path / f"e-{day}.csv", "user,item,time", f"ann,x,{day}", "bob,y,2024-12-01")
+    assert "# snapshots" not in guessed([str(tmp_path / "e-*.csv")], tmp_path).text
+    assert "# snapshots" not in guessed([write(tmp_path / "f.csv", "user,item", "ann,x", "bob,y")], tmp_path).text
 
 
 def test_a_date_in_a_name_is_a_snapshot_unless_the_times_say_otherwise(tmp_path):

@@ -58,6 +58,21 @@ def test_promotion_moves_current_and_rollback_moves_it_back_both_on_the_record(s
     ]  # fmt: skip
 
 
+def test_releases_that_were_rolled_back_from_are_not_trusted_until_they_are_current_again(store):
+    first, second, third = made(store, 1), made(store, 2), made(store, 3)
+    assert releases.trusted(store) == set()
+    moves = [
+        (first, {first.name}),
+        (second, {first.name, second.name}),
+        (first, {first.name}),
+        (third, {first.name, third.name}),
+        (second, {first.name, second.name, third.name}),
+    ]
+    for release, trusted in moves:
+        releases.promote(store, release.name, "me", "test")
+        assert releases.trusted(store) == trusted
+
+
 def test_an_unknown_release_and_one_whose_tables_are_gone_are_not_promoted(store):
     release = made(store, 1)
     with pytest.raises(UserError, match="unknown release"):

@@ -109,7 +109,7 @@ def test_a_registered_model_stays_readable_when_a_later_one_was_trained(
         locate("models:/twhin/3", "embeddings/relations")
 
 
-def test_a_model_before_a_snapshot_is_that_of_the_newest_release_of_an_older_one(tmp_path: Path) -> None:
+def test_a_model_before_a_snapshot_is_that_of_the_newest_older_release_that_consumers_got(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     first = {}
     for snapshot in ("2025-01-01", "2025-02-01", "2025-03-01"):
@@ -122,6 +122,12 @@ def test_a_model_before_a_snapshot_is_that_of_the_newest_release_of_an_older_one
     for _ in range(2):
         found, at = locate(str(tmp_path), before="2025-03-01")
         assert (at, found.manifest("twhin_model", at).version) == ("2025-01-01", first["2025-01-01"])
+    held = releases.make(store, "2025-02-01", {"twhin_model": first["2025-02-01"]}, {}, None)
+    assert locate(str(tmp_path), before="2025-03-01")[1] == "2025-01-01", "what was never current is no start"
+    releases.promote(store, held.name, "me", "test")
+    assert locate(str(tmp_path), before="2025-03-01")[1] == "2025-02-01"
+    releases.promote(store, release.name, "me", "rollback")
+    assert locate(str(tmp_path), before="2025-03-01")[1] == "2025-01-01"
     assert locate(str(tmp_path))[1] == "2025-01-01", "the current release, though later snapshots have a model"
     with pytest.raises(UserError, match=r"no twhin_model there \(it has none of any snapshot before 2025-01-01\)"):
         locate(str(tmp_path), before="2025-01-01")

@@ -177,11 +177,11 @@ class _Views:
         self._view("dated_edges", f"SELECT lhs, rel, rhs, first_time FROM {self._scan(files, empty)}")
 
     def _sources(self, manifests: list[Manifest]) -> None:
-        """Make `source` and `kept_share`: what each source may lose, and each relation of the sources that have it."""
+        """Make `source` and `kept_share`: what each source may lose, and what a relation may lose and gain."""
         sources = dict(self.config.named_sources)
         published = SourceConfig(path="published") if not sources else None
         rows: list[str] = []
-        shares: dict[str, float] = {}
+        shares: dict[str, tuple[float, float]] = {}
         for number, manifest in enumerate(manifests):
             for one in manifest.details.get("sources", []):
                 source = sources.get(one["source"], published)
@@ -190,15 +190,17 @@ class _Views:
                 if number == 0 and manifest.snapshot == self.snapshot:
                     rows.append(f"({_text(one['source'])}, {one['read']}, {source.max_rejected_share!r}::DOUBLE)")
                 for rel in one["edges_per_relation"]:
-                    shares[rel] = max(shares.get(rel, 0.0), source.min_kept_share)
+                    share, growth = shares.get(rel, (0.0, 1.0))
+                    shares[rel] = max(share, source.min_kept_share), max(growth, source.max_growth)
         values = ", ".join([*rows, "(NULL::VARCHAR, NULL::BIGINT, NULL::DOUBLE)"])
         names = "t(source, read, max_rejected_share)"
         self._table("source", f"SELECT * FROM (VALUES {values}) {names} WHERE source IS NOT NULL")
-        kept = [f"({_text(rel)}, {share!r}::DOUBLE)" for rel, share in shares.items()]
-        values = ", ".join([*kept, "(NULL::VARCHAR, NULL::DOUBLE)"])
-        self._table("kept_share", f"SELECT * FROM (VALUES {values}) t(rel, share) WHERE rel IS NOT NULL")
+        kept = [f"({_text(rel)}, {share!r}::DOUBLE, {growth!r}::DOUBLE)" for rel, (share, growth) in shares.items()]
+        values = ", ".join([*kept, "(NULL::VARCHAR, NULL::DOUBLE, NULL::DOUBLE)"])
+        self._table("kept_share", f"SELECT * FROM (VALUES {values}) t(rel, share, growth) WHERE rel IS NOT NULL")
         every = [published] if published is not None else list(sources.values())
         self._variable("max_rejected_share", f"{min(one.max_rejected_share for one in every)!r}::DOUBLE")
+        self._variable("max_growth", f"{max(one.max_growth for one in every)!r}::DOUBLE")
         self._variable("min_kept_share", f"{max(one.min_kept_share for one in every)!r}::DOUBLE")
 
     def _vocabularies(self) -> None:

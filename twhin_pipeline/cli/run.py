@@ -77,6 +77,9 @@ def backfill_command(
     home: Home = None,
     overrides: Overrides = None,
     again: Annotated[bool, typer.Option("--again", help="Run snapshots that were published before, too.")] = False,
+    skip_held: Annotated[
+        bool, typer.Option("--skip-held", help="Leave held snapshots until their source or the configuration changes.")
+    ] = False,
     stop_when_held: Annotated[
         bool, typer.Option("--stop-when-held", help="Stop at a snapshot that a check or a mistake holds back.")
     ] = False,
@@ -121,7 +124,8 @@ def backfill_command(
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         print(f"configuration {path}, {len(chosen)} snapshots from {chosen[0]} to {chosen[-1]}, store {store.root}")
         known = nights.look(loaded, store, chosen)
-        for result in nights.backfill(known, run_one, again=again, stop_when_held=stop_when_held):
+        options = {"again": again, "skip_held": skip_held, "stop_when_held": stop_when_held}
+        for result in nights.backfill(known, run_one, **options):
             results.append(result)
             if result.status != "published":
                 to_stderr(f"snapshot {result.snapshot} {result.status}: {result.reason}")

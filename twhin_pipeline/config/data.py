@@ -199,6 +199,8 @@ class SourceConfig(Section):
     min_kept_share: float = Field(0.5, ge=0, le=1)
     """A relation of the source that had 100 edges or more in the snapshot before, and has less than this share of them
     now, fails the check on `raw_edges`; 0 accepts any loss."""
+    max_growth: float = Field(5.0, ge=1)
+    """Such a relation that has more than so many times its edges now fails it too."""
 
     _folder: str | None = PrivateAttr(None)
 

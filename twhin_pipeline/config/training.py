@@ -27,6 +27,10 @@ SAMPLED_METRICS = ("loss", "auc", "rce", "mrr")
 RANKING_METRIC = re.compile(r"filtered_mrr|(filtered_hits|recall|ndcg)@[1-9]\d*")
 
 
+PREVIOUS = "previous"
+"""In the place of a path in `training.initial_checkpoint_dir`."""
+
+
 class TrainingConfig(Section):
     """The training loop."""
 
@@ -37,7 +41,9 @@ class TrainingConfig(Section):
     num_epochs: int = Field(1, ge=1)
     """Passes over the training edges."""
     initial_checkpoint_dir: str | None = None
-    """Start from the vectors of an earlier model: a store's snapshot, matched by id, or a checkpoint folder, by row."""
+    """Start from the vectors of an earlier model: a store's snapshot, matched by id, or a checkpoint folder, by row.
+    `previous` stands for this store: the newest release of an older snapshot that consumers got and that was not rolled
+    back from; the first day, which has none, starts at random."""
     new_ids: Literal["neighbors", "random"] = "neighbors"
     """Where an id starts that the model in `initial_checkpoint_dir` has not trained. `neighbors`: at the mean of what
     the relations of its training edges want, given their known ends; without such an edge, at the mean of its type.

@@ -94,6 +94,12 @@ def note(store: Store, snapshot: str, attempt: Attempt) -> None:
             nights.attempts[snapshot] = [*before, attempt][-MOST_ATTEMPTS:]
 
 
+def note_published(store: Store, snapshots: Iterable[str]) -> None:
+    """Keep that snapshots were published, whose tables are about to be removed."""
+    with _changing(store) as nights:
+        nights.published |= set(snapshots)
+
+
 @contextmanager
 def _changing(store: Store) -> Iterator[Nights]:
     with store.writing("all nights", [FOLDER]):
@@ -127,9 +133,10 @@ def noted(config: TwhinConfig, store: Store, snapshot: str) -> Iterator[None]:
 def inputs(config: TwhinConfig, snapshot: str) -> str:
     """Return 12 hex digits that change when the snapshot's files or the configuration do.
 
-    Which snapshots there are, and what is searched (`tune`), do not count. Empty where the source cannot be listed.
+    Which snapshots there are, what is searched (`tune`) and what is kept (`retention`) do not count. Empty where the
+    source cannot be listed.
     """
-    fields = config.model_dump(mode="json", exclude={"tune"})
+    fields = config.model_dump(mode="json", exclude={"tune", "retention"})
     for one in (fields.get("source"), *(fields.get("sources") or ())):
         if one is not None:
             one.pop("snapshots", None)
@@ -191,7 +198,12 @@ class Result:
 
 
 def backfill(
-    nights: Iterable[Night], run: Callable[[str], None], *, again: bool = False, stop_when_held: bool = False
+    nights: Iterable[Night],
+    run: Callable[[str], None],
+    *,
+    again: bool = False,
+    skip_held: bool = False,
+    stop_when_held: bool = False,
 ) -> Iterator[Result]:
     """Run the snapshots that have not been published, one after another in their order, and yield how each ended.
 
@@ -201,6 +213,7 @@ def backfill(
         nights: The snapshots, oldest first.
         run: Runs the chain for a snapshot.
         again: Run published ones too.
+        skip_held: Leave held ones as they are until their source or the configuration changes.
         stop_when_held: Stop at a held one too.
     """
     from twhin_pipeline.training.launch import TrainingCancelled
@@ -212,6 +225,9 @@ def backfill(
             continue
         if night.status == "published" and not again:
             yield Result(night.snapshot, "published", reason="was published before")
+            continue
+        if night.status == "held" and skip_held:
+            yield Result(night.snapshot, "held", reason=night.reason)
             continue
         started = time.perf_counter()
         status: Status = "published"

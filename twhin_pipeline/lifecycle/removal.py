@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from itertools import groupby
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.lifecycle import leftovers
+from twhin_pipeline.lifecycle import leftovers, nights
 from twhin_pipeline.lifecycle.ancestry import write_seen_edges
 from twhin_pipeline.lifecycle.retention import Item, Plan
 from twhin_pipeline.store import Store, catalog, database, releases, removals
 from twhin_pipeline.store.locks import LOCK, WRITER
-from twhin_pipeline.words import MODELS
+from twhin_pipeline.words import MODELS, PUBLISHED
 
 
 @dataclass
@@ -101,6 +101,8 @@ def _remember(store: Store, plan: Plan, done: Outcome) -> set[str]:
 
 def _releases(store: Store, plan: Plan, done: Outcome) -> None:
     going = [one for one in plan.goes if one.kind == "release"]
+    if published := {one.snapshot for one in plan.goes if one.table == PUBLISHED}:
+        nights.note_published(store, published)  # they have run, and are not to run again
     with store.writing(releases.CURRENT, [releases.FOLDER]):
         moves = releases.history(store)
         now = moves[-1].release if moves else None, frozenset(releases.pins(store))
@@ -157,8 +159,7 @@ def _tell(store: Store, plan: Plan, done: Outcome) -> None:
     """Let the catalog and MLflow's registry know."""
     if done.removed and store.fs.exists(store.fs._strip_protocol(store.path(catalog.CATALOG))):
         catalog.refresh(store)
-    gone = {one.name for one in done.removed if one.kind == "release"}
-    if gone and plan.model_uris:
+    if done.removed and plan.model_uris:
         from twhin_pipeline import tracking
 
         try:

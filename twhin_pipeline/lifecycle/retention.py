@@ -39,7 +39,7 @@ from twhin_pipeline.lifecycle import leftovers
 from twhin_pipeline.lifecycle.leftovers import Checkpoints, Copy
 from twhin_pipeline.store import Manifest, Store, releases
 from twhin_pipeline.store.releases import Release
-from twhin_pipeline.words import MODELS, PUBLISHED
+from twhin_pipeline.words import MODELS, PROMOTION, PUBLISHED
 
 EDGES, REJECTED = "raw_edges", "raw_edges_rejected"
 
@@ -172,6 +172,7 @@ class _Planning:
         for key, text in self.damaged.items():
             self._keep(key, f"its manifest cannot be read: {text}")
         thin = self._maps(every, kept)
+        self._decisions(kept, thin)
         self._rejected_rows()
         self._ancestors(result)
         self._fill(result, every, {**kept, **thin}, trainings)
@@ -202,7 +203,7 @@ class _Planning:
             kept.setdefault(name, "a pinned release")
         by_age = sorted(every, key=lambda name: (every[name].created, name), reverse=True)
         for name in by_age[: self.policy.releases]:
-            kept.setdefault(name, f"one of the {self.policy.releases} newest releases")
+            kept.setdefault(name, f"in {_newest(self.policy.releases, 'release')}")
         weeks: list[tuple[int, int]] = []
         for name in by_age:
             week = datetime.fromisoformat(every[name].created).isocalendar()[:2]
@@ -241,7 +242,7 @@ class _Planning:
         snapshots = sorted({key.snapshot for key in self.manifests})[-self.policy.snapshots :]
         for asset, snapshot in self.versions:
             if snapshot in snapshots:
-                why = f"the newest of one of the {self.policy.snapshots} newest snapshots"
+                why = f"the newest of its table, in {_newest(self.policy.snapshots, 'snapshot')}"
                 self._keep_readable(asset, snapshot, why)
         last = {}
         for asset, snapshot in self.versions:  # in order
@@ -317,6 +318,13 @@ class _Planning:
             self._keep(Key(PUBLISHED, release.snapshot, release.tables[PUBLISHED]), why, lineage=False)
         return thin
 
+    def _decisions(self, kept: dict[str, str], thin: dict[str, str]) -> None:
+        """Keep why the releases that stay were promoted or held back; no table names that as its parent."""
+        for key, manifest in self.manifests.items():
+            name = manifest.details.get("release") if key.asset == PROMOTION else None
+            if name in kept or name in thin:
+                self._keep(key, {**thin, **kept}[str(name)], lineage=name in kept)
+
     def _ancestors(self, result: Plan) -> None:
         """Keep what tells which edges the models before the kept ones were trained on."""
         models = {key.version: key for key in self.manifests if key.asset in MODELS}
@@ -348,7 +356,8 @@ class _Planning:
         for name, release in every.items():
             item = Item("release", "releases", release.snapshot, name, 0, kept.get(name, "no rule keeps it"))
             (result.stays if name in kept else result.goes).append(item)
-            if name not in kept and release.model_uri:
+            models = [Key(one, release.snapshot, release.tables[one]) for one in MODELS if one in release.tables]
+            if release.model_uri and any(key in self.manifests and key not in self.why for key in models):
                 result.model_uris.append(release.model_uri)
         order = sorted([*self.manifests, *self.damaged], key=lambda key: (key.snapshot, key.version), reverse=True)
         for key in order:
@@ -389,6 +398,10 @@ def _every(origins: Iterable[Origin]) -> Iterator[Origin]:
     for one in origins:
         yield one
         yield from _every(one.before)
+
+
+def _newest(count: int, what: str) -> str:
+    return f"the newest {what}" if count == 1 else f"the {count} newest {what}s"
 
 
 def _time(text: str) -> datetime:

@@ -287,11 +287,11 @@ def _text(data: dict[str, Any], tables: list[_Table]) -> str:
         "# docs/reference/configuration.md explains them. Relative paths are relative to this file's folder.",
     ]
     if "source" in data:
-        lines += ["source:", *(f"  {key}: {_flow(value)}" for key, value in data["source"].items())]
+        lines += ["source:", *(f"  {item}" for item in _items(data["source"]))]
     else:
         lines.append("sources:")
         for source in data["sources"]:
-            items = [f"{key}: {_flow(value)}" for key, value in source.items()]
+            items = _items(source)
             lines += [f"  - {items[0]}", *(f"    {item}" for item in items[1:])]
     model = data["model"]
     lines += ["model:", "  embeddings:", "    tables:  # entity types; rename them as you like, here and below"]
@@ -309,6 +309,14 @@ def _text(data: dict[str, Any], tables: list[_Table]) -> str:
     if "split" in data:
         lines.append(f"split: {_flow(data['split'])}")
     return "\n".join(lines) + "\n"
+
+
+def _items(source: dict[str, Any]) -> list[str]:
+    """Return the lines of a source; of an event log with what makes each of its days a snapshot, as a comment."""
+    items = [f"{key}: {_flow(value)}" for key, value in source.items()]
+    if "time" in source["columns"] and "{snapshot}" not in source["path"]:
+        items.append("# snapshots: {from: 2025-01-01, every: 1d}  # if it grows day by day: each day is a snapshot")
+    return items
 
 
 def _rows(count: int) -> str:

@@ -114,6 +114,18 @@ def history(store: Store) -> list[Promotion]:
     return [Promotion(**move) for move in moves]
 
 
+def trusted(store: Store) -> set[str]:
+    """Return the releases that were current, without those that were given up for an earlier one since."""
+    result: set[str] = set()
+    before: str | None = None
+    for move in history(store):
+        if move.release in result and before is not None and before != move.release:
+            result.discard(before)  # a return to a former release: the one in between was no good
+        result.add(move.release)
+        before = move.release
+    return result
+
+
 def current(store: Store) -> Release | None:
     """Return the release that consumers see; None where nothing has been published."""
     moves = history(store)

@@ -38,7 +38,7 @@ from twhin_pipeline.store.manifest import FORMER, MANIFEST, VERDICT, Manifest, V
 DEFAULT_HOME = ".twhin"
 _DEEPEST = 2
 """Slashes in a table's name at most, such as `refit/training_set/positives`."""
-_NO_TABLES = ("releases", "retention", "tracking", "mlartifacts", "dagster_home", "logs", "tune")
+_NO_TABLES = ("releases", "retention", "tracking", "mlartifacts", "dagster_home", "logs", "tune", "nights")
 """Folders of the root that hold no tables."""
 _STAMP = "%Y%m%dT%H%M%S.%f"
 VIEWS = {"refit": {name: f"refit/{name}" for name in ("training_set", "held_out", "twhin_model")}}

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from twhin_pipeline import remote
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config.training import PREVIOUS
 from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
@@ -177,7 +178,7 @@ def _loopback(config: TwhinConfig) -> str | None:
 def check_places(config: TwhinConfig) -> None:
     """Raise UserError where checkpoints could not be written, or an earlier model not be read, before ranks start."""
     save_dir, initial = config.training.save_dir, config.training.initial_checkpoint_dir
-    if initial is not None:
+    if initial is not None and initial != PREVIOUS:
         with remote.reading(f"training.initial_checkpoint_dir: {initial}", "correct it, or install what it needs"):
             remote.filesystem(initial)
     if save_dir is None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.model import TableConfig
+from twhin_pipeline.config.training import PREVIOUS
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.ancestors import Origin, origins_in
 from twhin_pipeline.graph import vocabulary
@@ -29,7 +30,7 @@ from twhin_pipeline.sharding.placement import init_tables, local_shards, table_w
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.training import new_ids
 from twhin_pipeline.training.checkpoint import STEP, load_tensors
-from twhin_pipeline.vectors.model_files import ASSET, ModelTables, locate, vectors_of
+from twhin_pipeline.vectors.model_files import ASSET, ModelTables, has_release, locate, vectors_of
 
 BLOCK = 65_536
 PATH = "training.initial_checkpoint_dir"
@@ -82,6 +83,10 @@ def initialize(
             vectors = _pretrained(table, origin, store, ranks, origins)
             filled[table.name] = _fill(weights[table.name], table, store, snapshot, ranks, vectors, origin, say)
     source = config.training.initial_checkpoint_dir
+    if source == PREVIOUS:
+        source = _store_with_model(store, snapshot, ranks)
+        if source is None:
+            say(f"every vector starts at random: no release of a snapshot before {snapshot} is there yet")
     if source is None:
         return tuple(origins), 0
     checkpoint = _checkpoint_in(source)
@@ -127,7 +132,7 @@ def anchors(config: TwhinConfig, store: Store, snapshot: str, origins: Sequence[
         UserError: The earlier model is a checkpoint, or it is gone.
     """
     held = [table for table in config.model.embeddings.tables if table.pull or table.freeze]
-    if not held or config.training.initial_checkpoint_dir is None:
+    if not held or config.training.initial_checkpoint_dir is None or not origins:
         return {}
     origin = origins[-1]
     if origin.checkpoint is not None:
@@ -165,6 +170,14 @@ def restore_frozen(
             tables = ModelTables(*_with_vocabularies(*origins[-1].opened(store)))
             vectors = _of_model(tables, table.name)
             _fill(weights[table.name], table, store, snapshot, ranks, vectors, PATH, lambda line: None)
+
+
+def _store_with_model(store: Store, snapshot: str, ranks: Ranks) -> str | None:
+    """Return the root of the store where it has a release to start from, as rank 0 sees it; else None."""
+    root: str | None = None
+    if ranks.rank == 0 and has_release(store, before=snapshot):
+        root = store.root
+    return ranks.broadcast(root)
 
 
 def _agreed(ranks: Ranks, find: Callable[[], tuple[Store, str]]) -> tuple[Store, str]:

@@ -306,12 +306,20 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: s
     return store.pinned(), at or made[-1]
 
 
+def has_release(store: Store, before: str) -> bool:
+    """Tell whether `locate` finds the model of a release of an older snapshot than `before`."""
+    return _release(store.seen_as(None), ASSET, before) is not None
+
+
 def _release(store: Store, asset: str, before: str | None) -> releases.Release | None:
-    """Return the current release, or the newest one of an older snapshot; None where there is none with the table."""
+    """Return the current release, or the newest one of an older snapshot that was current and not rolled back from.
+
+    None where there is none with the table.
+    """
     if before is None:
         release = releases.current(store)
     else:
-        older = [releases.read(store, name) for name in releases.names(store) if name < before]
+        older = [releases.read(store, name) for name in sorted(releases.trusted(store)) if name < before]
         # Of some, retention has left the maps alone.
         older = [one for one in older if one.tables.get(asset) in store.versions_of(asset, one.snapshot)]
         release = max(older, key=lambda one: (one.snapshot, one.name), default=None)

@@ -1,0 +1,72 @@
+"""`twhin backfill`: every snapshot that was not published, the oldest first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from edge_files import make_config, write
+
+from twhin_pipeline import pipeline
+from twhin_pipeline.cli import run_arguments
+from twhin_pipeline.lifecycle import nights
+from twhin_pipeline.stages.run import Run
+from twhin_pipeline.store import Store
+from twhin_pipeline.words import PUBLISHED
+
+DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Three dated files, the second of which has more rows without an id than its check accepts; and a chain that ends
+    after the first stage and its checks."""
+    rows = [("a", "fav", "x"), ("b", "reply", "y"), ("a", "follows", "b")]
+    for day in DAYS:
+        write(tmp_path / f"{day}.parquet", [*rows, *[("a", "fav", None)] * (day == DAYS[1])])
+    config = make_config(f"{tmp_path}/{{snapshot}}.parquet")
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+
+    def run(*given: object) -> None:
+        *_, store, snapshot, say = given
+        pipeline.run_stage(Run(*given[:-1]), pipeline.STAGES["ingest"], say)  # type: ignore[arg-type]
+        with store.replace(PUBLISHED, snapshot, config_hash="c") as draft:  # type: ignore[attr-defined]
+            draft.write(pa.table({"entity": ["user"]}))
+
+    monkeypatch.setattr(pipeline, "run", run)
+    return ["-c", str(tmp_path / "c.yaml"), "--home", str(tmp_path / "home")]
+
+
+def results(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int) -> dict[str, str]:
+    assert run_arguments(["backfill", *arguments, "--json"]) == code
+    return {one["snapshot"]: one["status"] for one in json.loads(capsys.readouterr().out)}
+
+
+def test_a_backfill_goes_on_after_a_held_snapshot_and_says_why(arguments, capsys, tmp_path):
+    assert run_arguments(["backfill", *arguments]) == 1
+    shown = capsys.readouterr()
+    assert "3 snapshots from 2025-01-01 to 2025-01-03" in shown.out and "edges_rejected_share" in shown.err
+    store = Store(str(tmp_path / "home"))
+    assert store.snapshots(PUBLISHED) == [DAYS[0], DAYS[2]]
+    assert [one.outcome for one in nights.read(store).attempts[DAYS[1]]] == ["held"]
+    made = store.manifest("raw_edges", DAYS[0]).version
+    # What was held is tried again, as someone asks for it; what was published is left as it is.
+    write(tmp_path / f"{DAYS[1]}.parquet", [("a", "fav", "x"), ("b", "reply", "y"), ("a", "follows", "b")])
+    assert results(arguments, capsys, 0) == dict.fromkeys(DAYS, "published")
+    assert store.manifest("raw_edges", DAYS[0]).version == made
+    assert results([*arguments, "--to", DAYS[0], "--again"], capsys, 0) == {DAYS[0]: "published"}
+    assert store.manifest("raw_edges", DAYS[0]).version != made
+
+
+def test_a_backfill_stops_at_a_held_snapshot_where_it_is_told_to(arguments, capsys):
+    found = results([*arguments, "--from", DAYS[1], "--stop-when-held"], capsys, 1)
+    assert found == {DAYS[1]: "held", DAYS[2]: "not run"}
+
+
+def test_dates_without_a_snapshot_are_a_mistake_that_names_those_there_are(arguments, capsys):
+    assert run_arguments(["backfill", *arguments, "--from", "2026-01-01"]) == 2
+    assert "no snapshot from 2026-01-01 to 2025-01-03; there are 2025-01-01, " in capsys.readouterr().err
+    assert run_arguments(["backfill", *arguments, "--to", "tomorrow"]) == 2
+    assert "'tomorrow' must be a date" in capsys.readouterr().err
