@@ -185,7 +185,10 @@ def test_neighbors_are_the_nearest_by_cosine_without_the_entity_itself_in_blocks
     assert [name for name, _ in found] == [ids[row] for row in order[:5]]
     assert [value for _, value in found] == pytest.approx(cosines[order[:5]], rel=1e-5)
     assert len(model.neighbors("user", ids[6], 1000)) == NUM["user"] - 1
-    assert len(model.candidates("likes", ids[6], 1000)) == NUM["item"]
+    assert len(model.candidates("likes", ids[6], 1000, untrained=True)) == NUM["item"]
+    # Tails of the second relation, follows, are users.
+    trained = {tail for relation, tail in small.edges["train"][:, 1:].tolist() if relation != 1}
+    assert len(model.candidates("likes", ids[6], 1000)) == len(trained) < NUM["item"]
 
 
 def test_normalized_vectors_give_neighbors_but_no_scores(tmp_path):
@@ -398,7 +401,7 @@ def test_without_the_edges_nothing_is_left_out_and_a_warning_says_so(tmp_path):
     user = small_store.ids("user")[3]
     with pytest.warns(UserWarning, match="there is no table raw_edges of 2024-05-01, so known edges are not left out"):
         found = model.recommend("likes", user, 100, untrained=True)
-    assert found == model.candidates("likes", user, 100)
+    assert found == model.candidates("likes", user, 100, untrained=True)
 
 
 def test_a_remote_stores_known_edges_are_left_out_too(tmp_path, monkeypatch):
