@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from twhin_pipeline import load_model
+from twhin_pipeline._dagster.assets import execution
 from twhin_pipeline._dagster.resources.launcher import LauncherResource
 from twhin_pipeline._dagster.resources.store import StoreResource
 from twhin_pipeline.config import load_config
@@ -124,7 +125,7 @@ class Life:
         )
         if not done.success:
             failed = [event for event in done.all_events if event.is_step_failure]
-            self.reasons[snapshot] = "; ".join(str(event.event_specific_data) for event in failed)
+            self.reasons[snapshot] = "; ".join(execution.cause(event) for event in failed)
         return snapshot
 
     def live(self, days: range, poison: dict[int, str]) -> None:
@@ -201,7 +202,8 @@ def check_life(life: Life, poison: dict[int, str], checks: dict[str, str]) -> No
     """What holds after any number of days."""
     found = held(life)
     poisoned = {day_name(day): kind for day, kind in poison.items()}
-    assert set(found) == set(poisoned), (found, life.reasons)
+    wrong = {day: life.reasons.get(day, found.get(day)) for day in set(found) ^ set(poisoned)}
+    assert not wrong, wrong
     for day, kind in poisoned.items():
         assert checks[kind] in found[day], (day, kind, found[day])
     before = ""

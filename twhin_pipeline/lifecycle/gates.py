@@ -89,34 +89,38 @@ def _of_quality(options: PromotionConfig, rows: Values, details: Mapping[str, An
     )  # fmt: skip
 
 
-_LIMITS = (
-    ("departed", "largest_departed", "departed_share", "of the current release's ids have no training edge any more"),
-    ("new", "largest_new", "new_share", "of its ids are new"),
-    ("neighbors", "least_neighbors", f"neighbors@{K}", f"of an id's {K} nearest are its nearest again"),
-    ("cosine", "least_cosine", "cosine", "is the mean cosine to the earlier vectors"),
-)
-"""Gates on drift: name, field of `promotion.drift`, metric, what the figure is."""
-
-
 def _of_drift(options: PromotionConfig, rows: Values) -> Iterator[Gate]:
+    limits = options.drift
+    known = (
+        (
+            "departed", limits.largest_departed, "departed_share",
+            "{:.1%} of the current release's ids have no training edge any more",
+        ),
+        ("new", limits.largest_new, "new_share", "{:.1%} of its ids are new"),
+        (
+            "neighbors", limits.least_neighbors, f"neighbors@{K}",
+            f"{{:.1%}} of an id's {K} nearest are its nearest again",
+        ),
+        ("cosine", limits.least_cosine, "cosine", "{:.3f} is the mean cosine to the earlier vectors"),
+    )  # fmt: skip
     for entity in dict.fromkeys(name for kind, name, _ in rows if kind == ENTITY):
-        for name, field, metric, text in _LIMITS:
-            limit = limit_of(getattr(options.drift, field), entity)
-            value = rows.get((ENTITY, entity, metric), {}).get("value")
+        for name, given, metric, text in known:
+            limit, value = limit_of(given, entity), _value(rows, entity, metric)
             if limit is not None and value is not None:
-                passed = value <= limit if field.startswith("largest") else value >= limit
-                shown = f"{value:.1%}" if metric != "cosine" else f"{value:.3f}"
-                yield Gate(name, entity, passed, value, limit, f"{entity}: {shown} {text}")
-        limit = limit_of(options.drift.largest_consumer_loss, entity)
-        before, mapped = (
-            rows.get((ENTITY, entity, metric), {}).get("value") for metric in ("consumer_loss", "consumer_loss_mapped")
-        )
+                passed = value >= limit if name in ("neighbors", "cosine") else value <= limit
+                yield Gate(name, entity, passed, value, limit, f"{entity}: {text.format(value)}")
+        limit = limit_of(limits.largest_consumer_loss, entity)
+        before, mapped = (_value(rows, entity, metric) for metric in ("consumer_loss", "consumer_loss_mapped"))
         if limit is not None and before is not None and mapped is not None:
             rise = mapped / max(before, 1e-12) - 1
             yield Gate(
                 "consumer", entity, rise <= limit, rise, limit,
                 f"{entity}: a consumer's log loss is {mapped:.4f} through the map, before {before:.4f} ({rise:+.1%})",
             )  # fmt: skip
+
+
+def _value(rows: Values, entity: str, metric: str) -> float | None:
+    return rows.get((ENTITY, entity, metric), {}).get("value")
 
 
 def limit_of(limit: float | Mapping[str, float] | None, entity: str) -> float | None:
