@@ -91,15 +91,18 @@ def backfill_command(
     """Run the whole chain for every snapshot that was not published yet, the oldest first.
 
     A snapshot that a check or a mistake holds back does not stop the next one. One that fails does: what follows would
-    grow from it. The exit code is 1 unless every snapshot is published.
+    grow from it. The table at the end says what was decided about each release: promoted, or held by a gate. The exit
+    code is 1 unless every snapshot is published.
     """
     from dataclasses import asdict
 
     from twhin_pipeline import pipeline
     from twhin_pipeline.graph import source
     from twhin_pipeline.lifecycle import nights
+    from twhin_pipeline.lifecycle.decisions import in_words
     from twhin_pipeline.stages.run import Run
     from twhin_pipeline.views import console
+    from twhin_pipeline.words import PROMOTION
 
     untracked(no_tracking)
     store = open_store(home)
@@ -114,11 +117,12 @@ def backfill_command(
             f"no snapshot from {first or found[0]} to {last or found[-1]}; there are {', '.join(found[-12:])}"
         )
 
-    def run_one(snapshot: str) -> None:
+    def run_one(snapshot: str) -> str:
         print(f"\nsnapshot {snapshot}", flush=True)
         run = Run(loaded, path, overrides or [], store, snapshot)
         with remembered(run), nights.noted(loaded, store, snapshot):
             pipeline.run(loaded, path, overrides or [], store, snapshot, print)
+        return in_words(store.manifest(PROMOTION, snapshot).details)
 
     results = []
     with redirect_stdout(sys.stderr) if as_json else nullcontext():

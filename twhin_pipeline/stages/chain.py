@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from twhin_pipeline.config import TwhinConfig, relations, stage_settings
@@ -164,9 +165,11 @@ def compare(run: Run) -> None:
 
 def decide(run: Run) -> None:
     """Promote the release, or hold it back."""
-    from twhin_pipeline.lifecycle import promotion
+    from twhin_pipeline.lifecycle import nights, promotion
 
     promotion.decide(run.config, run.store, run.snapshot)
+    with suppress(OSError, UserError):  # whoever looks next reads the table
+        nights.note_decided(run.store, [run.snapshot])
 
 
 def publish(run: Run) -> None:

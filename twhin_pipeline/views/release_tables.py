@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.lifecycle import promotion
+from twhin_pipeline.lifecycle.decisions import decisions
 from twhin_pipeline.lifecycle.drift import Drift
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import Release
@@ -24,7 +24,7 @@ def listed(store: Store) -> list[dict[str, Any]]:
     The state is `current`; `former`, which it was before; `held`, where a gate held it back; `waiting`, where nothing
     has been decided; or `maps only`, whose other tables retention has removed.
     """
-    decided = promotion.decisions(store)
+    decided = decisions(store)
     moves, pinned = releases.history(store), releases.pins(store)
     last = {move.release: move for move in moves}
     rows = []
