@@ -68,7 +68,8 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     `Counted.details`), and `notes` for the user. A row whose time is not before the end of the snapshot's day (UTC), or
     before the window, is left out and counted; it is no rejected row. Duplicates (equal lhs, rel and rhs) become one
     edge: its weight by `repeat_weight`, the earliest split, the latest time, and the earliest as
-    `first_time` (null where one of them has none). Where `model.relations` has a `"*"`, each relation that has an edge is one of the model's.
+    `first_time` (null where one of them has none). Where `model.relations` has a `"*"`,
+    each relation that has an edge is one of the model's.
 
     Raises:
         UserError: Files or columns are missing or of a wrong type, a field names a relation that is not found, or the
