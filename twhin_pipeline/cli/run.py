@@ -68,7 +68,7 @@ def run_command(
         console.print_json(summary.as_dict(run.config, run.store, run.snapshot, config_path=run.config_path))
     else:
         print()
-        summary.show(run.config, run.store, run.snapshot, config_path=run.config_path)
+        summary.show(run.config, run.store, run.snapshot, config_path=run.config_path, after_run=True)
 
 
 @commands.command("backfill", rich_help_panel="Run")

@@ -11,13 +11,18 @@ from twhin_pipeline.words import PROMOTION
 PROMOTED, HELD = "promoted", "held"
 
 
-def decisions(store: Store) -> dict[str, dict[str, Any]]:
-    """Return what was decided about releases, by their names: the details of the tables `promotion`."""
+def decisions(store: Store, snapshot: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return what was decided about releases, by their names: the details of the tables `promotion`.
+
+    Args:
+        store: Where they are.
+        snapshot: Only this one's; None: all.
+    """
     base = store.seen_as(None)
     made = [
-        base.manifest(PROMOTION, snapshot, version).details
-        for snapshot in base.snapshots_made(PROMOTION)
-        for version in base.versions_of(PROMOTION, snapshot)
+        base.manifest(PROMOTION, of, version).details
+        for of in ([snapshot] if snapshot is not None else base.snapshots_made(PROMOTION))
+        for version in base.versions_of(PROMOTION, of)
     ]
     return {details["release"]: details for details in made}
 
