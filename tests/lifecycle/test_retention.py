@@ -459,6 +459,16 @@ def test_a_warm_start_passes_over_a_release_of_which_only_the_maps_are_left(stor
     assert at == made[0].snapshot and opened.manifest("twhin_model", at).version == made[0].tables["twhin_model"]
 
 
+def test_a_warm_start_passes_over_releases_that_were_current_once_and_have_gone(store: Store) -> None:
+    made = [days.make(store, day) for day in range(4)]
+    prune(store, **LEAST)
+    assert made[0].name in {move.release for move in releases.history(store)} - set(releases.names(store))
+    opened, at = locate(store.root, before=days.name(9))
+    assert at == made[3].snapshot and opened.exists("twhin_model", at)
+    with pytest.raises(UserError, match="no twhin_model there"):
+        locate(store.root, before=made[2].snapshot)
+
+
 def test_two_removals_at_once_are_refused(store: Store) -> None:
     days.make(store, 0)
     plan = retention.plan(store, RetentionConfig(), now=NOW)

@@ -36,6 +36,10 @@ def run_command(
     tune: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Search for better values first; sets tune.minutes.")
     ] = None,
+    skip_unchanged: Annotated[
+        bool,
+        typer.Option("--skip-unchanged", help="Leave out stages of which no input, field or code has changed since."),
+    ] = False,
     no_tracking: NoTracking = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="The summary as JSON on standard output; progress goes to standard error.")
@@ -57,7 +61,9 @@ def run_command(
     with redirect_stdout(sys.stderr) if as_json else nullcontext(), remembered(run):
         print(line)
         with nights.noted(run.config, run.store, run.snapshot):
-            run = pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
+            run = pipeline.run(
+                run.config, run.config_path, run.overrides, run.store, run.snapshot, print, skip_unchanged
+            )
     if as_json:
         console.print_json(summary.as_dict(run.config, run.store, run.snapshot, config_path=run.config_path))
     else:
@@ -121,7 +127,7 @@ def backfill_command(
         print(f"\nsnapshot {snapshot}", flush=True)
         run = Run(loaded, path, overrides or [], store, snapshot)
         with remembered(run), nights.noted(loaded, store, snapshot):
-            pipeline.run(loaded, path, overrides or [], store, snapshot, print)
+            pipeline.run(loaded, path, overrides or [], store, snapshot, print, skip_unchanged=not again)
         return in_words(store.manifest(PROMOTION, snapshot).details)
 
     results = []

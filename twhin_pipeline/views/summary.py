@@ -192,9 +192,11 @@ def facts(config: TwhinConfig, store: Store, snapshot: str) -> list[tuple[str, s
 
 def training_text(details: dict[str, Any]) -> str:
     """Say how training went, from the model's manifest."""
+    first, final = (f"{details[name]:.3f}" for name in ("first_loss", "final_loss"))
+    loss = final if first == final else f"{first} to {final}"  # of a short training one loss may be logged alone
     return (
         f"{details['edges']:,.0f} edges in {details['seconds']:,.1f} s, {details['edges_per_second']:,.0f} edges/s, "
-        f"by {details['world_size']} process(es); loss {details['first_loss']:.3f} to {details['final_loss']:.3f}"
+        f"by {details['world_size']} process(es); loss {loss}"
     )
 
 
