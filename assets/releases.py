@@ -82,7 +82,7 @@ def _change(row: dict[str, Any]) -> str:
     change, low, high = (row.get(f"filtered_mrr_change{end}") for end in ("", "_low", "_high"))
     if change is None or low is None or high is None:
         return ""
-    return f"{change:+.1%} ({low:+.1%} to {high:+.1%})"
+    return f"{change:+.1%} ({low:+.0%} to {high:+.0%})"
 
 
 def promotion_page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:

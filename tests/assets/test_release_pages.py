@@ -61,7 +61,7 @@ def test_drift_has_a_row_for_each_figure_and_a_column_for_each_entity_type(store
         {"figure": "neighbors@10", "user": "0.25", "item": "0.25"},
     ]
     assert records(shown["relations"]) == [
-        {"relation": "all", "edges": "1,234", "MRR": "0.22", "current": "0.2", "change": "+10.0% (-5.0% to +25.0%)"},
+        {"relation": "all", "edges": "1,234", "MRR": "0.22", "current": "0.2", "change": "+10.0% (-5% to +25%)"},
         {"relation": "likes", "edges": "0", "MRR": "", "current": "", "change": ""},
     ]
     assert shown["filtered_mrr_change"] == 0.1 and shown["neighbors@10 of item"] == 0.25
