@@ -35,8 +35,10 @@ SCHEMA = pa.schema(
 def decide(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     """Promote a snapshot's newest release where it passes every gate; return the manifest of the table `promotion`.
 
-    Its details say the release, the decision (`promoted` or `held`), the reason, the headline (the release's filtered
-    MRR, beside that of the release that was current) and which one that was.
+    One that is current already stays so: a decision that was interrupted, or is made again, does not hold it back. One
+    that was given up for another release waits for a person.
+
+    Its details say the release, the decision (`promoted` or `held`), the reason and the release that was current.
 
     Raises:
         UserError: The snapshot has no release, or another process moves `current`.
@@ -45,11 +47,16 @@ def decide(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     release = _release_of(store, published)
     current = releases.current(store)
     rows = {(row["kind"], row["name"], row["metric"]): row for row in store.read(DRIFT, snapshot).to_pylist()}
-    looked_at = gates(config.promotion, rows, drift.details, current, snapshot)
+    is_current = current is not None and current.name == release.name
+    if is_current:
+        looked_at = [Gate("current", "", True, None, None, "it is the current release already")]
+    else:
+        looked_at = gates(config.promotion, rows, drift.details, current, snapshot)
+        looked_at += _given_up(store, release)
     reason, headline = _reason(looked_at), _headline(rows, release)
     passed = all(gate.passed for gate in looked_at)
     notes = []
-    if passed:
+    if passed and not is_current:
         _, note = promote(store, release.name, releases.user(), reason)
         notes = [note] if note else []
     parents = {PUBLISHED: published.version, DRIFT: drift.version}
@@ -61,6 +68,15 @@ def decide(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         }  # fmt: skip
     catalog.refresh(store)
     return store.manifest(PROMOTION, snapshot)
+
+
+def _given_up(store: Store, release: Release) -> list[Gate]:
+    """Return the gate of a release that was current before: what a rollback decided, a stage does not undo."""
+    moves = releases.history(store)
+    if all(move.release != release.name for move in moves):
+        return []
+    text = f"it was current, and was given up for {moves[-1].release} ({moves[-1].reason})"
+    return [Gate("given_up", "", False, None, None, text)]
 
 
 def _row(gate: Gate) -> dict[str, Any]:
@@ -75,8 +91,9 @@ def _reason(looked_at: list[Gate]) -> str:
     failed = [gate for gate in looked_at if not gate.passed]
     if failed:
         return "; ".join(gate.text + (f", limit {_limit(gate)}" if gate.limit is not None else "") for gate in failed)
-    shown = [gate.text for gate in looked_at if gate.name in ("first", "quality")]
-    return f"passed {len(looked_at)} gates: {'; '.join(shown)}"
+    shown = [gate.text for gate in looked_at if gate.name in ("first", "quality", "current")]
+    count = "1 gate" if len(looked_at) == 1 else f"{len(looked_at)} gates"
+    return f"passed {count}: {'; '.join(shown)}"
 
 
 def _headline(rows: Values, release: Release) -> str:
@@ -164,5 +181,5 @@ def before_current(store: Store) -> str:
     for name in reversed(moves):
         if name != moves[-1]:
             return name
-    known = ", ".join(moves[-1:]) or "no release"
-    raise UserError(f"{store.root}: nothing to roll back to; only {known} has ever been current (`twhin releases`)")
+    known = f"only {moves[-1]} has" if moves else "no release has"
+    raise UserError(f"{store.root}: nothing to roll back to; {known} ever been current (`twhin releases`)")
