@@ -65,7 +65,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def promotion_page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
     """Return the decision, and the gates, those that failed first."""
-    from twhin_pipeline.lifecycle.promotion import HELD
+    from twhin_pipeline.lifecycle.decisions import HELD
 
     gates = sorted(step.store.read(manifest.asset, manifest.snapshot).to_pylist(), key=lambda row: bool(row["passed"]))
     details = manifest.details

@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.lifecycle.gates import Gate, gates
+from twhin_pipeline.lifecycle.challenge import ALL
+from twhin_pipeline.lifecycle.comparison import RELATION
+from twhin_pipeline.lifecycle.decisions import HELD, PROMOTED
+from twhin_pipeline.lifecycle.gates import Gate, Values, gates
 from twhin_pipeline.store import Manifest, Store, catalog, releases
 from twhin_pipeline.store.releases import Release
 from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED
 
-PROMOTED, HELD = "promoted", "held"
 SCHEMA = pa.schema(
     [
         pa.field("gate", pa.string()),
@@ -51,7 +53,7 @@ def decide(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     else:
         looked_at = gates(config.promotion, rows, drift.details, current, snapshot)
         looked_at += _given_up(store, release)
-    reason = _reason(looked_at)
+    reason, headline = _reason(looked_at), _headline(rows, release)
     passed = all(gate.passed for gate in looked_at)
     notes = []
     if passed and not is_current:
@@ -61,7 +63,7 @@ def decide(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     with store.replace(PROMOTION, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.write(pa.Table.from_pylist([_row(gate) for gate in looked_at], schema=SCHEMA))
         draft.details = {
-            "release": release.name, "decision": PROMOTED if passed else HELD, "reason": reason,
+            "release": release.name, "decision": PROMOTED if passed else HELD, "reason": reason, "headline": headline,
             "current_before": current.name if current else None, "by": releases.user(), "notes": notes,
         }  # fmt: skip
     catalog.refresh(store)
@@ -94,6 +96,18 @@ def _reason(looked_at: list[Gate]) -> str:
     return f"passed {count}: {'; '.join(shown)}"
 
 
+def _headline(rows: Values, release: Release) -> str:
+    """Return the release's filtered MRR, beside the current one's on the same edges where both were measured."""
+    new, before, change = (
+        rows.get((RELATION, ALL, name), {}).get("value")
+        for name in ("filtered_mrr", "filtered_mrr_current", "filtered_mrr_change")
+    )
+    if new is not None and before is not None and change is not None:
+        return f"filtered MRR {new:.4f}, before {before:.4f} ({change:+.1%})"
+    measured = release.figures.get("filtered_mrr")
+    return "" if measured is None else f"filtered MRR {measured:.4f}"
+
+
 def _limit(gate: Gate) -> str:
     assert gate.limit is not None
     return f"{gate.limit:+.1%}" if gate.name == "quality" else f"{gate.limit:g}"
@@ -109,17 +123,6 @@ def _release_of(store: Store, published: Manifest) -> Release:
         f"{store.root}: no release of snapshot {published.snapshot} as it was published last; make it with "
         f"`twhin publish --snapshot {published.snapshot}`"
     )
-
-
-def decisions(store: Store) -> dict[str, dict[str, Any]]:
-    """Return what was decided about releases, by their names: the details of the tables `promotion`."""
-    base = store.seen_as(None)
-    made = [
-        base.manifest(PROMOTION, snapshot, version).details
-        for snapshot in base.snapshots_made(PROMOTION)
-        for version in base.versions_of(PROMOTION, snapshot)
-    ]
-    return {details["release"]: details for details in made}
 
 
 def promote(store: Store, name: str, by: str, reason: str) -> tuple[Release, str | None]:
@@ -149,8 +152,27 @@ def promote(store: Store, name: str, by: str, reason: str) -> tuple[Release, str
     return release, None
 
 
+def rollback(store: Store, name: str | None, by: str, reason: str) -> tuple[Release, str | None]:
+    """Go back to a release that was current before. Arguments, results and errors are those of `promote`.
+
+    Args:
+        store: Where it is.
+        name: The release's; None: the last one that was current before the present one, and is another.
+        by: Who decides.
+        reason: Why; stored as `rollback: <reason>`.
+
+    Raises:
+        UserError: The release was never current, or there is none to go back to.
+    """
+    name = name or before_current(store)
+    if name not in {move.release for move in releases.history(store)}:
+        releases.read(store, name)  # says so where there is none of that name
+        raise UserError(f"{name} was never current; make it so by `twhin promote {name} --reason …`")
+    return promote(store, name, by, f"rollback: {reason}")
+
+
 def before_current(store: Store) -> str:
-    """Return the release to roll back to: the last one that was current before the present one, and is another.
+    """Return the last release that was current before the present one, and is another.
 
     Raises:
         UserError: There is none.

@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from twhin_pipeline.config import TwhinConfig, relations, stage_settings
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.stages import unchanged
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED, REPEATS
@@ -164,9 +166,11 @@ def compare(run: Run) -> None:
 
 def decide(run: Run) -> None:
     """Promote the release, or hold it back."""
-    from twhin_pipeline.lifecycle import promotion
+    from twhin_pipeline.lifecycle import nights, promotion
 
     promotion.decide(run.config, run.store, run.snapshot)
+    with suppress(OSError, UserError):  # whoever looks next reads the table
+        nights.note_decided(run.store, [run.snapshot])
 
 
 def publish(run: Run) -> None:
@@ -316,6 +320,20 @@ def _refuse_other_settings(run: Run, reads: Sequence[str]) -> None:
                 f"{table} of snapshot {run.snapshot} was made with other values: {shown}{more}; make it again with "
                 f"`twhin {stage} --snapshot {run.snapshot}`, or give the values that it was made with"
             )
+
+
+def made_before(run: Run, stage: Stage, say: Say) -> dict[str, Manifest] | None:
+    """Return a stage's tables where nothing that it reads has changed since it made them, saying so; else None."""
+    config = run.config
+    if stage.reads:
+        if not run.store.exists("raw_edges", run.snapshot):
+            return None
+        config = relations.resolve(run.config, run.store, run.snapshot)
+    if unchanged.reason_to_run(config, run.store, run.snapshot, stage) is not None:
+        return None
+    made = {table: run.store.manifest(table, run.snapshot) for table in stage.tables(config)}
+    say(f"{stage.name:<11}   unchanged: {_told(made)}")
+    return made
 
 
 def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
