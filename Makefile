@@ -1,5 +1,5 @@
 # make demo     the whole pipeline on the bundled graph, with a summary at the end
-# make test     every test but those that install the wheel (make test-long)
+# make test     every test but the longest (make test-long)
 # make ui       Dagster on http://127.0.0.1:3000 and MLflow on http://127.0.0.1:5000
 # make docs     the documentation as a site, in site/
 # `make help` lists the rest. Variables: UI_PORT=…, MLFLOW_PORT=…, VARIANT=gpu, PYTHON=…, TORCH_INDEX_URL=…, TWHIN_HOME=…, TWHIN_CONFIG=…
@@ -41,10 +41,10 @@ $(DAGSTER_HOME)/dagster.yaml: resources/dagster.yaml
 demo: $(READY) $(DAGSTER_HOME)/dagster.yaml ## The whole pipeline on the bundled graph (SNAPSHOT=2025-08-09), then a summary
 	@$(BIN)/python scripts/demo.py --snapshot $(SNAPSHOT)
 
-test: $(READY) chromium ## Every test but those of `test-long`
+test: $(READY) chromium ## Every test but those of `test-long` and `test-gpu`
 	@$(BIN)/python -m pytest -q --durations=10 $(PYTEST)
 
-test-long: $(READY) ## Install the wheel with each extra into fresh environments, and use it (needs pip's index)
+test-long: $(READY) ## The wheel with each extra in fresh environments (needs pip's index); sixty days in a row
 	@$(BIN)/python -m pytest -q -m long --durations=10 $(PYTEST)
 
 test-gpu: $(READY) ## Training and evaluation on a GPU beside those on the CPU (VARIANT=gpu; needs a GPU)

@@ -9,7 +9,7 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.lifecycle import nights
 from twhin_pipeline.lifecycle.nights import Attempt, Night, Outcome
 from twhin_pipeline.store import Store
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.words import PROMOTION, PUBLISHED
 
 from . import execution, partitions
 from .jobs import chain
@@ -62,8 +62,9 @@ def next_run(
         say(f"held, {line}")
     night = nights.next_night(known)
     if night is None:
+        last = f" ({known[-1].reason})" if known[-1].status == "published" and known[-1].reason else ""
         more = f"; held are {'; '.join(held)}" if held else ""
-        return dg.SkipReason(f"every snapshot has run, the newest is {found[-1]}{more}")
+        return dg.SkipReason(f"every snapshot has run, the newest is {found[-1]}{last}{more}")
     if not night.is_due(datetime.now(UTC)):
         return dg.SkipReason(f"snapshot {night.snapshot} is tried again at {night.again}: {night.reason}")
     say(f"snapshot {night.snapshot} runs" + (f": {night.reason}" if night.reason else ""))
@@ -71,8 +72,9 @@ def next_run(
 
 
 def publishes(run: dg.DagsterRun) -> bool:
-    """Tell whether a run is to publish its snapshot, whoever started it."""
-    return run.job_name == chain.name or dg.AssetKey(PUBLISHED) in (run.asset_selection or ())
+    """Tell whether a run is to publish its snapshot, or to decide about its release, whoever started it."""
+    last = {dg.AssetKey(PUBLISHED), dg.AssetKey(PROMOTION)}
+    return run.job_name == chain.name or not last.isdisjoint(run.asset_selection or ())
 
 
 def take_note(instance: dg.DagsterInstance, config: TwhinConfig, store: Store, known: Sequence[Night]) -> bool:

@@ -20,6 +20,7 @@ from twhin_pipeline._dagster.assets import (
     jobs,
     models,
     partitions,
+    promotion_jobs,
     published,
     releases,
     retention,
@@ -87,7 +88,7 @@ def build_defs(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
-        jobs=[jobs.chain, jobs.tune(snapshots), retention.job],
+        jobs=[jobs.chain, jobs.tune(snapshots), promotion_jobs.promote, promotion_jobs.rollback, retention.job],
         schedules=[schedules.retraining(load, find), retention.schedule()],
         sensors=[
             sensors.register_snapshots(find),

@@ -36,8 +36,18 @@ def _say_unused(run: Run, stage: Stage, say: Say) -> None:
             say(line)
 
 
-def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: Store, snapshot: str, say: Say) -> Run:
+def run(
+    config: TwhinConfig,
+    config_path: str,
+    overrides: Sequence[str],
+    store: Store,
+    snapshot: str,
+    say: Say,
+    skip_unchanged: bool = False,
+) -> Run:
     """Run the whole chain for a snapshot; return the run with the values that a search found (`tune.minutes`).
+
+    With `skip_unchanged` a stage is left out where nothing that it reads has changed since it made its tables.
 
     Raises:
         UserError: A stage or a blocking check says what is wrong; tables of finished stages stay.
@@ -51,6 +61,8 @@ def run(config: TwhinConfig, config_path: str, overrides: Sequence[str], store: 
         short_search.check(this_run)
     chain.look_at_tracking(store)  # before the stages that come before training
     for stage in STAGES.values():
+        if skip_unchanged and chain.made_before(this_run, stage, say) is not None:
+            continue
         run_stage(this_run, stage, say)
         if stage.name == "sample" and config.tune.minutes is not None:
             before, this_run = this_run, short_search.tuned(this_run, say)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pyarrow as pa
 import pytest
 from edge_files import make_config, write
 
@@ -14,7 +13,7 @@ from twhin_pipeline._dagster.assets import execution, jobs, nights, partitions, 
 from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.lifecycle import nights as engine
 from twhin_pipeline.store import Store
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.words import PROMOTION
 
 A, B, C = "2025-01-01", "2025-01-02", "2025-01-03"
 
@@ -29,20 +28,20 @@ class Chain:
         for day in (B, A):
             self.arrive(day)
 
-        @dg.asset(key=PUBLISHED, partitions_def=partitions.Snapshots(self.find))
-        def published(context: dg.AssetExecutionContext) -> None:
+        @dg.asset(key=PROMOTION, partitions_def=partitions.Snapshots(self.find))
+        def promotion(context: dg.AssetExecutionContext) -> None:
             with execution.mistakes():
                 if context.partition_key in self.errors:
                     raise self.errors[context.partition_key]
                 if context.partition_key not in self.refuses:
                     self.publish(context.partition_key)
 
-        @dg.asset_check(asset=published, blocking=True)
+        @dg.asset_check(asset=promotion, blocking=True)
         def sound(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
             return dg.AssetCheckResult(passed=context.partition_key not in self.refuses)
 
         self.definitions = dg.Definitions(
-            [published],
+            [promotion],
             asset_checks=[sound],
             jobs=[jobs.chain],
             schedules=[schedules.retraining(self.load, self.find)],
@@ -53,8 +52,8 @@ class Chain:
         write(self.folder / f"{day}.parquet", [("a", "fav", "x")])
 
     def publish(self, snapshot: str) -> None:
-        with self.store.replace(PUBLISHED, snapshot, config_hash="c") as draft:
-            draft.write(pa.table({"entity": ["user"]}))
+        with self.store.replace(PROMOTION, snapshot, config_hash="c") as draft:
+            draft.details = {"release": f"{snapshot}-1", "decision": "promoted", "reason": "better"}
 
     def load(self) -> Any:
         return make_config(f"{self.folder}/{{snapshot}}.parquet"), self.store
@@ -99,7 +98,7 @@ def chain(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Chain]:
 @pytest.mark.parametrize("by", ["new_snapshots", "retraining"])
 def test_every_snapshot_runs_the_oldest_first_and_then_they_rest(chain, by):
     assert [chain.run(by) for _ in range(3)] == [A, B, None]
-    assert chain.tick(by) == (None, f"every snapshot has run, the newest is {B}")
+    assert chain.tick(by) == (None, f"every snapshot has run, the newest is {B} (promoted: better)")
     chain.arrive(C)
     assert chain.run(by) == C
     assert chain.instance.get_dynamic_partitions(partitions.NAME) == [A, B, C]
@@ -128,7 +127,7 @@ def test_a_mistake_holds_a_snapshot_and_the_next_runs(chain):
     chain.errors[A] = UserError("vocabulary: no edges; give some")
     assert [chain.run() for _ in range(3)] == [A, B, None]
     told = chain.tick()[1]
-    assert f"held are {A}: published: vocabulary: no edges; give some" in told
+    assert f"held are {A}: promotion: vocabulary: no edges; give some" in told
     assert [night.status for night in engine.look(*chain.load(), [A, B])] == ["held", "published"]
 
 

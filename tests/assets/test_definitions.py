@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
-import pyarrow as pa
 import pytest
 import yaml
 
@@ -23,7 +22,7 @@ from twhin_pipeline.definitions import build_defs, defs
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.store import Store
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.words import PROMOTION
 
 CONCEPTS = (
     "automation", "checks", "execution", "jobs", "metadata", "partitions", "provenance", "schedules", "sensors",
@@ -190,7 +189,7 @@ def test_relations_that_are_found_later_need_no_source_to_load(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["retraining", "new_snapshots"])
-def test_the_schedule_and_the_sensor_ask_the_store_which_snapshots_are_published(tmp_path, name):
+def test_the_schedule_and_the_sensor_ask_the_store_which_snapshots_have_run(tmp_path, name):
     store = Store(str(tmp_path / "store"))
     definitions = build_defs(resource_overrides={"store": StoreResource(root=store.root)})
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
@@ -204,8 +203,8 @@ def test_the_schedule_and_the_sensor_ask_the_store_which_snapshots_are_published
                 )
             assert [one.tags["dagster/partition"] for one in requests or ()] == expected
             for snapshot in expected:
-                with store.replace(PUBLISHED, snapshot, config_hash="c") as draft:
-                    draft.write(pa.table({"entity": ["user"]}))
+                with store.replace(PROMOTION, snapshot, config_hash="c") as draft:
+                    draft.details = {"release": f"{snapshot}-1", "decision": "promoted", "reason": "better"}
 
 
 def test_published_has_a_freshness_policy_that_the_environment_sets(monkeypatch):

@@ -60,7 +60,7 @@ def test_what_was_never_current_is_promoted_and_not_rolled_back_to(
 ) -> None:
     first, second = (made(home, f"2025-01-0{n}", n / 10) for n in (1, 2))
     assert run_arguments(["rollback", "--reason", "x", "--home", home]) == 2
-    assert "nothing to roll back to; only no release has ever been current" in capsys.readouterr().err
+    assert "nothing to roll back to; no release has ever been current" in capsys.readouterr().err
     run_arguments(["promote", first.name, "--reason", "x", "--home", home])
     assert run_arguments(["rollback", second.name, "--reason", "x", "--home", home]) == 2
     assert f"was never current; make it so by `twhin promote {second.name}" in capsys.readouterr().err

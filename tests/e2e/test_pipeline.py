@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, releases
 from twhin_pipeline.vectors.reader import load_model
 
 SNAPSHOT = "2025-01-01"
@@ -61,6 +61,8 @@ def test_each_stage_says_one_line_and_the_summary_follows(made):
     assert [line for line in lines if line in stages] == stages
     for text in ("edges/s", "by 2 process(es)", "filtered_mrr", "popular", "make ui", "MLflow at http://"):
         assert text in shown
+    last = shown.rstrip().splitlines()[-1]
+    assert last.startswith(f"release   {SNAPSHOT}-") and " is current: " in last
 
 
 def test_every_table_is_there_with_its_parents_current(made):
@@ -134,6 +136,9 @@ def test_the_summary_as_json_holds_the_figures_of_the_run(made):
     store = Store(str(home))
     assert figures["snapshot"] == SNAPSHOT and figures["configuration"] == config
     assert not figures["configuration_changed"]
+    current = releases.current(store)
+    assert current is not None and (figures["release"], figures["current"]) == (current.name, True)
+    assert (figures["decision"], figures["reason"]) == ("promoted", releases.history(store)[-1].reason)
     assert figures["edges"] == store.manifest("raw_edges", SNAPSHOT).rows
     assert figures["entities"] == {
         name: store.manifest(f"vocabulary/{name}", SNAPSHOT).rows for name in ("user", "item")

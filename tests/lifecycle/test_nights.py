@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.lifecycle import nights
 from twhin_pipeline.lifecycle.nights import PAUSE, TRIES, Attempt, Night
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, releases
 from twhin_pipeline.training.launch import TrainingCancelled, TrainingFailed
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.words import PROMOTION, PUBLISHED
 
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
 A, B, C = DAYS
@@ -34,9 +35,18 @@ def config(tmp_path: Path) -> TwhinConfig:
     return make_config(f"{tmp_path}/{{snapshot}}.parquet")
 
 
-def publish(store: Store, snapshot: str) -> None:
+def publish(store: Store, snapshot: str, decision: str = "promoted", reason: str = "better") -> None:
+    """What the stage `decide` leaves."""
+    with store.replace(PROMOTION, snapshot, config_hash="c") as draft:
+        draft.details = {"release": f"{snapshot}-1", "decision": decision, "reason": reason}
+
+
+def release(store: Store, snapshot: str) -> str:
+    """What the stage `publish` leaves; return the release's name."""
     with store.replace(PUBLISHED, snapshot, config_hash="c") as draft:
         draft.write(pa.table({"entity": ["user"]}))
+    version = store.manifest(PUBLISHED, snapshot).version
+    return releases.make(store, snapshot, {PUBLISHED: version}, {}, None).name
 
 
 def end(store: Store, config: TwhinConfig, snapshot: str, error: Exception) -> None:
@@ -133,11 +143,53 @@ def test_a_run_that_someone_stopped_is_no_failure(store, config, error):
     assert statuses(config, store)[0] == "not run"
 
 
-def test_a_snapshot_whose_published_table_retention_removed_has_run_all_the_same(store, config):
+def test_a_run_that_died_before_it_decided_has_not_run(store, config):
+    release(store, A)
+    assert statuses(config, store)[0] == "not run"
+    end(store, config, A, TrainingFailed("rank 0"))
+    assert statuses(config, store)[0] == "failed"
     publish(store, A)
     assert statuses(config, store)[0] == "published"
-    store.fs.rm(store.path(PUBLISHED), recursive=True)
-    assert statuses(config, store)[0] == "published"
+
+
+def test_a_release_that_was_ever_current_has_run_though_no_gate_was_asked(store, config):
+    """In stores of earlier versions each release became current, and nothing was decided."""
+    for day in (A, B):
+        releases.promote(store, release(store, day), "me", "its checks passed")
+    first, second, third = nights.look(config, store, DAYS)
+    assert (first.status, first.reason) == ("published", "promoted: its checks passed")
+    assert (second.status, third.status) == ("published", "not run")
+
+
+def test_a_release_that_a_gate_held_has_run_and_the_night_says_which(store, config):
+    publish(store, A)
+    publish(store, B, "held", "item: 60.0% of its ids are new, limit 0.5")
+    first, second, _ = nights.look(config, store, DAYS)
+    assert (first.status, first.reason) == ("published", "promoted: better")
+    assert (second.status, second.reason) == ("published", "held by a gate: item: 60.0% of its ids are new, limit 0.5")
+
+
+def test_what_was_decided_last_is_kept(store, config):
+    publish(store, A, "held", "worse")
+    nights.look(config, store, DAYS)
+    publish(store, A)
+    nights.note_decided(store, [A])
+    assert nights.look(config, store, [A])[0].reason == "promoted: better"
+
+
+def test_a_snapshot_whose_tables_retention_removed_has_run_all_the_same(store, config):
+    publish(store, A)
+    known = nights.look(config, store, DAYS)
+    assert known[0].status == "published"
+    store.fs.rm(store.path(PROMOTION), recursive=True)
+    assert nights.look(config, store, DAYS) == known
+
+
+def test_a_record_of_an_earlier_version_is_read(store, config):
+    store.write_text([nights.FOLDER, nights.FILE], json.dumps({"published": [A], "attempts": {}}))
+    publish(store, B)
+    assert statuses(config, store) == ["published", "published", "not run"]
+    assert nights.read(store).published == {A: "", B: "promoted: better"}
 
 
 def test_a_run_of_dagsters_is_noted_once(store, config):
@@ -152,10 +204,11 @@ def told(
     """Backfill with snapshots that end by errors; return what ran, and how each ended."""
     ran = []
 
-    def run(snapshot: str) -> None:
+    def run(snapshot: str) -> str:
         ran.append(snapshot)
         if snapshot in errors:
             raise errors[snapshot]
+        return "promoted"
 
     results = list(nights.backfill(nights.look(config, store, DAYS), run, **options))
     assert [one.snapshot for one in results] == DAYS
@@ -175,3 +228,11 @@ def test_a_backfill_stops_at_a_failure_since_what_follows_grows_from_it(store, c
     assert told(store, config, {B: TrainingFailed("rank 0")}) == ([A, B], ["published", "failed", "not run"])
     with pytest.raises(TrainingCancelled):
         told(store, config, {A: TrainingCancelled("told to stop")})
+
+
+def test_a_backfill_says_what_was_decided_about_each_release_also_of_those_that_ran_before(store, config):
+    publish(store, A, "held", "worse")
+    told = {
+        one.snapshot: one.reason for one in nights.backfill(nights.look(config, store, DAYS), lambda day: f"ran {day}")
+    }
+    assert told == {A: "held by a gate: worse (ran before)", B: f"ran {B}", C: f"ran {C}"}

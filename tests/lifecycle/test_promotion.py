@@ -173,6 +173,34 @@ def test_a_release_waits_where_promotion_is_not_automatic(small) -> None:
     assert releases.current(small.store) is None
 
 
+def test_a_decision_that_is_made_again_leaves_the_current_release_current(small) -> None:
+    train(small, 0.9)
+    first = publish(small)["release"]
+    train(small, 0.95, seed=1)
+    second = publish(small)["release"]
+    moves = releases.history(small.store)
+    again = promotion.decide(small.config, small.store, SNAPSHOT).details
+    assert (again["release"], again["decision"]) == (second, "promoted") and "current" in again["reason"]
+    assert releases.history(small.store) == moves and moves[0].release == first
+
+
+def test_a_decision_that_is_made_again_does_not_undo_a_rollback(small) -> None:
+    train(small, 0.9)
+    first = publish(small)["release"]
+    train(small, 0.95, seed=1)
+    publish(small)
+    releases.promote(small.store, first, "me", "clicks fell")
+    again = promotion.decide(small.config, small.store, SNAPSHOT).details
+    assert again["decision"] == "held" and "given up" in again["reason"] and "clicks fell" in again["reason"]
+    current = releases.current(small.store)
+    assert current is not None and current.name == first
+
+
+def test_nothing_to_roll_back_to_is_said_in_a_sentence(tmp_path) -> None:
+    with pytest.raises(UserError, match="nothing to roll back to; no release has ever been current"):
+        promotion.before_current(Store(str(tmp_path)))
+
+
 def test_a_decision_needs_the_release_of_what_was_published_last(small) -> None:
     train(small, 0.9)
     publish(small)

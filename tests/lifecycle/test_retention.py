@@ -22,6 +22,7 @@ from twhin_pipeline.config.retention import RetentionConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.evaluate import evaluate
 from twhin_pipeline.lifecycle import nights, promotion, removal, retention
+from twhin_pipeline.lifecycle.decisions import decisions
 from twhin_pipeline.lifecycle.removal import Outcome
 from twhin_pipeline.store import Store, Verdict, locks, releases, removals
 from twhin_pipeline.store.draft import unfinished
@@ -154,15 +155,26 @@ def test_why_a_release_was_promoted_stays_as_long_as_it_does(store: Store) -> No
     made = [days.make(store, day) for day in range(5)]
     for release in made:
         with store.replace("promotion", release.snapshot, config_hash="c") as draft:
-            draft.details = {"release": release.name}
+            draft.details = {"release": release.name, "decision": "promoted", "reason": "better"}
     releases.pin(store, made[0].name, "me", "test")
     prune(store, releases=2, snapshots=1)
     # Of the ones in between only the maps are left.
-    assert set(promotion.decisions(store)) == {one.name for one in made}
+    assert set(decisions(store)) == {one.name for one in made}
     assert len(versions_of(store)) == 3
     releases.unpin(store, made[0].name)
     prune(store, releases=2, snapshots=1)
-    assert set(promotion.decisions(store)) == {one.name for one in made[3:]}
+    assert set(decisions(store)) == {one.name for one in made[3:]}
+
+
+def test_what_was_decided_about_a_release_is_kept_when_its_table_goes(store: Store) -> None:
+    made = [days.make(store, day, publish=False) for day in range(4)]
+    for release in made:
+        with store.replace("promotion", release.snapshot, config_hash="c") as draft:
+            draft.details = {"release": release.name, "decision": "held", "reason": "worse"}
+    prune(store, **LEAST)
+    assert not store.exists("promotion", made[0].snapshot)
+    night, *_ = nights.look(CONFIG, store, [made[0].snapshot])
+    assert (night.status, night.reason) == ("published", "held by a gate: worse")
 
 
 def test_a_snapshot_whose_tables_have_gone_counts_as_published_and_does_not_run_again(store: Store) -> None:
@@ -445,6 +457,16 @@ def test_a_warm_start_passes_over_a_release_of_which_only_the_maps_are_left(stor
     assert made[2].name in releases.names(store) and made[2].name not in versions_of(store)
     opened, at = locate(store.root, before=made[3].snapshot)
     assert at == made[0].snapshot and opened.manifest("twhin_model", at).version == made[0].tables["twhin_model"]
+
+
+def test_a_warm_start_passes_over_releases_that_were_current_once_and_have_gone(store: Store) -> None:
+    made = [days.make(store, day) for day in range(4)]
+    prune(store, **LEAST)
+    assert made[0].name in {move.release for move in releases.history(store)} - set(releases.names(store))
+    opened, at = locate(store.root, before=days.name(9))
+    assert at == made[3].snapshot and opened.exists("twhin_model", at)
+    with pytest.raises(UserError, match="no twhin_model there"):
+        locate(store.root, before=made[2].snapshot)
 
 
 def test_two_removals_at_once_are_refused(store: Store) -> None:

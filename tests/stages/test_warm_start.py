@@ -140,6 +140,14 @@ def test_the_checks_of_the_refit_run_by_hand_too(
     assert (("evaluation", "metrics_sound") in found) == (tables == [])
 
 
+def test_a_table_without_checks_is_not_called_passed_over(two_snapshots: Made, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "home"))
+    shutil.copytree(two_snapshots.store.root, store.root)
+    said: list[str] = []
+    run_stage(run_of(two_snapshots.config_path, store, SECOND, *two_snapshots.overrides), STAGES["ingest"], said.append)
+    assert said and not [line for line in said if "passed over" in line]
+
+
 def test_an_earlier_table_that_nobody_has_checked_is_not_passed_over_in_silence(
     two_snapshots: Made, tmp_path: Path
 ) -> None:

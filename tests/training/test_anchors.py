@@ -116,8 +116,8 @@ def test_the_model_adds_the_pull_in_training_only() -> None:
     without = model(batch)["penalty"]
     rows = np.arange(tiny.ROWS["user"])
     model.anchors = {"user": Anchor(np.zeros((len(rows), tiny.DIM), np.float32), rows, 0.5)}
-    assert float(model(batch)["penalty"]) > float(without)
-    assert float(model.eval()(batch)["penalty"]) == float(without)
+    assert float(model(batch)["penalty"].detach()) > float(without.detach())
+    assert float(model.eval()(batch)["penalty"].detach()) == float(without.detach())
 
 
 def test_the_stronger_the_pull_the_nearer_known_ids_stay(earlier: Store, tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
 from twhin_pipeline.config import parse_config
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.store import Store
-from twhin_pipeline.views import summary
+from twhin_pipeline.store import Store, releases
+from twhin_pipeline.store.releases import Release
+from twhin_pipeline.views import release_tables, summary
 from twhin_pipeline.views.console import comparison_table
 
 SNAPSHOT = "2025-01-01"
@@ -128,6 +131,69 @@ def test_the_source_is_its_files_and_the_range_of_their_times():
     )
     assert summary.source_text({"files": ["a.csv", "b.csv", "c.csv"]}) == "3 files, a.csv to c.csv"
     assert summary.source_text({}) == "unknown files"
+
+
+def released(store: Store, decision: str | None = None, reason: str = "") -> Release:
+    """Publish what there is, and decide."""
+    tables = {"evaluation": store.manifest("evaluation", SNAPSHOT).version}
+    release = releases.make(store, SNAPSHOT, tables, {}, None)
+    if decision is not None:
+        with store.replace("promotion", SNAPSHOT, config_hash="0") as draft:
+            draft.details = {"release": release.name, "decision": decision, "reason": reason}
+    if decision == "promoted":
+        releases.promote(store, release.name, "me", reason)
+    return release
+
+
+def told(store: Store) -> tuple[str, tuple[Any, ...]]:
+    """Return what people read about the release, and what programs do."""
+    return release_tables.state_in_words(store, SNAPSHOT), tuple(summary._release(store, SNAPSHOT).values())
+
+
+def test_the_summary_says_whether_the_release_is_current_or_held_and_why(store):
+    evaluated(store)
+    assert told(store) == (f"none yet; `twhin publish --snapshot {SNAPSHOT}` makes one", (None, False, None, None))
+    waiting = released(store).name
+    words = f"{waiting} is not decided about yet; `twhin decide --snapshot {SNAPSHOT}` does so"
+    assert told(store) == (words, (waiting, False, None, None))
+    first = released(store, "promoted", "passed 9 gates").name
+    assert told(store) == (f"{first} is current: passed 9 gates", (first, True, "promoted", "passed 9 gates"))
+    held = released(store, "held", "new: 60%, limit 0.5").name
+    words = f"{held} is held by a gate: new: 60%, limit 0.5"
+    assert told(store) == (words, (held, False, "held", "new: 60%, limit 0.5"))
+    releases.promote(store, held, "me", "looked at by hand")
+    assert told(store) == (f"{held} is current: looked at by hand", (held, True, "promoted", "looked at by hand"))
+    releases.promote(store, first, "me", "rollback: clicks fell")
+    words = f"{held} was current; {first} is now: rollback: clicks fell"
+    assert told(store) == (words, (held, False, "promoted", "looked at by hand"))
+
+
+def test_a_release_of_another_snapshot_is_not_this_ones(store):
+    evaluated(store)
+    releases.make(store, f"{SNAPSHOT}1", {}, {}, None)
+    assert told(store)[0].startswith("none yet")
+
+
+def test_a_release_of_earlier_tables_than_those_shown_is_told(store):
+    evaluated(store)
+    release = released(store, "promoted", "passed 9 gates")
+    evaluated(store)
+    assert told(store)[0] == f"{release.name} is current, and of earlier tables than these: passed 9 gates"
+
+
+@pytest.mark.parametrize("after_run", [False, True])
+def test_the_release_is_the_first_line_or_after_a_run_the_last(store, capsys, monkeypatch, after_run):
+    evaluated(store)
+    release = released(store, "held", "worse").name
+    monkeypatch.setattr(summary, "neighbors", lambda *_: [])
+    with store.replace("raw_edges", SNAPSHOT, config_hash="0") as draft:
+        draft.details = {"files": ["shop.csv"], "edges_per_relation": {"likes": 1}}
+    with store.replace("embeddings/user", SNAPSHOT, config_hash="0") as draft:
+        draft.write(pa.table({"id": ["a"]}))
+    summary.show(CONFIG, store, SNAPSHOT, after_run=after_run)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    line = f"release   {release} is held by a gate: worse"
+    assert lines.count(line) == 1 and lines.index(line) == (len(lines) - 1 if after_run else 1)
 
 
 def test_the_summary_shows_the_head_the_comparison_and_the_warnings(store, capsys, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,7 +26,18 @@ def scatter(points: int, groups: int) -> str:
     return thumbnails.scatter(RNG.normal(size=(points, 2)), names)
 
 
+def entity_type(name: str, kept: int, value: float) -> dict[str, Any]:
+    return {"name": name, "kept": kept} | {metric: value for metric, _ in thumbnails.DRIFT_BARS}
+
+
 PICTURES = {
+    "no drift": thumbnails.drift([]),
+    "drift of one type without a consumer": thumbnails.drift([{"name": "user", "kept": 3, "cosine": 0.5}]),
+    "drift of many types": thumbnails.drift([entity_type(f"entity_type_{i}", i, 1.0) for i in range(9)]),
+    "drift of types in any writing": thumbnails.drift(
+        [entity_type("利用者と商品と店舗の一覧表", i, 1.0) for i in range(9)]
+    ),
+    "drift of types that need escapes": thumbnails.drift([entity_type("<&>" * 9, i, 1.0) for i in range(9)]),
     "no degree": thumbnails.degrees(np.zeros(3, np.int64)),
     "one degree": thumbnails.degrees(np.ones(3, np.int64)),
     "degrees of a large graph": thumbnails.degrees((1e8 / RNG.uniform(1, 1e8, 100_000)).astype(np.int64)),
@@ -62,6 +75,42 @@ def test_a_map_colours_the_largest_groups_and_draws_the_rest_in_grey():
     svg = thumbnails.scatter(RNG.normal(size=(len(groups), 2)), groups)
     colours = [one.get("stroke") for one in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path")]
     assert colours == [thumbnails.REST, *thumbnails.COLOURS[: thumbnails.GROUPS]]
+
+
+def bars_of(svg: str) -> dict[str, list[str]]:
+    """Return the lengths of the bars by the name of the entity type, which has the bars' colour."""
+    tree = ElementTree.fromstring(svg)
+    name = "{http://www.w3.org/2000/svg}"
+    lengths = {one.get("stroke"): re.findall(r"h(\d+)", one.get("d") or "") for one in tree.iter(f"{name}path")}
+    return {str(one.text): lengths[one.get("fill")] for one in tree.iter(f"{name}text") if one.get("fill")}
+
+
+def test_a_bar_of_drift_is_as_long_as_its_value_and_the_largest_types_have_some():
+    whole = thumbnails.WIDTH
+    rows = [
+        {"name": "shop", "kept": 5, "cosine": 1.0},
+        {"name": "item", "kept": 60, "cosine": 0.5, "neighbors@10": 0.25, "consumer_auc": 1.0},
+        {"name": "user", "kept": 90, "cosine": -0.5, "neighbors@10": 1.0, "consumer_auc": 1.2},
+        {"name": "store", "kept": 4, "cosine": 1.0},
+    ]
+    svg = thumbnails.drift(rows)
+    assert bars_of(svg) == {
+        "user": ["0", str(whole), str(whole)],
+        "item": [str(round(whole / 2)), str(round(whole / 4)), str(whole)],
+        "shop": [str(whole)],
+    }
+    assert "consumer AUC, old vectors" in svg and "mapped" not in svg, "what nobody measured has no label"
+
+
+def test_bars_and_texts_of_drift_are_each_in_a_place_of_its_own():
+    rows = [entity_type(f"type_{i}", i, 0.5) for i in range(thumbnails.DRIFT_TYPES)]
+    tree = ElementTree.fromstring(thumbnails.drift(rows))
+    name = "{http://www.w3.org/2000/svg}"
+    places = [int(y) for one in tree.iter(f"{name}path") for y in re.findall(r"M0,(\d+)h", one.get("d") or "")]
+    baselines = [int(one.get("y") or 0) for one in tree.iter(f"{name}text") if not one.get("fill")]
+    assert len(places) == len(set(places)) == len(rows) * len(thumbnails.DRIFT_BARS)
+    for baseline in baselines:  # letters are 4 high, and some reach below their line
+        assert not [y for y in places if baseline - 4 < y < baseline + 1]
 
 
 def test_degrees_fall_from_all_entities_to_the_best_connected():

@@ -273,10 +273,12 @@ def run_blocking(config: TwhinConfig, store: Store, snapshot: str, tables: Itera
         notes += [f"{text.splitlines()[0]} Accepted on the record." for text, table in failed if table in overruled]
         refused = [(text, table) for text, table in failed if table not in overruled]
         if refused:
+            tables = dict.fromkeys(table for _, table in refused)
+            commands = [f"`twhin accept {table} --snapshot {snapshot} --reason TEXT`" for table in tables]
             raise UserError(
                 "\n".join(text for text, _ in refused)
                 + "\nMend the cause and run it again, or accept it on the record with "
-                + f"`twhin accept {refused[0][1]} --snapshot {snapshot} --reason TEXT`."
+                + f"{' and '.join(commands)}."
             )
     return notes
 

@@ -36,7 +36,8 @@ def summary_command(
 ) -> None:
     """Show in short what a run made.
 
-    Sizes, speed, quality beside the baselines, neighbors, and where everything is.
+    Whether its release is current or held, sizes, speed, quality beside the baselines, neighbors, and where everything
+    is.
     """
     from twhin_pipeline.config import configuration_file
     from twhin_pipeline.views import console, summary

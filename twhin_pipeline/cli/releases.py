@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twhin_pipeline.cli.arguments import AsJson, Home, open_store, to_stderr
-from twhin_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from twhin_pipeline.store.releases import Release
@@ -63,12 +62,7 @@ def rollback_command(
     from twhin_pipeline.lifecycle import promotion
     from twhin_pipeline.store import releases
 
-    store = open_store(home)
-    name = release or promotion.before_current(store)
-    if name not in {move.release for move in releases.history(store)}:
-        releases.read(store, name)  # says so where there is none of that name
-        raise UserError(f"{name} was never current; make it so by `twhin promote {name} --reason …`")
-    _moved(*promotion.promote(store, name, releases.user(), f"rollback: {reason}"))
+    _moved(*promotion.rollback(open_store(home), release, releases.user(), reason))
 
 
 @commands.command("drift", rich_help_panel="Look")

@@ -36,6 +36,10 @@ def run_command(
     tune: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Search for better values first; sets tune.minutes.")
     ] = None,
+    skip_unchanged: Annotated[
+        bool,
+        typer.Option("--skip-unchanged", help="Leave out stages of which no input, field or code has changed since."),
+    ] = False,
     no_tracking: NoTracking = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="The summary as JSON on standard output; progress goes to standard error.")
@@ -57,12 +61,14 @@ def run_command(
     with redirect_stdout(sys.stderr) if as_json else nullcontext(), remembered(run):
         print(line)
         with nights.noted(run.config, run.store, run.snapshot):
-            run = pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
+            run = pipeline.run(
+                run.config, run.config_path, run.overrides, run.store, run.snapshot, print, skip_unchanged
+            )
     if as_json:
         console.print_json(summary.as_dict(run.config, run.store, run.snapshot, config_path=run.config_path))
     else:
         print()
-        summary.show(run.config, run.store, run.snapshot, config_path=run.config_path)
+        summary.show(run.config, run.store, run.snapshot, config_path=run.config_path, after_run=True)
 
 
 @commands.command("backfill", rich_help_panel="Run")
@@ -91,15 +97,18 @@ def backfill_command(
     """Run the whole chain for every snapshot that was not published yet, the oldest first.
 
     A snapshot that a check or a mistake holds back does not stop the next one. One that fails does: what follows would
-    grow from it. The exit code is 1 unless every snapshot is published.
+    grow from it. The table at the end says what was decided about each release: promoted, or held by a gate. The exit
+    code is 1 unless every snapshot is published.
     """
     from dataclasses import asdict
 
     from twhin_pipeline import pipeline
     from twhin_pipeline.graph import source
     from twhin_pipeline.lifecycle import nights
+    from twhin_pipeline.lifecycle.decisions import in_words
     from twhin_pipeline.stages.run import Run
     from twhin_pipeline.views import console
+    from twhin_pipeline.words import PROMOTION
 
     untracked(no_tracking)
     store = open_store(home)
@@ -114,11 +123,12 @@ def backfill_command(
             f"no snapshot from {first or found[0]} to {last or found[-1]}; there are {', '.join(found[-12:])}"
         )
 
-    def run_one(snapshot: str) -> None:
+    def run_one(snapshot: str) -> str:
         print(f"\nsnapshot {snapshot}", flush=True)
         run = Run(loaded, path, overrides or [], store, snapshot)
         with remembered(run), nights.noted(loaded, store, snapshot):
-            pipeline.run(loaded, path, overrides or [], store, snapshot, print)
+            pipeline.run(loaded, path, overrides or [], store, snapshot, print, skip_unchanged=not again)
+        return in_words(store.manifest(PROMOTION, snapshot).details)
 
     results = []
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
@@ -133,7 +143,8 @@ def backfill_command(
         console.print_json([asdict(result) for result in results])
     else:
         print()
-        rows = [[one.snapshot, one.status, f"{one.seconds:,.0f}", one.reason] for one in results]
+        # A check's message has tables; it was printed in full above.
+        rows = [[one.snapshot, one.status, f"{one.seconds:,.0f}", one.reason.partition("\n")[0]] for one in results]
         console.print_table(["snapshot", "status", "seconds", "reason"], rows)
     if any(result.status != "published" for result in results):
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -37,6 +38,40 @@ def neighbors(
         console.print_json([{"id": name, "similarity": score} for name, score in nearest])
     else:
         console.print_table(["id", "similarity"], [(name, f"{score:.4f}") for name, score in nearest])
+
+
+@commands.command(rich_help_panel="Use")
+def vectors(
+    folder: Annotated[str, typer.Argument(help="Where to; the files are named after the entity types.")],
+    entity: Annotated[
+        list[str] | None, typer.Option("--entity", "-e", help="An entity type; may be repeated. Default: all.")
+    ] = None,
+    compatible_with: Annotated[
+        str | None,
+        typer.Option(metavar="RELEASE", help="In the space of this earlier release, for models that know its vectors."),
+    ] = None,
+    format: Annotated[
+        Literal["parquet", "npy"], typer.Option(help="npy: an array, and the ids of its rows as Parquet beside it.")
+    ] = "parquet",
+    data_type: Annotated[Literal["fp32", "fp16"], typer.Option(help="The type of the vectors' elements.")] = "fp32",
+    untrained: Annotated[bool, typer.Option("--untrained", help="Entities without training edges too.")] = False,
+    snapshot: Snapshot = None,
+    home: Home = None,
+) -> None:
+    """Write the current release's vectors as plain files, for programs that know nothing of a store."""
+    from twhin_pipeline.vectors import reader, vector_files
+
+    store = open_store(home)
+    newest_table(store, "embeddings/relations")  # says how to make them, where there are none
+    model = reader.load_model(store.root, snapshot, compatible_with=compatible_with)
+    try:
+        paths = vector_files.write(
+            model, Path(folder), entity or model.entities, kind=format, data_type=data_type, untrained=untrained
+        )
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from error
+    for path in paths:
+        print(path)
 
 
 @commands.command(rich_help_panel="Use")

@@ -64,11 +64,12 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
 
     Its details: rows `read`, edges `kept`, `rejected`, `rejected_share`, `rejected_by_reason`, `duplicates_merged`,
     `outside_window`, `undated`, `self_loops`, `edges_per_relation`, `relations` (names, by index), the `files`,
-    `source_files` (see `file_facts`), `sources` (see `Counted.details`), and `notes` for the user. A row whose time is
-    not before the end of the snapshot's day (UTC), or before the window, is left out and counted; it is no rejected
-    row. Duplicates (equal lhs, rel and rhs) become one edge: its weight by `repeat_weight`, the earliest split, the
-    latest time, and the earliest as `first_time` (null where one of them has none). Where `model.relations` has a
-    `"*"`, each relation that has an edge is one of the model's.
+    `source_files` (see `file_facts`), `source_fingerprint` (see `source.fingerprint`), `sources` (see
+    `Counted.details`), and `notes` for the user. A row whose time is not before the end of the snapshot's day (UTC), or
+    before the window, is left out and counted; it is no rejected row. Duplicates (equal lhs, rel and rhs) become one
+    edge: its weight by `repeat_weight`, the earliest split, the latest time, and the earliest as
+    `first_time` (null where one of them has none). Where `model.relations` has a `"*"`,
+    each relation that has an edge is one of the model's.
 
     Raises:
         UserError: Files or columns are missing or of a wrong type, a field names a relation that is not found, or the
@@ -82,6 +83,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         inputs = source.inputs(config, snapshot)
         # Now: of one that changes while it is read, the time of the change is later than this.
         files = file_facts.facts(dict.fromkeys(file for one in inputs for file in one.files))
+        fingerprint = source.fingerprint(config, snapshot)
         known = set(config.model.relation_names) if config.model.every_other is None else None
         scans = [
             scan
@@ -123,6 +125,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             undated=int(counted.undated.sum()) if "time" in sorter.columns else 0,
             files=[file for one in inputs for file in one.files],
             source_files=files,
+            source_fingerprint=fingerprint,
             sources=[counted.details(n, one, possible.model.relation_names) for n, one in enumerate(inputs)],
             notes=_notes(scans, inputs, counted) + _time_notes(inputs, store, snapshot, counted),
         )

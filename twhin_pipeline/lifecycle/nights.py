@@ -1,11 +1,13 @@
 """Nights: which snapshot runs next, and why one does not. The command line and Dagster both decide by this.
 
-A snapshot is *published* once the table `published` was made of it, *held* where a check or a user's mistake ended its
-run, *failed* where its run ended by something that may pass by itself, and else *not run*. They run one after another,
-the oldest first, since vocabularies grow from older to newer: a failed one is tried again, after a pause, before the
-next one runs; a held one waits until its source or the configuration changes, or someone runs it, and stops nobody.
+A snapshot is *published* once something was decided about its release: the table `promotion` was made, whether a gate
+held the release back or not, or someone made the release the current one. It is *held* where a check or a user's
+mistake ended its run, *failed* where its run ended by something that may pass by itself, and else *not run*. They run
+one after another, the oldest first, since vocabularies grow from older to newer: a failed one is tried again, after a
+pause, before the next one runs; a held one waits until its source or the configuration changes, or someone runs it,
+and stops nobody.
 
-How runs ended is kept in `<root>/nights/nights.json`, also of snapshots whose tables are gone.
+How runs ended and what was decided is kept in `<root>/nights/nights.json`, also of snapshots whose tables are gone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.graph import source
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.lifecycle.decisions import in_words
+from twhin_pipeline.store import releases
+from twhin_pipeline.words import PROMOTION
 
 if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
@@ -60,6 +64,7 @@ class Night:
     snapshot: str
     status: Status
     reason: str = ""
+    """Of a published one what was decided about its release, of others why they have not run."""
     again: datetime | None = None
     """When a failed snapshot is tried again."""
 
@@ -72,7 +77,8 @@ class Night:
 class Nights:
     """How the runs of a store's snapshots ended."""
 
-    published: set[str] = field(default_factory=set)
+    published: dict[str, str] = field(default_factory=dict)
+    """Snapshots that have run, and what was decided about their releases; empty where nobody remembers."""
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
 
 
@@ -83,7 +89,8 @@ def read(store: Store) -> Nights:
     except FileNotFoundError:
         return Nights()
     attempts = {name: [Attempt(**one) for one in many] for name, many in values["attempts"].items()}
-    return Nights(set(values["published"]), attempts)
+    published = values["published"]  # a list in files of earlier versions
+    return Nights(published if isinstance(published, dict) else dict.fromkeys(published, ""), attempts)
 
 
 def note(store: Store, snapshot: str, attempt: Attempt) -> None:
@@ -94,10 +101,25 @@ def note(store: Store, snapshot: str, attempt: Attempt) -> None:
             nights.attempts[snapshot] = [*before, attempt][-MOST_ATTEMPTS:]
 
 
-def note_published(store: Store, snapshots: Iterable[str]) -> None:
-    """Keep that snapshots were published, whose tables are about to be removed."""
+def note_decided(store: Store, snapshots: Iterable[str]) -> None:
+    """Keep what was decided about the releases of snapshots, as retention may remove the tables `promotion`."""
+    decided = _decided(store, snapshots)
     with _changing(store) as nights:
-        nights.published |= set(snapshots)
+        nights.published |= decided
+
+
+def _decided(store: Store, snapshots: Iterable[str]) -> dict[str, str]:
+    """Return what was decided about the release of each snapshot that has one about which something was decided."""
+    made = set(store.children(PROMOTION))
+    # A store of an earlier version has no table `promotion`, and made each release current.
+    current = {move.release.rpartition("-")[0]: move for move in releases.history(store)}
+    result = {}
+    for snapshot in snapshots:
+        if snapshot in made and store.exists(PROMOTION, snapshot):
+            result[snapshot] = in_words(store.manifest(PROMOTION, snapshot).details)
+        elif snapshot in current:
+            result[snapshot] = f"promoted: {current[snapshot].reason}"
+    return result
 
 
 @contextmanager
@@ -106,7 +128,7 @@ def _changing(store: Store) -> Iterator[Nights]:
         nights = read(store)
         yield nights
         values = {
-            "published": sorted(nights.published),
+            "published": dict(sorted(nights.published.items())),
             "attempts": {name: [asdict(one) for one in many] for name, many in sorted(nights.attempts.items())},
         }
         store.write_text([FOLDER, FILE], json.dumps(values, indent=1))
@@ -149,20 +171,19 @@ def inputs(config: TwhinConfig, snapshot: str) -> str:
 
 def look(config: TwhinConfig, store: Store, snapshots: Iterable[str]) -> list[Night]:
     """Return what is known of each snapshot, in their order."""
-    nights, made = read(store), set(store.children(PUBLISHED))
-    result, new = [], set[str]()
-    for snapshot in snapshots:
-        if snapshot not in nights.published and snapshot in made and store.exists(PUBLISHED, snapshot):
-            new.add(snapshot)
-        if snapshot in nights.published | new:
-            result.append(Night(snapshot, "published"))
-        else:
-            result.append(_unpublished(config, snapshot, nights.attempts.get(snapshot, [])))
+    nights, every = read(store), list(snapshots)
+    new = _decided(store, [one for one in every if one not in nights.published])
     if new:
         # Retention may remove the table; the snapshot has run all the same.
         with suppress(OSError, UserError), _changing(store) as kept:
             kept.published |= new
-    return result
+    known = nights.published | new
+    return [
+        Night(snapshot, "published", known[snapshot])
+        if snapshot in known
+        else _unpublished(config, snapshot, nights.attempts.get(snapshot, []))
+        for snapshot in every
+    ]
 
 
 def _unpublished(config: TwhinConfig, snapshot: str, attempts: Sequence[Attempt]) -> Night:
@@ -195,11 +216,12 @@ class Result:
     status: Status
     seconds: float = 0.0
     reason: str = ""
+    """Of a published one what was decided about its release, of others why they have not run."""
 
 
 def backfill(
     nights: Iterable[Night],
-    run: Callable[[str], None],
+    run: Callable[[str], str],
     *,
     again: bool = False,
     skip_held: bool = False,
@@ -211,7 +233,7 @@ def backfill(
 
     Args:
         nights: The snapshots, oldest first.
-        run: Runs the chain for a snapshot.
+        run: Runs the chain for a snapshot, and returns what was decided about its release.
         again: Run published ones too.
         skip_held: Leave held ones as they are until their source or the configuration changes.
         stop_when_held: Stop at a held one too.
@@ -224,7 +246,7 @@ def backfill(
             yield Result(night.snapshot, night.status, reason=f"waits for {stopped}")
             continue
         if night.status == "published" and not again:
-            yield Result(night.snapshot, "published", reason="was published before")
+            yield Result(night.snapshot, "published", reason=_before(night))
             continue
         if night.status == "held" and skip_held:
             yield Result(night.snapshot, "held", reason=night.reason)
@@ -233,7 +255,7 @@ def backfill(
         status: Status = "published"
         reason = ""
         try:
-            run(night.snapshot)
+            reason = run(night.snapshot)
         except UnavailableError as error:
             status, reason = "failed", str(error)
         except UserError as error:
@@ -245,6 +267,10 @@ def backfill(
         if status == "failed" or (status == "held" and stop_when_held):
             stopped = night.snapshot
         yield Result(night.snapshot, status, time.perf_counter() - started, reason)
+
+
+def _before(night: Night) -> str:
+    return f"{night.reason} (ran before)" if night.reason else "was published before"
 
 
 def _now() -> str:

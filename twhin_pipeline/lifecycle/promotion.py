@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.lifecycle.gates import Gate, gates
+from twhin_pipeline.lifecycle.challenge import ALL
+from twhin_pipeline.lifecycle.comparison import RELATION
+from twhin_pipeline.lifecycle.decisions import HELD, PROMOTED
+from twhin_pipeline.lifecycle.gates import Gate, Values, gates
 from twhin_pipeline.store import Manifest, Store, catalog, releases
 from twhin_pipeline.store.releases import Release
 from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED
 
-PROMOTED, HELD = "promoted", "held"
 SCHEMA = pa.schema(
     [
         pa.field("gate", pa.string()),
@@ -33,6 +35,9 @@ SCHEMA = pa.schema(
 def decide(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     """Promote a snapshot's newest release where it passes every gate; return the manifest of the table `promotion`.
 
+    One that is current already stays so: a decision that was interrupted, or is made again, does not hold it back. One
+    that was given up for another release waits for a person.
+
     Its details say the release, the decision (`promoted` or `held`), the reason and the release that was current.
 
     Raises:
@@ -42,22 +47,36 @@ def decide(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     release = _release_of(store, published)
     current = releases.current(store)
     rows = {(row["kind"], row["name"], row["metric"]): row for row in store.read(DRIFT, snapshot).to_pylist()}
-    looked_at = gates(config.promotion, rows, drift.details, current, snapshot)
-    reason = _reason(looked_at)
+    is_current = current is not None and current.name == release.name
+    if is_current:
+        looked_at = [Gate("current", "", True, None, None, "it is the current release already")]
+    else:
+        looked_at = gates(config.promotion, rows, drift.details, current, snapshot)
+        looked_at += _given_up(store, release)
+    reason, headline = _reason(looked_at), _headline(rows, release)
     passed = all(gate.passed for gate in looked_at)
     notes = []
-    if passed:
+    if passed and not is_current:
         _, note = promote(store, release.name, releases.user(), reason)
         notes = [note] if note else []
     parents = {PUBLISHED: published.version, DRIFT: drift.version}
     with store.replace(PROMOTION, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.write(pa.Table.from_pylist([_row(gate) for gate in looked_at], schema=SCHEMA))
         draft.details = {
-            "release": release.name, "decision": PROMOTED if passed else HELD, "reason": reason,
+            "release": release.name, "decision": PROMOTED if passed else HELD, "reason": reason, "headline": headline,
             "current_before": current.name if current else None, "by": releases.user(), "notes": notes,
         }  # fmt: skip
     catalog.refresh(store)
     return store.manifest(PROMOTION, snapshot)
+
+
+def _given_up(store: Store, release: Release) -> list[Gate]:
+    """Return the gate of a release that was current before: what a rollback decided, a stage does not undo."""
+    moves = releases.history(store)
+    if all(move.release != release.name for move in moves):
+        return []
+    text = f"it was current, and was given up for {moves[-1].release} ({moves[-1].reason})"
+    return [Gate("given_up", "", False, None, None, text)]
 
 
 def _row(gate: Gate) -> dict[str, Any]:
@@ -72,8 +91,21 @@ def _reason(looked_at: list[Gate]) -> str:
     failed = [gate for gate in looked_at if not gate.passed]
     if failed:
         return "; ".join(gate.text + (f", limit {_limit(gate)}" if gate.limit is not None else "") for gate in failed)
-    shown = [gate.text for gate in looked_at if gate.name in ("first", "quality")]
-    return f"passed {len(looked_at)} gates: {'; '.join(shown)}"
+    shown = [gate.text for gate in looked_at if gate.name in ("first", "quality", "current")]
+    count = "1 gate" if len(looked_at) == 1 else f"{len(looked_at)} gates"
+    return f"passed {count}: {'; '.join(shown)}"
+
+
+def _headline(rows: Values, release: Release) -> str:
+    """Return the release's filtered MRR, beside the current one's on the same edges where both were measured."""
+    new, before, change = (
+        rows.get((RELATION, ALL, name), {}).get("value")
+        for name in ("filtered_mrr", "filtered_mrr_current", "filtered_mrr_change")
+    )
+    if new is not None and before is not None and change is not None:
+        return f"filtered MRR {new:.4f}, before {before:.4f} ({change:+.1%})"
+    measured = release.figures.get("filtered_mrr")
+    return "" if measured is None else f"filtered MRR {measured:.4f}"
 
 
 def _limit(gate: Gate) -> str:
@@ -91,17 +123,6 @@ def _release_of(store: Store, published: Manifest) -> Release:
         f"{store.root}: no release of snapshot {published.snapshot} as it was published last; make it with "
         f"`twhin publish --snapshot {published.snapshot}`"
     )
-
-
-def decisions(store: Store) -> dict[str, dict[str, Any]]:
-    """Return what was decided about releases, by their names: the details of the tables `promotion`."""
-    base = store.seen_as(None)
-    made = [
-        base.manifest(PROMOTION, snapshot, version).details
-        for snapshot in base.snapshots_made(PROMOTION)
-        for version in base.versions_of(PROMOTION, snapshot)
-    ]
-    return {details["release"]: details for details in made}
 
 
 def promote(store: Store, name: str, by: str, reason: str) -> tuple[Release, str | None]:
@@ -131,8 +152,27 @@ def promote(store: Store, name: str, by: str, reason: str) -> tuple[Release, str
     return release, None
 
 
+def rollback(store: Store, name: str | None, by: str, reason: str) -> tuple[Release, str | None]:
+    """Go back to a release that was current before. Arguments, results and errors are those of `promote`.
+
+    Args:
+        store: Where it is.
+        name: The release's; None: the last one that was current before the present one, and is another.
+        by: Who decides.
+        reason: Why; stored as `rollback: <reason>`.
+
+    Raises:
+        UserError: The release was never current, or there is none to go back to.
+    """
+    name = name or before_current(store)
+    if name not in {move.release for move in releases.history(store)}:
+        releases.read(store, name)  # says so where there is none of that name
+        raise UserError(f"{name} was never current; make it so by `twhin promote {name} --reason …`")
+    return promote(store, name, by, f"rollback: {reason}")
+
+
 def before_current(store: Store) -> str:
-    """Return the release to roll back to: the last one that was current before the present one, and is another.
+    """Return the last release that was current before the present one, and is another.
 
     Raises:
         UserError: There is none.
@@ -141,5 +181,5 @@ def before_current(store: Store) -> str:
     for name in reversed(moves):
         if name != moves[-1]:
             return name
-    known = ", ".join(moves[-1:]) or "no release"
-    raise UserError(f"{store.root}: nothing to roll back to; only {known} has ever been current (`twhin releases`)")
+    known = f"only {moves[-1]} has" if moves else "no release has"
+    raise UserError(f"{store.root}: nothing to roll back to; {known} ever been current (`twhin releases`)")

@@ -19,7 +19,7 @@ from twhin_pipeline.lifecycle.ancestry import write_seen_edges
 from twhin_pipeline.lifecycle.retention import Item, Plan
 from twhin_pipeline.store import Store, catalog, database, releases, removals
 from twhin_pipeline.store.locks import LOCK, WRITER
-from twhin_pipeline.words import MODELS, PUBLISHED
+from twhin_pipeline.words import MODELS, PROMOTION
 
 
 @dataclass
@@ -101,8 +101,8 @@ def _remember(store: Store, plan: Plan, done: Outcome) -> set[str]:
 
 def _releases(store: Store, plan: Plan, done: Outcome) -> None:
     going = [one for one in plan.goes if one.kind == "release"]
-    if published := {one.snapshot for one in plan.goes if one.table == PUBLISHED}:
-        nights.note_published(store, published)  # they have run, and are not to run again
+    if decided := {one.snapshot for one in plan.goes if one.table == PROMOTION}:
+        nights.note_decided(store, decided)  # they have run, and are not to run again
     with store.writing(releases.CURRENT, [releases.FOLDER]):
         moves = releases.history(store)
         now = moves[-1].release if moves else None, frozenset(releases.pins(store))

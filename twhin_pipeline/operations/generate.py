@@ -230,7 +230,7 @@ def _config(path: str, sizes: dict[str, int], kinds: Sequence[Kind], ids: Ids, s
             "comparator": "cosine",
             "temperature": 0.1,
         },
-        "training": {"num_epochs": 3, "train_log_every_n": 20, "eval_log_every_n": 100, "num_eval_steps": 20},
+        "training": {"num_epochs": 3},
         "train_data": {"per_replica_batch_size": 4096, "global_negatives": 256, "in_batch_negatives": 64},
         "loss": {"name": "softmax"},
     }

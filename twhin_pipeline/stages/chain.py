@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from twhin_pipeline.config import TwhinConfig, relations, stage_settings
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.stages import unchanged
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED, REPEATS
@@ -164,9 +166,11 @@ def compare(run: Run) -> None:
 
 def decide(run: Run) -> None:
     """Promote the release, or hold it back."""
-    from twhin_pipeline.lifecycle import promotion
+    from twhin_pipeline.lifecycle import nights, promotion
 
     promotion.decide(run.config, run.store, run.snapshot)
+    with suppress(OSError, UserError):  # whoever looks next reads the table
+        nights.note_decided(run.store, [run.snapshot])
 
 
 def publish(run: Run) -> None:
@@ -262,7 +266,7 @@ def _undated(run: Run) -> list[str]:
 def _passed_over(run: Run, made: Iterable[str]) -> Iterator[str]:
     """Say which earlier tables were left aside because nobody has checked them; what grows day by day lacks them."""
     for table in made:
-        if table.startswith(("raw_edges", "vocabulary/")):
+        if table == "raw_edges" or table.startswith("vocabulary/"):  # `raw_edges_rejected` has no checks
             for older in run.store.passed_over(table, run.snapshot):
                 yield (
                     f"{table} of snapshot {older} is passed over, as its checks never ran; run "
@@ -316,6 +320,20 @@ def _refuse_other_settings(run: Run, reads: Sequence[str]) -> None:
                 f"{table} of snapshot {run.snapshot} was made with other values: {shown}{more}; make it again with "
                 f"`twhin {stage} --snapshot {run.snapshot}`, or give the values that it was made with"
             )
+
+
+def made_before(run: Run, stage: Stage, say: Say) -> dict[str, Manifest] | None:
+    """Return a stage's tables where nothing that it reads has changed since it made them, saying so; else None."""
+    config = run.config
+    if stage.reads:
+        if not run.store.exists("raw_edges", run.snapshot):
+            return None
+        config = relations.resolve(run.config, run.store, run.snapshot)
+    if unchanged.reason_to_run(config, run.store, run.snapshot, stage) is not None:
+        return None
+    made = {table: run.store.manifest(table, run.snapshot) for table in stage.tables(config)}
+    say(f"{stage.name:<11}   unchanged: {_told(made)}")
+    return made
 
 
 def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:

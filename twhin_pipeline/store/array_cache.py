@@ -63,15 +63,15 @@ def cached(store: Store, manifest: Manifest, build: Callable[[Path], None], name
     return folder
 
 
-def new_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """Return a new file of float32 mapped into memory, whose room on the disk is taken at once.
+def new_array(path: Path, shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> np.memmap:
+    """Return a new file of numbers mapped into memory, whose room on the disk is taken at once.
 
     Where a disk is full, writing to a mapped page that has no room yet would end the process by a signal.
 
     Raises:
         OSError: The disk has too little room.
     """
-    made = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, 1))
     return made

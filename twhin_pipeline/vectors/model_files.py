@@ -319,9 +319,9 @@ def _release(store: Store, asset: str, before: str | None) -> releases.Release |
     if before is None:
         release = releases.current(store)
     else:
-        there = releases.trusted(store) & set(releases.names(store))  # retention removes old ones
+        there = set(releases.names(store)) & releases.trusted(store)
         older = [releases.read(store, name) for name in sorted(there) if name < before]
-        # Of some, retention has left the maps alone.
+        # Retention has removed some, and of others it has left the maps alone.
         older = [one for one in older if one.tables.get(asset) in store.versions_of(asset, one.snapshot)]
         release = max(older, key=lambda one: (one.snapshot, one.name), default=None)
     return release if release is not None and asset in release.tables else None

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from twhin_pipeline import extras
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Manifest, Store, releases
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId
-from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of
+from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of, vectors_array
 from twhin_pipeline.vectors.recommendation import known_tails
 
 if TYPE_CHECKING:
@@ -117,7 +118,10 @@ class TwhinEmbeddings:
             KeyError: The entity type or an id is unknown; the message names the nearest known ones.
             UserError: The type has no map into that space.
         """
-        own = self._own(entity, ids)
+        return self._mapped(entity, self._own(entity, ids))
+
+    def _mapped(self, entity: str, own: np.ndarray) -> np.ndarray:
+        """Return vectors in the space of `compatible_with`, where one was given."""
         if self.maps is None:
             return own
         if entity not in self.maps:
@@ -126,6 +130,40 @@ class TwhinEmbeddings:
                 "not there"
             )
         return (own @ self.maps[entity]).astype(np.float32)
+
+    def schema(self, entity: str, element: pa.DataType | None = None) -> pa.Schema:
+        """Return the schema of `batches`: `id`, and `embedding` as a list of D floats (`element`, default float32)."""
+        table = self._table(entity)
+        dim = self._mapped(entity, table.vectors[:0]).shape[1]
+        kind = pa.list_(element or pa.float32(), dim)
+        return pa.schema([pa.field("id", table.index.ids.type), pa.field("embedding", kind, nullable=False)])
+
+    def count(self, entity: str, *, untrained: bool = False) -> int:
+        """Return how many entities `batches` has."""
+        table = self._table(entity)
+        return len(table) if untrained or table.trained is None else int(table.trained.sum())
+
+    def batches(self, entity: str, size: int = 65_536, *, untrained: bool = False) -> Iterator[pa.RecordBatch]:
+        """Stream an entity type's ids and vectors in the order of rows, as `get_embedding` returns them.
+
+        Args:
+            entity: The entity type.
+            size: Rows of a batch at most.
+            untrained: Entities without training edges too.
+
+        Raises:
+            KeyError: The entity type is unknown.
+            UserError: The type has no map into the space of `compatible_with`.
+        """
+        table, schema = self._table(entity), self.schema(entity)
+        for start in range(0, len(table), size):
+            rows = np.arange(start, min(start + size, len(table)))
+            if not untrained and table.trained is not None:
+                rows = rows[table.trained[rows]]
+            if len(rows):
+                vectors = vectors_array(self._mapped(entity, table.vectors[rows]))
+                columns = [table.index.ids.take(pa.array(rows)), vectors.cast(schema.field("embedding").type)]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def _own(self, entity: str, ids: Any) -> np.ndarray:
         table = self._table(entity)

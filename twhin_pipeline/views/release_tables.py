@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.lifecycle import promotion
+from twhin_pipeline.lifecycle.decisions import HELD, decisions
 from twhin_pipeline.lifecycle.drift import Drift
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import Release
@@ -24,11 +24,38 @@ def listed(store: Store) -> list[dict[str, Any]]:
     The state is `current`; `former`, which it was before; `held`, where a gate held it back; `waiting`, where nothing
     has been decided; or `maps only`, whose other tables retention has removed.
     """
-    decided = promotion.decisions(store)
+    return _rows(store, releases.names(store), decisions(store))
+
+
+def of_snapshot(store: Store, snapshot: str) -> dict[str, Any] | None:
+    """Return the row of a snapshot's newest release; None where it has none."""
+    every = [name for name in releases.names(store) if name.rpartition("-")[0] == snapshot]
+    return _rows(store, [max(every)], decisions(store, snapshot))[0] if every else None
+
+
+def state_in_words(store: Store, snapshot: str) -> str:
+    """Say on one line which release a snapshot has, whether it is current or held, and why."""
+    row = of_snapshot(store, snapshot)
+    if row is None:
+        return f"none yet; `twhin publish --snapshot {snapshot}` makes one"
+    earlier = ""
+    made = releases.read(store, row["release"]).tables
+    if made.get("evaluation") != store.manifest("evaluation", snapshot).version:
+        earlier = ", and of earlier tables than these"
+    if row["state"] == "waiting":
+        return f"{row['release']} is not decided about yet{earlier}; `twhin decide --snapshot {snapshot}` does so"
+    if row["state"] == "former":
+        last = releases.history(store)[-1]
+        return f"{row['release']} was current{earlier}; {last.release} is now: {last.reason}"
+    state = "held by a gate" if row["state"] == HELD else row["state"]
+    return f"{row['release']} is {state}{earlier}: {row['reason']}"
+
+
+def _rows(store: Store, names: Sequence[str], decided: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     moves, pinned = releases.history(store), releases.pins(store)
     last = {move.release: move for move in moves}
     rows = []
-    for name in releases.names(store):
+    for name in names:
         release = releases.read(store, name)
         move = last.get(name)
         decision = decided.get(name, {})

@@ -36,7 +36,12 @@ class Example:
 
 
 def show(
-    config: TwhinConfig, store: Store, snapshot: str, examples: str | None = None, config_path: str | None = None
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    examples: str | None = None,
+    config_path: str | None = None,
+    after_run: bool = False,
 ) -> None:
     """Print the summary of a finished run.
 
@@ -46,16 +51,20 @@ def show(
         snapshot: Which one.
         examples: `entity:id,id,…` to show neighbors of; left out, the best connected of the first entity type.
         config_path: The configuration's file.
+        after_run: Whether the run has just ended: what became of its release is then the last line, else the first.
 
     Raises:
         UserError: A table is missing, or an example is none of its entities.
     """
+    from twhin_pipeline.views import release_tables
     from twhin_pipeline.views.console import comparison_table, console, legend, print_warnings
 
     config = relations.resolve(config, store, snapshot)
     out = console()
     out.print(f"[bold]{_title(store, snapshot)}[/]\n")
-    for name, text in [*about(config, store, snapshot, config_path), *facts(config, store, snapshot)]:
+    release = [("release", release_tables.state_in_words(store, snapshot))]
+    first = [] if after_run else release
+    for name, text in [*first, *about(config, store, snapshot, config_path), *facts(config, store, snapshot)]:
         out.print(f"{name:<10}{escape(text)}", soft_wrap=True)
     details = store.manifest("evaluation", snapshot).details
     out.print(f"\n[bold]{legend(details)}[/]", soft_wrap=True)
@@ -72,6 +81,8 @@ def show(
         nearest = ", ".join(f"{name} {similarity:.2f}" for name, similarity in example.nearest)
         out.print(f"  {escape(example.id):<16} {escape(nearest)}")
     _where(out, config, store, snapshot)
+    for name, text in release if after_run else []:
+        out.print(f"\n{name:<10}{escape(text)}", soft_wrap=True)
 
 
 def as_dict(
@@ -89,6 +100,7 @@ def as_dict(
     vectors = {name: store.manifest(f"embeddings/{name}", snapshot) for name in tables}
     return {
         "snapshot": snapshot,
+        **_release(store, snapshot),
         "store": store.root,
         "configuration": config_path,
         "configuration_changed": evaluation.config_hash != config.hash(),
@@ -111,6 +123,19 @@ def as_dict(
         "embeddings": {name: store.path(table.asset, snapshot, table.version) for name, table in vectors.items()},
         "tracking": {"uri": tracking.uri(store), "run_id": model.get("mlflow_run_id")},
     }
+
+
+def _release(store: Store, snapshot: str) -> dict[str, Any]:
+    """Return the snapshot's newest release, whether it is current, what was decided about it, and why."""
+    from twhin_pipeline.lifecycle.decisions import HELD, PROMOTED
+    from twhin_pipeline.views import release_tables
+
+    row = release_tables.of_snapshot(store, snapshot)
+    if row is None:
+        return {"release": None, "current": False, "decision": None, "reason": None}
+    decision = PROMOTED if row["since"] is not None else HELD if row["state"] == HELD else None
+    current = row["state"] == "current"
+    return {"release": row["release"], "current": current, "decision": decision, "reason": row["reason"]}
 
 
 def command() -> str:
@@ -167,9 +192,11 @@ def facts(config: TwhinConfig, store: Store, snapshot: str) -> list[tuple[str, s
 
 def training_text(details: dict[str, Any]) -> str:
     """Say how training went, from the model's manifest."""
+    first, final = (f"{details[name]:.3f}" for name in ("first_loss", "final_loss"))
+    loss = final if first == final else f"{first} to {final}"  # of a short training one loss may be logged alone
     return (
         f"{details['edges']:,.0f} edges in {details['seconds']:,.1f} s, {details['edges_per_second']:,.0f} edges/s, "
-        f"by {details['world_size']} process(es); loss {details['first_loss']:.3f} to {details['final_loss']:.3f}"
+        f"by {details['world_size']} process(es); loss {loss}"
     )
 
 

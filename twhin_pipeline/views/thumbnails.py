@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -112,37 +114,42 @@ def scatter(points: np.ndarray, groups: Sequence[str]) -> str:
 DRIFT_BARS = (
     ("cosine", "cosine"),
     ("neighbors@10", "same neighbors"),
-    ("consumer_auc", "consumer AUC, old"),
-    ("consumer_auc_new", "new"),
-    ("consumer_auc_mapped", "through the map"),
+    ("consumer_auc", "consumer AUC, old vectors"),
+    ("consumer_auc_new", "new vectors"),
+    ("consumer_auc_mapped", "new vectors, mapped"),
 )
 """What the picture of drift shows of an entity type: metric and label."""
 DRIFT_TYPES = 3
 
 
 def drift(types: Sequence[Mapping[str, Any]]) -> str:
-    """Draw a bar from 0 to 1 for each of `DRIFT_BARS`, for the entity types with the most ids.
+    """Draw bars from 0 to 1 (the whole width) for each of `DRIFT_BARS`, one for each of the largest entity types.
 
     Args:
         types: By entity type `name`, `kept` and the metrics that were measured.
     """
     largest = sorted(types, key=lambda row: -float(row.get("kept", 0)))[:DRIFT_TYPES]
     drawn = ""
-    width, left = (WIDTH - 4) // max(len(largest), 1), 2
-    for number, row in enumerate(largest):
-        x = left + number * width
-        name = str(row["name"]).replace("&", "&amp;").replace("<", "&lt;")[:12]
-        drawn += f"<text x='{x}' y='5'>{name}</text>"
-        for place, (metric, label) in enumerate(DRIFT_BARS):
-            value = row.get(metric)
-            if value is not None:
-                y = 8 + 10 * place
-                length = round((width - 4) * min(max(float(value), 0.0), 1.0))
-                drawn += f"<path d='M{x} {y}h{length}' stroke='{COLOURS[place > 1]}'/>"
-                drawn += (
-                    f"<text x='{x}' y='{y + 6}' font-size='4'>{float(value):.2f}{f' {label}' * (not number)}</text>"
-                )
-    return _svg(f"<g stroke-width='2'>{drawn}</g>".replace("<text", "<text stroke='none'"))
+    for place, (metric, label) in enumerate(DRIFT_BARS):
+        if any(row.get(metric) is not None for row in largest):
+            drawn += f"<text y='{11 * place + 4}'>{label}</text>"
+    for number, (row, colour) in enumerate(zip(largest, COLOURS, strict=False)):
+        measured = [(place, row[metric]) for place, (metric, _) in enumerate(DRIFT_BARS) if row.get(metric) is not None]
+        lines = "".join(
+            f"M0,{11 * place + 6 + 2 * number}h{round(WIDTH * min(max(float(value), 0), 1))}"
+            for place, value in measured
+        )
+        drawn += f"<path d='{lines}' stroke='{colour}'/>"
+        drawn += f"<text x='{number * WIDTH // DRIFT_TYPES}' y='59' fill='{colour}'>{_short(row['name'])}</text>"
+    return _svg(f"<g font-size='4' stroke-width='1.5'>{drawn}</g>")
+
+
+def _short(name: str) -> str:
+    """Return the beginning of a name that has 12 characters, or fewer where an address writes them with many."""
+    name = name[:12]
+    while len(quote(escape(name))) > 24:
+        name = name[:-1]
+    return escape(name)
 
 
 def _svg(inner: str) -> str:

@@ -1,0 +1,137 @@
+"""A stage is left out only where nothing that it reads has changed since it made its tables."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from twhin_pipeline.config import load_config
+from twhin_pipeline.operations.generate import generate
+from twhin_pipeline.stages import chain
+from twhin_pipeline.stages.chain import STAGES
+from twhin_pipeline.stages.run import Run
+from twhin_pipeline.store import Store, Verdict, releases
+from twhin_pipeline.training import train
+from twhin_pipeline.training.reporting import SilentReporter
+
+SNAPSHOT, NEXT = "2025-01-01", "2025-01-02"
+OVERRIDES = (
+    "training.num_epochs=1", "training.refit=false", "launch.nproc_per_node=1", "launch.device=cpu",
+    "training.initial_checkpoint_dir=previous", "evaluation.baselines=[]",
+)  # fmt: skip
+
+
+CHAIN = {name: stage for name, stage in STAGES.items() if name != "refit"}
+
+
+def train_in_this_process(run: Run) -> None:
+    train.run(run.config, run.store, run.snapshot)
+
+
+def run_of(folder: Path, *overrides: str, snapshot: str = SNAPSHOT) -> Run:
+    given = (
+        *OVERRIDES, f"source.path={folder}/{{snapshot}}.parquet", f"source.snapshots=[{SNAPSHOT}, {NEXT}]", *overrides
+    )  # fmt: skip
+    config_path = str(folder / "graph.yaml")
+    store = Store(str(folder / "home"))
+    return Run(load_config(config_path, given), config_path, given, store, snapshot, train_in_this_process)
+
+
+def live(run: Run) -> list[str]:
+    """Run the chain as `twhin run --skip-unchanged` does; return the stages that ran."""
+    ran = []
+    for stage in CHAIN.values():
+        if chain.made_before(run, stage, lambda line: None) is None:
+            chain.run_stage(run, stage, lambda line: None)
+            ran.append(stage.name)
+    return ran
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One snapshot's chain, from its first stage to its last."""
+    folder = tmp_path_factory.mktemp("whole")
+    generate(str(folder / "graph.parquet"), users=120, items=60, edges=1_500, communities=4)
+    shutil.copy(folder / "graph.parquet", folder / f"{SNAPSHOT}.parquet")
+    shutil.copy(folder / "graph.parquet", folder / f"{NEXT}.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TWHIN_NO_TRACKING", "1")
+        patch.setattr("twhin_pipeline.training.train.make_reporter", lambda rank: SilentReporter())
+        assert live(run_of(folder)) == list(CHAIN)
+        yield folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Iterator[Path]:
+    """The same folder, as it is again after the test; times of files stay."""
+    kept = shutil.copytree(whole, tmp_path / "kept")
+    yield whole
+    shutil.rmtree(whole)
+    shutil.copytree(kept, whole)
+
+
+def test_a_chain_of_which_nothing_changed_runs_no_stage(whole: Path) -> None:
+    store = run_of(whole).store
+    before = {asset: store.versions_of(asset, SNAPSHOT) for asset in store.assets()}
+    assert live(run_of(whole)) == []
+    assert {asset: store.versions_of(asset, SNAPSHOT) for asset in store.assets()} == before
+    assert len(releases.history(store)) == 1
+
+
+FROM_TRAIN = ["train", "evaluate", "export", "compare", "publish", "decide"]
+
+
+@pytest.mark.parametrize(
+    ("override", "ran"),
+    [
+        ("training.num_epochs=2", FROM_TRAIN),
+        ("training.seed=5", FROM_TRAIN),
+        ("negatives.degree_share=0.3", ["sample", *FROM_TRAIN]),
+        ("vocabulary.min_count=2", ["vocabulary", "sample", *FROM_TRAIN]),
+        ("source.max_growth=9", ["ingest", "vocabulary", "sample", *FROM_TRAIN]),
+        ("export.normalize=true", ["evaluate", "export", "compare", "publish", "decide"]),
+    ],
+)
+def test_another_value_of_a_field_runs_the_stages_that_read_it_and_those_after(
+    folder: Path, override: str, ran: list[str]
+) -> None:
+    run = run_of(folder, override)
+    found = [name for name in CHAIN if chain.made_before(run, STAGES[name], lambda line: None) is None]
+    assert found[0] == ran[0]
+    assert live(run) == ran
+
+
+def test_a_file_of_the_source_that_changed_is_read_again(folder: Path) -> None:
+    os.utime(folder / f"{SNAPSHOT}.parquet")
+    assert live(run_of(folder)) == list(CHAIN)
+
+
+def test_tables_that_a_check_refused_or_that_are_gone_are_made_anew(folder: Path) -> None:
+    run = run_of(folder)
+    manifest = run.store.manifest("evaluation", SNAPSHOT)
+    run.store.judge(
+        manifest, Verdict("failed", "now", [{"name": "x", "passed": False, "blocking": True, "finding": ""}])
+    )
+    ran = live(run)
+    assert ran[0] == "evaluate" and "train" not in ran and ran[-1] == "decide"
+    shutil.rmtree(folder / "home" / "held_out" / "test")
+    assert live(run)[0] == "sample"
+
+
+def test_a_chain_that_broke_off_goes_on_from_the_stage_that_did_not_end(folder: Path) -> None:
+    for name in ("drift", "published", "promotion", "releases"):
+        shutil.rmtree(folder / "home" / name)
+    assert live(run_of(folder)) == ["compare", "publish", "decide"]
+
+
+def test_a_later_day_trains_again_where_the_day_before_was_made_anew(folder: Path) -> None:
+    later = run_of(folder, snapshot=NEXT)
+    assert live(later) == list(CHAIN) and live(later) == []
+    assert live(run_of(folder, "training.seed=5")) == FROM_TRAIN  # it is older, so it is held back
+    assert live(later) == []
+    releases.promote(later.store, releases.names(later.store)[1], "me", "test")
+    assert live(later)[0] == "train"
