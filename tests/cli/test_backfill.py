@@ -51,6 +51,8 @@ def test_a_backfill_goes_on_after_a_held_snapshot_and_says_why(arguments, capsys
     assert run_arguments(["backfill", *arguments]) == 1
     shown = capsys.readouterr()
     assert "3 snapshots from 2025-01-01 to 2025-01-03" in shown.out and "edges_rejected_share" in shown.err
+    # A refused table's message has tables of rows: all of it when the snapshot ends, its first line in the table.
+    assert "| --- |" in shown.err and "| --- |" not in shown.out and "edges_rejected_share" in shown.out
     store = Store(str(tmp_path / "home"))
     assert store.snapshots(PROMOTION) == [DAYS[0], DAYS[2]]
     assert [one.outcome for one in nights.read(store).attempts[DAYS[1]]] == ["held"]

@@ -143,7 +143,8 @@ def backfill_command(
         console.print_json([asdict(result) for result in results])
     else:
         print()
-        rows = [[one.snapshot, one.status, f"{one.seconds:,.0f}", one.reason] for one in results]
+        # A check's message has tables; it was printed in full above.
+        rows = [[one.snapshot, one.status, f"{one.seconds:,.0f}", one.reason.partition("\n")[0]] for one in results]
         console.print_table(["snapshot", "status", "seconds", "reason"], rows)
     if any(result.status != "published" for result in results):
         raise typer.Exit(1)
