@@ -84,13 +84,13 @@ def _show(
     context.add_output_metadata(
         {
             "current": release.name,
-            "snapshot": release.snapshot,
             "current_before": before.name if before is not None else "nothing",
-            "figures": table({"figure": names, "now": now_and_before[0], "before": now_and_before[1]}),
-            "by": move.by,
             "reason": move.reason,
+            "by": move.by,
             "at": move.at,
+            "snapshot": release.snapshot,
             "champion": note or release.model_uri or "the release has no registered model",
+            "figures": table({"figure": names, "now": now_and_before[0], "before": now_and_before[1]}),
         }
     )
     context.log.info(f"{release.name} of snapshot {release.snapshot} is current: {move.reason}")

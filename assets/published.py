@@ -21,7 +21,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     )
     specs = [
         steps.spec(
-            table, STAGE, config, group="published", description=text, code="stages.publish", kinds=["mlflow", "duckdb"]
+            table, STAGE, config, group="releases", description=text, code="stages.publish", kinds=["mlflow", "duckdb"]
         )
         for table in STAGE.tables(config)
     ]

@@ -11,6 +11,9 @@ from twhin_pipeline.store import Manifest
 from . import steps
 from .metadata import counts, rounded, table, thumbnail
 
+COUNTS = ("kept", "new", "departed", "edges")
+"""Whole numbers, among figures that are not."""
+
 
 def comparison(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Return the stage that compares, which comes before the release."""
@@ -52,28 +55,54 @@ def drift_page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
         shown |= {f"{name} of {row['name']}": rounded(row[name]) for row in types if name in row}
     if types:
         shown["picture"] = thumbnail(thumbnails.drift(types), "Drift by entity type")
-        shown["entity_types"] = table(_columns(types))
+        shown["entity_types"] = table(_by_figure(types))
     if relations:
-        shown["relations"] = table(_columns(relations))
+        shown["relations"] = table(_by_relation(relations))
     return shown | counts(manifest.details, leave_out=["compared_with", "notes"])
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+def _by_figure(types: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return a row for each figure and a column for each entity type: there are more figures than types."""
+    figures = [name for name in dict.fromkeys(name for row in types for name in row) if name != "name"]
+    return {"figure": figures} | {row["name"]: [_figure(row, name) for name in figures] for row in types}
+
+
+def _by_relation(relations: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = {"relation": "name", "edges": "edges", "MRR": "filtered_mrr", "current": "filtered_mrr_current"}
+    columns = {title: [_figure(row, name) for row in relations] for title, name in names.items()}
+    return columns | {"change": [_change(row) for row in relations]}
+
+
+def _figure(row: dict[str, Any], name: str) -> Any:
+    value = row.get(name)
+    return int(value) if name in COUNTS and value is not None else value
+
+
+def _change(row: dict[str, Any]) -> str:
+    change, low, high = (row.get(f"filtered_mrr_change{end}") for end in ("", "_low", "_high"))
+    if change is None or low is None or high is None:
+        return ""
+    return f"{change:+.1%} ({low:+.0%} to {high:+.0%})"
 
 
 def promotion_page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
     """Return the decision, and the gates, those that failed first."""
     from twhin_pipeline.lifecycle.decisions import HELD
 
-    gates = sorted(step.store.read(manifest.asset, manifest.snapshot).to_pylist(), key=lambda row: bool(row["passed"]))
+    rows = step.store.read(manifest.asset, manifest.snapshot).to_pylist()
+    gates = sorted(rows, key=lambda row: bool(row["passed"]))
     details = manifest.details
+    looked_at = {
+        "gate": [f"{row['gate']} {row['about']}".strip() for row in gates],
+        "passed": ["yes" if row["passed"] else "no" for row in gates],
+        "limit": [row["limit"] for row in gates],
+        "found": [row["text"] for row in gates],
+    }
     return {
         "decision": details["decision"],
         "reason": details["reason"],
         "release": details["release"],
-        "gates": table(_columns(gates)),
+        "gates": table(looked_at),
         "current_before": details["current_before"] or "nothing",
         "by": details["by"],
         "held": int(details["decision"] == HELD),

@@ -61,11 +61,12 @@ POSITIVES, VALIDATION, TEST = "training_set/positives", "held_out/validation", "
 RECALL_AT = 20
 WELL_KNOWN = "bash,python3,gcc,git,nginx,postgresql,vlc,gimp,firefox-esr,cmake"
 DRIFT_SHOWN = ("cosine", "neighbors@10", "consumer_auc", "consumer_auc_new", "consumer_auc_mapped")
+WARM = f"training.initial_checkpoint_dir={PREVIOUS}"
 CHANGED = 100
 """One edge in so many is another one on the second day of `--nightly`."""
 DAYS = ("2025-01-01", "2025-01-02")
-# How each training runs: one rank, and the model that is evaluated is the one that is published.
-ALIKE = ("training.refit=false", "launch.nproc_per_node=1")
+# How each training runs: one rank, the model that is evaluated is the one that is published, however bad it is.
+ALIKE = ("training.refit=false", "launch.nproc_per_node=1", "evaluation.floors={}")
 Say = Callable[[str], None]
 Array = np.ndarray[Any, Any]
 
@@ -76,6 +77,11 @@ class Variant:
 
     name: str
     overrides: tuple[str, ...]
+
+    @property
+    def warm(self) -> bool:
+        """Whether a training starts from the earlier model."""
+        return WARM in self.overrides
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class Report:
     overrides: list[str]
     days: list[Day] = field(default_factory=list)
     neighbors: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    """By well-known id and snapshot: its nearest, of the first warm variant."""
+    """By well-known id and snapshot: its nearest, of the shortest warm training without a pull."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +259,7 @@ class Asked:
         file = f"{self.folder}/later.parquet"
         ends = {side: np.concatenate([one[side] for one in both]) for side in SIDES}
         rel = np.repeat(np.arange(len(both)), [len(one["lhs"]) for one in both])
-        self.con.register("later_edges", pa.table({"rel": rel, **ends}))
+        self.con.register("later_edges", pa.table([rel, *ends.values()], names=["rel", *ends]))
         added = f"{self.folder}/added.parquet"
         self.con.execute(f"COPY (SELECT * FROM later_edges) TO {database.literal(file)} (FORMAT parquet)")
         self.con.execute(
@@ -343,16 +349,16 @@ def debian_variants(config: TwhinConfig, fewer: int, pull: Sequence[float]) -> l
     if not few:
         raise UserError(f"--fewer {fewer}: leaves no epoch of {epochs}; pass a smaller number or more --epochs")
     words = {n: f"{n} epoch{'s' if n > 1 else ''}" for n in (epochs, few)}
-    warm, short = f"training.initial_checkpoint_dir={PREVIOUS}", f"training.num_epochs={few}"
+    short = f"training.num_epochs={few}"
     return [
         Variant(f"cold, {words[epochs]}", ()),
-        Variant(f"warm, {words[epochs]}", (warm,)),
+        Variant(f"warm, {words[epochs]}", (WARM,)),
         Variant(f"cold, {words[few]}", (short,)),
-        Variant(f"warm, {words[few]}", (warm, short)),
+        Variant(f"warm, {words[few]}", (WARM, short)),
         *(
             Variant(
                 f"warm, {words[few]}, pull {weight:g}",
-                (warm, short, *(f"model.embeddings.tables.{name}.pull={weight}" for name in config.model.table_names)),
+                (WARM, short, *(f"model.embeddings.tables.{name}.pull={weight}" for name in config.model.table_names)),
             )
             for weight in pull
         ),
@@ -528,9 +534,10 @@ def run_debian(options: argparse.Namespace, home: Path, report: Report, say: Say
         variants = [variants[number] for number in options.variants]
     chain = Chain(path, overrides, snapshots, options.edges or None)
     run_variants(chain, variants, home, report, say)
-    warm = [number for number, one in enumerate(variants) if any(PREVIOUS in value for value in one.overrides)]
-    if warm:
-        store, entity = Store(str(home / f"variant-{warm[-1]}")), config.model.table_names[0]
+    warm = [number for number, one in enumerate(variants) if one.warm]
+    if warm:  # of the shortest training, which is what a day runs
+        daily = min(warm, key=lambda number: chain.configuration(variants[number].overrides).training.num_epochs)
+        store, entity = Store(str(home / f"variant-{daily}")), config.model.table_names[0]
         report.neighbors = neighbors(store, snapshots, entity, options.well_known.split(","), 3)
 
 
@@ -539,12 +546,13 @@ def run_nightly(options: argparse.Namespace, home: Path, report: Report, say: Sa
     path = nightly(options.nightly, home / "edges")
     epochs, fewer = options.epochs or 10, options.fewer or 10
     files = str(path.parent / "{snapshot}.parquet")
+    most = options.edges or None
     overrides = (
         *ALIKE, as_override("source", {"path": files, "snapshots": list(DAYS)}), f"training.num_epochs={epochs}",
-        *options.set,
+        "training.num_train_steps=1000000000", as_override("evaluation.max_edges", most), *options.set,
     )  # fmt: skip
     cold, _, _, warm = debian_variants(load_config(str(path), list(overrides)), fewer, ())
-    run_variants(Chain(str(path), overrides, DAYS, options.edges or None), (cold, warm), home, report, say)
+    run_variants(Chain(str(path), overrides, DAYS, most), (cold, warm), home, report, say)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from twhin_pipeline.config import load_config, relations
+from twhin_pipeline.embeddings import load_model
 from twhin_pipeline.store import Store
 from twhin_pipeline.training import launch, train
 from twhin_pipeline.training.reporting import SilentReporter
@@ -41,7 +42,7 @@ CONFIG: dict[str, Any] = {
     "train_data": {"global_negatives": 30, "in_batch_negatives": 0, "per_replica_batch_size": 200},
     "validation_data": {"global_negatives": 30, "in_batch_negatives": 0},
     "split": {"test": 0.1},
-    "evaluation": {"baselines": ["popularity"], "recall_at": [20]},
+    "evaluation": {"baselines": ["popularity"], "recall_at": [20], "floors": {"filtered_mrr": 0.99}},
     "promotion": {"largest_loss": 0.9},
     "launch": {"nproc_per_node": 1, "device": "cpu", "threads_per_process": 1, "data_threads": 1},
 }
@@ -140,6 +141,8 @@ def test_the_tables_show_every_day_and_the_neighbors_through_time(ran):
     assert "| warm, 2 epochs, pull 0.5 | 2025-01-03 | 2025-01-02 | a |" in ran.printed
     near = ran.report["neighbors"]
     assert [len(near["a66"][at]) for at in DAYS] == [0, 0, 3]
+    model = load_model(ran.stores[2].root, DAYS[1])
+    assert near["a1"][DAYS[1]] == [name for name, _ in model.neighbors("a", "a1", 3)]
     assert f"| a1 | {', '.join(near['a1'][DAYS[0]])} |" in ran.printed
 
 
