@@ -32,7 +32,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     config = make_config(f"{tmp_path}/{{snapshot}}.parquet")
     (tmp_path / "c.yaml").write_text(config.to_yaml())
 
-    def run(*given: object, skip_unchanged: bool) -> None:
+    def run(*given: object, skip_unchanged: bool = False) -> None:
         *_, store, snapshot, say = given
         pipeline.run_stage(Run(*given[:-1]), pipeline.STAGES["ingest"], say)  # type: ignore[arg-type]
         with store.replace(PROMOTION, snapshot, config_hash="c") as draft:  # type: ignore[attr-defined]

@@ -128,6 +128,14 @@ def test_a_chain_that_broke_off_goes_on_from_the_stage_that_did_not_end(folder: 
     assert live(run_of(folder)) == ["compare", "publish", "decide"]
 
 
+def test_a_run_that_ended_before_its_release_was_written_publishes_again(folder: Path) -> None:
+    home = folder / "home"
+    shutil.rmtree(home / "promotion")
+    shutil.rmtree(home / "releases")
+    assert live(run_of(folder)) == ["publish", "decide"]
+    assert len(releases.history(Store(str(home)))) == 1
+
+
 def test_a_later_day_trains_again_where_the_day_before_was_made_anew(folder: Path) -> None:
     later = run_of(folder, snapshot=NEXT)
     assert live(later) == list(CHAIN) and live(later) == []

@@ -116,10 +116,8 @@ def _limit(gate: Gate) -> str:
 
 def _release_of(store: Store, published: Manifest) -> Release:
     """Return the newest release of what was published."""
-    made = [releases.read(store, name) for name in releases.names(store) if name.startswith(published.snapshot)]
-    for release in sorted(made, key=lambda one: (one.created, one.name), reverse=True):
-        if release.tables.get(PUBLISHED) == published.version:
-            return release
+    if made := releases.of_published(store, published.snapshot, published.version):
+        return made[-1]
     raise UserError(
         f"{store.root}: no release of snapshot {published.snapshot} as it was published last; make it with "
         f"`twhin publish --snapshot {published.snapshot}`"
