@@ -143,3 +143,11 @@ def test_a_later_day_trains_again_where_the_day_before_was_made_anew(folder: Pat
     assert live(later) == []
     releases.promote(later.store, releases.names(later.store)[1], "me", "test")
     assert live(later)[0] == "train"
+
+
+def test_what_was_accepted_in_spite_of_a_check_is_gone_on_from(folder: Path) -> None:
+    run = run_of(folder)
+    run.store.judge(run.store.manifest("raw_edges", SNAPSHOT), Verdict("overruled", "now", by="me", reason="known"))
+    for name in ("held_out", "training_set"):
+        shutil.rmtree(folder / "home" / name)
+    assert live(run) == ["sample", *FROM_TRAIN]

@@ -38,7 +38,8 @@ def decide(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     One that is current already stays so: a decision that was interrupted, or is made again, does not hold it back. One
     that was given up for another release waits for a person.
 
-    Its details say the release, the decision (`promoted` or `held`), the reason and the release that was current.
+    Its details say the release, the decision (`promoted` or `held`), the reason, the headline (the release's filtered
+    MRR, beside the current one's) and the release that was current.
 
     Raises:
         UserError: The snapshot has no release, or another process moves `current`.
