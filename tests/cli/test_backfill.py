@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from twhin_pipeline import pipeline
 from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.lifecycle import nights
 from twhin_pipeline.stages.run import Run
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, locks
 from twhin_pipeline.words import PROMOTION
 
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
@@ -32,7 +33,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     config = make_config(f"{tmp_path}/{{snapshot}}.parquet")
     (tmp_path / "c.yaml").write_text(config.to_yaml())
 
-    def run(*given: object) -> None:
+    def run(*given: object, skip_unchanged: bool = False) -> None:
         *_, store, snapshot, say = given
         pipeline.run_stage(Run(*given[:-1]), pipeline.STAGES["ingest"], say)  # type: ignore[arg-type]
         with store.replace(PROMOTION, snapshot, config_hash="c") as draft:  # type: ignore[attr-defined]
@@ -86,3 +87,15 @@ def test_dates_without_a_snapshot_are_a_mistake_that_names_those_there_are(argum
     assert "no snapshot from 2026-01-01 to 2025-01-03; there are 2025-01-01, " in capsys.readouterr().err
     assert run_arguments(["backfill", *arguments, "--to", "tomorrow"]) == 2
     assert "'tomorrow' must be a date" in capsys.readouterr().err
+
+
+def test_a_second_backfill_of_a_store_is_refused_at_once_and_names_the_first(arguments, capsys, tmp_path):
+    folder = tmp_path / "home" / "nights" / "backfill"
+    folder.mkdir(parents=True)
+    (folder / locks.WRITER).write_text(json.dumps({"process": 4321, "host": "elsewhere", "since": "today"}))
+    with open(folder / locks.LOCK, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run_arguments(["backfill", *arguments]) == 2
+        assert "process 4321 on elsewhere" in capsys.readouterr().err
+    assert not nights.read(Store(str(tmp_path / "home"))).published
+    assert run_arguments(["backfill", *arguments]) == 1  # its second day is held

@@ -81,7 +81,7 @@ def test_edges_cannot_be_generated_like_relations_that_are_yet_to_be_found(found
 
 
 def test_a_run_as_json_prints_nothing_else_on_standard_output(tmp_path, capsys, monkeypatch):
-    def fake(config, config_path, overrides, store, snapshot, say):
+    def fake(config, config_path, overrides, store, snapshot, say, skip_unchanged):
         say("train  1.0 s")
         print("a line of a rank")
         return pipeline.Run(config, config_path, overrides, store, snapshot)

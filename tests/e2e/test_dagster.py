@@ -16,7 +16,7 @@ from patience import wait_for
 from twhin_pipeline.checks import checks
 from twhin_pipeline.config import load_config
 from twhin_pipeline.stages.chain import STAGES
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, releases
 
 DATA = "not key:twhin_model+"
 
@@ -138,6 +138,10 @@ def test_the_chain_ends_with_the_catalog_and_the_model_that_is_registered_after_
         key = dg.AssetCheckKey(dg.AssetKey(table.split("/")), check.name)
         (record,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
         assert record.event.timestamp < event.timestamp
+    promotion = metadata(instance, "promotion")
+    assert (promotion["decision"], promotion["current_before"]) == ("promoted", "nothing")
+    current = releases.current(Store(str(made.store)))
+    assert current is not None and promotion["release"] == current.name
 
 
 def test_progress_of_training_is_in_the_runs_log(made):

@@ -18,6 +18,7 @@ import pytest
 from days import CONFIG, NOW
 
 from twhin_pipeline import load_model, tracking
+from twhin_pipeline.checks import checks
 from twhin_pipeline.config.retention import RetentionConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.evaluate import evaluate
@@ -123,6 +124,15 @@ def versions_of(store: Store) -> set[str]:
         if release.tables["embeddings/user"] in store.versions_of("embeddings/user", release.snapshot):
             found.add(name)
     return found
+
+
+@pytest.mark.parametrize("table", ["held_out/test", "evaluation", "vocabulary/user"])
+def test_tables_that_stay_are_checked_where_the_vocabulary_before_them_is_gone(store: Store, table: str) -> None:
+    made = [days.make(store, day) for day in range(4)]
+    prune(store, releases=1, snapshots=1)
+    first, second = made[1].snapshot, made[2].snapshot
+    assert not store.versions_of("vocabulary/user", first) and store.versions_of("vocabulary/user", second)
+    assert list(checks.results(CONFIG, store, second, table))
 
 
 def test_a_pinned_release_stays_with_the_maps_to_it_until_it_is_unpinned(store: Store) -> None:

@@ -19,6 +19,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages.chain import STAGES, run_stage
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Store, Verdict, releases
+from twhin_pipeline.vectors import compatibility
 from twhin_pipeline.vectors.export import export
 
 
@@ -136,6 +137,30 @@ def test_a_release_maps_its_vectors_into_the_space_of_the_one_before(run, regist
     np.testing.assert_allclose(found, own.get_embedding("item", ids), atol=0.05)  # the same vectors, but for the ridge
     assert found.dtype == np.float32 and not np.array_equal(found, own.get_embedding("item", ids))
     assert mapped.neighbors("item", ids[0], 3) == own.neighbors("item", ids[0], 3)
+
+
+def test_the_release_that_a_consumer_was_trained_on_needs_no_map(run, registered):
+    publish(run)
+    publish(run)
+    current = releases.current(run.store)
+    ids = small_store.ids("item")[:5]
+    own, same = load_model(run.store.root), load_model(run.store.root, compatible_with=current.name)
+    np.testing.assert_array_equal(same.get_embedding("item", ids), own.get_embedding("item", ids))
+    with pytest.raises(UserError, match="unknown release 'neverwas'"):
+        load_model(run.store.root, compatible_with="neverwas")
+
+
+def test_a_later_release_has_no_map_and_the_message_says_where_maps_lead(run, registered):
+    publish(run)
+    publish(run)
+    first, second = (releases.read(run.store, name) for name in releases.names(run.store))
+    with pytest.raises(UserError, match=f"no map leads from release {first.name} to {second.name}"):
+        compatibility.maps_into(run.store, first, second.name)
+    run.store.remove(run.store.path("releases", f"{first.name}.json"))
+    publish(run)
+    last = releases.names(run.store)[-1]
+    with pytest.raises(UserError, match=f"before {second.name} were removed; there are maps into {second.name}"):
+        compatibility.maps_into(run.store, replace(releases.read(run.store, last), name="other"), last)
 
 
 def test_without_maps_a_release_says_so_to_who_asks_for_one(run, registered):

@@ -128,6 +128,14 @@ def test_a_chain_that_broke_off_goes_on_from_the_stage_that_did_not_end(folder: 
     assert live(run_of(folder)) == ["compare", "publish", "decide"]
 
 
+def test_a_run_that_ended_before_its_release_was_written_publishes_again(folder: Path) -> None:
+    home = folder / "home"
+    shutil.rmtree(home / "promotion")
+    shutil.rmtree(home / "releases")
+    assert live(run_of(folder)) == ["publish", "decide"]
+    assert len(releases.history(Store(str(home)))) == 1
+
+
 def test_a_later_day_trains_again_where_the_day_before_was_made_anew(folder: Path) -> None:
     later = run_of(folder, snapshot=NEXT)
     assert live(later) == list(CHAIN) and live(later) == []
@@ -135,3 +143,11 @@ def test_a_later_day_trains_again_where_the_day_before_was_made_anew(folder: Pat
     assert live(later) == []
     releases.promote(later.store, releases.names(later.store)[1], "me", "test")
     assert live(later)[0] == "train"
+
+
+def test_what_was_accepted_in_spite_of_a_check_is_gone_on_from(folder: Path) -> None:
+    run = run_of(folder)
+    run.store.judge(run.store.manifest("raw_edges", SNAPSHOT), Verdict("overruled", "now", by="me", reason="known"))
+    for name in ("held_out", "training_set"):
+        shutil.rmtree(folder / "home" / name)
+    assert live(run) == ["sample", *FROM_TRAIN]

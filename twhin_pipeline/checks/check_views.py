@@ -217,7 +217,8 @@ class _Views:
                 continue
             empty = "'' AS id, 0 AS row, 0 AS degree, '' AS first_snapshot"
             columns = f"{_text(entity)} AS entity, CAST(id AS VARCHAR) AS id, row"
-            files, before_files = self._files(table), self._files_grown_from(table)
+            # Only a vocabulary's own checks compare it with the one before, which retention may have removed since.
+            files, before_files = self._files(table), self._files_grown_from(table) if kind == "vocabulary" else []
             queries.append(
                 f"SELECT {columns}, degree, first_snapshot, {self._or_else(files, 'evicted', 'false')}, "
                 f"{self._or_else(files, 'row_before', 'row')} FROM {self._scan(files, empty)}"
@@ -241,11 +242,11 @@ class _Views:
         return f"{value} AS {column}"
 
     def _files_grown_from(self, table: str) -> list[str]:
-        """Return the files of the earlier vocabulary that this one says it was grown from."""
+        """Return the files of the earlier vocabulary that this one says it was grown from; none where it is gone."""
         now = self._manifest(table)
         for parent, version in now.parents.items() if now else ():
             name, _, at = parent.partition("@")
-            if name == table and at:
+            if name == table and at and version in self.store.versions_of(table, at):
                 return self.store.files_of(self.store.manifest(table, at, version))
         return []
 

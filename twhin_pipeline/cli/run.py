@@ -131,7 +131,7 @@ def backfill_command(
         return in_words(store.manifest(PROMOTION, snapshot).details)
 
     results = []
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with redirect_stdout(sys.stderr) if as_json else nullcontext(), nights.alone(store):
         print(f"configuration {path}, {len(chosen)} snapshots from {chosen[0]} to {chosen[-1]}, store {store.root}")
         known = nights.look(loaded, store, chosen)
         options = {"again": again, "skip_held": skip_held, "stop_when_held": stop_when_held}

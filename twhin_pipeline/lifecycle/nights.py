@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.graph import source
 from twhin_pipeline.lifecycle.decisions import in_words
-from twhin_pipeline.store import releases
+from twhin_pipeline.store import locks, releases
 from twhin_pipeline.words import PROMOTION
 
 if TYPE_CHECKING:
@@ -91,6 +91,17 @@ def read(store: Store) -> Nights:
     attempts = {name: [Attempt(**one) for one in many] for name, many in values["attempts"].items()}
     published = values["published"]  # a list in files of earlier versions
     return Nights(published if isinstance(published, dict) else dict.fromkeys(published, ""), attempts)
+
+
+@contextmanager
+def alone(store: Store) -> Iterator[None]:
+    """Exclude other backfills of a store: each would compare its release with one that the other replaces.
+
+    Raises:
+        UnavailableError: Another process runs one; the message names it.
+    """
+    with locks.writing(store.fs, store.is_local, [store.path(FOLDER, "backfill")], "the chain of snapshots", 0):
+        yield
 
 
 def note(store: Store, snapshot: str, attempt: Attempt) -> None:

@@ -38,7 +38,8 @@ def decide(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     One that is current already stays so: a decision that was interrupted, or is made again, does not hold it back. One
     that was given up for another release waits for a person.
 
-    Its details say the release, the decision (`promoted` or `held`), the reason and the release that was current.
+    Its details say the release, the decision (`promoted` or `held`), the reason, the headline (the release's filtered
+    MRR, beside the current one's) and the release that was current.
 
     Raises:
         UserError: The snapshot has no release, or another process moves `current`.
@@ -115,10 +116,8 @@ def _limit(gate: Gate) -> str:
 
 def _release_of(store: Store, published: Manifest) -> Release:
     """Return the newest release of what was published."""
-    made = [releases.read(store, name) for name in releases.names(store) if name.startswith(published.snapshot)]
-    for release in sorted(made, key=lambda one: (one.created, one.name), reverse=True):
-        if release.tables.get(PUBLISHED) == published.version:
-            return release
+    if made := releases.of_published(store, published.snapshot, published.version):
+        return made[-1]
     raise UserError(
         f"{store.root}: no release of snapshot {published.snapshot} as it was published last; make it with "
         f"`twhin publish --snapshot {published.snapshot}`"

@@ -21,6 +21,7 @@ from typing import Any
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store.draft import code_version
 from twhin_pipeline.store.store import Store
+from twhin_pipeline.words import PUBLISHED
 
 FOLDER, CURRENT, PINNED = "releases", "current", "pinned"
 
@@ -103,6 +104,13 @@ def read(store: Store, name: str) -> Release:
         raise UserError(f"{store.root}: {unknown('release', name, names(store))}") from None
     known = {one.name for one in fields(Release)}
     return Release(**{key: value for key, value in values.items() if key in known})
+
+
+def of_published(store: Store, snapshot: str, version: str) -> list[Release]:
+    """Return the releases of a version of the table `published`, the oldest first."""
+    made = [read(store, name) for name in names(store) if name.startswith(snapshot)]
+    found = [one for one in made if one.tables.get(PUBLISHED) == version]
+    return sorted(found, key=lambda one: (one.created, one.name))
 
 
 def history(store: Store) -> list[Promotion]:

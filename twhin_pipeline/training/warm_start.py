@@ -253,9 +253,10 @@ def _fill(
                 f"{origin}: ids are {theirs.type}, but those of {table.name!r} are {ids.type}; convert them"
             )
         if values.ndim > 1 and values.shape[1] != table.embedding_dim:
+            afresh = f", or train once from the start: `--set {PATH}=null`" if origin == PATH else ""
             raise UserError(
                 f"{origin}: vectors have {values.shape[1]} elements, but embedding_dim of {table.name!r} is "
-                f"{table.embedding_dim}; make them equal"
+                f"{table.embedding_dim}; make them equal{afresh}"
             )
         given = np.flatnonzero(theirs.is_valid().to_numpy(zero_copy_only=False))
         if values.ndim > 1:  # every rank reads all of them in the same order, so the mean is the same

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store, database
-from twhin_pipeline.store.releases import Release, read
+from twhin_pipeline.store.releases import Release, names, read
 from twhin_pipeline.vectors.model_files import vectors_of
 from twhin_pipeline.words import PUBLISHED
 
@@ -188,7 +188,8 @@ def maps_into(store: Store, release: Release, earlier: str) -> dict[str, Array]:
         UserError: The releases before this one do not lead to `earlier`, or a map is missing.
     """
     maps: dict[str, Array] | None = None
-    passed = [release.name]
+    read(store, earlier)  # says so where there is none of that name
+    passed, known = [release.name], set(names(store))
     while release.name != earlier:
         manifest = store.seen_as(None).manifest(PUBLISHED, release.snapshot, release.tables.get(PUBLISHED))
         of_release = store.pinned(manifest)
@@ -200,6 +201,11 @@ def maps_into(store: Store, release: Release, earlier: str) -> dict[str, Array]:
             )
         step = {row["entity"]: _matrix(row) for row in of_release.read(PUBLISHED, release.snapshot).to_pylist()}
         maps = step if maps is None else {name: maps[name] @ step[name] for name in maps if name in step}
+        if base not in known:
+            raise UserError(
+                f"{store.root}: no map leads from release {passed[0]} to {earlier}: the releases before {release.name} "
+                f"were removed; there are maps into {', '.join(passed[1:]) or 'no release'}"
+            )
         release = read(store, base)
         passed.append(base)
     return maps if maps is not None else {}

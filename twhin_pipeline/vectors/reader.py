@@ -360,7 +360,8 @@ def load_model(path: str, snapshot: str | None = None, *, compatible_with: str |
         snapshot: The snapshot, in place of `@YYYY-MM-DD`. Left out: that of the current release; where nothing has been
             published, the newest that has embeddings.
         compatible_with: An earlier release (`twhin releases` lists them). `get_embedding` then returns vectors in its
-            space, for a consumer that was trained on its vectors.
+            space, for a consumer that was trained on its vectors. While that release is the one that is opened, these
+            are its own vectors.
 
     Raises:
         UserError: There are no embeddings there, they are not one whole set, or no map leads to that release.
@@ -390,13 +391,16 @@ def load_model(path: str, snapshot: str | None = None, *, compatible_with: str |
     )
 
 
-def _maps(store: Store, relations: Manifest, earlier: str) -> dict[str, np.ndarray]:
+def _maps(store: Store, relations: Manifest, earlier: str) -> dict[str, np.ndarray] | None:
+    """Return the maps into an earlier release's space, None where these are that release's own vectors."""
     from twhin_pipeline.vectors import compatibility
 
-    for name in reversed(releases.names(store)):
-        release = releases.read(store, name)
-        if release.tables.get(RELATIONS) == relations.version:
-            return compatibility.maps_into(store, release, earlier)
+    made = [releases.read(store, name) for name in releases.names(store)]
+    of_these = [release for release in made if release.tables.get(RELATIONS) == relations.version]
+    if of_these and of_these[-1].name == earlier:
+        return None
+    if of_these:
+        return compatibility.maps_into(store, of_these[-1], earlier)
     raise UserError(
         f"{store.root}: these vectors of {relations.snapshot} are in no release, so no map leads from them to "
         f"{earlier}; publish them (`twhin publish --snapshot {relations.snapshot}`)"
