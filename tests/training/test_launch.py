@@ -269,3 +269,14 @@ def _alive(pid: int) -> bool:
 
 def _wait_for(condition: object, seconds: float = 20) -> str:
     return str(wait_for(condition, seconds, "it happened"))
+
+
+def test_a_signal_that_ends_torchrun_before_a_rank_says_why_is_a_stop_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backfill that someone interrupted was noted as failed, and the next try waited for a quarter of an hour."""
+    source = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    monkeypatch.setattr(launch, "torchrun_command", lambda *given: [sys.executable, "-c", source])
+    store = Store(str(tmp_path / "home"))
+    with pytest.raises(launch.TrainingCancelled, match="stopped by a signal"):
+        launch.run(planted_config(), "unused", [], store, SNAPSHOT, log_dir=str(tmp_path / "logs"))

@@ -222,7 +222,7 @@ def run(
 
     Raises:
         UserError: A rank met a mistake of the user's.
-        TrainingCancelled: A signal came and a checkpoint was written.
+        TrainingCancelled: A signal came; a checkpoint was written where a rank had begun to train.
         TrainingFailed: Anything else, with the failing rank's traceback.
     """
     check_meeting(config)
@@ -250,7 +250,7 @@ def run(
         )  # fmt: skip
         assert process.stdout is not None
         with (
-            _forwarded_signals(process),
+            _forwarded_signals(process) as forwarded,
             (folder / "torchrun.log").open("a+", encoding="utf-8", errors="replace") as log,
         ):
             begin = log.tell()
@@ -262,6 +262,8 @@ def run(
         return
     cause = first_failure(str(folder), ignoring=before, output_of_torchrun=output_of_torchrun)
     if cause is None:
+        if forwarded:  # before a rank could write a checkpoint, or after it had ended
+            raise TrainingCancelled("training was stopped by a signal; the same command trains again")
         last = _last_lines(output_of_torchrun)
         raise TrainingFailed(f"torchrun ended with exit code {code} before any rank failed; its last lines:\n{last}")
     if (mistake := mistake_of(cause)) is not None:
@@ -344,7 +346,8 @@ def _last_lines(text: str, count: int = 30) -> str:
 
 
 @contextmanager
-def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[None]:
+def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[set[int]]:
+    """Pass signals on; yield those that came."""
     sent: set[int] = set()
 
     def forward(number: int, _frame: Any) -> None:
@@ -355,10 +358,10 @@ def _forwarded_signals(process: subprocess.Popen[str]) -> Iterator[None]:
     try:
         previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: signals are the caller's
-        yield
+        yield sent
         return
     try:
-        yield
+        yield sent
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
