@@ -390,6 +390,13 @@ def test_a_model_that_did_not_learn_or_was_cut_short_is_found(broken, name, loss
     assert not checks.run(name, config, store, NOW).passed
 
 
+def test_a_warm_starts_loss_need_not_fall(broken):
+    config, store = broken
+    sizes = {n: store.manifest(f"vocabulary/{n}", NOW).rows for n in ("user", "item")}
+    save_model(store, [1.0, 1.1, 1.2], sizes, DETAILS | {"started_from": [{"snapshot": NOW, "version": "v"}]})
+    assert checks.run("loss_fell", config, store, NOW).passed
+
+
 def test_a_snapshot_made_again_is_compared_with_what_it_was(broken):
     config, store = broken
     rows = store.read("raw_edges", NOW)

@@ -83,3 +83,28 @@ def test_drift_compares_the_newest_release_with_the_one_before(home: str, capsys
     assert run_arguments(["drift", first.name, second.name, "--home", home]) == 0
     shown = capsys.readouterr().out
     assert "user" in shown and f"{1 / 1.25**0.5:.4f}" in shown
+
+
+def test_drift_compares_with_what_consumers_had_and_not_with_a_release_that_waits(
+    home: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, _, third = (made(home, f"2025-01-0{n}", n / 10) for n in (1, 2, 3))
+    run_arguments(["promote", first.name, "--reason", "x", "--home", home])
+    capsys.readouterr()
+    assert run_arguments(["drift", "--home", home, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["before"], found["after"]) == (first.name, third.name)
+
+
+@pytest.mark.parametrize("command", ["promote", "rollback", "pin", "accept"])
+def test_a_decision_without_a_reason_is_refused(home: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    release = made(home, "2025-01-01", 0.1)
+    about = {"accept": ["embeddings/user"], "rollback": []}.get(command, [release.name])
+    assert run_arguments([command, *about, "--reason", " ", "--home", home]) == 2
+    assert "is empty; say why" in capsys.readouterr().err
+    assert releases.history(Store(home)) == [] and releases.pins(Store(home)) == {}
+
+
+def test_a_home_without_a_table_is_no_store_to_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_arguments(["prune", "--home", str(tmp_path / "nowhere"), "--yes"]) == 2
+    assert "it is no store; correct --home" in capsys.readouterr().err

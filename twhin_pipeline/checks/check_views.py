@@ -140,6 +140,7 @@ class _Views:
 
     def _details(self) -> None:
         details = self.store.manifest(self.table, self.snapshot).details
+        self._variable("warm", str(bool(details.get("started_from"))))
         numbers = {k: v for k, v in details.items() if isinstance(v, (int, float)) and math.isfinite(v)}
         rows = [f"({_text(key)}, {float(value)!r}::DOUBLE)" for key, value in numbers.items()]
         self._table("detail", f"SELECT * FROM (VALUES {', '.join([*rows, '(NULL, NULL)'])}) t(key, value) "

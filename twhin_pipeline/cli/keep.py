@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twhin_pipeline.cli.arguments import AsJson, ConfigPath, Home, Overrides, open_store, to_stderr
+from twhin_pipeline.cli.arguments import AsJson, ConfigPath, Home, Overrides, open_store, stated, to_stderr
 
 if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
@@ -34,11 +34,14 @@ def prune_command(
     release and the one before it, pinned releases, and all that these were made from always stay.
     """
     from twhin_pipeline.config.retention import RetentionConfig
+    from twhin_pipeline.errors import UserError
     from twhin_pipeline.lifecycle import removal, retention
     from twhin_pipeline.store import releases
     from twhin_pipeline.views import console, retention_tables
 
     store = open_store(home)
+    if not store.assets() and not releases.names(store):
+        raise UserError(f"{store.root}: has no table and no release, so it is no store; correct --home")
     loaded, origin = _policy(config, overrides, store)
     policy = RetentionConfig() if loaded is None else loaded.retention
     save_dir = None if loaded is None else loaded.training.save_dir
@@ -75,7 +78,7 @@ def _policy(config: str | None, overrides: list[str] | None, store: Store) -> tu
 @commands.command("pin", rich_help_panel="Operate")
 def pin_command(
     release: Release,
-    reason: Annotated[str, typer.Option("--reason", help="Why; stored with the pin.")],
+    reason: Annotated[str, typer.Option("--reason", callback=stated, help="Why; stored with the pin.")],
     home: Home = None,
 ) -> None:
     """Keep a release with all of its tables, whatever the policy of retention says."""

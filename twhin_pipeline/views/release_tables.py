@@ -123,7 +123,7 @@ def pivoted(rows: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def two(store: Store, before: str | None, after: str | None) -> tuple[Release, Release]:
-    """Return the two releases to compare: those named, else the newest and the one before it.
+    """Return the two releases to compare: those named, else the newest and the last one before it that was current.
 
     Raises:
         UserError: There are no two, or none of that name.
@@ -137,7 +137,8 @@ def two(store: Store, before: str | None, after: str | None) -> tuple[Release, R
         older = made[: made.index(later)]
         if not older:
             raise UserError(f"{store.root}: no release before {later.name} to compare it with (`twhin releases`)")
-        before = older[-1].name
+        seen = releases.trusted(store)  # what consumers had; a run that was tried again may have made others
+        before = next((one.name for one in reversed(older) if one.name in seen), older[-1].name)
     return releases.read(store, before), later
 
 
