@@ -144,6 +144,30 @@ def test_the_next_good_release_is_compared_with_the_current_one_and_not_with_the
     assert small.store.manifest("published", SNAPSHOT).details["compatible_with"] == first
 
 
+def test_a_model_that_is_chosen_by_recall_is_compared_by_hits(small) -> None:
+    training = small.config.training.model_copy(update={"selection_metric": "recall@3"})
+    small = replace(small, config=small.config.model_copy(update={"training": training}))
+    publish(train(small, 0.9))
+    decision = publish(train(small, 0.1))
+    assert decision["decision"] == "held" and decision["reason"].startswith("Hits@3 ")
+    rows = {
+        (row["name"], row["metric"]): row["value"]
+        for row in small.store.read("drift", SNAPSHOT).to_pylist()
+        if row["kind"] == "relation"
+    }
+    assert rows["all", "hits@3"] < rows["all", "hits@3_current"] <= 1 and "filtered_mrr" in {key[1] for key in rows}
+    assert challenge.quality_metric(small_store.config(promotion={"metric": "hits@7"})) == "hits@7"
+
+
+def test_hits_are_those_of_tails_and_reciprocal_ranks_the_mean_of_both_sides() -> None:
+    ranks = {"lhs": [np.array([1.0, 2.0]), np.array([4.0, 4.0])], "rhs": [np.array([2.0, 9.0]), np.array([1.0, 1.5])]}
+    new, current = challenge.values(ranks, "filtered_mrr")
+    np.testing.assert_allclose(new, [0.75, (1 / 2 + 1 / 9) / 2])
+    np.testing.assert_allclose(current, [(1 / 4 + 1) / 2, (1 / 4 + 1 / 1.5) / 2])
+    assert [one.tolist() for one in challenge.values(ranks, "hits@2")] == [[1, 0], [1, 1]]
+    assert [one.tolist() for one in challenge.values({"lhs": ranks["lhs"]}, "hits@3")] == [[1, 1], [0, 0]]
+
+
 def test_noise_does_not_decide() -> None:
     rng = np.random.default_rng(0)
     before = rng.random(300)

@@ -37,9 +37,12 @@ class PromotionConfig(Section):
 
     automatic: bool = True
     """Make a release current where it passes every gate. `false`: it waits for `twhin promote`."""
+    metric: Annotated[str, Field(pattern=r"^(auto|filtered_mrr|hits@[1-9]\d*)$")] = "auto"
+    """What is compared on the same held-out edges: `filtered_mrr`, or `hits@20` (the share of tails among the first
+    20). `auto`: Hits at the k of `training.selection_metric`, where that has one, else `filtered_mrr`."""
     largest_loss: float = Field(0.05, ge=0, lt=1)
-    """The share of the current model's mean reciprocal rank by which the new one may be worse on the same held-out
-    edges. A release is held back where it is worse than that beyond chance: the whole confidence interval is below."""
+    """The share of the current model's figure by which the new one may be worse on the same held-out edges.
+    A release is held back where it is worse than that beyond chance: the whole confidence interval is below."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Of that interval, by paired bootstrap over edges."""
     compared_edges: int = Field(20_000, ge=1)

@@ -7,6 +7,7 @@ edges (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993; for ranki
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,19 +26,22 @@ from twhin_pipeline.model.relation_scores import RelationScores, to_tensor
 from twhin_pipeline.store import Store, database, releases
 from twhin_pipeline.store.releases import Release
 from twhin_pipeline.vectors.model_files import ModelTables
-from twhin_pipeline.words import SIDES
+from twhin_pipeline.words import SIDES, Side
 
 Array = np.ndarray[Any, Any]
 RESAMPLES = 2_000
+MRR = "filtered_mrr"
 ALL = "all"
 """What the table calls all relations together."""
 
 
 @dataclass(frozen=True)
 class Challenge:
-    """Filtered mean reciprocal ranks of one relation's edges, or of all of them."""
+    """A figure of one relation's edges, or of all of them, by both models."""
 
     relation: str
+    metric: str
+    """`filtered_mrr`, or `hits@k`: the share of the tails that are among the first k, known ones left out."""
     edges: int
     new: float
     current: float
@@ -91,20 +95,47 @@ def challenge(
             notes.append(f"edges that a model was trained on could not be left out: {'; '.join(seen.unknown)}")
         held_out = held_out.without(con, seen.edges, folder)
         edges = _edges(con, config, held_out, relations, rows)
-        ranks = _reciprocal_ranks(con, config, held_out, edges, scores, rows)
+        ranks = _ranks(con, config, held_out, edges, scores, rows)
     if not ranks:
         notes.append("no held-out edge is between entities that both models have trained")
-    confidence = config.promotion.confidence
-    by_name = {name: ranks[rel] for name, (rel, _) in relations.items() if rel in ranks}
-    if by_name:
-        together = [np.concatenate([of_relation[model] for of_relation in by_name.values()]) for model in (0, 1)]
-        by_name = {ALL: together, **by_name}
-    challenges = [compared(name, new, before, confidence) for name, (new, before) in by_name.items()]
+    challenges = []
+    for metric in dict.fromkeys((MRR, quality_metric(config))):
+        by_name = {name: values(ranks[rel], metric) for name, (rel, _) in relations.items() if rel in ranks}
+        if by_name:
+            together = [np.concatenate([of_relation[model] for of_relation in by_name.values()]) for model in (0, 1)]
+            by_name = {ALL: together, **by_name}
+        confidence = config.promotion.confidence
+        challenges += [compared(name, new, before, confidence, metric) for name, (new, before) in by_name.items()]
     return Outcome(challenges, notes, len(seen))
 
 
-def compared(relation: str, new: Array, current: Array, confidence: float) -> Challenge:
-    """Compare two models' reciprocal ranks of the same edges, float `[E]` each.
+def quality_metric(config: TwhinConfig) -> str:
+    """Return the metric by which releases are compared: that of `promotion.metric`, else as the model is chosen.
+
+    A model that is chosen by Recall, NDCG or Hits at k is compared by Hits at k, any other by MRR.
+    """
+    if config.promotion.metric != "auto":
+        return config.promotion.metric
+    chosen = re.fullmatch(r"(?:filtered_hits|recall|ndcg)@(\d+)", config.training.selection_metric)
+    return MRR if chosen is None else f"hits@{chosen[1]}"
+
+
+def values(ranks: Mapping[Side, list[Array]], metric: str) -> list[Array]:
+    """Return a figure for each edge, float `[E]` for each model, from its filtered ranks by side.
+
+    `filtered_mrr`: the mean of its reciprocal ranks. `hits@k`: whether its tail is among the first k; its head, where
+    only heads are searched for.
+    """
+    if metric == MRR:
+        return [np.mean([1 / of_side[model] for of_side in ranks.values()], axis=0) for model in (0, 1)]
+    k = int(metric.removeprefix("hits@"))
+    searched = ranks.get("rhs", ranks.get("lhs"))
+    assert searched is not None
+    return [(searched[model] <= k).astype(np.float64) for model in (0, 1)]
+
+
+def compared(relation: str, new: Array, current: Array, confidence: float, metric: str = MRR) -> Challenge:
+    """Compare two models' figures of the same edges, float `[E]` each.
 
     The interval is the percentiles of `RESAMPLES` resamples of the edges, each resample the same for both.
     """
@@ -121,7 +152,7 @@ def compared(relation: str, new: Array, current: Array, confidence: float) -> Ch
         )  # fmt: skip
         low, high = (float(end) for end in result.confidence_interval)
     return Challenge(
-        relation, len(new), float(new.mean()), float(current.mean()), float(change(new, current)), low, high
+        relation, metric, len(new), float(new.mean()), float(current.mean()), float(change(new, current)), low, high
     )
 
 
@@ -206,16 +237,16 @@ def _contains(ordered: Array, values: Array) -> Array:
     return ordered[place] == values
 
 
-def _reciprocal_ranks(
+def _ranks(
     con: duckdb.DuckDBPyConnection,
     config: TwhinConfig,
     held_out: HeldOut,
     edges: Mapping[int, Edges],
     scores: Mapping[int, list[RelationScores]],
     rows: Mapping[str, tuple[Array, Array]],
-) -> dict[int, list[Array]]:
-    """Return both models' filtered reciprocal ranks by relation, float `[E]`: the mean of the corrupted sides."""
-    sums: dict[int, list[list[Array]]] = {number: [] for number in edges}
+) -> dict[int, dict[Side, list[Array]]]:
+    """Return both models' filtered ranks by relation and corrupted side, float `[E]` each."""
+    found: dict[int, dict[Side, list[Array]]] = {number: {} for number in edges}
     for side in SIDES:
         asked = {
             number: one
@@ -228,12 +259,8 @@ def _reciprocal_ranks(
             candidates = _candidates(config, scores[number][0].num_entities(side), rows[entity][0])
             questions = Questions.of(side, one, candidates, [known[number]])
             ranked = [questions.rank(model, config.evaluation.block_size)[1].ranks for model in scores[number]]
-            sums[number].append([1 / ranks for ranks in ranked])
-    return {
-        number: [np.mean([of_side[model] for of_side in by_side], axis=0) for model in (0, 1)]
-        for number, by_side in sums.items()
-        if by_side
-    }
+            found[number][side] = ranked
+    return {number: by_side for number, by_side in found.items() if by_side}
 
 
 def _candidates(config: TwhinConfig, size: int, rows: Array) -> CandidateSet:

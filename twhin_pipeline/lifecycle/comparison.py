@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.lifecycle.challenge import ALL, Outcome, challenge
+from twhin_pipeline.lifecycle.challenge import ALL, MRR, Outcome, challenge, quality_metric
 from twhin_pipeline.lifecycle.drift import Drift, drift
 from twhin_pipeline.store import Manifest, Store, database, releases
 from twhin_pipeline.store.releases import Release
@@ -66,6 +66,7 @@ def _beside(
     details = {
         "edges": next((one.edges for one in outcome.challenges if one.relation == ALL), 0),
         "edges_left_out": outcome.left_out,
+        "metric": quality_metric(config),
         "lacks": lacks(store, current, new),
         "notes": outcome.notes,
     }
@@ -75,10 +76,11 @@ def _beside(
 def _of_relations(outcome: Outcome) -> Iterator[dict[str, Any]]:
     for one in outcome.challenges:
         about = {"kind": RELATION, "name": one.relation}
-        yield about | {"metric": "edges", "value": float(one.edges)}
-        yield about | {"metric": "filtered_mrr", "value": one.new}
-        yield about | {"metric": "filtered_mrr_current", "value": one.current}
-        yield about | {"metric": "filtered_mrr_change", "value": one.change, "low": one.low, "high": one.high}
+        if one.metric == MRR:
+            yield about | {"metric": "edges", "value": float(one.edges)}
+        yield about | {"metric": one.metric, "value": one.new}
+        yield about | {"metric": f"{one.metric}_current", "value": one.current}
+        yield about | {"metric": f"{one.metric}_change", "value": one.change, "low": one.low, "high": one.high}
 
 
 def _of_entities(moved: list[Drift]) -> Iterator[dict[str, Any]]:

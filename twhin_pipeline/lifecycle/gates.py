@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twhin_pipeline.config.promotion import PromotionConfig
-from twhin_pipeline.lifecycle.challenge import ALL
+from twhin_pipeline.lifecycle.challenge import ALL, MRR
 from twhin_pipeline.lifecycle.comparison import ENTITY, RELATION, K
 from twhin_pipeline.store.releases import Release
 
@@ -75,15 +75,17 @@ def _of_whole(details: Mapping[str, Any], current: Release, snapshot: str) -> It
 
 
 def _of_quality(options: PromotionConfig, rows: Values, details: Mapping[str, Any]) -> Iterator[Gate]:
-    change = rows.get((RELATION, ALL, "filtered_mrr_change"))
+    metric = details.get("metric", MRR)
+    change = rows.get((RELATION, ALL, f"{metric}_change"))
     if change is None or change["value"] is None or change["high"] is None or change["low"] is None:
         yield Gate("quality", ALL, True, None, -options.largest_loss, "no held-out edge that both models could rank")
         return
-    new, before = (rows[RELATION, ALL, name]["value"] for name in ("filtered_mrr", "filtered_mrr_current"))
+    new, before = (rows[RELATION, ALL, name]["value"] for name in (metric, f"{metric}_current"))
     passed = change["high"] >= -options.largest_loss
+    name = "filtered MRR" if metric == MRR else metric.capitalize()
     yield Gate(
         "quality", ALL, passed, change["value"], -options.largest_loss,
-        f"filtered MRR {new:.4f} beside {before:.4f} of the current release on the same {details.get('edges', 0):,} "
+        f"{name} {new:.4f} beside {before:.4f} of the current release on the same {details.get('edges', 0):,} "
         f"edges: {change['value']:+.1%} ({options.confidence:.0%} interval {change['low']:+.1%} to "
         f"{change['high']:+.1%})",
     )  # fmt: skip
