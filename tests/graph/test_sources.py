@@ -502,7 +502,7 @@ def test_the_bundled_example_is_found_from_anywhere(tmp_path):
 def test_the_example_of_the_documentation_is_read_as_it_is(tmp_path):
     """The YAML of docs/how-to/bring-data.md, beside files of the columns that it names."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "bring-data.md").read_text()
-    (example,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (example,) = (one for one in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if one.startswith("sources:"))
     listed = [{"name": name, "lhs": "user", "rhs": "item"} for name in ("view", "cart", "buy", "rated")]
     model = make_config("unused", model={"relations": [*listed, RELATIONS[0]]}).model.model_dump(mode="json")
     file = write_yaml(tmp_path / "c.yaml", **yaml.safe_load(example), model=model)

@@ -83,6 +83,8 @@ def test_a_type_with_fewer_kept_ids_than_dimensions_has_no_map(store: Store) -> 
 
 
 def test_a_release_that_no_map_leads_to_is_named_with_those_that_one_does(store: Store) -> None:
-    first, second = publish(store, DAYS[0], vectors()), publish(store, DAYS[1], vectors(seed=1))
-    with pytest.raises(UserError, match=rf"no map leads from release {second.name} to none.*into {first.name}"):
+    first, second, third = (publish(store, day, vectors(seed=seed)) for seed, day in enumerate(DAYS))
+    with pytest.raises(UserError, match=rf"no map leads from release {second.name} to {third.name}.*into {first.name}"):
+        compatibility.maps_into(store, second, third.name)
+    with pytest.raises(UserError, match=f"unknown release 'none'.*{first.name}"):
         compatibility.maps_into(store, second, "none")
