@@ -5,6 +5,7 @@ What belongs here: the two jobs, their launchpads and what their runs show. What
 https://docs.dagster.io/guides/build/jobs
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -17,6 +18,8 @@ from .metadata import table
 if TYPE_CHECKING:
     from twhin_pipeline.store import Store
     from twhin_pipeline.store.releases import Release
+
+    Move = Callable[[Store, str], tuple[Release, str | None]]
 
 FIRST = {"dagster/priority": "10"}
 """Before the other runs in the queue."""
@@ -43,32 +46,27 @@ class RollbackConfig(dg.Config):
 def promote_release(context: dg.OpExecutionContext, config: PromoteConfig, store: StoreResource) -> None:
     """Promote, and show on the run's page what that changed."""
     from twhin_pipeline.lifecycle import promotion
-    from twhin_pipeline.store import releases
 
-    with mistakes():
-        tables = store.open()
-        before = releases.current(tables)
-        release, note = promotion.promote(tables, config.release, _by(context), config.reason)
-        _show(context, tables, before, release, note)
+    _move(context, store, lambda tables, by: promotion.promote(tables, config.release, by, config.reason))
 
 
 @dg.op(description="Goes back to a release that was current before; MLflow's alias `champion` follows.")
 def roll_back(context: dg.OpExecutionContext, config: RollbackConfig, store: StoreResource) -> None:
     """Go back, and show on the run's page what that changed."""
     from twhin_pipeline.lifecycle import promotion
+
+    _move(context, store, lambda tables, by: promotion.rollback(tables, config.release, by, config.reason))
+
+
+def _move(context: dg.OpExecutionContext, store: StoreResource, move: "Move") -> None:
+    """Move `current` in the name of this run, and show it."""
     from twhin_pipeline.store import releases
 
     with mistakes():
         tables = store.open()
         before = releases.current(tables)
-        release, note = promotion.rollback(tables, config.release, _by(context), config.reason)
+        release, note = move(tables, f"{releases.user()}, Dagster run {context.run.run_id}")
         _show(context, tables, before, release, note)
-
-
-def _by(context: dg.OpExecutionContext) -> str:
-    from twhin_pipeline.store import releases
-
-    return f"{releases.user()}, Dagster run {context.run.run_id}"
 
 
 def _show(

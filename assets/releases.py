@@ -50,7 +50,9 @@ def drift_page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
     shown: dict[str, Any] = {"compared_with": manifest.details["compared_with"] or "nothing: no release is current yet"}
     types, relations = pivoted(rows, ENTITY), pivoted(rows, RELATION)
     for row in relations[:1]:
-        shown |= {name: rounded(row[name]) for name in ("filtered_mrr_change", "filtered_mrr") if name in row}
+        chief = manifest.details.get("metric", "filtered_mrr")  # by which the gate decides
+        names = dict.fromkeys((f"{chief}_change", chief, "filtered_mrr_change", "filtered_mrr"))
+        shown |= {name: rounded(row[name]) for name in names if name in row}
     for name in ("neighbors@10", "consumer_loss_mapped", "new_share", "departed_share"):
         shown |= {f"{name} of {row['name']}": rounded(row[name]) for row in types if name in row}
     if types:

@@ -309,3 +309,9 @@ def test_what_the_current_release_has_and_the_new_one_lacks_is_named(tmp_path) -
     assert comparison.lacks(store, before, after) == [
         "no table embeddings/shop", "no relation buys", "16 dimensions, before 8"
     ]  # fmt: skip
+
+
+def test_a_comparison_that_failed_says_so_in_the_gate() -> None:
+    details = {"compared_with": "old", "notes": ["old cannot be compared with: a table is gone"]}
+    found = {gate.name: gate for gate in gates.gates(PromotionConfig(), {}, details, CURRENT, "2024-01-02")}
+    assert found["quality"].passed and found["quality"].text == "old cannot be compared with: a table is gone"

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.store import Manifest, Verdict
+from twhin_pipeline.store import Manifest, Verdict, releases
 from twhin_pipeline.words import REPEATS
 
 if TYPE_CHECKING:
@@ -217,8 +217,9 @@ def accept(store: Store, table: str, snapshot: str, by: str, reason: str) -> Man
     """Accept the newest version of a table in spite of its failed checks; who did and why is stored with it.
 
     Raises:
-        UserError: There is no version, it has not been checked, or no check of it failed.
+        UserError: The reason is empty, there is no version, it has not been checked, or no check of it failed.
     """
+    releases.stated(reason)
     manifest = store.newest(table, snapshot) or store.manifest(table, snapshot)
     verdict = store.verdict(table, snapshot, manifest.version)
     if verdict is None:

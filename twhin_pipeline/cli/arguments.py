@@ -61,13 +61,6 @@ def read_config(path: str | None, overrides: list[str] | None, store: Store | No
     return load_config(file, overrides or ()), file
 
 
-def stated(reason: str) -> str:
-    """Return a reason that someone gives for a decision. Raises typer.BadParameter where it says nothing."""
-    if not reason.strip():
-        raise typer.BadParameter("is empty; say why, as it is stored with the decision")
-    return reason
-
-
 def open_store(home: str | None) -> Store:
     """Return the store. Raises UserError where `home` is no folder or URL of one."""
     from twhin_pipeline.store import Store

@@ -15,7 +15,6 @@ from twhin_pipeline.cli.arguments import (
     newest_made,
     open_store,
     read_config,
-    stated,
 )
 from twhin_pipeline.errors import UserError
 
@@ -64,9 +63,7 @@ def check_command(
 @commands.command("accept", rich_help_panel="Run")
 def accept_command(
     table: Annotated[str, typer.Argument(help="The table whose newest version failed a check, such as raw_edges.")],
-    reason: Annotated[
-        str, typer.Option("--reason", callback=stated, help="Why it is good enough; stored with the version.")
-    ],
+    reason: Annotated[str, typer.Option("--reason", help="Why it is good enough; stored with the version.")],
     snapshot: Snapshot = None,
     home: Home = None,
 ) -> None:

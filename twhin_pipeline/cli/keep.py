@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twhin_pipeline.cli.arguments import AsJson, ConfigPath, Home, Overrides, open_store, stated, to_stderr
+from twhin_pipeline.cli.arguments import AsJson, ConfigPath, Home, Overrides, open_store, to_stderr
 
 if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
@@ -78,7 +78,7 @@ def _policy(config: str | None, overrides: list[str] | None, store: Store) -> tu
 @commands.command("pin", rich_help_panel="Operate")
 def pin_command(
     release: Release,
-    reason: Annotated[str, typer.Option("--reason", callback=stated, help="Why; stored with the pin.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; stored with the pin.")],
     home: Home = None,
 ) -> None:
     """Keep a release with all of its tables, whatever the policy of retention says."""

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twhin_pipeline.cli.arguments import AsJson, Home, open_store, stated, to_stderr
+from twhin_pipeline.cli.arguments import AsJson, Home, open_store, to_stderr
 
 if TYPE_CHECKING:
     from twhin_pipeline.store.releases import Release
 
 commands = typer.Typer()
-Reason = Annotated[str, typer.Option("--reason", callback=stated, help="Why; stored with the move.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; stored with the move.")]
 
 
 @commands.command("releases", rich_help_panel="Look")

@@ -37,7 +37,7 @@ def compare(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     """Write the table `drift` of a snapshot and return its manifest.
 
     Raises:
-        UserError: A table of the snapshot, or of the current release, is missing.
+        UserError: A table of the snapshot is missing.
     """
     vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
     parents = store.versions(snapshot, ["twhin_model", "held_out/test", "training_set/positives", *vectors])

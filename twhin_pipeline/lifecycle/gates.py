@@ -78,7 +78,8 @@ def _of_quality(options: PromotionConfig, rows: Values, details: Mapping[str, An
     metric = details.get("metric", MRR)
     change = rows.get((RELATION, ALL, f"{metric}_change"))
     if change is None or change["value"] is None or change["high"] is None or change["low"] is None:
-        yield Gate("quality", ALL, True, None, -options.largest_loss, "no held-out edge that both models could rank")
+        text = "; ".join(details.get("notes", [])) or "no held-out edge that both models could rank"
+        yield Gate("quality", ALL, True, None, -options.largest_loss, text)
         return
     new, before = (rows[RELATION, ALL, name]["value"] for name in (metric, f"{metric}_current"))
     passed = change["high"] >= -options.largest_loss

@@ -163,6 +163,7 @@ def rollback(store: Store, name: str | None, by: str, reason: str) -> tuple[Rele
     Raises:
         UserError: The release was never current, or there is none to go back to.
     """
+    releases.stated(reason)
     name = name or before_current(store)
     if name not in {move.release for move in releases.history(store)}:
         releases.read(store, name)  # says so where there is none of that name

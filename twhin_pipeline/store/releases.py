@@ -140,12 +140,21 @@ def current(store: Store) -> Release | None:
     return read(store, moves[-1].release) if moves else None
 
 
+def stated(reason: str) -> str:
+    """Return why someone decides. Raises UserError where it says nothing."""
+    if not reason.strip():
+        raise UserError("the reason is empty; say why, as it is stored with the decision")
+    return reason
+
+
 def promote(store: Store, name: str, by: str, reason: str) -> Release:
     """Make a release the current one, and record it; a release that was current before is rolled back to so.
 
     Raises:
-        UserError: There is no such release, one of its tables is gone, or another process moves `current`.
+        UserError: The reason is empty, there is no such release, one of its tables is gone, or another process moves
+            `current`.
     """
+    stated(reason)
     release = read(store, name)
     base = store.seen_as(None)
     for asset, version in release.tables.items():
@@ -162,8 +171,9 @@ def pin(store: Store, name: str, by: str, reason: str) -> Promotion:
     """Keep a release, with its tables, whatever the policy of retention says; return the record.
 
     Raises:
-        UserError: There is no such release, or one of its tables is gone.
+        UserError: The reason is empty, there is no such release, or one of its tables is gone.
     """
+    stated(reason)
     release = read(store, name)
     base = store.seen_as(None)
     for asset, version in release.tables.items():
