@@ -26,6 +26,13 @@ EXTRA_OF = {
     "optuna": "train",
     "dagster": "dagster",
     "matplotlib": "dagster",
+    "safetensors": "reader",
+    "faiss": "index",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "psycopg": "postgres",
+    "umap": "map",
     "deltalake": "delta",
     "pyiceberg": "iceberg",
 }
