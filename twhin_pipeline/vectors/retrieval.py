@@ -60,7 +60,7 @@ class ExactSearch:
             vectors: The rows, not prepared, float32 `[N, D]`; may be mapped from a file.
             allowed: The rows that may be returned, bool `[N]`; None: all.
         """
-        self.comparator, self.vectors = comparator, vectors
+        self.comparator, self.vectors = comparator, to_tensor(vectors)
         self.barred = np.zeros(0, np.int64) if allowed is None else np.flatnonzero(~allowed)
 
     def search(self, queries: np.ndarray, k: int, left_out: RowPairs | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -77,14 +77,14 @@ class ExactSearch:
         rows, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         if not len(self.vectors):
             return rows, scores
-        threads = torch.get_num_threads()
+        threads, of_queries = torch.get_num_threads(), to_tensor(queries)
         blocks = range(0, len(queries), QUERIES)
         # Few queries are compared with parts of the table at a time, many with all of it.
         parts = _parts(len(self.vectors), 1 if len(blocks) >= threads else threads)
 
         def search(start: int, part: range) -> Found:
             pairs = None if left_out is None else left_out.of(start, start + QUERIES).by_row()
-            return self._block(to_tensor(queries[start : start + QUERIES]), k, pairs, part)
+            return self._block(of_queries[start : start + QUERIES], k, pairs, part)
 
         for start, found in zip(blocks, _each(search, [(b, parts) for b in blocks], threads), strict=True):
             best, place = _merged(found, k)
@@ -112,7 +112,7 @@ class ExactSearch:
 
     def _tile(self, queries: torch.Tensor, first: int, last: int, left_out: RowPairs | None) -> torch.Tensor:
         """Return the scores of the rows from `first` to before `last`; minus infinity where one may not be returned."""
-        vectors = self.comparator.prepare(to_tensor(self.vectors[first:last]))
+        vectors = self.comparator.prepare(self.vectors[first:last])
         scores = self.comparator.compare(queries, vectors)
         begin, end = np.searchsorted(self.barred, (first, last))
         if end > begin:
