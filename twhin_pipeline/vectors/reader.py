@@ -25,6 +25,7 @@ from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Manifest, Store, releases
 from twhin_pipeline.vectors.chosen import Chosen, New
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId, as_list
+from twhin_pipeline.vectors.interests import Interests
 from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of, vectors_array
 from twhin_pipeline.vectors.recommendation import all_known_tails, known_tails
 from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
@@ -32,6 +33,7 @@ from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
 if TYPE_CHECKING:
     import torch
 
+    from twhin_pipeline.vectors.mixture import Mixture
     from twhin_pipeline.vectors.retrieval import Searcher
     from twhin_pipeline.vectors.scoring import EdgeScores
 
@@ -86,6 +88,7 @@ class TwhinEmbeddings:
         self.maps = maps
         self.dim = model_config.embedding_dim
         self._known_tails: dict[tuple[str, ...], RowLists] = {}
+        self._mixtures: dict[tuple[int, Interests], Mixture] = {}
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items())
@@ -396,6 +399,7 @@ class TwhinEmbeddings:
         untrained: bool = False,
         missing: Missing = "error",
         edges: Any = None,
+        interests: Interests | None = None,
     ) -> pa.RecordBatchReader: ...
 
     def recommend(
@@ -409,6 +413,7 @@ class TwhinEmbeddings:
         untrained: bool = False,
         missing: Missing = "error",
         edges: Any = None,
+        interests: Interests | None = None,
     ) -> list[tuple[Any, float]] | pa.RecordBatchReader:
         """Return the k best new tails for one head, for many, or for all, best first, by exact search.
 
@@ -428,6 +433,8 @@ class TwhinEmbeddings:
             untrained: Do not leave out tails that no training edge has, nor, of all heads, such heads.
             missing: What happens to heads that have no vector, as in `get_embedding`.
             edges: For `missing="infer"`, as in `get_embedding`. They count as known.
+            interests: Search by several vectors a head, one for each kind of tail that it engaged with, in place of its
+                own ([many interests](../how-to/retrieve.md#many-interests)). What it engaged with are its known edges.
 
         Returns:
             Of one head a list of (id, score); the score is the model's, as of `candidates`. Else a stream of Arrow
@@ -459,10 +466,39 @@ class TwhinEmbeddings:
             queries = self._scores.queries(number, chosen.vectors(part))
             return best_rows(searcher, queries, k, left_out(part))
 
+        if interests is not None:
+            mixture = self._mixture(number, interests)
+
+            def search(part: slice) -> tuple[np.ndarray, np.ndarray]:
+                rows = chosen.rows[part]
+                engaged = [mixture.engaged.pairs(rows)]
+                if chosen.new is not None:
+                    engaged.append(chosen.new.heads_of([number], part, len(rows)))
+                vectors = chosen.vectors(part)
+                own = chosen.themselves(part)
+                return mixture.search(searcher, vectors, own, RowPairs.joined(engaged), k, left_out(part))
+
         if chosen.one:
             rows, scores = search(slice(0, 1))
             return self._pairs(right, rows[0], scores[0])
         return self._answer(chosen, tails, k, search, ("lhs", "rhs", "score"))
+
+    def _mixture(self, number: int, interests: Interests) -> Mixture:
+        """Return the clusters of a relation's tails; they are made at the first call, and kept."""
+        key = (number, interests)
+        if key not in self._mixtures:
+            from twhin_pipeline.vectors.mixture import Mixture
+
+            relation = self.config.relations[number]
+            heads, tails = self._table(relation.lhs), self._table(relation.rhs)
+            engaged = self._lists([relation.name], heads, tails)
+            if engaged is None:
+                raise UserError(
+                    f"interests need what heads engaged with, and there is no table raw_edges of {self.snapshot}; "
+                    f"make it with `twhin ingest --snapshot {self.snapshot}`"
+                )
+            self._mixtures[key] = Mixture(interests, self._scores, number, heads, tails, engaged)
+        return self._mixtures[key]
 
     def _searcher(self, entity: str, allowed: np.ndarray | None) -> Searcher:
         """Return what finds an entity type's best rows: the one place where it is chosen. Here it is exact search.
@@ -519,23 +555,26 @@ class TwhinEmbeddings:
 
     def _known(self, names: list[str], chosen: Chosen, tails: EntityTable) -> Callable[[np.ndarray], RowPairs] | None:
         """Return the function from heads' rows to their known tails; None, with a warning, where there are no edges."""
-        key = tuple(names)
-        if key in self._known_tails:
-            return self._known_tails[key].pairs
-        if self.store is not None and chosen.one:
+        if self.store is not None and chosen.one and tuple(names) not in self._known_tails:
             row = chosen.rows
             found = known_tails(self.store, self.snapshot, names, chosen.table.ids(row)[0]) if row[0] >= 0 else set()
             if found is not None:
                 rows = tails.find(list(found))
                 pairs = RowPairs(np.zeros(int((rows >= 0).sum()), np.int64), rows[rows >= 0])
                 return lambda _: pairs
-        elif self.store is not None:
-            lists = all_known_tails(self.store, self.snapshot, names, chosen.table, tails)
-            if lists is not None:
-                self._known_tails[key] = lists
-                return lists.pairs
+        elif (lists := self._lists(names, chosen.table, tails)) is not None:
+            return lists.pairs
         warnings.warn(f"there is no table raw_edges of {self.snapshot}, so known edges are not left out", stacklevel=4)
         return None
+
+    def _lists(self, names: list[str], heads: EntityTable, tails: EntityTable) -> RowLists | None:
+        """Return every head's tails by some relations, read once; None where there are no edges."""
+        key = tuple(names)
+        if key not in self._known_tails and self.store is not None:
+            lists = all_known_tails(self.store, self.snapshot, names, heads, tails)
+            if lists is not None:
+                self._known_tails[key] = lists
+        return self._known_tails.get(key)
 
     def _warn_untrained(self, entity: str, chosen: Chosen, trained: np.ndarray) -> None:
         rows = chosen.rows[chosen.rows >= 0]
