@@ -109,7 +109,7 @@ def test_the_commands_of_the_pages_run_after_the_first_run(shop):
     tutorial = commands((DOCS / "tutorial.md").read_text())
     assert [line for line in tutorial if line in first] == first
     pages = [tutorial] + [
-        commands((DOCS / page).read_text()) for page in ("index.md", "how-to/use-the-vectors.md", "reference/tables.md")
+        commands((DOCS / page).read_text()) for page in ("index.md", "how-to/use-the-vectors.md", "how-to/retrieve.md", "reference/tables.md")
     ]
     for line in (line for page in pages for line in page):
         assert shop.run(line).strip(), line
@@ -118,7 +118,7 @@ def test_the_commands_of_the_pages_run_after_the_first_run(shop):
 
 def test_the_python_of_the_pages_runs_after_the_first_run(shop):
     blocks = [python(section("Your first run"))]
-    blocks += [python((DOCS / page).read_text()) for page in ("how-to/use-the-vectors.md", "tutorial.md")]
+    blocks += [python((DOCS / page).read_text()) for page in ("how-to/use-the-vectors.md", "how-to/retrieve.md", "tutorial.md")]
     assert all(blocks)
     printed = shop.execute([sys.executable, "-c", "\n".join(blocks)])
     assert len(re.findall(r"^SKU-\d+ -?[\d.]+$", printed, re.MULTILINE)) == 5
