@@ -160,6 +160,8 @@ def test_tails_that_are_excluded_for_all_or_for_one_head_are_left_out(model):
 def test_the_edges_are_read_once_for_all_calls_with_several_heads(model, monkeypatch):
     model._known_tails.clear()
     first = model.recommend("likes", k=3).read_all()
+    model._known_tails.clear()
+    model.load_known("likes")
 
     def read(*_: Any, **__: Any) -> None:
         raise AssertionError("raw_edges was read again")
@@ -191,6 +193,8 @@ def test_skipped_ids_are_told_by_a_mask(store):
     assert list(answers(model.recommend("likes", ["nobody", USERS[0]], 2, missing="skip"))) == [USERS[0]]
     with pytest.raises(UserError, match="ask `has` for one"):
         model.get_embedding("item", 7, missing="skip")
+    with pytest.raises(UserError, match="`batches` streams all vectors"):
+        model.get_embedding("item", None)
     with pytest.raises(UserError, match="missing must be 'error', 'skip' or 'infer', got 'drop'"):
         model.get_embedding("item", [7], missing="drop")  # type: ignore[call-overload]
 

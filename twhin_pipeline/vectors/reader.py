@@ -155,6 +155,8 @@ class TwhinEmbeddings:
             KeyError: The entity type or an id is unknown; the message names the nearest known ones.
             UserError: The type has no map into that space, an id has no edges, or `skip` is asked of a single id.
         """
+        if ids is None:
+            raise UserError("get_embedding takes ids; `batches` streams all vectors of an entity type")
         chosen = self._choose(entity, ids, missing, edges)
         vectors = self._mapped(entity, chosen.vectors(slice(None)))
         if chosen.found is not None:
@@ -266,7 +268,14 @@ class TwhinEmbeddings:
 
     @overload
     def neighbors(
-        self, entity: str, ids: str | int, k: int = 10, *, untrained: bool = False
+        self,
+        entity: str,
+        ids: str | int,
+        k: int = 10,
+        *,
+        untrained: bool = False,
+        missing: Missing = "error",
+        edges: Any = None,
     ) -> list[tuple[Any, float]]: ...
 
     @overload
@@ -385,6 +394,9 @@ class TwhinEmbeddings:
         exclude: Any = None,
         *,
         untrained: bool = False,
+        missing: Missing = "error",
+        edges: Any = None,
+        interests: Interests | None = None,
     ) -> list[tuple[Any, float]]: ...
 
     @overload
@@ -481,7 +493,25 @@ class TwhinEmbeddings:
         if chosen.one:
             rows, scores = search(slice(0, 1))
             return self._pairs(right, rows[0], scores[0])
-        return self._answer(chosen, tails, k, search, ("lhs", "rhs", "score"))
+        # What neighbors engaged with is in memory too, for all heads of a batch.
+        heads = HEADS_AT_ONCE if interests is None else HEADS_AT_ONCE // 8
+        return self._answer(chosen, tails, k, search, ("lhs", "rhs", "score"), heads)
+
+    def load_known(self, relation: str | None, which: Literal[True, "any"] = True) -> None:
+        """Read the edges that `recommend` leaves out, so that no later call waits for them: for a service.
+
+        Without it the first call for several heads does so. Where the snapshot has no edges, nothing happens.
+
+        Args:
+            relation: The relation's name; may be None where the model has only one.
+            which: As `exclude_known` of `recommend`.
+
+        Raises:
+            KeyError: The relation is unknown.
+            UserError: The relation is None where there are several.
+        """
+        number, left, right = self._relation(relation)
+        self._lists(self._names(number, which), self._table(left), self._table(right))
 
     def _mixture(self, number: int, interests: Interests) -> Mixture:
         """Return the clusters of a relation's tails; they are made at the first call, and kept."""
@@ -529,10 +559,7 @@ class TwhinEmbeddings:
         if exclude_known not in (True, False, "any"):
             raise UserError(f"exclude_known must be True, False or 'any', got {exclude_known!r}")
         relation = self.config.relations[number]
-        names = [relation.name]
-        if exclude_known == "any":
-            pair = (relation.lhs, relation.rhs)
-            names = [one.name for one in self.config.relations if (one.lhs, one.rhs) == pair]
+        names = self._names(number, exclude_known)
         known = self._known(names, chosen, tails) if exclude_known else None
         excluded = {} if each is None else _by_row(each, chosen, tails)
 
@@ -552,6 +579,13 @@ class TwhinEmbeddings:
             return RowPairs.joined(parts)
 
         return left_out
+
+    def _names(self, number: int, which: bool | Literal["any"]) -> list[str]:
+        """Return the relations whose tails are known ones of a relation."""
+        chosen = self.config.relations[number]
+        if which != "any":
+            return [chosen.name]
+        return [one.name for one in self.config.relations if (one.lhs, one.rhs) == (chosen.lhs, chosen.rhs)]
 
     def _known(self, names: list[str], chosen: Chosen, tails: EntityTable) -> Callable[[np.ndarray], RowPairs] | None:
         """Return the function from heads' rows to their known tails; None, with a warning, where there are no edges."""
@@ -600,6 +634,7 @@ class TwhinEmbeddings:
         k: int,
         search: Callable[[slice], tuple[np.ndarray, np.ndarray]],
         names: tuple[str, str, str],
+        heads: int = HEADS_AT_ONCE,
     ) -> Any:
         """Return what `search` finds in `table` for the chosen entities, as a stream of batches, or one's as a list."""
         if chosen.one:
@@ -615,7 +650,7 @@ class TwhinEmbeddings:
         )
 
         def batches() -> Iterator[pa.RecordBatch]:
-            size = max(1, min(HEADS_AT_ONCE, ROWS_AT_ONCE // max(k, 1)))
+            size = max(1, min(heads, ROWS_AT_ONCE // max(k, 1)))
             for start in range(0, len(chosen.rows) if k > 0 else 0, size):
                 part = slice(start, min(start + size, len(chosen.rows)))
                 rows, scores = search(part)
