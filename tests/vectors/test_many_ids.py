@@ -69,6 +69,23 @@ def answers(reader: pa.RecordBatchReader) -> dict[Any, list[tuple[Any, float]]]:
     return found
 
 
+def assert_same(found: dict[Any, list[tuple[Any, float]]], expected: dict[Any, list[tuple[Any, float]]]) -> None:
+    assert list(found) == list(expected)
+    for one, pairs in expected.items():
+        assert [tail for tail, _ in found[one]] == [tail for tail, _ in pairs]
+
+
+class Plain:
+    """A searcher that can leave nothing out, as an index."""
+
+    def __init__(self, exact: Any) -> None:
+        self.exact = exact
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        found: tuple[np.ndarray, np.ndarray] = self.exact.search(queries, k)
+        return found
+
+
 def of_ids(ids: list[Any]) -> Iterator[Any]:
     """The same ids in everything that they may come in."""
     yield from (ids, tuple(ids), np.array(ids), pd.Series(ids, index=range(5, 5 + len(ids))), pa.array(ids))
@@ -153,6 +170,12 @@ def test_tails_that_are_excluded_for_all_or_for_one_head_are_left_out(model):
         assert everyone[head] == [pair for pair in before[head] if pair[0] not in best.values()]
     one = answers(model.recommend("likes", heads, 1000, exclude={heads[1]: pa.array([best[heads[1]]]), "nobody": [10]}))
     assert one == before | {heads[1]: before[heads[1]][1:]}
+    # An index cannot bar rows, so it is asked for more.
+    exact = model._searcher("item", untrained=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "_searcher", lambda *_: Plain(exact))
+        assert_same(answers(model.recommend("likes", heads, 1000, exclude=[*best.values(), 999_999])), everyone)
+        assert_same(answers(model.recommend("likes", heads, 1000)), before)
     alone = model.recommend("likes", heads[0], 1, exclude=best[heads[0]])
     assert [tail for tail, _ in alone] == [tail for tail, _ in before[heads[0]][1:2]]
 

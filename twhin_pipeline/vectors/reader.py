@@ -88,6 +88,7 @@ class TwhinEmbeddings:
         self.maps = maps
         self.dim = model_config.embedding_dim
         self._known_tails: dict[tuple[str, ...], RowLists] = {}
+        self._searchers: dict[tuple[str, bool], Searcher] = {}
         self._mixtures: dict[tuple[int, Interests], Mixture] = {}
 
     def __repr__(self) -> str:
@@ -380,7 +381,7 @@ class TwhinEmbeddings:
             return []
         from twhin_pipeline.vectors.retrieval import best_rows
 
-        searcher = self._searcher(right, self._allowed(right, untrained, None))
+        searcher = self._searcher(right, untrained)
         rows, scores = best_rows(searcher, self._scores.queries(number, vectors), k)
         return self._pairs(right, rows[0], scores[0])
 
@@ -459,6 +460,8 @@ class TwhinEmbeddings:
             UserError: The relation is None where there are several, vectors were exported with
                 `export.normalize: true`, or as in `get_embedding`.
         """
+        from twhin_pipeline.vectors.retrieval import ExactSearch, best_rows
+
         number, left, right = self._relation(relation)
         chosen, tails = self._choose(left, ids, missing, edges), self._table(right)
         trained = chosen.table.trained
@@ -468,11 +471,15 @@ class TwhinEmbeddings:
         elif trained is not None:
             self._warn_untrained(left, chosen, np.asarray(trained))
         each = exclude if isinstance(exclude, Mapping) else None
-        searcher = self._searcher(right, self._allowed(right, untrained, None if each is not None else exclude))
-        left_out = self._left_out(number, chosen, tails, exclude_known, each)
+        searcher, barred = self._searcher(right, untrained), np.zeros(0, np.int64)
+        if exclude is not None and each is None:
+            barred = tails.find([exclude] if _is_one(exclude) else exclude)
+            barred = barred[barred >= 0]
+            if isinstance(searcher, ExactSearch):
+                searcher, barred = searcher.without(barred), np.zeros(0, np.int64)
+        left_out = self._left_out(number, chosen, tails, exclude_known, each, barred)
         if chosen.one and k < 1:
             return []
-        from twhin_pipeline.vectors.retrieval import best_rows
 
         def search(part: slice) -> tuple[np.ndarray, np.ndarray]:
             queries = self._scores.queries(number, chosen.vectors(part))
@@ -530,22 +537,17 @@ class TwhinEmbeddings:
             self._mixtures[key] = Mixture(interests, self._scores, number, heads, tails, engaged)
         return self._mixtures[key]
 
-    def _searcher(self, entity: str, allowed: np.ndarray | None) -> Searcher:
+    def _searcher(self, entity: str, untrained: bool) -> Searcher:
         """Return what finds an entity type's best rows: the one place where it is chosen. Here it is exact search.
 
-        `allowed` bool `[N]` says which rows may be returned; None: all.
+        `untrained`: it returns entities without training edges too.
         """
-        return self._scores.exact(self._table(entity).vectors, allowed)
-
-    def _allowed(self, entity: str, untrained: bool, exclude: Any) -> np.ndarray | None:
-        """Return which rows may be recommended to anyone, bool `[N]`; None: all."""
-        table = self._table(entity)
-        allowed = None if untrained or table.trained is None else np.array(table.trained)
-        if exclude is not None:
-            rows = table.find([exclude] if _is_one(exclude) else exclude)
-            allowed = np.ones(len(table), bool) if allowed is None else allowed
-            allowed[rows[rows >= 0]] = False
-        return allowed
+        key = (entity, untrained)
+        if key not in self._searchers:
+            table = self._table(entity)
+            allowed = None if untrained or table.trained is None else np.asarray(table.trained)
+            self._searchers[key] = self._scores.exact(table.vectors, allowed)
+        return self._searchers[key]
 
     def _left_out(
         self,
@@ -554,6 +556,7 @@ class TwhinEmbeddings:
         tails: EntityTable,
         exclude_known: bool | Literal["any"],
         each: Mapping[Any, Any] | None,
+        barred: np.ndarray,
     ) -> Callable[[slice], RowPairs]:
         """Return the function that returns what is not recommended to a part of the heads."""
         if exclude_known not in (True, False, "any"):
@@ -565,7 +568,7 @@ class TwhinEmbeddings:
 
         def left_out(part: slice) -> RowPairs:
             rows = chosen.rows[part]
-            parts = [RowPairs.joined(())]
+            parts = [RowPairs(np.repeat(np.arange(len(rows)), len(barred)), np.tile(barred, len(rows)))]
             if known is not None:
                 parts.append(known(rows))
             if exclude_known and relation.lhs == relation.rhs:

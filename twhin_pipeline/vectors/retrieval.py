@@ -7,6 +7,7 @@ most of them faster has the same method `search`, and `best_rows` takes either.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -21,7 +22,8 @@ from twhin_pipeline.vectors.row_pairs import RowPairs
 QUERIES = 128
 """Queries that are compared at a time."""
 TILE_ROWS = 4096
-"""Rows that are compared at a time: 2 MiB of scores, which stay in a core's cache until they have been looked at."""
+"""Rows that are compared at a time, more with fewer queries: 2 MiB of scores, which stay in a core's cache until they
+have been looked at."""
 KEPT_ROWS = 32_768
 """Rows whose scores are kept until their best are taken, 16 MiB: a multiple of TILE_ROWS."""
 GROUP = 32
@@ -63,6 +65,12 @@ class ExactSearch:
         self.comparator, self.vectors = comparator, to_tensor(vectors)
         self.barred = np.zeros(0, np.int64) if allowed is None else np.flatnonzero(~allowed)
 
+    def without(self, rows: np.ndarray) -> ExactSearch:
+        """Return a search of the same vectors that does not return `rows` int64 `[n]` either."""
+        result = copy.copy(self)
+        result.barred = np.union1d(self.barred, rows)
+        return result
+
     def search(self, queries: np.ndarray, k: int, left_out: RowPairs | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best rows for each query, best first; equal scores in the order of rows.
 
@@ -100,12 +108,13 @@ class ExactSearch:
         `left_out` is in the order of rows.
         """
         found: list[Found] = []
+        width = min(TILE_ROWS * max(1, QUERIES // len(queries)), KEPT_ROWS)
         kept = torch.empty(len(queries), min(len(part) + GROUP, KEPT_ROWS))
         for start in range(part.start, part.stop, KEPT_ROWS):
             end = min(start + KEPT_ROWS, part.stop)
             groups = _Groups(kept)
-            for first in range(start, end, TILE_ROWS):
-                groups.add(self._tile(queries, first, min(first + TILE_ROWS, end), left_out))
+            for first in range(start, end, width):
+                groups.add(self._tile(queries, first, min(first + width, end), left_out))
             best, columns = groups.best(k)
             found = [_merged([*found, (best, columns + start)], k)]
         return found[0]
@@ -174,7 +183,7 @@ class _Groups:
         self.step: list[torch.Tensor] = []
 
     def add(self, scores: torch.Tensor) -> None:
-        """Add the scores of the next columns, `[Q, n]`; only the last ones may be other than TILE_ROWS."""
+        """Add the scores of the next columns, `[Q, n]`; only the last n may be no multiple of GROUP."""
         start, count = self.columns, scores.shape[1]
         groups = -(-count // GROUP)
         self.kept[:, start : start + count] = scores
