@@ -22,7 +22,10 @@ All = Annotated[bool, typer.Option("--all", help="All entities of the type that 
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="Write a row for each answer there: a file .parquet or .csv, which appears when whole."
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write a row for each answer there: a file .parquet or .csv, which appears when whole.",
     ),
 ]
 SkipUnknown = Annotated[bool, typer.Option("--skip-unknown", help="Leave out ids that have no vector.")]
