@@ -5,6 +5,7 @@
 >>> model.predict_relation(12, 34, "fav")
 >>> model.neighbors("tweet", 34, k=10)
 >>> model.recommend("fav", 12, k=10)
+>>> for batch in model.recommend("fav", k=10): ...  # all users, as Arrow record batches
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class UnknownName(UnknownId):
 class TwhinEmbeddings:
     """A trained model, to read: the vectors of each entity type, and the scorer that training used.
 
-    Vectors and neighbors come without torch; probabilities, candidates and recommendations need it.
+    Vectors, and neighbors of one id, come without torch; everything else needs it.
     Each entity type has its getter: `get_user_embedding(id)` is `get_embedding("user", id)`.
     """
 
