@@ -24,6 +24,12 @@ class EdgeScores:
         with torch.inference_mode():
             return torch.sigmoid(self.scorer.score(to_tensor(lhs), relation, to_tensor(rhs))).numpy()
 
+    def queries(self, relation: int, heads: np.ndarray) -> np.ndarray:
+        """Return `heads` `[n, D]` as the relation's operator makes them, ready to compare with tails: float32."""
+        with torch.inference_mode():
+            number = torch.tensor([relation])
+            return self.scorer.queries("rhs", to_tensor(heads).unsqueeze(0), number)[0].numpy()
+
     def of_tails(self, relation: int, head: np.ndarray, tails: np.ndarray) -> Callable[[slice], np.ndarray]:
         """Return the function that scores a block of `tails` `[N, D]` for one head `[1, D]`: float32, one a row."""
         scores = RelationScores(self.scorer, relation, to_tensor(head), to_tensor(tails))
