@@ -198,8 +198,30 @@ class EvaluationConfig(Section):
         return f"recall@{max(self.recall_at)}" if self.recall_at else "filtered_mrr"
 
 
+class PostgresConfig(Section):
+    """A copy of each release in PostgreSQL with pgvector."""
+
+    url_variable: str = Field("TWHIN_POSTGRES", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable that has the server's address, such as `postgresql://user:password@host/database`.
+    Where it is not set, libpq's own (`PGHOST`, `PGDATABASE`, …) say it. A configuration has no passwords."""
+    schema_name: str = Field("twhin", pattern=r"^[a-z_][a-z0-9_]{0,29}$")
+    """The schema of the views. Each release's tables are in a schema of their own, named after it and the release."""
+    data_type: Literal["fp32", "fp16"] = "fp32"
+    """`fp32`: pgvector's `vector`, `fp16`: its `halfvec`, which takes half the space."""
+    index: Literal["hnsw", "none"] = "hnsw"
+    """The index on each entity type's vectors, for the comparator's distance."""
+    relations: list[str] = []
+    """Relations whose queries are copied too, as `wants_<relation>`: each head's vector as the relation's operator
+    makes it, so that the nearest tails to it are the head's best ones."""
+    keep: int = Field(2, ge=1)
+    """So many of the latest releases stay, that of the views included."""
+
+
 class ExportConfig(Section):
     """How embedding tables are written."""
+
+    postgres: PostgresConfig | None = None
+    """Copy each release into PostgreSQL too; views there switch when one is promoted. Left out: no."""
 
     data_type: Literal["fp32", "fp16"] = "fp32"
     """Element type of the exported vectors."""

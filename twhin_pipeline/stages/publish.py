@@ -15,6 +15,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages import refit
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Draft, Manifest, Store
+from twhin_pipeline.store.releases import Release
 from twhin_pipeline.words import DRIFT, PUBLISHED
 
 
@@ -36,11 +37,27 @@ def publish(run: Run) -> Manifest:
     with store.replace(PUBLISHED, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
         draft.details |= _write_maps(run, draft, parents)
+        if config.export.postgres is not None:
+            draft.details["postgres"] = config.export.postgres.model_dump(mode="json")
     catalog.refresh(store)
     manifest = store.manifest(PUBLISHED, snapshot)
     figures = tracking.finite(store.manifest("evaluation", snapshot).details["metrics"])
-    releases.make(store, snapshot, {PUBLISHED: manifest.version}, figures, manifest.details.get("model"))
+    release = releases.make(store, snapshot, {PUBLISHED: manifest.version}, figures, manifest.details.get("model"))
+    _copy_to_postgres(store, release)
     return manifest
+
+
+def _copy_to_postgres(store: Store, release: Release) -> None:
+    """Copy the release where the configuration asks for it. A server that is away is no reason to have no release."""
+    from twhin_pipeline.vectors import postgres
+
+    settings = postgres.settings_of(store, release)
+    if settings is None:
+        return
+    try:
+        postgres.copy(store, release, settings)
+    except UserError as error:
+        warnings.warn(f"the release is not in PostgreSQL: {error}", stacklevel=2)
 
 
 def _write_maps(run: Run, draft: Draft, versions: Mapping[str, str]) -> dict[str, Any]:

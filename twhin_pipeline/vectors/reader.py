@@ -264,6 +264,19 @@ class TwhinEmbeddings:
         probability = self._scores.probabilities(a, number, b)
         return float(probability[0]) if one_a and one_b else probability
 
+    def queries(self, relation: str | None, heads: Any) -> np.ndarray:
+        """Return heads (ids, or vectors `[n, D]`) as the relation's operator makes them, float32 `[n, D]`.
+
+        The tails that a head most probably has the relation to are those nearest to it: by the dot product, the cosine
+        or the distance, as the model's comparator is. For search engines that know only vectors.
+
+        Raises:
+            KeyError: The relation or an id is unknown.
+            UserError: The relation is None where there are several, or vectors do not fit.
+        """
+        number, left, _ = self._relation(relation)
+        return self._scores.queries(number, self._vectors(left, heads)[0])
+
     def has(self, entity: str, id: Any) -> bool:
         """Tell whether an entity type has the id. Raises KeyError where the type is unknown."""
         return self._table(entity).has(id)
@@ -714,8 +727,8 @@ def load_model(path: str, snapshot: str | None = None, *, compatible_with: str |
     """Open exported embeddings: nothing is read until it is asked for.
 
     Args:
-        path: A store's root (path or URL); that with `@YYYY-MM-DD` for one of its snapshots; or an MLflow model URI
-            (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
+        path: A store's root (path or URL); that with `@` and a date for one of its snapshots, or with `@` and the name
+            of a release; or an MLflow model URI (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
         snapshot: The snapshot, in place of `@YYYY-MM-DD`. Left out: that of the current release; where nothing has been
             published, the newest that has embeddings.
         compatible_with: An earlier release (`twhin releases` lists them). `get_embedding` then returns vectors in its
