@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -79,14 +80,21 @@ def vectors(
         typer.Option(metavar="RELEASE", help="In the space of this earlier release, for models that know its vectors."),
     ] = None,
     format: Annotated[
-        Literal["parquet", "npy"], typer.Option(help="npy: an array, and the ids of its rows as Parquet beside it.")
+        Literal["parquet", "npy", "safetensors"],
+        typer.Option(help="npy, safetensors: arrays, and the ids of their rows as Parquet beside them."),
     ] = "parquet",
-    data_type: Annotated[Literal["fp32", "fp16"], typer.Option(help="The type of the vectors' elements.")] = "fp32",
+    data_type: Annotated[
+        Literal["fp32", "fp16", "int8", "pq"],
+        typer.Option(help="int8: 8 bits, with a scale for each vector; pq: product-quantized codes and codebooks."),
+    ] = "fp32",
     untrained: Annotated[bool, typer.Option("--untrained", help="Entities without training edges too.")] = False,
     snapshot: Snapshot = None,
     home: Home = None,
 ) -> None:
-    """Write the current release's vectors as plain files, for programs that know nothing of a store."""
+    """Write the current release's vectors as plain files, for programs that know nothing of a store.
+
+    What compression costs is measured, shown, and written beside the vectors.
+    """
     from twhin_pipeline.vectors import reader, vector_files
 
     store = open_store(home)
@@ -100,6 +108,8 @@ def vectors(
         raise UserError(str(error.args[0])) from error
     for path in paths:
         print(path)
+        if path.name.endswith(".compression.json"):
+            print("  " + ", ".join(f"{name} {value}" for name, value in json.loads(path.read_text()).items()))
 
 
 @commands.command(rich_help_panel="Use")
