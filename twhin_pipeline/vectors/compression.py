@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,6 +18,7 @@ CODE_ELEMENTS = (4, 3, 2, 1)
 LEAST_FOR_PQ = 39 * 256
 """FAISS wants a codebook of 256 entries to be learned from 39 vectors each at least."""
 LEARNED_ROWS = 65_536
+DATA_TYPES: tuple[DataType, ...] = get_args(DataType)
 Arrays = dict[str, np.ndarray]
 
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,6 @@ from twhin_pipeline.vectors.model_files import vectors_of
 from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
 FORMATS = ("parquet", "npy", "safetensors")
-DATA_TYPES: tuple[DataType, ...] = get_args(DataType)
 SAMPLE_ROWS = 100_000
 """Vectors by which compression is measured, and from which codebooks are learned, at most."""
 
@@ -53,7 +51,7 @@ def write(
         folder: Where to; made where it is missing.
         entities: The entity types.
         kind: One of `FORMATS`.
-        data_type: One of `DATA_TYPES`.
+        data_type: One of `compression.DATA_TYPES`.
         untrained: Entities without training edges too.
 
     Returns:
