@@ -26,6 +26,10 @@ Output = Annotated[
         "--output", "-o", help="Write a row for each answer there: a file .parquet or .csv, which appears when whole."
     ),
 ]
+SearchBy = Annotated[
+    Literal["auto", "exact", "index"],
+    typer.Option(help="Compare all, or search by an index; auto: where there is one."),
+]
 SkipUnknown = Annotated[bool, typer.Option("--skip-unknown", help="Leave out ids that have no vector.")]
 
 
@@ -41,6 +45,7 @@ def neighbors(
     output: Output = None,
     skip_unknown: SkipUnknown = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="Show entities without training edges too.")] = False,
+    search: SearchBy = "auto",
     snapshot: Snapshot = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -56,9 +61,10 @@ def neighbors(
     single = _single(asked, output, skip_unknown)
     try:
         if single is None:
-            answers = model.neighbors(entity, asked, k, untrained=untrained, missing=_missing(asked, skip_unknown))
+            missing = _missing(asked, skip_unknown)
+            answers = model.neighbors(entity, asked, k, untrained=untrained, missing=missing, search=search)
         else:
-            nearest = model.neighbors(entity, single, k, untrained=untrained)
+            nearest = model.neighbors(entity, single, k, untrained=untrained, search=search)
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
     if single is None:
@@ -133,6 +139,7 @@ def recommend(
         typer.Option(help="Leave out tails that the head has by the relation, or by any between the two types."),
     ] = "relation",
     untrained: Annotated[bool, typer.Option("--untrained", help="Show tails without training edges too.")] = False,
+    search: SearchBy = "auto",
     snapshot: Snapshot = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -157,11 +164,12 @@ def recommend(
         if asked:
             relation, note = recommendation.choose_relation(model, asked[0], relation, entity, edges)
         if single is None:
+            missing = _missing(asked, skip_unknown)
             answers = model.recommend(
-                relation, asked, k, which[exclude], untrained=untrained, missing=_missing(asked, skip_unknown)
+                relation, asked, k, which[exclude], untrained=untrained, missing=missing, search=search
             )
         else:
-            best = model.recommend(relation, single, k, which[exclude], untrained=untrained)
+            best = model.recommend(relation, single, k, which[exclude], untrained=untrained, search=search)
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
     if note is not None:
