@@ -4,9 +4,9 @@
 
 Vectors are clusters of unequal lengths. Each index is built as the stage `index` does, its effort is chosen for the
 wanted recall, and its file is opened anew. "Direct" is FAISS on the same file, read into memory; of compressed vectors
-FAISS's `IndexRefine` scores the same number of rows from vectors in memory. Searches take turns, in one thread each. Given
-are the medians of one query's time and of a batch's: the thread's CPU time, which other processes change little. With
-`--folder` what was generated and built there before is taken again.
+FAISS's `IndexRefine` scores the same number of rows from vectors in memory. Searches take turns, in one thread each.
+Times are medians, of one query and of a batch: the CPU time of the thread, which other processes change little.
+With `--folder` what was generated and built there before is taken again.
 """
 
 from __future__ import annotations
