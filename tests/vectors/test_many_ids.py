@@ -19,6 +19,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.comparators import COMPARATORS
 from twhin_pipeline.vectors.export import export
 from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
+from twhin_pipeline.vectors.retrieval import IndexSearch
 
 USERS, ITEMS = small_store.ids("user"), small_store.ids("item")
 
@@ -171,9 +172,9 @@ def test_tails_that_are_excluded_for_all_or_for_one_head_are_left_out(model):
     one = answers(model.recommend("likes", heads, 1000, exclude={heads[1]: pa.array([best[heads[1]]]), "nobody": [10]}))
     assert one == before | {heads[1]: before[heads[1]][1:]}
     # An index cannot bar rows, so it is asked for more.
-    exact = model._searcher("item", untrained=False)
+    exact = model._searcher("item", False, "exact")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "_searcher", lambda *_: Plain(exact))
+        patch.setattr(model, "_searcher", lambda *_: IndexSearch(Plain(exact), exact, 10_000))
         assert_same(answers(model.recommend("likes", heads, 1000, exclude=[*best.values(), 999_999])), everyone)
         assert_same(answers(model.recommend("likes", heads, 1000)), before)
     alone = model.recommend("likes", heads[0], 1, exclude=best[heads[0]])

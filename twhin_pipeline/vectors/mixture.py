@@ -19,7 +19,7 @@ from twhin_pipeline import extras
 from twhin_pipeline.model.comparators import Cosine, Dot
 from twhin_pipeline.vectors.entity_table import EntityTable
 from twhin_pipeline.vectors.interests import Interests
-from twhin_pipeline.vectors.retrieval import ExactSearch, Searcher, best_rows
+from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch, best_rows
 from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
 from twhin_pipeline.vectors.scoring import EdgeScores
 
@@ -80,7 +80,7 @@ class Mixture:
 
     def search(
         self,
-        searcher: Searcher,
+        searcher: ExactSearch | IndexSearch,
         vectors: np.ndarray,
         themselves: RowPairs,
         engaged: RowPairs,
