@@ -1,11 +1,11 @@
 """Trains public graphs shortly under every loss, and prints how well calibrated probabilities hold on test edges.
 
     python benchmarks/calibration.py [debian fb15k-237 gowalla] --data FOLDER [--losses bce bsl] [--epochs 3]
-        [--set model.embeddings.tables=…] [--json figures.json]
+        [--dim 64] [--set train_data.global_negatives=100] [--json figures.json]
 
 The graph of Debian is part of the project; the others are not, and `--data` names the folder that holds them. A few
-epochs are enough: calibration is fitted to whatever a training has come to. Exit code 1: a bar was missed (`--strict`);
-2: the data is not there. docs/quality.md has figures.
+epochs are enough: calibration is fitted to whatever a training has come to. Exit code 1: a bar was missed (`--strict`),
+or a training failed; 2: the data is not there. docs/quality.md has figures.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages import chain
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Store
+from twhin_pipeline.training import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("ingest", "vocabulary", "sample", "train", "evaluate")
@@ -70,7 +71,14 @@ class Result:
 
 
 def measure(
-    name: str, losses: Sequence[str], *, data: Path, home: Path, overrides: Sequence[str], say: Callable[[str], None]
+    name: str,
+    losses: Sequence[str],
+    *,
+    data: Path,
+    home: Path,
+    dim: int | None,
+    overrides: Sequence[str],
+    say: Callable[[str], None],
 ) -> list[Result]:
     """Train a graph under each loss, one after the other in one store, and return what evaluation measured.
 
@@ -86,6 +94,9 @@ def measure(
         "training.refit=false", "launch.nproc_per_node=1", "loss.log_q=false", "evaluation.floors={}",
         "evaluation.baselines=[popularity]", *overrides,
     ]  # fmt: skip
+    if dim is not None:
+        tables = load_config(path, whole).model.model_dump(mode="json", exclude_unset=True)["embeddings"]["tables"]
+        whole.append(as_override("model.embeddings.tables", [{**one, "embedding_dim": dim} for one in tables]))
     store = Store(str(home))
     results = []
     for loss in losses:
@@ -137,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, help="a folder for the stores (default: a temporary one)")
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--dim", type=int, help="of all vectors (default: as configured)")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a bar is missed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
@@ -152,12 +164,18 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             for name in options.graphs or GRAPHS:
                 results += measure(
-                    name, options.losses, data=options.data.resolve(), overrides=overrides,
+                    name, options.losses, data=options.data.resolve(), dim=options.dim, overrides=overrides,
                     home=(options.home or Path(scratch)) / name, say=lambda line: print(line, flush=True),
                 )  # fmt: skip
         except UserError as error:
             print(f"calibration: {error}", file=sys.stderr)
             return 2
+        except launch.TrainingFailed as error:
+            print(f"calibration: {error}", file=sys.stderr)
+            return 1
+        except launch.TrainingCancelled as error:
+            print(f"calibration: {error}", file=sys.stderr)
+            return 130
     print(f"\n{table(results)}")
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in results], indent=1))

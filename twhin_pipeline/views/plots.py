@@ -14,6 +14,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 # Told apart by people who see colours differently (Okabe and Ito, 2008).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 REST = "#B8B8B8"
+LEAST_PROBABILITY = 1e-7
+"""Drawn in the place of smaller ones, where the scale is that of log-odds."""
 MOST_BARS, LONGEST_LABEL = 30, 62
 MARKS = (("|", 220.0, 2.4), ("D", 36.0, 0.8), ("o", 46.0, 0.8))
 """Of baselines: shape, size and line width. They differ in shape too, for who sees colours differently."""
@@ -117,8 +119,9 @@ def reliability(predicted: np.ndarray, uncalibrated: np.ndarray, observed: np.nd
         pairs: How many there are (int [B]).
     """
     figure, axes = _figure(5.6, 4.6)
-    # Where a bin has edges only, or none, half a pair stands in: the scale has no place for 0 and 1.
+    # The scale has no place for 0 and 1: where a bin has edges only, or none, half a pair stands in.
     share = np.clip(observed, 0.5 / pairs, 1 - 0.5 / pairs)
+    predicted = np.clip(predicted, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     low = min(float(np.min(share)), float(np.min(predicted)), 0.01) / 2
     high = max(float(np.max(share)), float(np.max(predicted)), 0.9)
     high = 1 - (1 - high) / 2

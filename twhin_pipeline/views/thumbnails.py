@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from twhin_pipeline.views.plots import COLOURS, REST
+from twhin_pipeline.views.plots import COLOURS, LEAST_PROBABILITY, REST
 
 MOST_CHARACTERS = 1_000
 CURVE_POINTS, SCATTER_POINTS, GROUPS, BARS = 36, 60, 4, 15
@@ -94,6 +94,7 @@ def reliability(predicted: np.ndarray, observed: np.ndarray, pairs: np.ndarray) 
         observed: Share of edges among its pairs (float [B]).
         pairs: How many pairs it has (int [B]).
     """
+    predicted = np.clip(predicted, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     both = np.stack([predicted, np.clip(observed, 0.5 / pairs, 1 - 0.5 / pairs)])
     log_odds = np.log(both) - np.log1p(-both)
     low, high = float(log_odds.min()), float(log_odds.max())
