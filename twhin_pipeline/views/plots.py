@@ -122,11 +122,10 @@ def reliability(predicted: np.ndarray, uncalibrated: np.ndarray, observed: np.nd
     # The scale has no place for 0 and 1: where a bin has edges only, or none, half a pair stands in.
     share = np.clip(observed, 0.5 / pairs, 1 - 0.5 / pairs)
     predicted = np.clip(predicted, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
-    low = min(float(np.min(share)), float(np.min(predicted)), 0.01) / 2
-    high = max(float(np.max(share)), float(np.max(predicted)), 0.9)
-    high = 1 - (1 - high) / 2
+    raw = np.clip(uncalibrated, 1e-4, 1 - 1e-4)  # others are drawn at the edge
+    every = np.concatenate([share, predicted, raw, [0.01, 0.9]])
+    low, high = float(every.min()) / 2, (1 + float(every.max())) / 2
     axes.plot([low, high], [low, high], color=REST, linewidth=1.2, label="exact")
-    raw = np.clip(uncalibrated, low, high)
     axes.plot(raw, share, color=COLOURS[1], marker="s", markersize=4, linewidth=1.2, label="sigmoid(score)")
     axes.plot(predicted, share, color=COLOURS[0], marker="o", markersize=5, linewidth=1.6, label="calibrated")
     axes.set(xscale="logit", yscale="logit", xlim=(low, high), ylim=(low, high))
