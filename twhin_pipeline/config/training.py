@@ -154,7 +154,9 @@ class EvaluationConfig(Section):
     max_edges: int | None = Field(None, ge=1)
     """Rank at most so many test edges a relation, drawn by `seed`; left out, all."""
     auc_negatives: int = Field(10, ge=1, le=10_000)
-    """Sampled negatives an edge for AUC and RCE."""
+    """Sampled negatives an edge for AUC, RCE and calibration. They state what a probability means: that of an edge
+    where each real edge comes with so many pairs of the same head and a random tail. The base rate is 1 in 1 +
+    `auc_negatives`."""
     floors: dict[str, float] = {}
     """Least values of overall metrics, such as `{filtered_mrr: 0.1}`; the check on `evaluation` fails below."""
     baselines: list[Baseline] = ["popularity", "item_knn", "als"]
@@ -179,7 +181,8 @@ class EvaluationConfig(Section):
     def _known_floors(self) -> EvaluationConfig:
         ranks = ["mrr", "mean_rank", *(f"hits@{k}" for k in self.hits_at)]
         known = [f"{kind}_{name}" for kind in ("filtered", "raw") for name in ranks]
-        known += [f"{name}@{k}" for k in self.recall_at for name in ("recall", "ndcg")] + ["auc", "rce"]
+        known += [f"{name}@{k}" for k in self.recall_at for name in ("recall", "ndcg")]
+        known += ["auc", "rce", "calibrated_rce"]
         for name in self.floors:
             if name not in known:
                 raise ValueError(f"floors: {unknown('metric', name, known)}")

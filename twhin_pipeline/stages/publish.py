@@ -16,7 +16,7 @@ from twhin_pipeline.stages import refit
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Draft, Manifest, Store
 from twhin_pipeline.store.releases import Release
-from twhin_pipeline.words import DRIFT, PUBLISHED
+from twhin_pipeline.words import CALIBRATION, DRIFT, PUBLISHED
 
 
 def publish(run: Run) -> Manifest:
@@ -33,11 +33,12 @@ def publish(run: Run) -> Manifest:
     config, store, snapshot = run.config, run.store, run.snapshot
     vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
     indexes = indexing.current(store, snapshot, config.indexed_types)
-    checks.require_passed(config, store, snapshot, ["evaluation", *vectors, *indexes])
+    # An earlier version of this package evaluated without it.
+    measured = ["evaluation", *([CALIBRATION] if store.newest(CALIBRATION, snapshot) is not None else [])]
+    checks.require_passed(config, store, snapshot, [*measured, *vectors, *indexes])
     model = refit.published(config, store, snapshot)
-    parents = store.versions(snapshot, ["evaluation", *vectors, *indexes, DRIFT]) | model.versions(
-        snapshot, ["twhin_model"]
-    )
+    parents = store.versions(snapshot, [*measured, *vectors, *indexes, DRIFT])
+    parents |= model.versions(snapshot, ["twhin_model"])
     with store.replace(PUBLISHED, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
         draft.details |= _write_maps(run, draft, parents)
