@@ -1,0 +1,1 @@
+"""The vectors over HTTP: the service, and the explorer for people."""

@@ -1,0 +1,69 @@
+"""Finds entities by what someone types: the id, its beginning, a part of it, or one that is spelled alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from twhin_pipeline.vectors.entity_table import SEARCHED_ROWS, EntityTable
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An entity that was found, and how: `id`, `beginning`, `part` or `spelling`."""
+
+    entity: str
+    id: str
+    how: str
+    trained: bool
+
+
+def search(model: TwhinEmbeddings, text: str, limit: int = 10, entity: str | None = None) -> list[Hit]:
+    """Look an id up in every entity type, or in one.
+
+    First come entities with that id, then those whose id begins with the text, then those that have it inside, the
+    shortest ids first and upper and lower case alike. Where there is none, those that are spelled alike. Of types with
+    more than `SEARCHED_ROWS` entities only whole ids and, of texts, beginnings are looked for.
+
+    Args:
+        model: Whose entities.
+        text: What was typed.
+        limit: Hits of each entity type at most.
+        entity: The entity type; None: all.
+    """
+    text = text.strip()
+    if not text:
+        return []
+    ranked = [
+        (rank, hit)
+        for name, table in model.tables.items()
+        if entity in (None, name)
+        for rank, hit in enumerate(_of_type(name, table, text, limit))
+    ]
+    order = ("id", "beginning", "part", "spelling")
+    return [hit for _, hit in sorted(ranked, key=lambda one: (order.index(one[1].how), one[0]))]
+
+
+def _of_type(name: str, table: EntityTable, text: str, limit: int) -> list[Hit]:
+    found: dict[str, str] = {}
+    if table.has(text):
+        found[str(table.ids(table.rows([text]))[0])] = "id"
+    if not table.index.integer:
+        for how, function in (("beginning", pc.starts_with), ("part", pc.match_substring)):
+            if len(found) < limit and (how == "beginning" or len(table) <= SEARCHED_ROWS):
+                rows = np.flatnonzero(function(table.index.ids, text, ignore_case=True).to_numpy(zero_copy_only=False))
+                for one in sorted(table.ids(rows), key=lambda one: (len(one), one))[:limit]:
+                    found.setdefault(one, how)
+    if not found and len(table):
+        value = int(text) if table.index.integer and text.lstrip("-").isdigit() else text
+        if not table.index.integer or isinstance(value, int):
+            found = {str(one): "spelling" for one in table.nearest_ids(value, min(limit, 3))}
+    shown = list(found.items())[:limit]
+    if not shown:
+        return []
+    rows = table.rows([one for one, _ in shown])
+    trained = np.ones(len(rows), bool) if table.trained is None else table.trained[rows]
+    return [Hit(name, one, how, bool(ok)) for (one, how), ok in zip(shown, trained, strict=True)]
