@@ -19,7 +19,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.serving.metrics import Metrics
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import CURRENT, FOLDER, Release
-from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
+from twhin_pipeline.vectors.reader import TwhinEmbeddings, open_model
 
 log = logging.getLogger("twhin.serving")
 RETRY_S = 30.0
@@ -146,10 +146,7 @@ def open_release(store: Store, release: Release) -> Opened:
     Raises:
         UserError: It cannot be opened, or another release became current meanwhile.
     """
-    model = load_model(store.root)
-    now = releases.current(store)
-    if now is None or now.name != release.name or model.version not in release.tables.values():
-        raise UserError(f"another release became current while {release.name} was opened; that one follows")
+    model = open_model(releases.opened(store, release), release.snapshot)
     warm(model)
     return Opened(release, model, time.time())
 

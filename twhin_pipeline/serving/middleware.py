@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import time
 from http import HTTPStatus
@@ -19,7 +20,8 @@ log = logging.getLogger("twhin.serving")
 access = logging.getLogger("twhin.access")
 OPEN = ("/healthz", "/readyz")
 """Paths that need no key: those who start and stop processes have none."""
-BEARER = b"bearer "
+FOR_PEOPLE = "/explore"
+"""Paths below this one are pages: there a browser is asked for a password, which is the key."""
 
 
 class Around:
@@ -52,7 +54,8 @@ class Around:
                     await self.app(scope, self._limited(scope, receive), sent)
                 else:
                     text = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
-                    await refuse(HTTPStatus.UNAUTHORIZED, text, **{"WWW-Authenticate": "Bearer"})
+                    scheme = 'Basic realm="the API key is the password"' if for_people(scope) else "Bearer"
+                    await refuse(HTTPStatus.UNAUTHORIZED, text, **{"WWW-Authenticate": scheme})
         except TimeoutError:
             limit = f"{self.service.options.time_limit:g} s"
             text = f"the time limit of {limit} has passed; ask for less at once, or again later"
@@ -68,7 +71,7 @@ class Around:
         if not keys or scope["path"] in OPEN:
             return True
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return given[: len(BEARER)].lower() == BEARER and keys.open_with(given[len(BEARER) :].strip())
+        return keys.open_with(key_in(given))
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Return `receive` that raises an HTTPException where a body is too large, by its header or as it comes."""
@@ -97,6 +100,25 @@ class Around:
         self.service.metrics.seconds.labels(endpoint).observe(seconds)
         if self.service.options.access_log:  # no ids and no keys: neither the query nor a header
             access.info("%s %s %d %.1f ms", scope["method"], endpoint, status or 499, 1_000 * seconds)
+
+
+def for_people(scope: Scope) -> bool:
+    """Tell whether a path is that of a page."""
+    path: str = scope["path"]
+    return path == FOR_PEOPLE or path.startswith(f"{FOR_PEOPLE}/")
+
+
+def key_in(authorization: bytes) -> bytes:
+    """Return the key in the header `Authorization`: `Bearer KEY`, or the password of `Basic`; empty where none is."""
+    scheme, _, value = authorization.strip().partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
+    return b""
 
 
 def as_text(errors: Any) -> str:

@@ -366,7 +366,15 @@ def load_model(path: str, snapshot: str | None = None, *, compatible_with: str |
     Raises:
         UserError: There are no embeddings there, they are not one whole set, or no map leads to that release.
     """
-    store, snapshot = locate(str(path), RELATIONS, snapshot)
+    return open_model(*locate(str(path), RELATIONS, snapshot), compatible_with=compatible_with)
+
+
+def open_model(store: Store, snapshot: str, *, compatible_with: str | None = None) -> TwhinEmbeddings:
+    """Open the exported embeddings of a snapshot, at the versions that this store shows (`releases.opened`).
+
+    Raises:
+        UserError: They are not there or not one whole set, or no map leads to the release `compatible_with`.
+    """
     relations = store.manifest(RELATIONS, snapshot)
     model_config = TwhinModelConfig.model_validate(relations.details["model"])
     tables = {}
