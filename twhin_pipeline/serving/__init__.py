@@ -1,1 +1,1 @@
-"""The vectors over HTTP: the service, and the explorer for people."""
+"""The service `twhin serve`: what the current release knows, over HTTP."""
