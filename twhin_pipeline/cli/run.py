@@ -214,6 +214,7 @@ STAGE_HELP = {
     "evaluate": "Measure the model on held-out edges.",
     "refit": "Train once more, on all edges.",
     "export": "Write embedding tables by id.",
+    "map": "Lay entity types out on maps.",
     "compare": "Compare with the current release.",
     "publish": "Register the model and write the release.",
     "decide": "Promote the release, or hold it back.",

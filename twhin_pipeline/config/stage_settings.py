@@ -17,7 +17,7 @@ STAGES = ("ingest", "vocabulary", "sample", "train")
 """Stages whose tables later stages compare with what they are asked for."""
 UNTRAINED_SECTIONS = (
     "launch", "tune", "export", "promotion", "retention", "source", "sources", "vocabulary", "split", "negatives",
-    "recipe",
+    "recipe", "maps",
 )  # fmt: skip
 """Sections that training does not read, or reads as part of the training set, whose version it compares."""
 UNTRAINED_FIELDS = {

@@ -48,11 +48,12 @@ class Stage:
 def spelled_out(patterns: Iterable[str], config: TwhinConfig) -> list[str]:
     """Return the tables behind patterns: `vocabulary/*` stands for one of each entity type.
 
-    Tables that a configuration does not have are left out: `held_out/repeats` and `refit/twhin_model`.
+    Tables that a configuration does not have are left out: `held_out/repeats`, `refit/twhin_model` and maps.
     """
     from twhin_pipeline.stages import refit as again
 
     absent = {REPEATS: not config.split.repeats, again.TABLE: not again.is_in_chain(config)}
+    absent |= {f"map/{entity}": entity not in config.maps.entities for entity in config.model.table_names}
     result = []
     for pattern in patterns:
         stem, star, _ = pattern.partition("*")
@@ -157,6 +158,17 @@ def _require_passed(run: Run) -> None:
     checks.require_passed(run.config, store, snapshot, made)
 
 
+def lay_out(run: Run) -> None:
+    """Lay the entity types of `maps.entities` out on planes."""
+    from twhin_pipeline.views import entity_map
+
+    entity_map.build(run.config, run.store, run.snapshot)
+
+
+def _no_maps(run: Run) -> str | None:
+    return None if run.config.maps.entities else "maps.entities names no entity type"
+
+
 def compare(run: Run) -> None:
     """Measure the new vectors and model beside the current release's."""
     from twhin_pipeline.lifecycle import comparison
@@ -208,12 +220,16 @@ STAGES: dict[str, Stage] = {
             ("twhin_model", "vocabulary/*"), ("evaluation", *_REFITTED),
         ),
         Stage(
+            "map", "Lay entity types out on maps.", lay_out, ("map/*",), ("embeddings/*", "raw_edges"),
+            left_out=_no_maps,
+        ),
+        Stage(
             "compare", "Compare with the current release.", compare, (DRIFT,),
             ("twhin_model", "held_out/test", "training_set/positives", "embeddings/*", "embeddings/relations"),
         ),
         Stage(
             "publish", "Register the model and write the release.", publish, (PUBLISHED,),
-            ("evaluation", "embeddings/*", "embeddings/relations", DRIFT),
+            ("evaluation", "embeddings/*", "embeddings/relations", DRIFT), ("map/*",),
         ),
         Stage("decide", "Promote the release, or hold it back.", decide, (PROMOTION,), (PUBLISHED, DRIFT)),
     )

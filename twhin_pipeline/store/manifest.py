@@ -25,6 +25,7 @@ MAKERS = {
     "twhin_model": "train",
     "evaluation": "evaluate",
     "embeddings": "export",
+    "map": "map",
     "refit": "refit",
     "drift": "compare",
     "published": "publish",

@@ -86,6 +86,15 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "operator": "What is applied to the head's vector before it is compared with the tail's.",
         "embedding": "The operator's parameters.",
     },
+    "map/*": {
+        "id": "The entity's id, as the source has it.",
+        "row": "The entity's row in its embedding table.",
+        "x": "Where the entity is on the map, from left to right.",
+        "y": "Where it is from the bottom to the top. Only distances between points mean something, and only near ones.",
+        "cluster": "Number of the point's cluster, from 0, the largest first.",
+        "cluster_name": "Neighbors in the graph that set the cluster apart; else `around` its most trained members.",
+        "trained_edges": "Training edges of the entity.",
+    },
     DRIFT: {
         "kind": "`entity` for an entity type, `relation` for a relation.",
         "name": "The entity type or relation; `all`: the edges of all relations together.",

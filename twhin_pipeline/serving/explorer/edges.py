@@ -15,8 +15,8 @@ from twhin_pipeline.serving.explorer.opened import Opened
 from twhin_pipeline.store import database
 
 RAW_EDGES = "raw_edges"
-REASONS = 3
-"""Reasons of each kind that a recommendation has at most."""
+REASONS = 2
+"""Reasons of each kind that a recommendation has at most; of `near`, one more."""
 NEAR = 50
 """Entities with near vectors that are asked for the tail."""
 POPULAR = 100_000
@@ -216,7 +216,7 @@ def _near(
     )
     found = defaultdict(list)
     for tail, one in sorted(_rows(con, opened, query, [relation]), key=lambda row: (-cosines[row[1]], row[1])):
-        if len(found[tail]) < REASONS:
+        if len(found[tail]) <= REASONS:
             found[tail].append({"kind": "near", "id": one, "cosine": cosines[one]})
     return found
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 import json
 import math
 import mimetypes
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, HTTPException, Query, Response
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
-from fastapi.routing import APIRoute
 
-from twhin_pipeline.errors import UserError
 from twhin_pipeline.lifecycle import lineage
 from twhin_pipeline.serving.explorer import edges, history, map_points
 from twhin_pipeline.serving.explorer import search as searching
 from twhin_pipeline.serving.explorer.opened import Explorer, Opened
-from twhin_pipeline.vectors.entity_table import UnknownId
+from twhin_pipeline.serving.routes import ERRORS
 from twhin_pipeline.views import release_tables
 
 STATIC = Path(__file__).parent / "static"
@@ -61,28 +59,10 @@ def finite(value: Any) -> Any:
     return [finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-class Explained(APIRoute):
-    """A route that answers a mistake of the asker's with 404 or 400 and its message."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler, with mistakes turned into answers."""
-        handler = super().get_route_handler()
-
-        async def explained(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except UnknownId as error:
-                raise HTTPException(404, str(error)) from error
-            except UserError as error:
-                raise HTTPException(400, str(error)) from error
-
-        return explained
-
-
 def make(root: str) -> APIRouter:
     """Return the routes that explore the store at `root` (path or URL)."""
     explorer = Explorer(root)
-    routes = APIRouter(prefix="/explore", route_class=Explained, default_response_class=Answer, tags=["explore"])
+    routes = APIRouter(prefix="/explore", default_response_class=Answer, tags=["explore"], responses=ERRORS)
     _pages(routes)
 
     @routes.get("/api/releases")
@@ -114,21 +94,21 @@ def make(root: str) -> APIRouter:
 
     @routes.get("/api/search")
     def search(
-        q: Annotated[str, Query(description="What an id is, begins with, has inside, or is spelled like.", max_length=1_000)],
+        q: Annotated[str, Query(description="An id, its beginning, or a part of it.", max_length=1_000)],
         release: Release = None,
         type: Annotated[str | None, Query(description="Entity type; left out: all.", max_length=1_000)] = None,
-        k: Count = 10,
+        count: Count = 10,
     ) -> list[dict[str, Any]]:
         """Find entities."""
-        return [asdict(hit) for hit in searching.search(explorer.opened(release).model, q, k, type)]
+        return [asdict(hit) for hit in searching.search(explorer.opened(release).model, q, count, type)]
 
     @routes.get("/api/entity")
-    def entity(type: Entity, id: Id, release: Release = None, k: Count = 10) -> dict[str, Any]:
+    def entity(type: Entity, id: Id, release: Release = None, count: Count = 10) -> dict[str, Any]:
         """Describe an entity: what it is linked with in the graph, and the nearest vectors."""
         opened = explorer.opened(release)
         row = opened.row(type, id)
         table = opened.model.tables[type]
-        linked = edges.linked(explorer.cursor(), opened, type, id, k)
+        linked = edges.linked(explorer.cursor(), opened, type, id, count)
         return {
             "type": type,
             "id": str(table.ids([row])[0]),
@@ -136,27 +116,27 @@ def make(root: str) -> APIRouter:
             "snapshot": opened.snapshot,
             "trained": True if table.trained is None else bool(table.trained[row]),
             "linked": None if linked is None else [asdict(one) for one in linked],
-            "nearest": _near(opened, type, id, k),
+            "nearest": _near(opened, type, id, count),
             "relations": [one.name for one in opened.model.config.relations if one.lhs == type],
         }
 
     @routes.get("/api/neighbors")
-    def neighbors(type: Entity, id: Id, release: Release = None, k: Count = 10) -> dict[str, Any]:
+    def neighbors(type: Entity, id: Id, release: Release = None, count: Count = 10) -> dict[str, Any]:
         """List the entities with the nearest vectors; none where the release does not have the entity."""
         opened = explorer.opened(release)
         there = type in opened.model.tables and opened.model.has(type, id)
-        return {"release": opened.name, "there": there, "nearest": _near(opened, type, id, k) if there else []}
+        return {"release": opened.name, "there": there, "nearest": _near(opened, type, id, count) if there else []}
 
     @routes.get("/api/recommendations")
     def recommendations(
         relation: Annotated[str, Query(description="Relation.", max_length=1_000)],
         id: Annotated[str, Query(description="Id of the head.", max_length=10_000)],
         release: Release = None,
-        k: Count = 10,
+        count: Count = 10,
     ) -> dict[str, Any]:
         """List the best new tails of a head, each with what in the graph speaks for it."""
         opened = explorer.opened(release)
-        best = opened.model.recommend(relation, id, k)
+        best = opened.model.recommend(relation, id, count)
         chosen = next(one for one in opened.model.config.relations if one.name == relation)
         tails = [str(tail) for tail, _ in best]
         found = edges.reasons(explorer.cursor(), opened, relation, id, tails)
@@ -172,9 +152,9 @@ def make(root: str) -> APIRouter:
         }
 
     @routes.get("/api/history")
-    def past(type: Entity, id: Id, release: Release = None, k: Count = 5) -> list[dict[str, Any]]:
+    def past(type: Entity, id: Id, release: Release = None, count: Count = 5) -> list[dict[str, Any]]:
         """Follow an entity's vector from release to release."""
-        return [asdict(one) for one in history.history(explorer, explorer.opened(release), type, id, k)]
+        return [asdict(one) for one in history.history(explorer, explorer.opened(release), type, id, count)]
 
     @routes.get("/api/origin")
     def origin(type: Entity, id: Id, release: Release = None) -> dict[str, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 import numpy as np
 import pyarrow.compute as pc
 
 from twhin_pipeline.vectors.entity_table import SEARCHED_ROWS, EntityTable
 from twhin_pipeline.vectors.reader import TwhinEmbeddings
+
+LEAST_ALIKE = 0.5
+"""Share of the characters that an id must have in common with the text, to be spelled alike."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ def search(model: TwhinEmbeddings, text: str, limit: int = 10, entity: str | Non
     """Look an id up in every entity type, or in one.
 
     First come entities with that id, then those whose id begins with the text, then those that have it inside, the
-    shortest ids first and upper and lower case alike. Where there is none, those that are spelled alike. Of types with
+    shortest ids first and upper and lower case alike. Where no type has one, those that are spelled alike. Of types with
     more than `SEARCHED_ROWS` entities only whole ids and, of texts, beginnings are looked for.
 
     Args:
@@ -43,8 +47,16 @@ def search(model: TwhinEmbeddings, text: str, limit: int = 10, entity: str | Non
         if entity in (None, name)
         for rank, hit in enumerate(_of_type(name, table, text, limit))
     ]
-    order = ("id", "beginning", "part", "spelling")
-    return [hit for _, hit in sorted(ranked, key=lambda one: (order.index(one[1].how), one[0]))]
+    order = ("id", "beginning", "part")
+    if all(hit.how == "spelling" for _, hit in ranked):
+        alike = [(_likeness(text, hit.id), hit) for _, hit in ranked]
+        return [hit for likeness, hit in sorted(alike, key=lambda one: -one[0]) if likeness >= LEAST_ALIKE]
+    found = [one for one in ranked if one[1].how != "spelling"]
+    return [hit for _, hit in sorted(found, key=lambda one: (order.index(one[1].how), one[0]))]
+
+
+def _likeness(text: str, id: str) -> float:
+    return SequenceMatcher(None, text.lower(), id.lower()).ratio()
 
 
 def _of_type(name: str, table: EntityTable, text: str, limit: int) -> list[Hit]:
@@ -58,12 +70,16 @@ def _of_type(name: str, table: EntityTable, text: str, limit: int) -> list[Hit]:
                 for one in sorted(table.ids(rows), key=lambda one: (len(one), one))[:limit]:
                     found.setdefault(one, how)
     if not found and len(table):
-        value = int(text) if table.index.integer and text.lstrip("-").isdigit() else text
-        if not table.index.integer or isinstance(value, int):
-            found = {str(one): "spelling" for one in table.nearest_ids(value, min(limit, 3))}
+        # Ids are compared letter by letter, and what was typed may be in capitals.
+        values = {text, text.lower()} if not table.index.integer else {int(text)} if _is_integer(text) else set()
+        found = {str(one): "spelling" for value in sorted(values) for one in table.nearest_ids(value)}
     shown = list(found.items())[:limit]
     if not shown:
         return []
     rows = table.rows([one for one, _ in shown])
     trained = np.ones(len(rows), bool) if table.trained is None else table.trained[rows]
     return [Hit(name, one, how, bool(ok)) for (one, how), ok in zip(shown, trained, strict=True)]
+
+
+def _is_integer(text: str) -> bool:
+    return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit()

@@ -2,7 +2,6 @@
 // Ids come from data, so text is only ever set as text; nothing here parses HTML.
 
 const here = new URLSearchParams(location.search);
-const KEY = "twhin-api-key";
 
 /** Return a parameter of the page's address, "" where it has none. */
 export function given(name) {
@@ -20,36 +19,12 @@ export function address(path, values = {}) {
   return text ? `${path}?${text}` : path;
 }
 
-/** Ask the server; throws an Error with its message where it refuses. A key is asked for once, and kept for this tab. */
-export async function ask(path, values = {}, again = true) {
-  const key = sessionStorage.getItem(KEY);
-  const answer = await fetch(address(`api/${path}`, values), { headers: key ? { "X-API-Key": key } : {} });
-  if (answer.status === 401 && again && (await askKey())) return ask(path, values, true);
+/** Ask the server; throws an Error with its message where it refuses. */
+export async function ask(path, values = {}) {
+  const answer = await fetch(address(`api/${path}`, values));
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(typeof body.detail === "string" ? body.detail : `the server answered ${answer.status}`);
+  if (!answer.ok) throw new Error(typeof body.error === "string" ? body.error : `the server answered ${answer.status}`);
   return body;
-}
-
-let asking = null;
-
-function askKey() {
-  asking ??= new Promise((done) => {
-    const field = make("input", { type: "password", id: "key", autocomplete: "off" });
-    const dialog = make("dialog", { "aria-labelledby": "key-title" },
-      make("form", { method: "dialog" },
-        make("h2", { id: "key-title" }, "API key"),
-        make("p", {}, make("label", { for: "key" }, "This server asks for its key"), " ", field),
-        make("button", { value: "use" }, "Use it")));
-    dialog.addEventListener("close", () => {
-      dialog.remove();
-      asking = null;
-      if (field.value) sessionStorage.setItem(KEY, field.value);
-      done(dialog.returnValue === "use" && field.value !== "");
-    });
-    document.body.append(dialog);
-    dialog.showModal();
-  });
-  return asking;
 }
 
 /** Make an element. A property that begins with "on" is a listener; null and false are left out. */

@@ -10,27 +10,30 @@ function way(relation, side) {
   return side === "lhs" ? `${relation} →` : `← ${relation}`;
 }
 
-function spoken(relation, side) {
-  return side === "lhs" ? `has ${relation} to` : `is had by ${relation} from`;
+/** Put "and" or "; " between groups of texts and elements. */
+function joined(groups, between = " and ") {
+  return groups.flatMap((group, at) => (at ? [between, ...group] : group));
 }
 
-function reason(one, answer, tail) {
-  const { relation, lhs, rhs } = answer;
-  if (one.kind === "direct") {
-    return ["Linked already: ", id, ` ${way(one.relation, one.side)} `, tail];
-  }
-  if (one.kind === "together") {
-    return [`Also with `, entityLink(rhs, one.id), `: ${count(one.shared)} of the ${count(one.heads)} other ${lhs} entities with ` +
-      `${relation} to this one have it to that one too, as ${id} does`];
-  }
-  if (one.kind === "near") {
-    return ["Near by vector: ", entityLink(lhs, one.id), ` (cosine ${shown(one.cosine, 2)}) has ${relation} to this one`];
-  }
-  const same = one.relation === one.tail_relation && one.side === one.tail_side;
-  return same
-    ? ["In common: both ", `${spoken(one.relation, one.side)} `, entityLink(one.entity, one.id), ` (${count(one.degree)} edges)`]
-    : ["In between: ", `${id} ${way(one.relation, one.side)} `, entityLink(one.entity, one.id),
-      ` ${way(one.tail_relation, one.tail_side === "lhs" ? "rhs" : "lhs")} ${tail} (${count(one.degree)} edges)`];
+const SAYS = {
+  direct: (all, answer, tail) => ["Linked: ", ...joined(all.map((one) => [`${id} ${way(one.relation, one.side)} ${tail}`]))],
+  together: (all, { relation, lhs, rhs }) => [
+    `Together with: of the ${count(all[0].heads)} other ${lhs} entities that have it by ${relation}, `,
+    ...joined(all.map((one) => [`${count(one.shared)} have `, entityLink(rhs, one.id)])), `, as ${id} does`],
+  via: (all, answer, tail) => ["In between: ", ...joined(all.map((one) => {
+    const same = one.relation === one.tail_relation && one.side === one.tail_side;
+    const [before, after] = same ? [`both ${way(one.relation, one.side)} `, ""]
+      : [`${id} ${way(one.relation, one.side)} `, ` ${way(one.tail_relation, one.tail_side === "lhs" ? "rhs" : "lhs")} ${tail}`];
+    return [before, entityLink(one.entity, one.id), `${after} (${count(one.degree)} edges)`];
+  }), "; ")],
+  near: (all, { relation, lhs }) => ["Near by vector: ",
+    ...joined(all.map((one) => [entityLink(lhs, one.id), ` (${shown(one.cosine, 2)})`]), ", "), ` have it by ${relation}`],
+};
+
+/** Say what speaks for a tail, a line for each kind of reason. */
+function reasons(one, answer) {
+  const kinds = Object.keys(SAYS).filter((kind) => one.reasons.some((each) => each.kind === kind));
+  return kinds.map((kind) => make("li", {}, SAYS[kind](one.reasons.filter((each) => each.kind === kind), answer, one.id)));
 }
 
 function recommended(answer) {
@@ -38,7 +41,7 @@ function recommended(answer) {
   const items = answer.recommended.map((one) => make("li", {},
     entityLink(answer.rhs, one.id), make("span", { class: "score" }, `score ${shown(one.score, 2)}`),
     one.reasons.length
-      ? make("ul", { class: "reasons" }, one.reasons.map((each) => make("li", {}, reason(each, answer, one.id))))
+      ? make("ul", { class: "reasons" }, reasons(one, answer))
       : make("p", { class: "reasons" }, answer.edges
         ? "The vectors alone say so: nothing within two steps in the graph, and no near vector has it."
         : "The release has no edges any more, so there is no reason to show.")));
@@ -62,7 +65,7 @@ function choose(name, buttons) {
   const mine = ++turn;
   for (const one of buttons) one.setAttribute("aria-pressed", String(one.textContent === name));
   const element = place("recommendations");
-  const waiting = ask("recommendations", { relation: name, id, k: SOME });
+  const waiting = ask("recommendations", { relation: name, id, count: SOME });
   fill(element, waiting, (answer) => (mine === turn ? recommended(answer) : [...element.childNodes]));
 }
 
@@ -82,7 +85,7 @@ function linked(all) {
 
 async function showMore(button, one) {
   button.disabled = true;
-  const all = await ask("entity", { type, id, k: MOST });
+  const all = await ask("entity", { type, id, count: MOST });
   const again = all.linked.find((each) => each.relation === one.relation && each.side === one.side);
   const list = button.previousElementSibling;
   list.replaceChildren(...again.ids.map((other) => make("li", {}, entityLink(one.entity, other))));
@@ -139,7 +142,7 @@ function origin(found) {
 
 document.title = `${id} · TwHIN explorer`;
 place("title").replaceChildren(id, make("small", {}, type));
-const entity = ask("entity", { type, id, k: SOME });
+const entity = ask("entity", { type, id, count: SOME });
 fill(place("facts"), entity, (one) => {
   relationButtons(one.trained ? one.relations : []);
   return one.trained ? null : make("p", { class: "note" }, "No training edge has this entity: its vector says nothing, so nothing is recommended to it.");

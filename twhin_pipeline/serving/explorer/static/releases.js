@@ -43,7 +43,8 @@ function figures(pair) {
 
 function drifted(rows) {
   if (!rows.length) return make("p", { class: "muted" }, "The two have no entity type in common.");
-  return table("Vectors of the later release beside those of the earlier one, on ids that both have trained", [
+  const apart = rows.some((one) => one.kept > 0 && one.cosine === null);
+  const drift = table("Vectors of the later release beside those of the earlier one, on ids that both have trained", [
     ["Entity type", (one) => one.entity],
     ["Kept", (one) => count(one.kept), "number"],
     ["New", (one) => count(one.added), "number"],
@@ -54,10 +55,11 @@ function drifted(rows) {
     ["Length", (one) => shown(one.length), "number"],
     ["Same 10 nearest", (one) => (one.neighbors === null ? "–" : `${Math.round(100 * one.neighbors)} %`), "number"],
   ], rows);
+  return [drift, apart && make("p", { class: "muted" }, "Vectors of different dimensions cannot be compared.")];
 }
 
 async function both(pair, type, id) {
-  const [before, after] = await Promise.all(pair.map((release) => ask("neighbors", { type, id, release, k: 20 })));
+  const [before, after] = await Promise.all(pair.map((release) => ask("neighbors", { type, id, release, count: 20 })));
   if (!before.there && !after.there) throw new Error(`Neither release has the ${type} ${id}.`);
   const list = (one, other, words) => {
     const there = new Map(other.nearest.map((each, at) => [each.id, at]));
@@ -70,7 +72,7 @@ async function both(pair, type, id) {
       ["", (each) => (each.was === undefined ? words : "")],
     ], rows));
   };
-  return make("div", { class: "two" }, list(before, after, "gone later"), list(after, before, "new"));
+  return make("div", { class: "two" }, list(before, after, "no longer near"), list(after, before, "newly near"));
 }
 
 function show() {

@@ -23,7 +23,7 @@ async function search() {
     return;
   }
   try {
-    const found = await ask("search", { q: text, type: type.value, k: 20 });
+    const found = await ask("search", { q: text, type: type.value, count: 20 });
     if (mine !== turn) return; // a later key has asked again
     const alike = found.length > 0 && found.every((hit) => hit.how === "spelling");
     status.textContent = !found.length ? "Nothing found." : alike
