@@ -19,7 +19,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
     specs = [
         steps.spec(
             name, STAGE, config, group="embeddings", code="views.entity_map",
-            description=f"Each {name.partition('/')[2]} as a point of a plane, in named clusters; `twhin serve` shows it.",
+            description=f"Each {name.partition('/')[2]} as a point of a plane, for `twhin serve` to show.",
         )
         for name in STAGE.tables(config)
     ]  # fmt: skip

@@ -93,7 +93,10 @@ def test_every_reason_is_in_the_graph_and_the_best_of_its_kind_comes_first(clien
             for one in answer["recommended"]:
                 tail = one["id"]
                 assert tail not in known
-                heads = {end: {lhs for lhs, rel, rhs in edges if rel == name and rhs == end} - {head} for end in {*known, tail}}
+                heads = {
+                    end: {lhs for lhs, rel, rhs in edges if rel == name and rhs == end} - {head}
+                    for end in {*known, tail}
+                }
                 reasons = one["reasons"]
                 seen.update(reason["kind"] for reason in reasons)
                 direct = [reason for reason in reasons if reason["kind"] == "direct"]
@@ -244,7 +247,9 @@ class Inline(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         self.inline += [name for name in values if name.startswith("on") or name == "style"]
-        self.loads += [str(values[name]) for name in ("src", "href") if name in values and tag in ("script", "link", "img")]
+        self.loads += [
+            str(values[name]) for name in ("src", "href") if name in values and tag in ("script", "link", "img")
+        ]
         self._script = tag in ("script", "style")
 
     def handle_endtag(self, tag: str) -> None:

@@ -34,7 +34,9 @@ def publish(run: Run) -> Manifest:
     checks.require_passed(config, store, snapshot, ["evaluation", *vectors])
     model = refit.published(config, store, snapshot)
     maps = [name for name in map(entity_map.asset, config.maps.entities) if store.exists(name, snapshot)]
-    parents = store.versions(snapshot, ["evaluation", *vectors, *maps, DRIFT]) | model.versions(snapshot, ["twhin_model"])
+    parents = store.versions(snapshot, ["evaluation", *vectors, *maps, DRIFT]) | model.versions(
+        snapshot, ["twhin_model"]
+    )
     with store.replace(PUBLISHED, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
         draft.details |= _write_maps(run, draft, parents)

@@ -27,6 +27,6 @@ def mlflow(tracking_uri: str = "") -> str:
 
 
 def explorer(release: str, service: str = "") -> str:
-    """Return the address of a release in the explorer: of `service`, else TWHIN_SERVICE_URL, else where it usually is."""
+    """Return the address of a release in the explorer: at `service`, else TWHIN_SERVICE_URL, else the usual place."""
     base = (service or os.environ.get(SERVICE_ENV) or SERVICE).rstrip("/")
     return f"{base}/explore/?{urlencode({'release': release})}"

@@ -90,7 +90,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "id": "The entity's id, as the source has it.",
         "row": "The entity's row in its embedding table.",
         "x": "Where the entity is on the map, from left to right.",
-        "y": "Where it is from the bottom to the top. Only distances between points mean something, and only near ones.",
+        "y": "Where it is from the bottom to the top. Which points are near one another means something, no more.",
         "cluster": "Number of the point's cluster, from 0, the largest first.",
         "cluster_name": "Neighbors in the graph that set the cluster apart; else `around` its most trained members.",
         "trained_edges": "Training edges of the entity.",

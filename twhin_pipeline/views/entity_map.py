@@ -56,7 +56,9 @@ def _build(config: TwhinConfig, store: Store, snapshot: str, entity: str) -> Non
     with database.connect(config, store) as con:
         chosen, total = _chosen(con, store, vectors, config.maps.points)
         if not len(chosen):
-            raise UserError(f"{vectors.asset} of {snapshot}: no {entity} has a training edge, so there is nothing to map")
+            raise UserError(
+                f"{vectors.asset} of {snapshot}: no {entity} has a training edge, so there is nothing to map"
+            )
         method = config.maps.method if len(chosen) >= LEAST else "pca"
         points = laid_out(vectors_of(chosen["embedding"]), method, config.maps.seed)
         cluster = clusters(points, config.maps.seed)
@@ -181,9 +183,7 @@ def named(
     return [", ".join(one) for one in names]
 
 
-def _apart(
-    con: Any, store: Store, snapshot: str, sides: list[str], ids: Any, cluster: Array
-) -> list[tuple[int, str]]:
+def _apart(con: Any, store: Store, snapshot: str, sides: list[str], ids: Any, cluster: Array) -> list[tuple[int, str]]:
     """Return each cluster's neighbors that set it apart, best first; `sides` select `id`, `entity` and `neighbor`."""
     con.register("points", pa.table({"id": ids, "cluster": cluster}))
     with database.explained(f"{store.root}, {RAW_EDGES} of {snapshot}"):
@@ -191,7 +191,8 @@ def _apart(
             "WITH near AS (SELECT DISTINCT cluster, points.id, entity, neighbor "
             f"FROM ({' UNION ALL '.join(sides)}) edges JOIN points ON points.id::VARCHAR = edges.id::VARCHAR), "
             "counted AS (SELECT cluster, entity, neighbor, count(*) AS n, "
-            "sum(count(*)) OVER (PARTITION BY entity, neighbor) AS everywhere FROM near GROUP BY cluster, entity, neighbor), "
+            "sum(count(*)) OVER (PARTITION BY entity, neighbor) AS everywhere "
+            "FROM near GROUP BY cluster, entity, neighbor), "
             "sizes AS (SELECT cluster, count(*) AS size, sum(count(*)) OVER () AS total FROM points GROUP BY cluster), "
             "scored AS (SELECT cluster, entity, neighbor, n * ln((n / size) / (everywhere / total)) AS score, "
             f"n >= greatest(2, {COMMON} * size) AS common "

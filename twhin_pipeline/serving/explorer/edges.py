@@ -109,7 +109,9 @@ def reasons(
     mine, theirs = next((here, other) for name, side, here, other in opened.ends if (name, side) == (relation, "lhs"))
     tails = list(result)
     con.register("tails", pa.table({"id": pa.array([_value(opened, tail) for tail in tails])}))
-    con.register("ends", pa.table(dict(zip(("rel", "side", "mine", "other"), zip(*opened.ends, strict=True), strict=True))))
+    con.register(
+        "ends", pa.table(dict(zip(("rel", "side", "mine", "other"), zip(*opened.ends, strict=True), strict=True)))
+    )
     both = (
         f"(SELECT rel, 'lhs' AS side, lhs AS a, rhs AS b FROM {edges} UNION ALL "
         f"SELECT rel, 'rhs' AS side, rhs AS a, lhs AS b FROM {edges})"
@@ -185,7 +187,8 @@ def _via(
     query = (
         "SELECT tail::VARCHAR, id::VARCHAR, entity, first[1], first[2], second[1], second[2], degree "
         f"FROM via JOIN ({degrees}) USING (id, entity) "
-        "QUALIFY row_number() OVER (PARTITION BY tail ORDER BY degree, entity, id) <= ? ORDER BY tail, degree, entity, id"
+        "QUALIFY row_number() OVER (PARTITION BY tail ORDER BY degree, entity, id) <= ? "
+        "ORDER BY tail, degree, entity, id"
     )
     found = defaultdict(list)
     for tail, id, entity, name, side, their_name, their_side, degree in _rows(con, opened, query, [REASONS]):
@@ -214,7 +217,7 @@ def _near(
         f"SELECT rhs::VARCHAR, lhs::VARCHAR FROM {edges} WHERE rel = ? AND lhs IN (SELECT id FROM near) "
         "AND rhs IN (SELECT id FROM tails)"
     )
-    found = defaultdict(list)
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for tail, one in sorted(_rows(con, opened, query, [relation]), key=lambda row: (-cosines[row[1]], row[1])):
         if len(found[tail]) <= REASONS:
             found[tail].append({"kind": "near", "id": one, "cosine": cosines[one]})
@@ -228,7 +231,7 @@ def _edges(opened: Opened) -> str | None:
 
 
 def _value(opened: Opened, id: str) -> int | str:
-    """Return an id as the edges have it. Where one entity type has texts for ids, those of all types are texts there."""
+    """Return an id as the edges have it. Where one entity type has texts for ids, all have texts there."""
     manifest = opened.table(RAW_EDGES)
     assert manifest is not None
     return int(id) if manifest.schema["lhs"].startswith("int") else id

@@ -58,5 +58,9 @@ def _body(opened: Opened, entity: str, version: str) -> bytes:
     columns = {name: [round(value, 3) for value in table[name].to_pylist()] for name in ("x", "y")}
     columns |= {name: table[name].to_pylist() for name in ("cluster", "trained_edges")}
     columns["id"] = table["id"].cast(pa.string()).to_pylist()
-    shown = {"method": manifest.details["method"], "entities": manifest.details["entities"], "names": manifest.details["clusters"]}
+    shown = {
+        "method": manifest.details["method"],
+        "entities": manifest.details["entities"],
+        "names": manifest.details["clusters"],
+    }
     return json.dumps(shown | columns, ensure_ascii=False, separators=(",", ":")).encode()

@@ -112,9 +112,7 @@ class Explorer:
         """Return the releases whose vectors are still there, of one entity type or any, the oldest first."""
         made = sorted((releases.read(self.store, name) for name in releases.names(self.store)), key=_age)
         table = "embeddings/relations" if entity is None else f"embeddings/{entity}"
-        return [
-            one for one in made if one.tables.get(table, "") in self.store.versions_of(table, one.snapshot)
-        ]
+        return [one for one in made if one.tables.get(table, "") in self.store.versions_of(table, one.snapshot)]
 
 
 def _age(release: Release) -> tuple[str, str]:

@@ -118,6 +118,7 @@ def make(root: str) -> APIRouter:
             "linked": None if linked is None else [asdict(one) for one in linked],
             "nearest": _near(opened, type, id, count),
             "relations": [one.name for one in opened.model.config.relations if one.lhs == type],
+            "map": type in map_points.types(opened),
         }
 
     @routes.get("/api/neighbors")

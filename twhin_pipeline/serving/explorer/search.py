@@ -29,8 +29,8 @@ def search(model: TwhinEmbeddings, text: str, limit: int = 10, entity: str | Non
     """Look an id up in every entity type, or in one.
 
     First come entities with that id, then those whose id begins with the text, then those that have it inside, the
-    shortest ids first and upper and lower case alike. Where no type has one, those that are spelled alike. Of types with
-    more than `SEARCHED_ROWS` entities only whole ids and, of texts, beginnings are looked for.
+    shortest ids first and upper and lower case alike. Where no type has one, those that are spelled alike. In types
+    with more than `SEARCHED_ROWS` entities, only whole ids and beginnings of texts are looked for.
 
     Args:
         model: Whose entities.

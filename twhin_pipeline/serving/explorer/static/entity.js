@@ -1,13 +1,13 @@
-import { ask, count, entityLink, fill, given, make, meter, releases, shown, table } from "./common.js";
+import { address, ask, count, entityLink, fill, given, make, meter, releases, shown, table } from "./common.js";
 
 const [type, id] = [given("type"), given("id")];
 const place = (name) => document.getElementById(name);
 const SOME = 10;
 const MOST = 100;
 
-/** Say how a relation is seen from a side: "depends →" of a head, "← depends" of a tail. */
+/** Draw a relation as it is seen from a side: an arrow away from a head, towards a tail. */
 function way(relation, side) {
-  return side === "lhs" ? `${relation} →` : `← ${relation}`;
+  return side === "lhs" ? `—${relation}→` : `←${relation}—`;
 }
 
 /** Put "and" or "; " between groups of texts and elements. */
@@ -145,7 +145,8 @@ place("title").replaceChildren(id, make("small", {}, type));
 const entity = ask("entity", { type, id, count: SOME });
 fill(place("facts"), entity, (one) => {
   relationButtons(one.trained ? one.relations : []);
-  return one.trained ? null : make("p", { class: "note" }, "No training edge has this entity: its vector says nothing, so nothing is recommended to it.");
+  const map = one.map && make("p", {}, make("a", { href: address("map", { type, id }) }, "Show on the map"));
+  return one.trained ? map : make("p", { class: "note" }, "No training edge has this entity: its vector says nothing, so nothing is recommended to it.");
 });
 fill(place("linked"), entity, (one) => linked(one.linked));
 fill(place("nearest"), entity, (one) => nearest(one.nearest));

@@ -142,7 +142,7 @@ function clusters() {
     ["Cluster, by what it is linked with most", (one) => one.title],
     ["Entities", (one) => count(one.members.length), "number"],
     ["For example", (one) => one.members.slice(0, 4).flatMap((at, i) => [i ? ", " : null, entityLink(points.type, points.id[at])])],
-    ["", (one) => make("span", { class: "buttons" },
+    ["Look", (one) => make("span", { class: "buttons" },
       make("button", { type: "button", "aria-label": `List cluster ${one.title}`, onclick: () => members(one) }, "List"),
       plot && make("button", { type: "button", "aria-label": `Show cluster ${one.title} on the map`, onclick: () => zoom(one) }, "Show"))],
   ], points.clusters);

@@ -69,7 +69,7 @@ async function both(pair, type, id) {
     return make("div", {}, make("h3", {}, snapshot), table(`Nearest to ${id} in ${snapshot}`, [
       [type, (each) => entityLink(type, each.id, one.release)],
       ["Cosine", (each) => shown(each.cosine), "number"],
-      ["", (each) => (each.was === undefined ? words : "")],
+      ["In the other release", (each) => (each.was === undefined ? words : "also near")],
     ], rows));
   };
   return make("div", { class: "two" }, list(before, after, "no longer near"), list(after, before, "newly near"));
