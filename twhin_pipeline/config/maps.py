@@ -17,7 +17,7 @@ class MapsConfig(Section):
     points: int = Field(100_000, ge=10, le=1_000_000)
     """Entities of a type on its map at most: those with the most training edges. Time grows with them in proportion."""
     method: Literal["umap", "pca"] = "umap"
-    """`umap` keeps what is near together. `pca` shows the two directions of the largest variance: it takes a second, and
-    little is seen on it."""
+    """`umap` keeps what is near together. `pca` shows the two directions of the largest variance. It takes a
+    second, and little is seen on it."""
     seed: Seed = 0
     """Of the layout and the clusters. The same vectors, seed and versions of the libraries give the same map."""
