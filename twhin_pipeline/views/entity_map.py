@@ -175,7 +175,8 @@ def named(
     found = _apart(con, store, snapshot, sides, ids, cluster) if sides else []
     names: list[list[str]] = [[] for _ in range(int(cluster.max()) + 1)]
     for number, neighbor in found:
-        names[number].append(neighbor)
+        if neighbor not in names[number] and len(names[number]) < NAMES:  # two types may have an id in common
+            names[number].append(neighbor)
     for number, one in enumerate(names):
         if not one:
             members = ids.take(pa.array(np.flatnonzero(cluster == number)[:NAMES])).to_pylist()
@@ -200,5 +201,5 @@ def _apart(con: Any, store: Store, snapshot: str, sides: list[str], ids: Any, cl
             "SELECT cluster, neighbor FROM scored WHERE score > 0 AND common "
             "QUALIFY row_number() OVER (PARTITION BY cluster ORDER BY score DESC, entity, neighbor) <= ? "
             "ORDER BY cluster, score DESC, entity, neighbor",
-            [NAMES],
+            [2 * NAMES],
         ).fetchall()

@@ -58,7 +58,7 @@ async function draw(createScatterplot) {
   });
   const { x, y } = points.fitted;
   await plot.draw({ x, y, valueA: points.cluster.map((cluster) => cluster % COLOURS.length) }, { zDataType: "categorical" });
-  plot.subscribe("view", label);
+  plot.subscribe("view", labelSoon);
   plot.subscribe("pointOver", (at) => hover(at));
   plot.subscribe("pointOut", () => hover(null));
   plot.subscribe("select", ({ points: [at] }) => select(at));
@@ -71,6 +71,18 @@ async function draw(createScatterplot) {
   DARK.addEventListener("change", () => plot.set({ backgroundColor: [...background(), 1] }));
   label();
   canvas.dataset.drawn = String(points.id.length); // tests wait for it
+}
+
+let labelling = false;
+
+/** Write the names with the next frame, once however many events come before it. */
+function labelSoon() {
+  if (labelling) return;
+  labelling = true;
+  requestAnimationFrame(() => {
+    labelling = false;
+    label();
+  });
 }
 
 /** Write the names of the largest clusters in view over the map, as far as they do not cover one another. */
