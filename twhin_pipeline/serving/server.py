@@ -15,8 +15,9 @@ from typing import Any
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.serving.options import ServeOptions, check_access
 
-STARTS_S = 120
-"""Seconds a worker may take for a sign of life, loading its libraries on a busy machine included."""
+SILENT_S = 15
+"""Seconds that a worker may give no sign of life before it is replaced: on a busy machine it loads libraries for long.
+One that is killed at the moment it is asked is noticed only after them."""
 GRACE_S = 2
 """Seconds beyond the time limit that requests in flight have when the service is stopped."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -56,7 +57,7 @@ def serve(options: ServeOptions) -> None:
             server_header=False,
             lifespan="on",
             timeout_graceful_shutdown=int(options.time_limit) + GRACE_S,
-            timeout_worker_healthcheck=STARTS_S,
+            timeout_worker_healthcheck=SILENT_S,
         )
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
