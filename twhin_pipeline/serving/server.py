@@ -28,7 +28,7 @@ LOGGING: dict[str, Any] = {
     "formatters": {"line": {"format": FORMAT}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "loggers": {
-        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+        "uvicorn": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
         "twhin": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
     },
 }
