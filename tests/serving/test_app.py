@@ -90,6 +90,47 @@ def test_neighbors_scores_and_vectors_are_the_models(client, model):
     assert vectors == pytest.approx(model.get_embedding("user", USERS), rel=1e-6)
 
 
+def test_ids_that_come_twice_or_as_texts_get_their_results_each_time(client, model):
+    asked = [ITEMS[3], str(ITEMS[3]), ITEMS[0], ITEMS[3]]
+    results = client.post("/neighbors", json={"entity": "item", "ids": asked, "k": 3}).json()["results"]
+    assert [one["id"] for one in results] == asked
+    nearest = [[near["id"] for near in one["neighbors"]] for one in results]
+    assert nearest == [
+        [id for id, _ in model.neighbors("item", id, 3)] for id in (ITEMS[3], ITEMS[3], ITEMS[0], ITEMS[3])
+    ]
+
+
+def test_a_head_without_results_has_an_empty_list_in_its_place(client):
+    every = {"ids": [USERS[0], USERS[1], USERS[2]], "relation": "likes", "exclude": ITEMS}
+    assert client.post("/recommend", json=every).json()["results"] == [{"id": id, "tails": []} for id in USERS[:3]]
+
+
+def test_ids_without_a_vector_are_skipped_or_inferred_from_their_edges_as_the_library_does(client, model):
+    asked = {"ids": ["new", USERS[0]], "relation": "likes", "k": 4}
+
+    def tails(**more: Any) -> list[list[int]]:
+        answer = client.post("/recommend", json={**asked, **more}).json()
+        assert answer["missing"] == (["new"] if more["missing"] == "skip" else [])
+        return [[tail["id"] for tail in one["tails"]] for one in answer["results"]]
+
+    assert client.post("/recommend", json=asked).status_code == 404
+    plain = [id for id, _ in model.recommend("likes", USERS[0], 4)]
+    assert tails(missing="skip") == [plain]
+    edges = {"new": [["likes", ITEMS[0]], ["likes", str(ITEMS[5])]]}
+    inferred = [id for id, _ in model.recommend("likes", "new", 4, missing="infer", edges=edges)]
+    assert tails(missing="infer", edges=edges) == [inferred, plain] and ITEMS[0] not in inferred
+    assert tails(missing="infer", edges=edges, ids=["new"]) == [inferred]
+    wanted = {"entity": "user", "ids": ["new"], "missing": "infer", "edges": edges}
+    vectors = client.post("/embedding", json=wanted).json()["embeddings"]
+    assert vectors == pytest.approx(model.get_embedding("user", ["new"], "infer", edges), rel=1e-5)
+    near = client.post("/neighbors", json={"entity": "user", "ids": ["x"], "missing": "skip"}).json()
+    assert near["results"] == [] and near["missing"] == ["x"]
+    lacking = client.post("/neighbors", json={"entity": "user", "ids": ["new"], "missing": "infer"})
+    assert lacking.status_code == 400 and "no edge of user 'new'" in lacking.json()["error"]
+    many = {"new": [["likes", ITEMS[0]]] * 1_000}
+    assert client.post("/embedding", json={"entity": "user", "ids": ["new"], "edges": many}).status_code == 422
+
+
 def test_an_answer_names_its_release_in_a_field_and_a_header(client, store):
     answer = client.get("/embedding", params={"entity": "user", "id": USERS[0]})
     current = releases.current(store)
@@ -188,10 +229,10 @@ def test_a_request_beyond_the_time_limit_gets_503_and_the_worker_answers_on(stor
     released = threading.Event()
     plain = TwhinEmbeddings.neighbors
 
-    def slow(self: TwhinEmbeddings, entity: str, id: Any, *rest: Any, **options: Any) -> Any:
-        if id == USERS[1]:
+    def slow(self: TwhinEmbeddings, *rest: Any, **options: Any) -> Any:
+        if options.get("ids") == USERS[1]:
             released.wait(30)
-        return plain(self, entity, id, *rest, **options)
+        return plain(self, *rest, **options)
 
     monkeypatch.setattr(TwhinEmbeddings, "neighbors", slow)
     with served(store.root, time_limit=0.3) as client:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import warnings
 from functools import partial
 from typing import Any
 
@@ -80,4 +81,6 @@ def _application(options: ServeOptions) -> Any:
     """Make the application in a worker; the process that supervises does not load what it needs."""
     from twhin_pipeline.serving.app import create_app
 
+    # Of ids that no training edge has: the log must have no ids, and Python keeps each such text.
+    warnings.filterwarnings("ignore", category=UserWarning, module="twhin_pipeline")
     return create_app(options)

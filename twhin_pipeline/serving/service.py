@@ -69,8 +69,10 @@ class Service:
         """Return a message for clients, which need not know where the store is."""
         return message.replace(self.current.store.root, "the store")
 
-    def check_count(self, name: str, count: int) -> None:
-        """Refuse more than `max_batch` ids. Raises RequestError."""
+    def check_count(self, name: str, asked: Any, *fields: str) -> None:
+        """Refuse a request whose `fields` have more than `max_batch` ids together. Raises RequestError."""
+        given = [getattr(asked, field) or () for field in fields]
+        count = sum(sum(map(len, one.values())) if isinstance(one, dict) else len(one) for one in given)
         if count > self.options.max_batch:
             raise RequestError(
                 HTTPStatus.UNPROCESSABLE_ENTITY,

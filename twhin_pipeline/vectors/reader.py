@@ -23,8 +23,10 @@ from twhin_pipeline import extras
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Manifest, Store, releases
+from twhin_pipeline.vectors import mapped_edges
 from twhin_pipeline.vectors.chosen import Chosen, New
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId, as_list
+from twhin_pipeline.vectors.mapped_edges import MappedEdges
 from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of, vectors_array
 from twhin_pipeline.vectors.recommendation import all_known_tails, known_tails
 from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
@@ -86,6 +88,7 @@ class TwhinEmbeddings:
         self.maps = maps
         self.dim = model_config.embedding_dim
         self._known_tails: dict[tuple[str, ...], RowLists] = {}
+        self._mapped_edges: dict[tuple[str, str], MappedEdges] | None = None
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items())
@@ -464,6 +467,15 @@ class TwhinEmbeddings:
             return self._pairs(right, rows[0], scores[0])
         return self._answer(chosen, tails, k, search, ("lhs", "rhs", "score"))
 
+    def map_known_edges(self) -> None:
+        """Map the snapshot's edges from files that processes share; they are made where they are missing.
+
+        From then on `recommend` does not read `raw_edges`. A service does this when it opens a release.
+        """
+        if self.store is not None:
+            relations = self.store.manifest(RELATIONS, self.snapshot)
+            self._mapped_edges = mapped_edges.mapped(self.store, relations, self.config.relations, self.tables)
+
     def _searcher(self, entity: str, allowed: np.ndarray | None) -> Searcher:
         """Return what finds an entity type's best rows: the one place where it is chosen. Here it is exact search.
 
@@ -519,6 +531,9 @@ class TwhinEmbeddings:
 
     def _known(self, names: list[str], chosen: Chosen, tails: EntityTable) -> Callable[[np.ndarray], RowPairs] | None:
         """Return the function from heads' rows to their known tails; None, with a warning, where there are no edges."""
+        if self._mapped_edges is not None:
+            edges = self._mapped_edges[chosen.table.name, tails.name]
+            return partial(edges.pairs, relations=[self.relations.index(name) for name in names])
         key = tuple(names)
         if key in self._known_tails:
             return self._known_tails[key].pairs
