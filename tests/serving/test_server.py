@@ -176,6 +176,7 @@ def test_workers_map_the_same_files_and_hold_no_copy_of_the_vectors(service: Ser
     assert len(mapped) == 2 and mapped[0] == mapped[1]
 
 
+@pytest.mark.long  # who is killed while it is asked for a sign of life is noticed after 15 s
 def test_a_worker_that_dies_is_replaced_and_what_it_counted_stays(service: ServiceProcess) -> None:
     httpx.get(f"{service.url}/healthz")
     before = samples(service.url)
