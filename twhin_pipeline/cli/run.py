@@ -47,7 +47,7 @@ def run_command(
 ) -> None:
     """Run the whole chain, with its checks.
 
-    The stages are ingest, vocabulary, sample, train, evaluate, refit, export, compare, publish and decide. A failed
+    The stages are ingest, vocabulary, sample, train, evaluate, refit, export, index, compare, publish and decide. A failed
     blocking check ends the run; a gate that fails in `decide` holds the release back, and the one before stays current.
     """
     from twhin_pipeline import pipeline
@@ -214,6 +214,7 @@ STAGE_HELP = {
     "evaluate": "Measure the model on held-out edges.",
     "refit": "Train once more, on all edges.",
     "export": "Write embedding tables by id.",
+    "index": "Build indexes for approximate search.",
     "compare": "Compare with the current release.",
     "publish": "Register the model and write the release.",
     "decide": "Promote the release, or hold it back.",

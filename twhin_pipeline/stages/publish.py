@@ -27,12 +27,14 @@ def publish(run: Run) -> Manifest:
     from twhin_pipeline import tracking
     from twhin_pipeline.checks import checks
     from twhin_pipeline.store import catalog, releases
+    from twhin_pipeline.vectors import indexing
 
     config, store, snapshot = run.config, run.store, run.snapshot
     vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
-    checks.require_passed(config, store, snapshot, ["evaluation", *vectors])
+    indexes = indexing.current(store, snapshot, config.indexed_types)
+    checks.require_passed(config, store, snapshot, ["evaluation", *vectors, *indexes])
     model = refit.published(config, store, snapshot)
-    parents = store.versions(snapshot, ["evaluation", *vectors, DRIFT]) | model.versions(snapshot, ["twhin_model"])
+    parents = store.versions(snapshot, ["evaluation", *vectors, *indexes, DRIFT]) | model.versions(snapshot, ["twhin_model"])
     with store.replace(PUBLISHED, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
         draft.details |= _write_maps(run, draft, parents)
