@@ -106,7 +106,10 @@ def measure(kind: Any, options: argparse.Namespace, vectors: np.ndarray, queries
     for k in KS:
         effort = index.effort(k)
         search = direct(in_memory, kind, effort, prepared(comparator, vectors), metric)
-        both = {"ours": lambda query, k=k: index.search(query, k), "direct": lambda query, k=k: search(query, k)}
+        both = {
+            "ours": lambda query, k=k: index.search(query, k),
+            "direct": lambda query, k=k, search=search: search(query, k),
+        }
         batches = [queries] * 4 if kind == "flat" else [queries] * 10
         single = [queries[i : i + 1] for i in range(len(queries))] * (1 if kind == "flat" else 4)
         figures[f"k={k}"] = {
@@ -146,7 +149,7 @@ def main() -> None:
         results.append({"kind": "exact", "rows": options.rows, "dim": options.dim, "single_ms": ms["exact"]})
         for kind in options.kinds:
             results.append(measure(kind, options, vectors, queries, folder))
-    print("| index | build s | MiB | open ms | k | effort | recall | one query, ours / direct ms | batch, ours / direct ms |")
+    print("| index | build s | MiB | open ms | k | effort | recall | one query: ours / direct, ms | of a batch |")
     print("|---|---|---|---|---|---|---|---|---|")
     for one in results[1:]:
         for k in KS:

@@ -79,7 +79,10 @@ def test_the_table_has_each_relations_recall_at_each_k_and_passes_its_check(tmp_
     assert [(row["relation"], row["k"]) for row in table] == [
         ("likes", 3), ("likes", 10), ("rates", 3), ("rates", 10)
     ]  # fmt: skip
-    heads = {relation: len({e[0] for e in small.edges["train"] if e[1] == number}) for number, relation in enumerate(small_store.RELATIONS)}
+    heads = {
+        relation: len({e[0] for e in small.edges["train"] if e[1] == number})
+        for number, relation in enumerate(small_store.RELATIONS)
+    }
     assert {row["relation"]: row["queries"] for row in table} == {name: heads[name] for name in ("likes", "rates")}
     manifest = small.store.manifest("index/item", SNAPSHOT)
     for row in table:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from twhin_pipeline.model.comparators import COMPARATORS, Comparator
 from twhin_pipeline.vectors import retrieval
-from twhin_pipeline.vectors.retrieval import ExactSearch, best_rows
+from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch, best_rows
 from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
 
 D = 4
@@ -100,7 +100,9 @@ def test_a_searcher_that_cannot_leave_rows_out_is_asked_for_as_many_more():
     pairs = np.argwhere(rng.random((9, 60)) < np.linspace(0, 1, 9)[:, None])
     left_out = RowPairs(pairs[:, 0], pairs[:, 1])
     searcher = Plain(COMPARATORS["dot"](), vectors)
-    rows, scores = best_rows(searcher, queries, 7, left_out)
+    rows, scores = best_rows(
+        IndexSearch(searcher, ExactSearch(searcher.comparator, vectors), 100), queries, 7, left_out
+    )
     expected = best_rows(ExactSearch(COMPARATORS["dot"](), vectors), queries, 7, left_out)
     np.testing.assert_array_equal(rows, expected[0])
     np.testing.assert_allclose(scores, expected[1], rtol=1e-5)

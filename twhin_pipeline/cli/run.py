@@ -47,8 +47,9 @@ def run_command(
 ) -> None:
     """Run the whole chain, with its checks.
 
-    The stages are ingest, vocabulary, sample, train, evaluate, refit, export, index, compare, publish and decide. A failed
-    blocking check ends the run; a gate that fails in `decide` holds the release back, and the one before stays current.
+    The stages are ingest, vocabulary, sample, train, evaluate, refit, export, index, compare, publish and decide. A
+    failed blocking check ends the run; a gate that fails in `decide` holds the release back, and the one before stays
+    current.
     """
     from twhin_pipeline import pipeline
     from twhin_pipeline.lifecycle import nights

@@ -25,7 +25,7 @@ class Comparator:
         return x
 
     def logits(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the logits of pairs whose inner product (dot, cosine) or squared distance (l2, squared_l2) is known."""
+        """Return the logits of pairs by their inner products (dot, cosine) or squared distances (l2, squared_l2)."""
         raise NotImplementedError
 
     def compare(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

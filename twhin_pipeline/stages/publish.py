@@ -34,7 +34,9 @@ def publish(run: Run) -> Manifest:
     indexes = indexing.current(store, snapshot, config.indexed_types)
     checks.require_passed(config, store, snapshot, ["evaluation", *vectors, *indexes])
     model = refit.published(config, store, snapshot)
-    parents = store.versions(snapshot, ["evaluation", *vectors, *indexes, DRIFT]) | model.versions(snapshot, ["twhin_model"])
+    parents = store.versions(snapshot, ["evaluation", *vectors, *indexes, DRIFT]) | model.versions(
+        snapshot, ["twhin_model"]
+    )
     with store.replace(PUBLISHED, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
         draft.details |= _write_maps(run, draft, parents)

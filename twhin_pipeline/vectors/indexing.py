@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -178,7 +179,7 @@ class _Making:
         size = Path(path).stat().st_size
         shared = {"kind": self.kind, "rows": len(searcher), "bytes": size, "build_s": build_s}
         searcher.threads = 1
-        exact_ms = _milliseconds(lambda query: exact.search(query, ks[0]), queries[:: max(1, len(queries) // 5)])
+        exact_ms = _milliseconds(partial(exact.search, k=ks[0]), queries[:: max(1, len(queries) // 5)])
         figures = []
         for number in np.unique(groups).tolist():
             own = np.flatnonzero(groups == number)
@@ -191,7 +192,7 @@ class _Making:
                         "recall": vector_index.recall(scores, best[own], k),
                         "wanted_recall": chosen.recall,
                         "queries": len(own),
-                        "latency_ms": _milliseconds(lambda query, k=k: searcher.search(query, k), queries[own]),
+                        "latency_ms": _milliseconds(partial(searcher.search, k=k), queries[own]),
                         "exact_ms": exact_ms,
                         "parameters": str(searcher.effort(k)),
                         **shared,
@@ -287,7 +288,7 @@ def manifest_of(store: Store, embeddings: Manifest) -> Manifest | None:
 
 
 def open_index(
-    store: Store, manifest: Manifest, table: EntityTable, model: TwhinModelConfig, threads: int = 1
+    store: Store, manifest: Manifest, table: EntityTable, model: TwhinModelConfig, threads: int | None = None
 ) -> VectorIndex | None:
     """Open the index of an entity type's table; None where the type needs none.
 

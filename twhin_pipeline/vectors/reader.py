@@ -34,14 +34,16 @@ from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
 if TYPE_CHECKING:
     import torch
 
-    from twhin_pipeline.vectors.retrieval import Searcher
+    from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch
     from twhin_pipeline.vectors.scoring import EdgeScores
+    from twhin_pipeline.vectors.vector_index import VectorIndex
 
 GETTER = re.compile(r"get_(?P<entity>\w+)_embedding")
 RELATIONS = "embeddings/relations"
 HEADS_AT_ONCE, ROWS_AT_ONCE = 8192, 1 << 20
 """Entities of a batch of answers, and rows of one, at most."""
 Missing = Literal["error", "skip", "infer"]
+Search = Literal["auto", "exact", "index"]
 
 
 class UnknownName(UnknownId):
@@ -66,6 +68,7 @@ class TwhinEmbeddings:
         normalized: bool = False,
         store: Store | None = None,
         maps: Mapping[str, np.ndarray] | None = None,
+        open_index: Callable[[EntityTable], VectorIndex | None] = lambda table: None,
     ) -> None:
         """Put together what `load_model` found.
 
@@ -78,6 +81,8 @@ class TwhinEmbeddings:
             normalized: The vectors were exported with `export.normalize`.
             store: Where the snapshot's edges are, for `recommend`.
             maps: By entity type, a matrix `[D, D']` into another space, for `get_embedding`; None: the model's own.
+            open_index: Returns the index of an entity type's vectors, None where there is none; called when a search
+                first could use it.
         """
         self.config = model_config
         self.tables = dict(tables)
@@ -89,6 +94,8 @@ class TwhinEmbeddings:
         self.dim = model_config.embedding_dim
         self._known_tails: dict[tuple[str, ...], RowLists] = {}
         self._mapped_edges: dict[tuple[str, str], MappedEdges] | None = None
+        self._open_index = open_index
+        self._indexes: dict[str, VectorIndex | None] = {}
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items())
@@ -266,7 +273,7 @@ class TwhinEmbeddings:
 
     @overload
     def neighbors(
-        self, entity: str, ids: str | int, k: int = 10, *, untrained: bool = False
+        self, entity: str, ids: str | int, k: int = 10, *, untrained: bool = False, search: Search = "auto"
     ) -> list[tuple[Any, float]]: ...
 
     @overload
@@ -279,6 +286,7 @@ class TwhinEmbeddings:
         untrained: bool = False,
         missing: Missing = "error",
         edges: Any = None,
+        search: Search = "auto",
     ) -> pa.RecordBatchReader: ...
 
     def neighbors(
@@ -290,6 +298,7 @@ class TwhinEmbeddings:
         untrained: bool = False,
         missing: Missing = "error",
         edges: Any = None,
+        search: Search = "auto",
     ) -> list[tuple[Any, float]] | pa.RecordBatchReader:
         """Return the k entities of the same type whose vectors are nearest by cosine, best first, for one or many ids.
 
@@ -302,6 +311,7 @@ class TwhinEmbeddings:
             untrained: Entities without training edges too; among all `ids` as well.
             missing: As in `get_embedding`.
             edges: As in `get_embedding`.
+            search: As in `recommend`. An index of vectors serves only where the model's comparator is the cosine.
 
         Returns:
             Of one id a list of (id, cosine). Else a stream of Arrow record batches, as of `recommend`, with the columns
@@ -309,27 +319,38 @@ class TwhinEmbeddings:
 
         Raises:
             KeyError: The entity type or an id is unknown.
-            UserError: As in `get_embedding`.
+            UserError: As in `get_embedding`, or `search="index"` has no index to use.
         """
         chosen = self._choose(entity, ids, missing, edges)
         table = chosen.table
-        if chosen.one and chosen.new is None:
+        by_cosine = self.config.comparator == "cosine"
+        if search == "index" and not by_cosine:
+            raise UserError(
+                f"neighbors are nearest by cosine, and the index of {entity} finds by the model's comparator, "
+                f"{self.config.comparator}; leave search='index' out"
+            )
+        index = self._index(entity, untrained, search if by_cosine or search != "auto" else "exact")
+        if chosen.one and chosen.new is None and index is None:
             return self._nearest(table, int(chosen.rows[0]), max(k, 0), untrained)
         extras.need("torch", "neighbors of several ids", "reader")
         from twhin_pipeline.model.comparators import Cosine
-        from twhin_pipeline.vectors.retrieval import ExactSearch, best_rows
+        from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch, best_rows
 
         allowed = None if untrained or table.trained is None else np.asarray(table.trained)
         if chosen.every and allowed is not None:
             chosen = replace(chosen, rows=np.flatnonzero(allowed))
-        searcher = ExactSearch(Cosine(), table.vectors, allowed)
+        searcher: ExactSearch | IndexSearch = ExactSearch(Cosine(), table.vectors, allowed)
+        if index is not None:
+            searcher = IndexSearch(index, ExactSearch(index.comparator, table.vectors, allowed), index.most)
+        scale = np.float32(1 if index is None else self.config.temperature)
 
-        def search(part: slice) -> tuple[np.ndarray, np.ndarray]:
+        def nearest(part: slice) -> tuple[np.ndarray, np.ndarray]:
             vectors = chosen.vectors(part)
             queries = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-8))
-            return best_rows(searcher, queries, k, chosen.themselves(part))
+            rows, scores = best_rows(searcher, queries, k, chosen.themselves(part))
+            return rows, scores * scale
 
-        return self._answer(chosen, table, k, search, ("id", "neighbor", "similarity"))
+        return self._answer(chosen, table, k, nearest, ("id", "neighbor", "similarity"))
 
     def _nearest(self, table: EntityTable, row: int, k: int, untrained: bool) -> list[tuple[Any, float]]:
         """Return the neighbors of one row, without torch: by blocks of rows, equal ones in the order of rows."""
@@ -352,16 +373,16 @@ class TwhinEmbeddings:
         return [(name, float(value)) for name, value in zip(table.ids(rows), values, strict=True)]
 
     def candidates(
-        self, relation: str | None, lhs: Any, k: int = 10, *, untrained: bool = False
+        self, relation: str | None, lhs: Any, k: int = 10, *, untrained: bool = False, search: Search = "auto"
     ) -> list[tuple[Any, float]]:
         """Return the k tails that `lhs` (an id or a vector `[D]`) most probably has `relation` to, as (id, score).
 
         The score is the model's. Tails that no training edge has are left out, unless `untrained` is set. `recommend`
-        also leaves out what is known, and takes many heads.
+        also leaves out what is known, and takes many heads; its `search` says how tails are found.
 
         Raises:
             KeyError: The relation or the id is unknown.
-            UserError: More than one head was given.
+            UserError: More than one head was given, or `search="index"` has no index to use.
         """
         number, left, right = self._relation(relation)
         vectors, one = self._vectors(left, lhs)
@@ -371,7 +392,7 @@ class TwhinEmbeddings:
             return []
         from twhin_pipeline.vectors.retrieval import best_rows
 
-        searcher = self._searcher(right, self._allowed(right, untrained, None))
+        searcher = self._searcher(right, self._allowed(right, untrained, None), untrained, search)
         rows, scores = best_rows(searcher, self._scores.queries(number, vectors), k)
         return self._pairs(right, rows[0], scores[0])
 
@@ -385,6 +406,7 @@ class TwhinEmbeddings:
         exclude: Any = None,
         *,
         untrained: bool = False,
+        search: Search = "auto",
     ) -> list[tuple[Any, float]]: ...
 
     @overload
@@ -399,6 +421,7 @@ class TwhinEmbeddings:
         untrained: bool = False,
         missing: Missing = "error",
         edges: Any = None,
+        search: Search = "auto",
     ) -> pa.RecordBatchReader: ...
 
     def recommend(
@@ -412,8 +435,9 @@ class TwhinEmbeddings:
         untrained: bool = False,
         missing: Missing = "error",
         edges: Any = None,
+        search: Search = "auto",
     ) -> list[tuple[Any, float]] | pa.RecordBatchReader:
-        """Return the k best new tails for one head, for many, or for all, best first, by exact search.
+        """Return the k best new tails for one head, for many, or for all, best first.
 
         Known edges are read from the snapshot's `raw_edges`: those of one head by its row groups; for several heads all
         of the relation once, and they are kept (4 bytes an edge, 8 a head). Besides that, memory does not grow with the
@@ -431,6 +455,8 @@ class TwhinEmbeddings:
             untrained: Do not leave out tails that no training edge has, nor, of all heads, such heads.
             missing: What happens to heads that have no vector, as in `get_embedding`.
             edges: For `missing="infer"`, as in `get_embedding`. They count as known.
+            search: "exact" compares all tails. "index" finds most of the best ones (`indexes.recall`), faster. "auto"
+                takes the index where there is one ([indexes](../how-to/indexes.md)).
 
         Returns:
             Of one head a list of (id, score); the score is the model's, as of `candidates`. Else a stream of Arrow
@@ -441,7 +467,7 @@ class TwhinEmbeddings:
         Raises:
             KeyError: The relation or an id is unknown.
             UserError: The relation is None where there are several, vectors were exported with
-                `export.normalize: true`, or as in `get_embedding`.
+                `export.normalize: true`, `search="index"` has no index to use, or as in `get_embedding`.
         """
         number, left, right = self._relation(relation)
         chosen, tails = self._choose(left, ids, missing, edges), self._table(right)
@@ -452,20 +478,25 @@ class TwhinEmbeddings:
         elif trained is not None:
             self._warn_untrained(left, chosen, np.asarray(trained))
         each = exclude if isinstance(exclude, Mapping) else None
-        searcher = self._searcher(right, self._allowed(right, untrained, None if each is not None else exclude))
-        left_out = self._left_out(number, chosen, tails, exclude_known, each)
+        allowed = self._allowed(right, untrained, None if each is not None else exclude)
+        searcher = self._searcher(right, allowed, untrained, search)
+        from twhin_pipeline.vectors.retrieval import IndexSearch, best_rows
+
+        by_index = exclude is not None and each is None and isinstance(searcher, IndexSearch)
+        left_out = self._left_out(
+            number, chosen, tails, exclude_known, each, _rows(exclude, tails) if by_index else np.zeros(0, np.int64)
+        )
         if chosen.one and k < 1:
             return []
-        from twhin_pipeline.vectors.retrieval import best_rows
 
-        def search(part: slice) -> tuple[np.ndarray, np.ndarray]:
+        def best(part: slice) -> tuple[np.ndarray, np.ndarray]:
             queries = self._scores.queries(number, chosen.vectors(part))
             return best_rows(searcher, queries, k, left_out(part))
 
         if chosen.one:
-            rows, scores = search(slice(0, 1))
+            rows, scores = best(slice(0, 1))
             return self._pairs(right, rows[0], scores[0])
-        return self._answer(chosen, tails, k, search, ("lhs", "rhs", "score"))
+        return self._answer(chosen, tails, k, best, ("lhs", "rhs", "score"))
 
     def map_known_edges(self) -> None:
         """Map the snapshot's edges from files that processes share; they are made where they are missing.
@@ -476,21 +507,52 @@ class TwhinEmbeddings:
             relations = self.store.manifest(RELATIONS, self.snapshot)
             self._mapped_edges = mapped_edges.mapped(self.store, relations, self.config.relations, self.tables)
 
-    def _searcher(self, entity: str, allowed: np.ndarray | None) -> Searcher:
-        """Return what finds an entity type's best rows: the one place where it is chosen. Here it is exact search.
+    def _searcher(
+        self, entity: str, allowed: np.ndarray | None, untrained: bool, search: Search
+    ) -> ExactSearch | IndexSearch:
+        """Return what finds an entity type's best rows: the one place where it is chosen.
 
-        `allowed` bool `[N]` says which rows may be returned; None: all.
+        `allowed` bool `[N]` says which rows may be returned; None: all. An index does not know what is excluded for
+        all, which has to be left out of each query too (`_left_out`).
         """
-        return self._scores.exact(self._table(entity).vectors, allowed)
+        exact = self._scores.exact(self._table(entity).vectors, allowed)
+        index = self._index(entity, untrained, search)
+        if index is None:
+            return exact
+        from twhin_pipeline.vectors.retrieval import IndexSearch
+
+        return IndexSearch(index, exact, index.most)
+
+    def _index(self, entity: str, untrained: bool, search: Search) -> VectorIndex | None:
+        """Return the index that a search of an entity type uses, None where it compares every row.
+
+        Raises:
+            UserError: One is asked for and cannot be used.
+        """
+        if search not in get_args(Search):
+            raise UserError(f"search must be 'auto', 'exact' or 'index', got {search!r}")
+        if search == "exact" or (search == "auto" and untrained):
+            return None
+        if untrained:
+            raise UserError("an index has trained entities only; leave untrained or search='index' out")
+        if search == "auto" and (extras.missing("faiss") or extras.missing("torch")):
+            return None
+        if entity not in self._indexes:
+            self._indexes[entity] = self._open_index(self._table(entity))
+        if search == "index" and self._indexes[entity] is None:
+            raise UserError(
+                f"{self.snapshot} has no index of {entity}; leave search='index' out, or make one with "
+                "`twhin index --set indexes.kind=hnsw`"
+            )
+        return self._indexes[entity]
 
     def _allowed(self, entity: str, untrained: bool, exclude: Any) -> np.ndarray | None:
         """Return which rows may be recommended to anyone, bool `[N]`; None: all."""
         table = self._table(entity)
         allowed = None if untrained or table.trained is None else np.array(table.trained)
         if exclude is not None:
-            rows = table.find([exclude] if _is_one(exclude) else exclude)
             allowed = np.ones(len(table), bool) if allowed is None else allowed
-            allowed[rows[rows >= 0]] = False
+            allowed[_rows(exclude, table)] = False
         return allowed
 
     def _left_out(
@@ -500,6 +562,7 @@ class TwhinEmbeddings:
         tails: EntityTable,
         exclude_known: bool | Literal["any"],
         each: Mapping[Any, Any] | None,
+        for_all: np.ndarray,
     ) -> Callable[[slice], RowPairs]:
         """Return the function that returns what is not recommended to a part of the heads."""
         if exclude_known not in (True, False, "any"):
@@ -525,6 +588,8 @@ class TwhinEmbeddings:
             for at, key in enumerate(chosen.keys(part)) if excluded else ():
                 if key in excluded:
                     parts.append(RowPairs(np.full(len(excluded[key]), at), excluded[key]))
+            if len(for_all):
+                parts.append(RowPairs(np.repeat(np.arange(len(rows)), len(for_all)), np.tile(for_all, len(rows))))
             return RowPairs.joined(parts)
 
         return left_out
@@ -692,7 +757,16 @@ def open_model(store: Store, snapshot: str, *, compatible_with: str | None = Non
         normalized=relations.details["normalize"],
         store=store,
         maps=None if compatible_with is None else _maps(store, relations, compatible_with),
+        open_index=partial(_open_index, model_config, store, snapshot),
     )
+
+
+def _open_index(model_config: TwhinModelConfig, store: Store, snapshot: str, table: EntityTable) -> VectorIndex | None:
+    extras.need("torch", "search by an index", "reader")
+    from twhin_pipeline.vectors import indexing
+
+    manifest = indexing.manifest_of(store, store.manifest(f"embeddings/{table.name}", snapshot))
+    return None if manifest is None else indexing.open_index(store, manifest, table, model_config)
 
 
 def _maps(store: Store, relations: Manifest, earlier: str) -> dict[str, np.ndarray] | None:
@@ -730,6 +804,12 @@ def _by_row(each: Mapping[Any, Any], chosen: Chosen, tails: EntityTable) -> dict
         rows = tails.find(each[head])
         result[row if row >= 0 else str(head)] = rows[rows >= 0]
     return result
+
+
+def _rows(exclude: Any, table: EntityTable) -> np.ndarray:
+    """Return the rows of those ids, or of the one id, that a table has."""
+    rows = table.find([exclude] if _is_one(exclude) else exclude)
+    return np.unique(rows[rows >= 0])
 
 
 def _is_one(ids: Any) -> bool:

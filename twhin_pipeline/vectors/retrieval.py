@@ -2,13 +2,14 @@
 
 A *searcher* has the vectors of one entity type, and returns the k best rows for each of many prepared queries. This one
 is exact: blocked matrix products by torch, on as many threads as `torch.get_num_threads()` says. An index that finds
-most of them faster has the same method `search`, and `best_rows` takes either.
+most of them faster has the same method `search`, and `best_rows` takes it with the exact one (`IndexSearch`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +44,20 @@ class Searcher(Protocol):
         Returns:
             Rows, int64 `[Q, k]`, -1 where there are fewer; and their scores, float32 `[Q, k]`.
         """
+
+
+@dataclass(frozen=True)
+class IndexSearch:
+    """An index, and the exact search of the same rows for what the index cannot answer (`best_rows`)."""
+
+    index: Searcher
+    exact: ExactSearch
+    most: int
+    """Rows that the index is asked for at most: beyond it, comparing all of them is about as fast."""
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the k best rows, as `Searcher.search` does."""
+        return best_rows(self, queries, k)
 
 
 class ExactSearch:
@@ -220,26 +235,33 @@ def highest(scores: torch.Tensor, k: int) -> Found:
 
 
 def best_rows(
-    searcher: Searcher, queries: np.ndarray, k: int, left_out: RowPairs | None = None
+    searcher: ExactSearch | IndexSearch, queries: np.ndarray, k: int, left_out: RowPairs | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best rows for each query that are not left out, as `Searcher.search` returns them.
 
     An index cannot leave rows out, so it is asked for as many more as a query has left out: queries with up to 1, 3, 7
-    … such rows are asked together.
+    … such rows are asked together. Where it finds fewer than k, or would be asked for too many, every row is compared.
     """
     if isinstance(searcher, ExactSearch):
         return searcher.search(queries, k, left_out)
-    if left_out is None or not len(left_out.rows):
-        return searcher.search(queries, k)
+    pairs = RowPairs.joined(()) if left_out is None else left_out
     rows, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-    counts = np.bincount(left_out.queries, minlength=len(queries))
-    size = np.ceil(np.log2(counts + 1)).astype(np.int64)
+    size = np.ceil(np.log2(np.bincount(pairs.queries, minlength=len(queries)) + 1)).astype(np.int64)
     for bits in np.unique(size).tolist():
+        asked = k + (1 << bits) - 1
+        if asked > searcher.most:
+            continue
         chosen = np.flatnonzero(size == bits)
-        found, values = searcher.search(queries[chosen], k + (1 << bits) - 1)
-        kept = (found >= 0) & ~left_out.contain(chosen, found)
+        found, values = searcher.index.search(queries[chosen], asked)
+        if not bits:
+            rows[chosen], scores[chosen] = found, values
+            continue
+        kept = (found >= 0) & ~pairs.contain(chosen, found)
         place = np.cumsum(kept, 1) - 1
         query, column = np.nonzero(kept & (place < k))
         target = chosen[query], place[query, column]
         rows[target], scores[target] = found[query, column], values[query, column]
+    short = np.flatnonzero(rows[:, -1] < 0)
+    if len(short):
+        rows[short], scores[short] = searcher.exact.search(queries[short], k, pairs.among(short))
     return rows, scores

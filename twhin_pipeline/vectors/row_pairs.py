@@ -32,6 +32,12 @@ class RowPairs:
         start, end = np.searchsorted(self.queries, (first, last))
         return RowPairs(self.queries[start:end] - first, self.rows[start:end])
 
+    def among(self, queries: Array) -> RowPairs:
+        """Return the pairs of some queries, int64 `[Q]`, ascending, which count from 0 then."""
+        place = np.searchsorted(queries, self.queries)
+        inside = (place < len(queries)) & (queries[np.minimum(place, len(queries) - 1)] == self.queries)
+        return RowPairs(place[inside], self.rows[inside])
+
     def by_row(self) -> RowPairs:
         """Return the same pairs in the order of rows."""
         order = np.argsort(self.rows, kind="stable")

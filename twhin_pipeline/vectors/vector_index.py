@@ -1,8 +1,9 @@
 """Approximate search in one entity type's vectors, by FAISS (Douze et al., 2024, "The Faiss library").
 
 What `search` returns are the model's scores: where an index has compressed vectors, it finds some times as many rows as
-are wanted, and the comparator scores these from the table. It is over prepared vectors (`Scorer.candidates`). As tails, these do not depend on the relation, so
-one index serves every relation that leads to the type; the relation's operator is applied to the query.
+are wanted, and the comparator scores these from the table. The index is over prepared vectors (`Scorer.candidates`). As
+tails, these do not depend on the relation, so one index serves every relation that leads to the type; the relation's
+operator is applied to the query.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Effort:
 
 
 class VectorIndex:
-    """A searcher (`retrieval.Searcher`): an index of N of a table's vectors, and the table, whose rows it scores.
+    """A searcher (`retrieval.Searcher`): an index of N of a table's vectors, and the table, to score its rows.
 
     For each of some k it has the effort that reaches the wanted recall.
     """
@@ -74,7 +75,7 @@ class VectorIndex:
         vectors: np.ndarray,
         efforts: Mapping[int, Effort],
         rows: np.ndarray | None = None,
-        threads: int = 1,
+        threads: int | None = None,
     ) -> None:
         """Take a FAISS index.
 
@@ -85,7 +86,7 @@ class VectorIndex:
             vectors: The table's, not prepared, float32 `[M, D]`; may be mapped from a file.
             efforts: By k, in ascending order, how hard to look; may be empty where each call of `search` says it.
             rows: The table's row of each of the index's vectors, int64 `[N]`; None: they are the same.
-            threads: That share the queries of a call.
+            threads: That share the queries of a call; None: as many as `torch.get_num_threads()` says.
         """
         self.index, self.kind, self.comparator, self.vectors = index, kind, comparator, vectors
         self.efforts, self.rows, self.threads = dict(efforts), rows, threads
@@ -100,7 +101,7 @@ class VectorIndex:
         vectors: np.ndarray,
         efforts: Mapping[int, Effort],
         rows: np.ndarray | None = None,
-        threads: int = 1,
+        threads: int | None = None,
     ) -> VectorIndex:
         """Open what `save` wrote; the other arguments are those of the constructor.
 
@@ -116,6 +117,9 @@ class VectorIndex:
         import faiss
 
         faiss.write_index(self.index, path)
+
+    most = BREADTHS[-1]
+    """For more rows than this a search of all rows is about as fast."""
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
@@ -141,7 +145,7 @@ class VectorIndex:
         import faiss
 
         effort = effort or self.effort(k)
-        faiss.omp_set_num_threads(self.threads)  # of this thread alone
+        faiss.omp_set_num_threads(self.threads or torch.get_num_threads())  # of calls by this thread
         queries = np.ascontiguousarray(queries, np.float32)
         wanted = min(k * effort.refined, len(self))
         if not wanted or not len(queries):
@@ -172,11 +176,12 @@ class VectorIndex:
         import faiss
 
         if effort not in self._parameters:
-            made = None
+            made: Any = None
             if self.kind == "hnsw":
-                made = faiss.SearchParametersHNSW(efSearch=effort.breadth)
+                made = faiss.SearchParametersHNSW(efSearch=effort.breadth)  # type: ignore[attr-defined]
             elif self.kind == "ivf_pq":
-                made = faiss.SearchParametersPreTransform(index_params=faiss.SearchParametersIVF(nprobe=effort.breadth))
+                lists = faiss.SearchParametersIVF(nprobe=effort.breadth)  # type: ignore[call-arg]
+                made = faiss.SearchParametersPreTransform(index_params=lists)  # type: ignore[call-arg]
             self._parameters[effort] = made
         return self._parameters[effort]
 
@@ -222,6 +227,7 @@ def build(
 
     dim = sample.shape[1]
     metric = faiss.METRIC_INNER_PRODUCT if isinstance(comparator, Dot) else faiss.METRIC_L2
+    index: Any
     with _threads(threads):
         if kind == "ivf_pq":
             index = _trained(sample, count, dim, metric, seed)
@@ -247,12 +253,12 @@ def learned_from(count: int) -> int:
 def _trained(sample: np.ndarray, count: int, dim: int, metric: int, seed: int) -> faiss.Index:
     import faiss
 
-    parts = dim // CODE_ELEMENTS
-    index = faiss.index_factory(dim, f"OPQ{parts},IVF{lists_for(count)},PQ{parts}x8np", metric)  # np: without Hamming codes
-    rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+    parts = dim // CODE_ELEMENTS  # "np": without FAISS's Hamming codes, which nothing here reads
+    index: Any = faiss.index_factory(dim, f"OPQ{parts},IVF{lists_for(count)},PQ{parts}x8np", metric)
+    rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
     rotation.niter, rotation.niter_pq_0, rotation.niter_pq = ROTATIONS, CODE_ROUNDS, ROTATIONS
     rotation.max_train_points = CODE_ROWS
-    lists = faiss.downcast_index(index.index)
+    lists: Any = faiss.downcast_index(index.index)
     lists.cp.max_points_per_centroid, lists.pq.cp.max_points_per_centroid = LIST_ROWS, CODE_ROWS // 256
     for learned in (lists.cp, lists.pq.cp):
         learned.seed, learned.niter = seed, CODE_ROUNDS
