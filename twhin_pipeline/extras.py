@@ -31,6 +31,7 @@ EXTRA_OF = {
     "fastapi": "serve",
     "uvicorn": "serve",
     "prometheus_client": "serve",
+    "starlette": "serve",
     "psycopg": "postgres",
     "umap": "map",
     "deltalake": "delta",

@@ -32,6 +32,7 @@ COMES_WITH = {
     "pydantic_core": "pydantic",
     "dagster_pipes": "dagster",
     "llvmlite": "numba",
+    "starlette": "fastapi",
 }
 """Modules whose distribution is required, in the one release that fits, by another that we ask for."""
 NOT_IMPORTED = {"dagster_webserver"}

@@ -192,6 +192,7 @@ def test_a_mistake_gets_the_librarys_message_as_json(client, path, asked, status
         ({"ids": ["u10", 1.5, None], "relation": "likes"}, "ids.1: an id .*; ids.2: an id"),
         ({"ids": ["u10"] * 1_001, "relation": "likes"}, "1,001 ids, and a request may have 1,000.*--max-batch"),
         ({"ids": ["u10"] * 600, "exclude": [1] * 600, "relation": "likes"}, "1,200 ids"),
+        ({"ids": ["u10"] * 101, "k": 1_000, "relation": "likes"}, "1,000 for each of 101 ids.*100,000.*--max-results"),
         ({"ids": "u10", "relation": "likes"}, "ids: Input should be a valid list"),
     ],
 )

@@ -161,7 +161,8 @@ def warm(model: TwhinEmbeddings) -> None:
     for entity, id in first.items():
         model.neighbors(entity, id, 1)
         model.neighbors(entity, [id], 1).read_all()
-    for relation in model.config.relations:
+    of_pair = {(one.lhs, one.rhs): one for one in model.config.relations}
+    for relation in of_pair.values():
         if relation.lhs in first and relation.rhs in first and not model.normalized:
             model.recommend(relation.name, [first[relation.lhs]], 1).read_all()
             model.predict_relation(first[relation.lhs], first[relation.rhs], relation.name)

@@ -43,7 +43,7 @@ async def recommend_many(request: Request, asked: schemas.RecommendMany) -> Resp
 
 
 async def _recommend(service: Service, asked: schemas.RecommendMany) -> Response:
-    service.check_k(asked.k)
+    service.check_k(asked.k, len(asked.ids))
     service.check_count("ids, exclude and edges", asked, "ids", "exclude", "edges")
 
     def work(opened: Opened) -> dict[str, Any]:
@@ -75,7 +75,7 @@ async def neighbors_many(request: Request, asked: schemas.NeighborsMany) -> Resp
 
 
 async def _neighbors(service: Service, asked: schemas.NeighborsMany) -> Response:
-    service.check_k(asked.k)
+    service.check_k(asked.k, len(asked.ids))
     service.check_count("ids and edges", asked, "ids", "edges")
 
     def work(opened: Opened) -> dict[str, Any]:

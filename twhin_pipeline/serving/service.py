@@ -80,13 +80,20 @@ class Service:
                 "serve with a larger --max-batch",
             )
 
-    def check_k(self, k: int) -> None:
-        """Refuse more than `max_k` results. Raises RequestError."""
+    def check_k(self, k: int, ids: int) -> None:
+        """Refuse more than `max_k` results of an id, or `max_results` of all `ids` together. Raises RequestError."""
         if k > self.options.max_k:
             raise RequestError(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
                 f"k: {k:,}, and it may be {self.options.max_k:,} at most; ask for fewer, or serve with a larger "
                 "--max-k",
+            )
+
+        if k * ids > self.options.max_results:
+            raise RequestError(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                f"k: {k:,} for each of {ids:,} ids, and a request may have {self.options.max_results:,} results; send "
+                "several requests, or serve with a larger --max-results",
             )
 
     def close(self) -> None:
