@@ -19,6 +19,8 @@ PUBLISHED = "published"
 """The table of what was published: its rows map the vectors into the space of the release before."""
 MODELS = ("twhin_model", "refit/twhin_model")
 """The tables of models."""
+INDEX = "index"
+"""The first part of the names of the tables about indexes: `index/<entity>`."""
 REPEATS = "held_out/repeats"
 """The table of training edges that happen again in the test's time (`split.repeats`)."""
 

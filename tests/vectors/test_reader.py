@@ -139,7 +139,8 @@ def test_every_operator_and_comparator_is_served_as_a_plain_formula_says(
 ):
     """The other relations have another operator, and so rows of another length in the same file."""
     monkeypatch.setitem(small_store.OPERATOR, "likes", operator)
-    monkeypatch.setattr("twhin_pipeline.vectors.reader.BATCH_ROWS", 7)
+    for name, value in (("TILE_ROWS", 8), ("KEPT_ROWS", 16), ("GROUP", 2)):
+        monkeypatch.setattr(f"twhin_pipeline.vectors.retrieval.{name}", value)
     small, model = make(tmp_path, {"comparator": comparator, "temperature": 2.0, "reciprocal": reciprocal})
     users, items = small_store.ids("user"), small_store.ids("item")
     plain = np.array([small_store.score(small, 0, 3, row) for row in range(NUM["item"])])

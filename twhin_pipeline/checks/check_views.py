@@ -7,7 +7,7 @@ checked table's manifest), and from the store `raw_edges`, `dated_edges(lhs, rel
 split goes by time), `raw_edges_rejected`, `previous_edges(rel)`, `source(source, read, max_rejected_share)`,
 `kept_share(rel, share)`, `vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`,
 `held_out(split, …)`, `losses`, `model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding,
-trained_edges)`, `embedding_relation`.
+trained_edges)`, `embedding_relation`, `search` (an index's figures).
 
 What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked
 edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `pools` (the checked negatives),
@@ -27,7 +27,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.results import LEAST_EDGES
 from twhin_pipeline.store import database
 from twhin_pipeline.training_set.split import splittable
-from twhin_pipeline.words import SIDES, sides_word
+from twhin_pipeline.words import INDEX, SIDES, sides_word
 
 if TYPE_CHECKING:
     import duckdb
@@ -346,6 +346,8 @@ class _Views:
             f"SELECT * FROM {self._scan([], f'{empty}, {later}')}",
         )
         kind, _, name = self.table.partition("/")
+        if kind == INDEX:
+            self._view("search", f"SELECT * FROM {self._scan(self._files(self.table), '1')}")
         if kind != "embeddings":
             return
         if name == "relations":

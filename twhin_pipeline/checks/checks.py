@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Manifest, Verdict, releases
-from twhin_pipeline.words import REPEATS
+from twhin_pipeline.words import INDEX, REPEATS
 
 if TYPE_CHECKING:
     import duckdb
@@ -37,7 +37,7 @@ SHOWN_ROWS = 1_000
 
 @dataclass(frozen=True)
 class Check:
-    """One check. `tables` are asset names; `vocabulary/*` and `embeddings/*` stand for one table an entity type."""
+    """One check. `tables` are asset names; `vocabulary/*` and the like stand for one table an entity type."""
 
     name: str
     tables: tuple[str, ...]
@@ -76,7 +76,8 @@ class Check:
             if table == REPEATS and not config.split.repeats:
                 continue
             stem, star, _ = table.partition("*")
-            names += [stem + entity for entity in config.model.table_names] if star else [table]
+            types = config.indexed_types if stem == f"{INDEX}/" else config.model.table_names
+            names += [stem + entity for entity in types] if star else [table]
         return names
 
 
@@ -149,6 +150,7 @@ CHECKS: dict[str, Check] = {
         Check("vectors_spread", _EMBEDDINGS),
         Check("entities_trained", _EMBEDDINGS, blocking=False, severity="WARN"),
         Check("relations_match_model", ("embeddings/relations",)),
+        Check("index_recall", (f"{INDEX}/*",)),
     )
 }
 

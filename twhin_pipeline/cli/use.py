@@ -3,38 +3,66 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from twhin_pipeline.cli.arguments import AsJson, Home, Snapshot, newest_table, open_store, to_stderr
 from twhin_pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 commands = typer.Typer()
+
+IdsFile = Annotated[
+    Path | None, typer.Option("--ids", metavar="FILE", help="A text file with an id a line, instead of ids.")
+]
+All = Annotated[bool, typer.Option("--all", help="All entities of the type that have training edges.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Write a row for each answer there: a file .parquet or .csv, which appears when whole."
+    ),
+]
+SkipUnknown = Annotated[bool, typer.Option("--skip-unknown", help="Leave out ids that have no vector.")]
 
 
 @commands.command(rich_help_panel="Use")
 def neighbors(
     entity: Annotated[str, typer.Argument(help="The entity type, such as package.")],
-    id: Annotated[str, typer.Argument(help="The entity's id; one that begins with - comes after --.")],
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Ids; those that begin with - come after --.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many to show.")] = 10,
+    every: All = False,
+    ids_file: IdsFile = None,
+    output: Output = None,
+    skip_unknown: SkipUnknown = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="Show entities without training edges too.")] = False,
     snapshot: Snapshot = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the entities nearest to one entity."""
+    """Show the entities nearest to one entity, or to many."""
     from twhin_pipeline.vectors import reader
     from twhin_pipeline.views import console
 
+    asked = _asked(ids, ids_file, every, output)
     store = open_store(home)
     newest_table(store, "embeddings/relations")  # says how to make them, where there are none
     model = reader.load_model(store.root, snapshot)  # without a snapshot, the current release
+    single = _single(asked, output, skip_unknown)
     try:
-        nearest = model.neighbors(entity, id, k, untrained=untrained)
+        if single is None:
+            answers = model.neighbors(entity, asked, k, untrained=untrained, missing=_missing(asked, skip_unknown))
+        else:
+            nearest = model.neighbors(entity, single, k, untrained=untrained)
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
-    if as_json:
+    if single is None:
+        _show(answers, output, as_json, {}, "neighbors")
+    elif as_json:
         console.print_json([{"id": name, "similarity": score} for name, score in nearest])
     else:
         console.print_table(["id", "similarity"], [(name, f"{score:.4f}") for name, score in nearest])
@@ -76,13 +104,20 @@ def vectors(
 
 @commands.command(rich_help_panel="Use")
 def recommend(
-    id: Annotated[str, typer.Argument(help="The head's id, such as a user's; one that begins with - comes after --.")],
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Heads, such as users; those that begin with - come after --."),
+    ] = None,
     relation: Annotated[
         str | None,
         typer.Option("--relation", "-r", help="The relation; needed where several fit the id."),
     ] = None,
     entity: Annotated[str | None, typer.Option("--entity", "-e", help="The head's entity type.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many to show.")] = 10,
+    every: All = False,
+    ids_file: IdsFile = None,
+    output: Output = None,
+    skip_unknown: SkipUnknown = False,
     exclude: Annotated[
         Literal["relation", "any", "none"],
         typer.Option(help="Leave out tails that the head has by the relation, or by any between the two types."),
@@ -92,13 +127,14 @@ def recommend(
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend new tails to a head, such as products to a user.
+    """Recommend new tails to a head, such as products to a user; or to many heads.
 
     Tails that the head already has in the snapshot's edges are left out.
     """
     from twhin_pipeline.vectors import reader, recommendation
     from twhin_pipeline.views import console
 
+    asked = _asked(ids, ids_file, every, output)
     store = open_store(home)
     newest_table(store, "embeddings/relations")  # says how to make them, where there are none
     model = reader.load_model(store.root, snapshot)  # without a snapshot, the current release
@@ -106,15 +142,70 @@ def recommend(
     details = store.manifest("raw_edges", snapshot).details if store.exists("raw_edges", snapshot) else {}
     edges = details.get("edges_per_relation", {})
     which: dict[str, bool | Literal["any"]] = {"relation": True, "any": "any", "none": False}
+    note, single = None, _single(asked, output, skip_unknown)
     try:
-        relation, note = recommendation.choose_relation(model, id, relation, entity, edges)
-        best = model.recommend(relation, id, k, which[exclude], untrained=untrained)
+        if asked:
+            relation, note = recommendation.choose_relation(model, asked[0], relation, entity, edges)
+        if single is None:
+            answers = model.recommend(
+                relation, asked, k, which[exclude], untrained=untrained, missing=_missing(asked, skip_unknown)
+            )
+        else:
+            best = model.recommend(relation, single, k, which[exclude], untrained=untrained)
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
     if note is not None:
         to_stderr(f"note: {note}")
-    if as_json:
+    if single is None:
+        _show(answers, output, as_json, {"snapshot": snapshot, "relation": relation or model.relations[0]}, "tails")
+    elif as_json:
         tails = [{"id": tail, "score": score} for tail, score in best]
-        console.print_json({"snapshot": snapshot, "id": id, "relation": relation, "tails": tails})
+        console.print_json({"snapshot": snapshot, "id": single, "relation": relation, "tails": tails})
     else:
         console.print_table(["id", "score"], [(tail, f"{score:.4f}") for tail, score in best])
+
+
+def _asked(ids: list[str] | None, file: Path | None, every: bool, output: Path | None) -> list[str] | None:
+    """Return the ids that are asked for, None for all. Raises UserError where that is not clear."""
+    if sum([bool(ids), file is not None, every]) != 1:
+        raise UserError("give ids, or --ids FILE, or --all")
+    if every and output is None:
+        raise UserError("--all needs --output FILE, such as -o all.parquet")
+    if file is None:
+        return None if every else ids
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--ids {file}: cannot be read ({error}); give a text file with an id a line") from error
+
+
+def _single(asked: list[str] | None, output: Path | None, skip_unknown: bool) -> str | None:
+    """Return the only id, where its answer is to be shown as that of one."""
+    return asked[0] if asked is not None and len(asked) == 1 and output is None and not skip_unknown else None
+
+
+def _missing(asked: list[str] | None, skip_unknown: bool) -> Literal["error", "skip"]:
+    return "skip" if skip_unknown and asked is not None else "error"
+
+
+def _show(answers: pa.RecordBatchReader, output: Path | None, as_json: bool, beside: dict[str, Any], what: str) -> None:
+    """Write a stream of answers to a file, or print it: with --json an object for each entity that was asked for."""
+    from twhin_pipeline.vectors import vector_files
+    from twhin_pipeline.views import console
+
+    if output is not None:
+        rows = vector_files.write_stream(answers, output)
+        print(output)
+        to_stderr(f"{rows:,} rows")
+        return
+    query, other, rank, score = answers.schema.names
+    rows_of = answers.read_all().to_pylist()
+    if as_json:
+        grouped: dict[Any, list[dict[str, Any]]] = {}
+        for row in rows_of:
+            name = "similarity" if score == "similarity" else "score"
+            grouped.setdefault(row[query], []).append({"id": row[other], name: row[score]})
+        console.print_json({**beside, "answers": [{"id": one, what: found} for one, found in grouped.items()]})
+    else:
+        shown = [(row[query], row[other], str(row[rank]), f"{row[score]:.4f}") for row in rows_of]
+        console.print_table([query, other, rank, score], shown)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
 
-STAGES = ("ingest", "vocabulary", "sample", "train")
-"""Stages whose tables later stages compare with what they are asked for."""
+STAGES = ("ingest", "vocabulary", "sample", "train", "index")
+"""Stages whose tables are compared with what later stages, or they themselves when they run again, are asked for."""
 UNTRAINED_SECTIONS = (
-    "launch", "tune", "export", "promotion", "retention", "source", "sources", "vocabulary", "split", "negatives",
-    "recipe", "maps",
+    "launch", "tune", "export", "indexes", "maps", "promotion", "retention", "source", "sources", "vocabulary", "split",
+    "negatives", "recipe",
 )  # fmt: skip
 """Sections that training does not read, or reads as part of the training set, whose version it compares."""
 UNTRAINED_FIELDS = {
@@ -75,6 +75,8 @@ def settings(config: TwhinConfig, stage: str) -> dict[str, Any]:
             # Edges are encoded by their relation's position, so the order counts.
             | {"model": {"relations": relations, "relation_order": config.model.relation_names}}
         )
+    if stage == "index":
+        return flatten({"indexes": everything["indexes"]})
     assert stage == "train", stage
     values = {name: value for name, value in everything.items() if name not in UNTRAINED_SECTIONS}
     for section, left_out in UNTRAINED_FIELDS.items():

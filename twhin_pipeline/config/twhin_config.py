@@ -26,6 +26,7 @@ from twhin_pipeline.config.data import (
     TwhinDataConfig,
     VocabularyConfig,
 )
+from twhin_pipeline.config.indexes import IndexesConfig
 from twhin_pipeline.config.maps import MapsConfig
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.config.promotion import PromotionConfig
@@ -89,6 +90,8 @@ class TwhinConfig(Section):
     """What is measured, and what must be reached."""
     export: ExportConfig = ExportConfig()
     """How embedding tables are written."""
+    indexes: IndexesConfig = IndexesConfig()
+    """Which vectors get an index for approximate search."""
     maps: MapsConfig = MapsConfig()
     """Maps of entity types, to look at."""
     promotion: PromotionConfig = PromotionConfig()
@@ -188,6 +191,12 @@ class TwhinConfig(Section):
         return {name: tuple(side for side in SIDES if sides in (BOTH, side)) for name, sides in chosen.items()}
 
     @property
+    def indexed_types(self) -> list[str]:
+        """Entity types that may have an index: those that a relation leads to; none with `indexes.kind: none`."""
+        tails = {relation.rhs for relation in self.model.relations}
+        return [name for name in self.model.table_names if name in tails and self.indexes.kind != "none"]
+
+    @property
     def epochs_of_negatives(self) -> int:
         """Epochs of negatives that the training set holds: one, and empty, where `all` entities are candidates."""
         if self.train_data.global_negatives == "all":
@@ -197,9 +206,11 @@ class TwhinConfig(Section):
     def hash(self) -> str:
         """Return 12 hex digits that name this configuration.
 
-        Where and how fast it runs (`launch`), what is searched (`tune`) and what is kept (`retention`) are left out.
+        Where and how fast it runs (`launch`), what is searched (`tune`), what is kept (`retention`), and `indexes`,
+        which one stage alone reads, are left out.
         """
-        text = json.dumps(self.model_dump(mode="json", exclude={"launch", "tune", "retention"}), sort_keys=True)
+        left_out = {"launch", "tune", "retention", "indexes"}
+        text = json.dumps(self.model_dump(mode="json", exclude=left_out), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:

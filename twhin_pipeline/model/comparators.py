@@ -24,6 +24,10 @@ class Comparator:
         """Return what `compare` and `pairs` take, `[..., D]`, of the vectors `x [..., D]`."""
         return x
 
+    def logits(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the logits of pairs by their inner products (dot, cosine) or squared distances (l2, squared_l2)."""
+        raise NotImplementedError
+
     def compare(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Compare each of `a [..., P, D]` with each of `b [..., N, D]`: `[..., P, N]`. Both are prepared."""
         raise NotImplementedError
@@ -40,6 +44,10 @@ COMPARATORS: Registry[Comparator] = Registry("comparator")
 class Dot(Comparator):
     """The dot product."""
 
+    def logits(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `a . b` in units of the temperature. Any shape."""
+        return values if self.temperature == 1 else values / self.temperature
+
     def compare(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return `a . b` of every pair. Shapes as in `Comparator.compare`."""
         scaled = a if self.temperature == 1 else a / self.temperature
@@ -47,8 +55,7 @@ class Dot(Comparator):
 
     def pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return `a . b`. Shapes as in `Comparator.pairs`."""
-        product = (a * b).sum(-1)
-        return product if self.temperature == 1 else product / self.temperature
+        return self.logits((a * b).sum(-1))
 
 
 @COMPARATORS.register_as("cosine")
@@ -64,6 +71,10 @@ class Cosine(Dot):
 class Distance(Comparator):
     """The negative Euclidean distance: never above 0."""
 
+    def logits(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `-|a - b|` of `|a - b|^2`. Any shape."""
+        return values.mul(self.temperature**-2).clamp_min(SMALLEST).sqrt().neg()
+
     def compare(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return `-|a - b|` of every pair, to within 1e-3 of the longer vector's length, of float32 vectors.
 
@@ -73,12 +84,16 @@ class Distance(Comparator):
 
     def pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return `-|a - b|`. Shapes as in `Comparator.pairs`."""
-        return (a - b).square().sum(-1).mul(self.temperature**-2).clamp_min(SMALLEST).sqrt().neg()
+        return self.logits((a - b).square().sum(-1))
 
 
 @COMPARATORS.register_as("squared_l2")
 class SquaredDistance(Comparator):
     """The negative squared Euclidean distance: never above 0."""
+
+    def logits(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `-|a - b|^2` of `|a - b|^2`. Any shape."""
+        return values.div(self.temperature).neg()
 
     def compare(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return `-|a - b|^2` of every pair. Shapes as in `Comparator.compare`."""
@@ -86,7 +101,7 @@ class SquaredDistance(Comparator):
 
     def pairs(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Return `-|a - b|^2`. Shapes as in `Comparator.pairs`."""
-        return (a - b).square().sum(-1).div(self.temperature).neg()
+        return self.logits((a - b).square().sum(-1))
 
 
 def _squared_distances(a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:

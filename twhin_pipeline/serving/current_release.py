@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import warnings
 from dataclasses import dataclass
 
 from twhin_pipeline.errors import UserError
@@ -22,6 +21,8 @@ from twhin_pipeline.store.releases import CURRENT, FOLDER, Release
 from twhin_pipeline.vectors.reader import TwhinEmbeddings, open_model
 
 log = logging.getLogger("twhin.serving")
+SEARCHED_ROWS = 100_000
+"""Of a larger table the ids that look like an unknown one are not searched, as unknown ids are asked for often."""
 RETRY_S = 30.0
 """Seconds until a release that could not be opened is tried again."""
 
@@ -147,6 +148,9 @@ def open_release(store: Store, release: Release) -> Opened:
         UserError: It cannot be opened, or another release became current meanwhile.
     """
     model = open_model(releases.opened(store, release), release.snapshot)
+    for table in model.tables.values():
+        table.searched_rows = SEARCHED_ROWS
+    model.map_known_edges()
     warm(model)
     return Opened(release, model, time.time())
 
@@ -154,11 +158,11 @@ def open_release(store: Store, release: Release) -> Opened:
 def warm(model: TwhinEmbeddings) -> None:
     """Ask a model one question of each kind, so that all that answers need is open and in memory."""
     first = {name: table.ids([0])[0] for name, table in model.tables.items() if len(table)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an id that no training edge has
-        for entity, id in first.items():
-            model.neighbors(entity, id, 1)
-        for relation in model.config.relations:
-            if relation.lhs in first and relation.rhs in first and not model.normalized:
-                model.recommend(relation.name, first[relation.lhs], 1)
-                model.predict_relation(first[relation.lhs], first[relation.rhs], relation.name)
+    for entity, id in first.items():
+        model.neighbors(entity, id, 1)
+        model.neighbors(entity, [id], 1).read_all()
+    of_pair = {(one.lhs, one.rhs): one for one in model.config.relations}
+    for relation in of_pair.values():
+        if relation.lhs in first and relation.rhs in first and not model.normalized:
+            model.recommend(relation.name, [first[relation.lhs]], 1).read_all()
+            model.predict_relation(first[relation.lhs], first[relation.rhs], relation.name)

@@ -35,6 +35,8 @@ class ServeOptions:
     """Results for one id at most."""
     max_batch: int = 1_000
     """Ids of one request at most, those that are left out included."""
+    max_results: int = 100_000
+    """Results of one request at most: ids times k."""
     max_body: int = 1 << 20
     """Bytes of a request's body at most."""
     time_limit: float = 10.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -13,6 +14,8 @@ from fastapi.responses import JSONResponse
 from twhin_pipeline.serving import schemas
 from twhin_pipeline.serving.current_release import Opened
 from twhin_pipeline.serving.service import Service, service_of
+from twhin_pipeline.vectors.entity_table import EntityTable
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": schemas.Error, "description": "The release cannot answer this."},
@@ -40,20 +43,20 @@ async def recommend_many(request: Request, asked: schemas.RecommendMany) -> Resp
 
 
 async def _recommend(service: Service, asked: schemas.RecommendMany) -> Response:
-    service.check_k(asked.k)
-    service.check_count("ids and exclude", len(asked.ids) + len(asked.exclude))
+    service.check_k(asked.k, len(asked.ids))
+    service.check_count("ids, exclude and edges", asked, "ids", "exclude", "edges")
 
     def work(opened: Opened) -> dict[str, Any]:
         model = opened.model
-        excluded = {str(one) for one in asked.exclude}
-        results = []
-        for id in asked.ids:
-            best = model.recommend(
-                asked.relation, id, asked.k + len(excluded), asked.exclude_known, untrained=asked.untrained
-            )
-            kept = [(tail, score) for tail, score in best if str(tail) not in excluded][: asked.k]
-            results.append({"id": id, "tails": [{"id": tail, "score": score} for tail, score in kept]})
-        return {"relation": asked.relation or model.relations[0], "results": results}
+        relation = asked.relation or model.relations[0]
+        heads = next((one.lhs for one in model.config.relations if one.name == relation), "")
+        ids, missing = _known(model, heads, asked)
+        ask = partial(
+            model.recommend, asked.relation, k=asked.k, exclude_known=asked.exclude_known,
+            exclude=asked.exclude or None, untrained=asked.untrained, **_new(asked),
+        )  # fmt: skip
+        found = _found(model.tables.get(heads), ids, ask, "tails", "score")
+        return {"relation": relation, "results": found, "missing": missing}
 
     return await service.answer(work)
 
@@ -72,15 +75,15 @@ async def neighbors_many(request: Request, asked: schemas.NeighborsMany) -> Resp
 
 
 async def _neighbors(service: Service, asked: schemas.NeighborsMany) -> Response:
-    service.check_k(asked.k)
-    service.check_count("ids", len(asked.ids))
+    service.check_k(asked.k, len(asked.ids))
+    service.check_count("ids and edges", asked, "ids", "edges")
 
     def work(opened: Opened) -> dict[str, Any]:
-        results = []
-        for id in asked.ids:
-            near = opened.model.neighbors(asked.entity, id, asked.k, untrained=asked.untrained)
-            results.append({"id": id, "neighbors": [{"id": one, "similarity": cosine} for one, cosine in near]})
-        return {"entity": asked.entity, "results": results}
+        model = opened.model
+        ids, missing = _known(model, asked.entity, asked)
+        ask = partial(model.neighbors, asked.entity, k=asked.k, untrained=asked.untrained, **_new(asked))
+        found = _found(model.tables.get(asked.entity), ids, ask, "neighbors", "similarity")
+        return {"entity": asked.entity, "results": found, "missing": missing}
 
     return await service.answer(work)
 
@@ -99,8 +102,8 @@ async def score_many(request: Request, asked: schemas.ScoreMany) -> Response:
 
 
 async def _score(service: Service, asked: schemas.ScoreMany) -> Response:
-    service.check_count("lhs", len(asked.lhs))
-    service.check_count("rhs", len(asked.rhs))
+    service.check_count("lhs", asked, "lhs")
+    service.check_count("rhs", asked, "rhs")
 
     def work(opened: Opened) -> dict[str, Any]:
         model = opened.model
@@ -115,22 +118,70 @@ async def _score(service: Service, asked: schemas.ScoreMany) -> Response:
 @answers.get("/embedding", response_model=schemas.Embeddings)
 async def embedding_one(request: Request, asked: Annotated[schemas.EmbeddingOne, Query()]) -> Response:
     """Return the vector of an entity."""
-    return await _embedding(service_of(request), asked.entity, [asked.id])
+    return await _embedding(service_of(request), schemas.EmbeddingMany(entity=asked.entity, ids=[asked.id]))
 
 
 @answers.post("/embedding", response_model=schemas.Embeddings)
 async def embedding_many(request: Request, asked: schemas.EmbeddingMany) -> Response:
     """Return the vectors of several entities of a type."""
-    return await _embedding(service_of(request), asked.entity, asked.ids)
+    return await _embedding(service_of(request), asked)
 
 
-async def _embedding(service: Service, entity: str, ids: Sequence[int | str]) -> Response:
-    service.check_count("ids", len(ids))
+async def _embedding(service: Service, asked: schemas.EmbeddingMany) -> Response:
+    service.check_count("ids and edges", asked, "ids", "edges")
 
     def work(opened: Opened) -> dict[str, Any]:
-        return {"entity": entity, "embeddings": opened.model.get_embedding(entity, ids).tolist()}
+        ids, missing = _known(opened.model, asked.entity, asked)
+        vectors = opened.model.get_embedding(asked.entity, ids, **_new(asked))
+        return {"entity": asked.entity, "embeddings": vectors.tolist(), "missing": missing}
 
     return await service.answer(work)
+
+
+def _known(
+    model: TwhinEmbeddings, entity: str, asked: schemas.RecommendMany | schemas.NeighborsMany | schemas.EmbeddingMany
+) -> tuple[list[int | str], list[int | str]]:
+    """Return the ids to ask the model for, and with `skip` those that it does not have."""
+    if asked.missing != "skip" or entity not in model.tables:
+        return asked.ids, []
+    rows = model.tables[entity].find(asked.ids)
+    both: tuple[list[int | str], list[int | str]] = ([], [])
+    for id, row in zip(asked.ids, rows.tolist(), strict=True):
+        both[row < 0].append(id)
+    return both
+
+
+def _new(asked: schemas.RecommendMany | schemas.NeighborsMany | schemas.EmbeddingMany) -> dict[str, Any]:
+    """Return the arguments about ids that have no vector; `skip` has left them out already."""
+    return {"missing": "infer", "edges": asked.edges or {}} if asked.missing == "infer" else {}
+
+
+def _found(
+    table: EntityTable | None, ids: Sequence[int | str], ask: Callable[..., Any], of: str, value: str
+) -> list[dict[str, Any]]:
+    """Return the results of each id: `of` a list with `id` and `value`, the best first."""
+    if len(ids) == 1:
+        best = ask(ids=ids[0])
+        return [{"id": ids[0], of: [{"id": one, value: score} for one, score in best]}]
+    answer = ask(ids=list(ids)).read_all() if ids else None
+    if answer is None or table is None:
+        return []
+    keys, others, ranks, values = (column.to_pylist() for column in answer.columns)
+    lists: list[dict[str, Any]] = []
+    at = 0
+    for id, key in zip(ids, _keys(table, ids), strict=True):
+        found: list[dict[str, Any]] = []
+        # An id that is asked for twice has its rows twice: each begins with rank 1.
+        while at < len(keys) and keys[at] == key and ranks[at] == len(found) + 1:
+            found.append({"id": others[at], value: values[at]})
+            at += 1
+        lists.append({"id": id, of: found})
+    return lists
+
+
+def _keys(table: EntityTable, ids: Sequence[int | str]) -> list[int | str]:
+    """Return ids as the table has them: integers may come as texts."""
+    return [int(id) for id in ids] if table.index.integer else [str(id) for id in ids]
 
 
 @state.get("/healthz", response_model=schemas.Health)

@@ -36,8 +36,30 @@ ExcludeKnown = Annotated[
 ]
 
 
+Missing = Annotated[
+    Literal["error", "skip", "infer"],
+    Field(
+        description="What happens to ids that have no vector. `error`: the request gets 404. `skip`: they are left out "
+        "of the results, and listed in `missing`. `infer`: their vectors are made from `edges`."
+    ),
+]
+NewEdges = Annotated[
+    dict[str, list[tuple[str, Id]]] | None,
+    Field(
+        description="For `infer`: by new id its edges to known ids, each a relation and the other id. The new id is "
+        "the head where the relation's heads are of its type.",
+        examples=[{"u_new": [["buy", "SKU-00012"], ["view", "SKU-00007"]]}],
+    ),
+]
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class _New(_Request):
+    missing: Missing = "error"
+    edges: NewEdges = None
 
 
 class RecommendOne(_Request):
@@ -51,7 +73,7 @@ class RecommendOne(_Request):
     untrained: Untrained = False
 
 
-class RecommendMany(_Request):
+class RecommendMany(_New):
     """Recommendations for several heads."""
 
     ids: Annotated[list[Id], Field(description="The heads.", min_length=1, examples=[["u_000042", "u_000007"]])]
@@ -71,7 +93,7 @@ class NeighborsOne(_Request):
     untrained: Untrained = False
 
 
-class NeighborsMany(_Request):
+class NeighborsMany(_New):
     """Neighbors of several entities of a type."""
 
     entity: Entity
@@ -103,7 +125,7 @@ class EmbeddingOne(_Request):
     id: Annotated[str, Field(description="The entity's id.", examples=["SKU-00012"])]
 
 
-class EmbeddingMany(_Request):
+class EmbeddingMany(_New):
     """The vectors of several entities of a type."""
 
     entity: Entity
@@ -115,6 +137,10 @@ class _Answer(BaseModel):
         str, Field(description="The release that answered.", examples=["2025-08-09-20250809T060102123456"])
     ]
     snapshot: Annotated[str, Field(description="The release's snapshot.", examples=["2025-08-09"])]
+
+
+class _Found(_Answer):
+    missing: Annotated[list[Id], Field(description="With `skip`, the ids that have no vector; they have no result.")]
 
 
 class Tail(BaseModel):
@@ -131,7 +157,7 @@ class TailsOf(BaseModel):
     tails: list[Tail]
 
 
-class Recommendations(_Answer):
+class Recommendations(_Found):
     """Recommendations, in the order of the heads."""
 
     relation: str
@@ -152,7 +178,7 @@ class NeighborsOf(BaseModel):
     neighbors: list[Neighbor]
 
 
-class Neighbors(_Answer):
+class Neighbors(_Found):
     """Neighbors, in the order of the ids."""
 
     entity: str
@@ -166,7 +192,7 @@ class Probabilities(_Answer):
     probabilities: list[float]
 
 
-class Embeddings(_Answer):
+class Embeddings(_Found):
     """Vectors, in the order of the ids."""
 
     entity: str

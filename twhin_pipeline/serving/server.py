@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import warnings
 from functools import partial
 from typing import Any
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.serving.options import ServeOptions, check_access
 
-STARTS_S = 120
-"""Seconds a worker may take for a sign of life, loading its libraries on a busy machine included."""
+SILENT_S = 15
+"""Seconds that a worker may give no sign of life before it is replaced: on a busy machine it loads libraries for long.
+One that is killed at the moment it is asked is noticed only after them."""
 GRACE_S = 2
 """Seconds beyond the time limit that requests in flight have when the service is stopped."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -27,7 +29,7 @@ LOGGING: dict[str, Any] = {
     "formatters": {"line": {"format": FORMAT}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "loggers": {
-        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+        "uvicorn": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
         "twhin": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
     },
 }
@@ -56,7 +58,7 @@ def serve(options: ServeOptions) -> None:
             server_header=False,
             lifespan="on",
             timeout_graceful_shutdown=int(options.time_limit) + GRACE_S,
-            timeout_worker_healthcheck=STARTS_S,
+            timeout_worker_healthcheck=SILENT_S,
         )
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -79,4 +81,6 @@ def _application(options: ServeOptions) -> Any:
     """Make the application in a worker; the process that supervises does not load what it needs."""
     from twhin_pipeline.serving.app import create_app
 
+    # Of ids that no training edge has: the log must have no ids, and Python keeps each such text.
+    warnings.filterwarnings("ignore", category=UserWarning, module="twhin_pipeline")
     return create_app(options)

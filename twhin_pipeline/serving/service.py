@@ -69,8 +69,10 @@ class Service:
         """Return a message for clients, which need not know where the store is."""
         return message.replace(self.current.store.root, "the store")
 
-    def check_count(self, name: str, count: int) -> None:
-        """Refuse more than `max_batch` ids. Raises RequestError."""
+    def check_count(self, name: str, asked: Any, *fields: str) -> None:
+        """Refuse a request whose `fields` have more than `max_batch` ids together. Raises RequestError."""
+        given = [getattr(asked, field) or () for field in fields]
+        count = sum(sum(map(len, one.values())) if isinstance(one, dict) else len(one) for one in given)
         if count > self.options.max_batch:
             raise RequestError(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -78,13 +80,20 @@ class Service:
                 "serve with a larger --max-batch",
             )
 
-    def check_k(self, k: int) -> None:
-        """Refuse more than `max_k` results. Raises RequestError."""
+    def check_k(self, k: int, ids: int) -> None:
+        """Refuse more than `max_k` results of an id, or `max_results` of all `ids` together. Raises RequestError."""
         if k > self.options.max_k:
             raise RequestError(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
                 f"k: {k:,}, and it may be {self.options.max_k:,} at most; ask for fewer, or serve with a larger "
                 "--max-k",
+            )
+
+        if k * ids > self.options.max_results:
+            raise RequestError(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                f"k: {k:,} for each of {ids:,} ids, and a request may have {self.options.max_results:,} results; send "
+                "several requests, or serve with a larger --max-results",
             )
 
     def close(self) -> None:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from twhin_pipeline.config import TwhinConfig, relations, stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages import unchanged
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest, Store
-from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED, REPEATS
+from twhin_pipeline.words import DRIFT, INDEX, PROMOTION, PUBLISHED, REPEATS
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Stage:
 def spelled_out(patterns: Iterable[str], config: TwhinConfig) -> list[str]:
     """Return the tables behind patterns: `vocabulary/*` stands for one of each entity type.
 
-    Tables that a configuration does not have are left out: `held_out/repeats`, `refit/twhin_model` and maps.
+    Tables that a configuration does not have are left out: `held_out/repeats`, `refit/twhin_model`, maps that it does
+    not name, and of `index/*` those of entity types that no relation leads to.
     """
     from twhin_pipeline.stages import refit as again
 
@@ -57,7 +59,8 @@ def spelled_out(patterns: Iterable[str], config: TwhinConfig) -> list[str]:
     result = []
     for pattern in patterns:
         stem, star, _ = pattern.partition("*")
-        names = [stem + entity for entity in config.model.table_names] if star else [pattern]
+        types = config.indexed_types if stem == f"{INDEX}/" else config.model.table_names
+        names = [stem + entity for entity in types] if star else [pattern]
         result += [name for name in names if not absent.get(name)]
     return result
 
@@ -158,6 +161,19 @@ def _require_passed(run: Run) -> None:
     checks.require_passed(run.config, store, snapshot, made)
 
 
+def index(run: Run) -> None:
+    """Build an index for each entity type that is large enough for one."""
+    from twhin_pipeline.vectors import indexing
+
+    indexing.build(run.config, run.store, run.snapshot, stage_settings.settings(run.config, "index"))
+
+
+def _no_index(run: Run) -> str | None:
+    from twhin_pipeline.vectors import indexing
+
+    return indexing.reason_against(run.config, run.store, run.snapshot)
+
+
 def lay_out(run: Run) -> None:
     """Lay the entity types of `maps.entities` out on planes."""
     from twhin_pipeline.views import entity_map
@@ -220,6 +236,10 @@ STAGES: dict[str, Stage] = {
             ("twhin_model", "vocabulary/*"), ("evaluation", *_REFITTED),
         ),
         Stage(
+            "index", "Build indexes for approximate search.", index, (f"{INDEX}/*",),
+            ("training_set/positives", "embeddings/*", "embeddings/relations"), (), _no_index,
+        ),
+        Stage(
             "map", "Lay entity types out on maps.", lay_out, ("map/*",), ("embeddings/*", "raw_edges"),
             left_out=_no_maps,
         ),
@@ -229,7 +249,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "publish", "Register the model and write the release.", publish, (PUBLISHED,),
-            ("evaluation", "embeddings/*", "embeddings/relations", DRIFT), ("map/*",),
+            ("evaluation", "embeddings/*", "embeddings/relations", DRIFT), (f"{INDEX}/*", "map/*"),
         ),
         Stage("decide", "Promote the release, or hold it back.", decide, (PROMOTION,), (PUBLISHED, DRIFT)),
     )
@@ -387,8 +407,17 @@ def _told(made: dict[str, Manifest]) -> str:
     if (drift := made.get(DRIFT)) is not None:
         before = drift.details["compared_with"]
         return "nothing is current yet" if before is None else f"{drift.rows} figures beside {before}"
+    if all(name.startswith(f"{INDEX}/") for name in made):
+        return ", ".join(f"{name} {_told_of_index(manifest.details)}" for name, manifest in made.items())
     if (published := made.get(PUBLISHED)) is not None:
         details = published.details
         registered = f"registered {details['model']} at {details['registry']}, " if "model" in details else ""
         return f"{registered}refreshed {details['catalog']}"
     return ", ".join(f"{name} {manifest.rows:,} rows" for name, manifest in made.items() if manifest.rows) or "nothing"
+
+
+def _told_of_index(details: Mapping[str, Any]) -> str:
+    if details["kind"] == "none":
+        return "none (small)"
+    recall = "" if details["least_recall"] is None else f", recall {details['least_recall']:.3f}"
+    return f"{details['kind']} of {details['rows']:,} vectors{recall}"

@@ -25,6 +25,7 @@ MAKERS = {
     "twhin_model": "train",
     "evaluation": "evaluate",
     "embeddings": "export",
+    "index": "index",
     "map": "map",
     "refit": "refit",
     "drift": "compare",

@@ -1,9 +1,8 @@
 """New ids of a warm start: each begins where the relations of its edges to known ids want it.
 
-A tail begins at the mean of `operator(head)` over its edges, and a head at that of the inverse direction. This is how
-InvTransE and InvRotatE (Dai et al., "Inductively Representing Out-of-Knowledge-Graph Entities by Optimal Estimation
-Under Translational Assumptions", RepL4NLP 2021) place an entity that a trained model has not seen. There the estimate
-is the vector; here training goes on from it. An id without an edge to a known id begins at the mean of its type.
+A tail begins at the mean of `operator(head)` over its edges, and a head at that of the inverse direction, as in
+`model/placing.py`. There the estimate is the vector; here training goes on from it. An id without an edge to a known id
+begins at the mean of its type.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from twhin_pipeline.config.model import Relation
-from twhin_pipeline.model.comparators import Dot
+from twhin_pipeline.model.placing import length_of, mean_wanted
 from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding.distributed import Ranks
 from twhin_pipeline.sharding.placement import LocalShards, local_shards, table_weights, unwrapped
@@ -76,7 +74,7 @@ def start_from_neighbors(
     ranks.barrier()  # from here on rows change that other ranks may have read
     counts = {}
     for name, of_table in sums.items():
-        of_table.move(known[name], scaled=isinstance(inner.scorer.comparator, Dot))
+        of_table.move(known[name], length_of(inner.scorer.comparator, known[name].length))
         new, placed = ranks.sum([len(of_table.new), int((of_table.weight > 0).sum())])
         counts[name] = int(new), int(placed)
     return counts
@@ -119,14 +117,9 @@ class _Sums:
         self.total.index_add_(0, place, vectors * weight.unsqueeze(1))
         self.weight.index_add_(0, place, weight.double())
 
-    def move(self, known: Known, *, scaled: bool) -> None:
-        """Add each new id's estimate to its row: the mean of its neighbors', else its type's.
-
-        `scaled`: the former get the length that known vectors have.
-        """
-        estimate = self.total / self.weight.clamp(min=1e-30).float().unsqueeze(1)
-        if scaled and known.length:
-            estimate = F.normalize(estimate, eps=1e-8) * known.length
+    def move(self, known: Known, length: float) -> None:
+        """Add each new id's estimate to its row: the mean of its neighbors', of that length, else its type's."""
+        estimate = mean_wanted(self.total, self.weight, length)
         if known.mean is not None:
             estimate[self.weight == 0] = torch.from_numpy(known.mean)
         for first, rows in self.shards:

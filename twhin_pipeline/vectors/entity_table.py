@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
@@ -19,6 +21,8 @@ BATCH_ROWS = 262_144
 FOLDER = "_index"
 SEARCHED_ROWS = 2_000_000
 """Of a larger table the ids that look like an unknown one are not searched: that reads all of them."""
+SEARCHED_LENGTH = 1_000
+"""Nor for an id of more characters."""
 TRAINED_EDGES = "trained_edges"
 """The column with the number of training edges of an entity."""
 
@@ -44,6 +48,7 @@ class EntityTable:
         if (folder / "trained.npy").exists():
             self.trained = np.load(folder / "trained.npy", mmap_mode="r")
         self.index = IdIndex(folder)
+        self.searched_rows = SEARCHED_ROWS
         self._lengths: np.ndarray | None = None
 
     @classmethod
@@ -62,14 +67,50 @@ class EntityTable:
         """Return the ids of rows."""
         return self.index.ids.take(pa.array(np.asarray(rows, np.int64))).to_pylist()
 
-    def rows(self, ids: Sequence[Any] | np.ndarray) -> np.ndarray:
+    def rows(self, ids: Any) -> np.ndarray:
         """Return the rows of ids, int64 `[n]`. Raises UnknownId, a KeyError, at the first that has no vector."""
-        wanted = [self._typed(value) for value in (ids.tolist() if hasattr(ids, "tolist") else ids)]
-        rows = self.index.find(wanted)
+        rows = self.find(ids)
         unknown = np.flatnonzero(rows < 0)
         if len(unknown):
-            raise UnknownId(self._unknown(wanted[int(unknown[0])]))
+            raise UnknownId(self.unknown(as_list(ids)[int(unknown[0])]))
         return rows
+
+    def find(self, ids: Any) -> np.ndarray:
+        """Return the rows of ids, int64 `[n]`, -1 for those that have no vector.
+
+        Args:
+            ids: A sequence, or an array of NumPy, pandas or Arrow; integers may come as texts.
+        """
+        array = self.typed(ids)
+        if array is not None:
+            return self.index.find_array(array)
+        values = as_list(ids)
+        rows = np.full(len(values), -1, np.int64)
+        stored = {}
+        for i, value in enumerate(values):
+            with suppress(ValueError):
+                stored[i] = self._as_stored(value)
+        rows[list(stored)] = self.index.find(list(stored.values()))
+        return rows
+
+    def typed(self, ids: Any) -> pa.Array | None:
+        """Return ids as one array of the index's type; None where that does not go for all of them at once."""
+        kind = self.index.ids.type
+        try:
+            array = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
+            if isinstance(array, pa.ChunkedArray):
+                array = pa.concat_arrays([pa.array([], array.type), *array.chunks])
+            if pa.types.is_dictionary(array.type):
+                array = array.dictionary_decode()
+            if not len(array):
+                return pa.array([], kind)
+            if self.index.integer and is_text(array.type):
+                numbers = pc.match_substring_regex(array, "^-?[0-9]+$")
+                return array.cast(kind) if pc.all(numbers).as_py() and not array.null_count else None
+            wanted = pa.types.is_integer if self.index.integer else is_text
+            return array.cast(kind) if wanted(array.type) and not array.null_count else None
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+            return None
 
     def has(self, value: Any) -> bool:
         """Tell whether an id has a vector."""
@@ -94,7 +135,7 @@ class EntityTable:
             at = int(np.searchsorted(self.index.keys, near_value))
             near = self.index.keys[max(0, at - count) : at + count].tolist()
             return sorted(near, key=lambda known: (abs(known - value), known))[:count]
-        if len(self) > SEARCHED_ROWS:
+        if len(self) > self.searched_rows or len(str(value)) > SEARCHED_LENGTH:
             return []
         import duckdb  # only a mistake needs it
 
@@ -102,13 +143,6 @@ class EntityTable:
             con.register("known", pa.table({"id": self.index.ids}))
             query = "SELECT id FROM known ORDER BY jaro_winkler_similarity(id::VARCHAR, ?) DESC, id LIMIT ?"
             return [row[0] for row in con.execute(query, [str(value), count]).fetchall()]
-
-    def _typed(self, value: Any) -> Any:
-        """Take an id as the table has it. Raises UnknownId where it has none of the kind."""
-        try:
-            return self._as_stored(value)
-        except ValueError:
-            raise UnknownId(self._unknown(value)) from None
 
     def _as_stored(self, value: Any) -> int | str:
         """Take an id as the table has it: a command line gives integers as strings. Raises ValueError."""
@@ -123,11 +157,29 @@ class EntityTable:
             pass
         raise ValueError(value)
 
-    def _unknown(self, value: Any) -> str:
+    def unknown(self, value: Any) -> str:
+        """Say that an id has no vector, and which ones look like it."""
+        with suppress(ValueError):
+            value = self._as_stored(value)  # an integer that came as text is near to others by value
         near = ", ".join(repr(known) for known in self.nearest_ids(value))
         if not near:
             near = f"not searched among {len(self):,}" if len(self) else "none, the table is empty"
         return f"no {self.name} has the id {value!r}; nearest: {near}"
+
+
+def as_list(ids: Any) -> Sequence[Any]:
+    """Return ids as a sequence of Python's values: those of NumPy, pandas and Arrow are copied."""
+    result: Sequence[Any] = ids
+    for method in ("to_pylist", "tolist"):
+        if hasattr(ids, method):
+            result = getattr(ids, method)()
+            break
+    return result
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether an Arrow type is one of texts."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def prepare(store: Store, manifest: Manifest) -> Path:

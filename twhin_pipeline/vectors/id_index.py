@@ -81,20 +81,27 @@ class IdIndex:
 
     def find(self, wanted: list[Any]) -> Array:
         """Return the rows of ids, int64 `[n]`, -1 where there is none; ids are int or str as the table has them."""
-        rows = np.full(len(wanted), -1, np.int64)
-        if not len(self) or not wanted:
-            return rows
-        if self.integer:
-            keys = np.asarray(wanted, np.int64)
-            at = np.searchsorted(self.keys, keys)
-            at[at == len(self)] = 0
-            return np.where(self.keys[at] == keys, self.by_key[at], -1)
+        if self.integer or not wanted:
+            return self.find_array(pa.array(wanted, self.ids.type))
         try:
             requested = pa.array(wanted, pa.large_string())
         except (UnicodeEncodeError, pa.ArrowInvalid):  # half a character is no id of any table
+            rows = np.full(len(wanted), -1, np.int64)
             return rows if len(wanted) == 1 else np.concatenate([self.find([one]) for one in wanted])
+        return self.find_array(requested)
+
+    def find_array(self, requested: pa.Array) -> Array:
+        """Return the rows of ids, int64 `[n]`, -1 where there is none; the array is of the type of `ids`, no nulls."""
+        rows = np.full(len(requested), -1, np.int64)
+        if not len(self) or not len(requested):
+            return rows
+        if self.integer:
+            wanted = requested.to_numpy()
+            at = np.searchsorted(self.keys, wanted)
+            at[at == len(self)] = 0
+            return np.where(self.keys[at] == wanted, self.by_key[at], -1)
         keys = hashes(requested)
-        at, left = np.searchsorted(self.keys, keys), np.arange(len(wanted))
+        at, left = np.searchsorted(self.keys, keys), np.arange(len(requested))
         while True:  # more than once where ids share a hash
             left = left[at[left] < len(self)]
             left = left[self.keys[at[left]] == keys[left]]

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 import pyarrow as pa
@@ -22,17 +23,27 @@ from twhin_pipeline import extras
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Manifest, Store, releases
-from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId
+from twhin_pipeline.vectors import mapped_edges
+from twhin_pipeline.vectors.chosen import Chosen, New
+from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId, as_list
+from twhin_pipeline.vectors.mapped_edges import MappedEdges
 from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of, vectors_array
-from twhin_pipeline.vectors.recommendation import known_tails
+from twhin_pipeline.vectors.recommendation import all_known_tails, known_tails
+from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
 
 if TYPE_CHECKING:
     import torch
 
+    from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch
     from twhin_pipeline.vectors.scoring import EdgeScores
+    from twhin_pipeline.vectors.vector_index import VectorIndex
 
 GETTER = re.compile(r"get_(?P<entity>\w+)_embedding")
 RELATIONS = "embeddings/relations"
+HEADS_AT_ONCE, ROWS_AT_ONCE = 8192, 1 << 20
+"""Entities of a batch of answers, and rows of one, at most."""
+Missing = Literal["error", "skip", "infer"]
+Search = Literal["auto", "exact", "index"]
 
 
 class UnknownName(UnknownId):
@@ -57,6 +68,7 @@ class TwhinEmbeddings:
         normalized: bool = False,
         store: Store | None = None,
         maps: Mapping[str, np.ndarray] | None = None,
+        open_index: Callable[[EntityTable], VectorIndex | None] = lambda table: None,
     ) -> None:
         """Put together what `load_model` found.
 
@@ -69,6 +81,8 @@ class TwhinEmbeddings:
             normalized: The vectors were exported with `export.normalize`.
             store: Where the snapshot's edges are, for `recommend`.
             maps: By entity type, a matrix `[D, D']` into another space, for `get_embedding`; None: the model's own.
+            open_index: Returns the index of an entity type's vectors, None where there is none; called when a search
+                first could use it.
         """
         self.config = model_config
         self.tables = dict(tables)
@@ -78,6 +92,10 @@ class TwhinEmbeddings:
         self.store = store
         self.maps = maps
         self.dim = model_config.embedding_dim
+        self._known_tails: dict[tuple[str, ...], RowLists] = {}
+        self._mapped_edges: dict[tuple[str, str], MappedEdges] | None = None
+        self._open_index = open_index
+        self._indexes: dict[str, VectorIndex | None] = {}
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items())
@@ -109,16 +127,74 @@ class TwhinEmbeddings:
         """Relations."""
         return self.config.relation_names
 
-    def get_embedding(self, entity: str, ids: Any) -> np.ndarray:
-        """Return the vector of an id, float32 `[D]`, or of a sequence of n ids, `[n, D]`.
+    @overload
+    def get_embedding(
+        self, entity: str, ids: Any, missing: Literal["error", "infer"] = "error", edges: Any = None
+    ) -> np.ndarray: ...
+
+    @overload
+    def get_embedding(
+        self, entity: str, ids: Any, missing: Literal["skip"], edges: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def get_embedding(
+        self, entity: str, ids: Any, missing: Missing = "error", edges: Any = None
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Return the vector of an id, float32 `[D]`, or of n ids, `[n, D]`.
 
         With `load_model(…, compatible_with=…)` it is in that release's space; scores and neighbors stay the model's.
 
+        Args:
+            entity: The entity type.
+            ids: An id, or a sequence of ids: a list, or an array of NumPy, pandas or Arrow.
+            missing: What happens to ids that have no vector. "error" raises. "skip" leaves them out. "infer" makes
+                their vectors from `edges`: the mean of what these edges want
+                ([new ids](../how-to/retrieve.md#ids-that-the-model-does-not-have)).
+            edges: For "infer", the edges of those ids to ids that have vectors: a mapping `{id: [(relation, known
+                id), …]}`, in which the id is the head where a relation's heads are of its type; or a table (Arrow,
+                pandas) with the columns `lhs`, `rel` and `rhs`.
+
+        Returns:
+            The vectors; with "skip" of several ids, two arrays: the vectors `[m, D]`, and `found`, bool `[n]`, which of
+            the ids they are of.
+
         Raises:
             KeyError: The entity type or an id is unknown; the message names the nearest known ones.
-            UserError: The type has no map into that space.
+            UserError: The type has no map into that space, an id has no edges, or `skip` is asked of a single id.
         """
-        return self._mapped(entity, self._own(entity, ids))
+        chosen = self._choose(entity, ids, missing, edges)
+        vectors = self._mapped(entity, chosen.vectors(slice(None)))
+        if chosen.found is not None:
+            return vectors, chosen.found
+        return vectors[0] if chosen.one else vectors
+
+    def _choose(self, entity: str, ids: Any, missing: Missing = "error", edges: Any = None) -> Chosen:
+        """Return the entities that a call asks for; all in the order of rows where `ids` is None."""
+        table = self._table(entity)
+        if ids is None:
+            return Chosen(table, np.arange(len(table)), None, every=True)
+        if missing not in get_args(Missing):
+            raise UserError(f"missing must be 'error', 'skip' or 'infer', got {missing!r}")
+        one = _is_one(ids)
+        if one and missing == "skip":
+            raise UserError("missing='skip' takes several ids; ask `has` for one")
+        ids = [ids] if one else ids
+        if missing == "error":
+            return Chosen(table, table.rows(ids), None, one=one)
+        rows = table.find(ids)
+        if missing == "skip":
+            return Chosen(table, rows[rows >= 0], None, found=rows >= 0)
+        new = np.flatnonzero(rows < 0)
+        if not len(new):
+            return Chosen(table, rows, None, one=one)
+        from twhin_pipeline.vectors import inference
+
+        values = as_list(ids)
+        names = [values[at] for at in new.tolist()]
+        found = inference.new_edges(edges, entity, names, self.config.relations, self.tables)
+        self._check_lengths()
+        vectors = found.estimate(len(names), self.config.relations, self.tables, self._scores, entity)
+        return Chosen(table, rows, New(new, [str(one) for one in names], vectors, found), one=one)
 
     def _mapped(self, entity: str, own: np.ndarray) -> np.ndarray:
         """Return vectors in the space of `compatible_with`, where one was given."""
@@ -165,12 +241,6 @@ class TwhinEmbeddings:
                 columns = [table.index.ids.take(pa.array(rows)), vectors.cast(schema.field("embedding").type)]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
-    def _own(self, entity: str, ids: Any) -> np.ndarray:
-        table = self._table(entity)
-        if _is_one(ids):
-            return np.array(table.vectors[table.rows([ids])[0]])
-        return table.vectors[table.rows(ids)]
-
     def predict_relation(self, lhs: Any, rhs: Any, relation: str | None = None) -> float | np.ndarray:
         """Return the probability sigmoid(score) that `lhs` has `relation` to `rhs`.
 
@@ -201,117 +271,405 @@ class TwhinEmbeddings:
         """Tell whether an entity type has the id. Raises KeyError where the type is unknown."""
         return self._table(entity).has(id)
 
-    def neighbors(self, entity: str, id: Any, k: int = 10, *, untrained: bool = False) -> list[tuple[Any, float]]:
-        """Return the k entities of the same type whose vectors are nearest by cosine, as (id, cosine), best first.
+    @overload
+    def neighbors(
+        self, entity: str, ids: str | int, k: int = 10, *, untrained: bool = False, search: Search = "auto"
+    ) -> list[tuple[Any, float]]: ...
+
+    @overload
+    def neighbors(
+        self,
+        entity: str,
+        ids: Any = None,
+        k: int = 10,
+        *,
+        untrained: bool = False,
+        missing: Missing = "error",
+        edges: Any = None,
+        search: Search = "auto",
+    ) -> pa.RecordBatchReader: ...
+
+    def neighbors(
+        self,
+        entity: str,
+        ids: Any = None,
+        k: int = 10,
+        *,
+        untrained: bool = False,
+        missing: Missing = "error",
+        edges: Any = None,
+        search: Search = "auto",
+    ) -> list[tuple[Any, float]] | pa.RecordBatchReader:
+        """Return the k entities of the same type whose vectors are nearest by cosine, best first, for one or many ids.
 
         Entities that no training edge has are left out, unless `untrained` is set: their vectors say nothing.
 
+        Args:
+            entity: The entity type.
+            ids: An id, a sequence of ids, or None: all.
+            k: How many; fewer come where there are no more.
+            untrained: Entities without training edges too; among all `ids` as well.
+            missing: As in `get_embedding`.
+            edges: As in `get_embedding`.
+            search: As in `recommend`. An index of vectors serves only where the model's comparator is the cosine.
+
+        Returns:
+            Of one id a list of (id, cosine). Else a stream of Arrow record batches, as of `recommend`, with the columns
+            `id`, `neighbor`, `rank` (from 1) and `similarity`. That needs torch; a list does not.
+
         Raises:
-            KeyError: The entity type or the id is unknown.
+            KeyError: The entity type or an id is unknown.
+            UserError: As in `get_embedding`, or `search="index"` has no index to use.
         """
-        table = self._table(entity)
-        row = int(table.rows([id])[0])
+        chosen = self._choose(entity, ids, missing, edges)
+        table = chosen.table
+        by_cosine = self.config.comparator == "cosine"
+        if search == "index" and not by_cosine:
+            raise UserError(
+                f"neighbors are nearest by cosine, and the index of {entity} finds by the model's comparator, "
+                f"{self.config.comparator}; leave search='index' out"
+            )
+        index = self._index(entity, untrained, search if by_cosine or search != "auto" else "exact")
+        if chosen.one and chosen.new is None and index is None:
+            return self._nearest(table, int(chosen.rows[0]), max(k, 0), untrained)
+        extras.need("torch", "neighbors of several ids", "reader")
+        from twhin_pipeline.model.comparators import Cosine
+        from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch, best_rows
+
+        allowed = None if untrained or table.trained is None else np.asarray(table.trained)
+        if chosen.every and allowed is not None:
+            chosen = replace(chosen, rows=np.flatnonzero(allowed))
+        searcher: ExactSearch | IndexSearch = ExactSearch(Cosine(), table.vectors, allowed)
+        if index is not None:
+            searcher = IndexSearch(index, ExactSearch(index.comparator, table.vectors, allowed), index.most)
+        scale = np.float32(1 if index is None else self.config.temperature)
+
+        def nearest(part: slice) -> tuple[np.ndarray, np.ndarray]:
+            vectors = chosen.vectors(part)
+            queries = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-8))
+            rows, scores = best_rows(searcher, queries, k, chosen.themselves(part))
+            return rows, scores * scale
+
+        return self._answer(chosen, table, k, nearest, ("id", "neighbor", "similarity"))
+
+    def _nearest(self, table: EntityTable, row: int, k: int, untrained: bool) -> list[tuple[Any, float]]:
+        """Return the neighbors of one row, without torch: by blocks of rows, equal ones in the order of rows."""
         query = np.array(table.vectors[row])
         lengths = table.lengths() * np.linalg.norm(query)
-
-        def cosines(part: slice) -> np.ndarray:
-            result = table.vectors[part] @ query / np.maximum(lengths[part], np.float32(1e-30))
+        rows, values = np.empty(0, np.int64), np.empty(0, np.float32)
+        for start in range(0, len(table) if k else 0, BATCH_ROWS):
+            part = slice(start, min(start + BATCH_ROWS, len(table)))
+            cosines = table.vectors[part] @ query / np.maximum(lengths[part], np.float32(1e-30))
+            if not untrained and table.trained is not None:
+                cosines[~table.trained[part]] = -np.inf
             if part.start <= row < part.stop:
-                result[row - part.start] = -np.inf
-            return result
-
-        return self._best(table, k, cosines if untrained else _trained(table, cosines))
+                cosines[row - part.start] = -np.inf
+            top = np.flatnonzero(cosines > -np.inf)
+            if k < len(top):
+                top = top[cosines[top] >= np.partition(cosines[top], -k)[-k]]
+            rows, values = np.concatenate([rows, top + start]), np.concatenate([values, cosines[top]])
+            best = np.lexsort((rows, -values))[:k]
+            rows, values = rows[best], values[best]
+        return [(name, float(value)) for name, value in zip(table.ids(rows), values, strict=True)]
 
     def candidates(
-        self, relation: str | None, lhs: Any, k: int = 10, *, untrained: bool = False
+        self, relation: str | None, lhs: Any, k: int = 10, *, untrained: bool = False, search: Search = "auto"
     ) -> list[tuple[Any, float]]:
         """Return the k tails that `lhs` (an id or a vector `[D]`) most probably has `relation` to, as (id, score).
 
-        The score is the model's; `1 / (1 + exp(-score))` is `predict_relation`'s probability. Tails that no training
-        edge has are left out, unless `untrained` is set. `recommend` also leaves out what is known.
+        The score is the model's. Tails that no training edge has are left out, unless `untrained` is set. `recommend`
+        also leaves out what is known, and takes many heads; its `search` says how tails are found.
 
         Raises:
             KeyError: The relation or the id is unknown.
-            UserError: More than one head was given.
+            UserError: More than one head was given, or `search="index"` has no index to use.
         """
         number, left, right = self._relation(relation)
         vectors, one = self._vectors(left, lhs)
         if not one:
-            raise UserError(f"candidates takes one head, got {len(vectors)}; call it once for each")
-        table = self._table(right)
-        scores = self._scores.of_tails(number, vectors, table.vectors)
-        return self._best(table, k, scores if untrained else _trained(table, scores))
+            raise UserError(f"candidates takes one head, got {len(vectors)}; recommend takes many ids")
+        if k < 1:
+            return []
+        from twhin_pipeline.vectors.retrieval import best_rows
+
+        searcher = self._searcher(right, self._allowed(right, untrained, None), untrained, search)
+        rows, scores = best_rows(searcher, self._scores.queries(number, vectors), k)
+        return self._pairs(right, rows[0], scores[0])
+
+    @overload
+    def recommend(
+        self,
+        relation: str | None,
+        ids: str | int,
+        k: int = 10,
+        exclude_known: bool | Literal["any"] = True,
+        exclude: Any = None,
+        *,
+        untrained: bool = False,
+        search: Search = "auto",
+    ) -> list[tuple[Any, float]]: ...
+
+    @overload
+    def recommend(
+        self,
+        relation: str | None,
+        ids: Any = None,
+        k: int = 10,
+        exclude_known: bool | Literal["any"] = True,
+        exclude: Any = None,
+        *,
+        untrained: bool = False,
+        missing: Missing = "error",
+        edges: Any = None,
+        search: Search = "auto",
+    ) -> pa.RecordBatchReader: ...
 
     def recommend(
         self,
         relation: str | None,
-        id: Any,
+        ids: Any = None,
         k: int = 10,
         exclude_known: bool | Literal["any"] = True,
+        exclude: Any = None,
         *,
         untrained: bool = False,
-    ) -> list[tuple[Any, float]]:
-        """Return the k best new tails for a head, as (id, score), best first; scores are those of `candidates`.
+        missing: Missing = "error",
+        edges: Any = None,
+        search: Search = "auto",
+    ) -> list[tuple[Any, float]] | pa.RecordBatchReader:
+        """Return the k best new tails for one head, for many, or for all, best first.
+
+        Known edges are read from the snapshot's `raw_edges`: those of one head by its row groups; for several heads all
+        of the relation once, and they are kept (4 bytes an edge, 8 a head). Besides that, memory does not grow with the
+        heads or the tails. `torch.set_num_threads` says how many threads search.
 
         Args:
             relation: The relation's name; may be None where the model has only one.
-            id: The head.
+            ids: A head, a sequence of heads (a list, or an array of NumPy, pandas or Arrow), or None: all heads.
             k: How many; fewer come where there are no more.
-            exclude_known: True leaves out the tails that the head has by the relation in the snapshot's edges (those
-                of training, validation and test), `"any"` those that it has by any relation between the same two entity
+            exclude_known: True leaves out the tails that a head has by the relation in the snapshot's edges (those of
+                training, validation and test), `"any"` those that it has by any relation between the same two entity
                 types. Both leave out the head itself. False leaves out nothing.
-            untrained: Do not leave out tails that no training edge has.
+            exclude: Tails to leave out besides: a sequence for all heads; or a mapping from a head to a sequence. Ids
+                that the model does not have are passed over.
+            untrained: Do not leave out tails that no training edge has, nor, of all heads, such heads.
+            missing: What happens to heads that have no vector, as in `get_embedding`.
+            edges: For `missing="infer"`, as in `get_embedding`. They count as known.
+            search: "exact" compares all tails. "index" finds most of the best ones (`indexes.recall`), faster. "auto"
+                takes the index where there is one ([indexes](../how-to/indexes.md)).
+
+        Returns:
+            Of one head a list of (id, score); the score is the model's, as of `candidates`. Else a stream of Arrow
+            record batches with the columns `lhs`, `rhs`, `rank` (from 1) and `score`: a row for each recommendation, so
+            that it can be written, joined and filtered as it comes. Iterate it once; or take `read_all()` for a table,
+            or `read_pandas()` for a data frame. DuckDB and Polars read it too.
 
         Raises:
-            KeyError: The relation or the id is unknown.
-            UserError: The relation is None where there are several, or vectors were exported with
-                `export.normalize: true`.
+            KeyError: The relation or an id is unknown.
+            UserError: The relation is None where there are several, vectors were exported with
+                `export.normalize: true`, `search="index"` has no index to use, or as in `get_embedding`.
         """
         number, left, right = self._relation(relation)
-        heads, tails = self._table(left), self._table(right)
-        row = int(heads.rows([id])[0])
-        if heads.trained is not None and not heads.trained[row]:
-            warnings.warn(f"{left} {id!r} has no training edge, so what it is recommended says nothing", stacklevel=2)
-        known = self._known(number, heads.ids([row])[0], exclude_known) if exclude_known else set()
-        scores = self._scores.of_tails(number, heads.vectors[row : row + 1], tails.vectors)
-        best = self._best(tails, max(k, 0) + len(known), scores if untrained else _trained(tails, scores))
-        return [(tail, score) for tail, score in best if str(tail) not in known][: max(k, 0)]
+        chosen, tails = self._choose(left, ids, missing, edges), self._table(right)
+        trained = chosen.table.trained
+        if chosen.every:
+            if not untrained and trained is not None:
+                chosen = replace(chosen, rows=np.flatnonzero(trained))
+        elif trained is not None:
+            self._warn_untrained(left, chosen, np.asarray(trained))
+        each = exclude if isinstance(exclude, Mapping) else None
+        allowed = self._allowed(right, untrained, None if each is not None else exclude)
+        searcher = self._searcher(right, allowed, untrained, search)
+        from twhin_pipeline.vectors.retrieval import IndexSearch, best_rows
 
-    def _known(self, number: int, head: Any, which: bool | Literal["any"]) -> set[str]:
-        """Return the tails of a head that are not to be recommended, as texts."""
-        if which not in (True, "any"):
-            raise UserError(f"exclude_known must be True, False or 'any', got {which!r}")
-        chosen = self.config.relations[number]
-        names: Sequence[str] = [chosen.name]
-        if which == "any":
-            pair = (chosen.lhs, chosen.rhs)
-            names = [one.name for one in self.config.relations if (one.lhs, one.rhs) == pair]
-        result = None if self.store is None else known_tails(self.store, self.snapshot, names, head)
-        if result is None:
-            warnings.warn(
-                f"there is no table raw_edges of {self.snapshot}, so known edges are not left out", stacklevel=3
-            )
-        itself = {head} if chosen.lhs == chosen.rhs else set()
-        return {str(tail) for tail in (result or set()) | itself}
-
-    @staticmethod
-    def _best(table: EntityTable, k: int, score: Callable[[slice], np.ndarray]) -> list[tuple[Any, float]]:
-        """Return the k best (id, score) by blocks of rows, best first; equal scores in the order of rows.
-
-        Scores of minus infinity are left out.
-        """
-        if k < 1:
+        by_index = exclude is not None and each is None and isinstance(searcher, IndexSearch)
+        left_out = self._left_out(
+            number, chosen, tails, exclude_known, each, _rows(exclude, tails) if by_index else np.zeros(0, np.int64)
+        )
+        if chosen.one and k < 1:
             return []
-        rows, values = np.empty(0, np.int64), np.empty(0, np.float32)
-        for start in range(0, len(table), BATCH_ROWS):
-            part = slice(start, min(start + BATCH_ROWS, len(table)))
-            result = score(part)
-            top = np.argpartition(-result, k - 1)[:k] if k < len(result) else np.arange(len(result))
-            rows, values = np.concatenate([rows, top + start]), np.concatenate([values, result[top]])
-            best = np.lexsort((rows, -values))[:k]
-            best = best[values[best] > -np.inf]
-            rows, values = rows[best], values[best]
-        return [(name, float(value)) for name, value in zip(table.ids(rows), values, strict=True)]
+
+        def best(part: slice) -> tuple[np.ndarray, np.ndarray]:
+            queries = self._scores.queries(number, chosen.vectors(part))
+            return best_rows(searcher, queries, k, left_out(part))
+
+        if chosen.one:
+            rows, scores = best(slice(0, 1))
+            return self._pairs(right, rows[0], scores[0])
+        return self._answer(chosen, tails, k, best, ("lhs", "rhs", "score"))
+
+    def map_known_edges(self) -> None:
+        """Map the snapshot's edges from files that processes share; they are made where they are missing.
+
+        From then on `recommend` does not read `raw_edges`. A service does this when it opens a release.
+        """
+        if self.store is not None:
+            relations = self.store.manifest(RELATIONS, self.snapshot)
+            self._mapped_edges = mapped_edges.mapped(self.store, relations, self.config.relations, self.tables)
+
+    def _searcher(
+        self, entity: str, allowed: np.ndarray | None, untrained: bool, search: Search
+    ) -> ExactSearch | IndexSearch:
+        """Return what finds an entity type's best rows: the one place where it is chosen.
+
+        `allowed` bool `[N]` says which rows may be returned; None: all. An index does not know what is excluded for
+        all, which has to be left out of each query too (`_left_out`).
+        """
+        exact = self._scores.exact(self._table(entity).vectors, allowed)
+        index = self._index(entity, untrained, search)
+        if index is None:
+            return exact
+        from twhin_pipeline.vectors.retrieval import IndexSearch
+
+        return IndexSearch(index, exact, index.most)
+
+    def _index(self, entity: str, untrained: bool, search: Search) -> VectorIndex | None:
+        """Return the index that a search of an entity type uses, None where it compares every row.
+
+        Raises:
+            UserError: One is asked for and cannot be used.
+        """
+        if search not in get_args(Search):
+            raise UserError(f"search must be 'auto', 'exact' or 'index', got {search!r}")
+        if search == "exact" or (search == "auto" and untrained):
+            return None
+        if untrained:
+            raise UserError("an index has trained entities only; leave untrained or search='index' out")
+        if search == "auto" and (extras.missing("faiss") or extras.missing("torch")):
+            return None
+        if entity not in self._indexes:
+            self._indexes[entity] = self._open_index(self._table(entity))
+        if search == "index" and self._indexes[entity] is None:
+            raise UserError(
+                f"{self.snapshot} has no index of {entity}; leave search='index' out, or make one with "
+                "`twhin index --set indexes.kind=hnsw`"
+            )
+        return self._indexes[entity]
+
+    def _allowed(self, entity: str, untrained: bool, exclude: Any) -> np.ndarray | None:
+        """Return which rows may be recommended to anyone, bool `[N]`; None: all."""
+        table = self._table(entity)
+        allowed = None if untrained or table.trained is None else np.array(table.trained)
+        if exclude is not None:
+            allowed = np.ones(len(table), bool) if allowed is None else allowed
+            allowed[_rows(exclude, table)] = False
+        return allowed
+
+    def _left_out(
+        self,
+        number: int,
+        chosen: Chosen,
+        tails: EntityTable,
+        exclude_known: bool | Literal["any"],
+        each: Mapping[Any, Any] | None,
+        for_all: np.ndarray,
+    ) -> Callable[[slice], RowPairs]:
+        """Return the function that returns what is not recommended to a part of the heads."""
+        if exclude_known not in (True, False, "any"):
+            raise UserError(f"exclude_known must be True, False or 'any', got {exclude_known!r}")
+        relation = self.config.relations[number]
+        names = [relation.name]
+        if exclude_known == "any":
+            pair = (relation.lhs, relation.rhs)
+            names = [one.name for one in self.config.relations if (one.lhs, one.rhs) == pair]
+        known = self._known(names, chosen, tails) if exclude_known else None
+        excluded = {} if each is None else _by_row(each, chosen, tails)
+
+        def left_out(part: slice) -> RowPairs:
+            rows = chosen.rows[part]
+            parts = [RowPairs.joined(())]
+            if known is not None:
+                parts.append(known(rows))
+            if exclude_known and relation.lhs == relation.rhs:
+                parts.append(chosen.themselves(part))
+            if exclude_known and chosen.new is not None:
+                numbers = [self.relations.index(name) for name in names]
+                parts.append(chosen.new.heads_of(numbers, part, len(rows)))
+            for at, key in enumerate(chosen.keys(part)) if excluded else ():
+                if key in excluded:
+                    parts.append(RowPairs(np.full(len(excluded[key]), at), excluded[key]))
+            if len(for_all):
+                parts.append(RowPairs(np.repeat(np.arange(len(rows)), len(for_all)), np.tile(for_all, len(rows))))
+            return RowPairs.joined(parts)
+
+        return left_out
+
+    def _known(self, names: list[str], chosen: Chosen, tails: EntityTable) -> Callable[[np.ndarray], RowPairs] | None:
+        """Return the function from heads' rows to their known tails; None, with a warning, where there are no edges."""
+        if self._mapped_edges is not None:
+            edges = self._mapped_edges[chosen.table.name, tails.name]
+            return partial(edges.pairs, relations=[self.relations.index(name) for name in names])
+        key = tuple(names)
+        if key in self._known_tails:
+            return self._known_tails[key].pairs
+        if self.store is not None and chosen.one:
+            row = chosen.rows
+            found = known_tails(self.store, self.snapshot, names, chosen.table.ids(row)[0]) if row[0] >= 0 else set()
+            if found is not None:
+                rows = tails.find(list(found))
+                pairs = RowPairs(np.zeros(int((rows >= 0).sum()), np.int64), rows[rows >= 0])
+                return lambda _: pairs
+        elif self.store is not None:
+            lists = all_known_tails(self.store, self.snapshot, names, chosen.table, tails)
+            if lists is not None:
+                self._known_tails[key] = lists
+                return lists.pairs
+        warnings.warn(f"there is no table raw_edges of {self.snapshot}, so known edges are not left out", stacklevel=4)
+        return None
+
+    def _warn_untrained(self, entity: str, chosen: Chosen, trained: np.ndarray) -> None:
+        rows = chosen.rows[chosen.rows >= 0]
+        without = rows[~trained[rows]]
+        if len(without):
+            first = chosen.table.ids(without[:1])[0]
+            several = f" ({len(without):,} such ids)" if len(without) > 1 else ""
+            warnings.warn(
+                f"{entity} {first!r} has no training edge, so what it is recommended says nothing{several}",
+                stacklevel=3,
+            )
+
+    def _pairs(self, entity: str, rows: np.ndarray, scores: np.ndarray) -> list[tuple[Any, float]]:
+        """Return found rows `[k]` as (id, score)."""
+        there = rows >= 0
+        names = self._table(entity).ids(rows[there])
+        return [(name, float(score)) for name, score in zip(names, scores[there], strict=True)]
+
+    def _answer(
+        self,
+        chosen: Chosen,
+        table: EntityTable,
+        k: int,
+        search: Callable[[slice], tuple[np.ndarray, np.ndarray]],
+        names: tuple[str, str, str],
+    ) -> Any:
+        """Return what `search` finds in `table` for the chosen entities, as a stream of batches, or one's as a list."""
+        if chosen.one:
+            rows, scores = search(slice(0, 1)) if k > 0 else (np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32))
+            return self._pairs(table.name, rows[0], scores[0])
+        schema = pa.schema(
+            [
+                pa.field(names[0], chosen.table.index.ids.type, nullable=False),
+                pa.field(names[1], table.index.ids.type, nullable=False),
+                pa.field("rank", pa.int32(), nullable=False),
+                pa.field(names[2], pa.float32(), nullable=False),
+            ]
+        )
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            size = max(1, min(HEADS_AT_ONCE, ROWS_AT_ONCE // max(k, 1)))
+            for start in range(0, len(chosen.rows) if k > 0 else 0, size):
+                part = slice(start, min(start + size, len(chosen.rows)))
+                rows, scores = search(part)
+                query, rank = np.nonzero(rows >= 0)
+                columns = [
+                    chosen.ids(part).take(pa.array(query)),
+                    table.index.ids.take(pa.array(rows[query, rank])),
+                    pa.array((rank + 1).astype(np.int32)),
+                    pa.array(scores[query, rank]),
+                ]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+        return pa.RecordBatchReader.from_batches(schema, batches())
 
     def _table(self, entity: str) -> EntityTable:
         if entity not in self.tables:
@@ -320,11 +678,7 @@ class TwhinEmbeddings:
 
     def _relation(self, name: str | None) -> tuple[int, str, str]:
         """Return a relation's number and the entity types of its sides."""
-        if self.normalized:
-            raise UserError(
-                "these vectors were exported with export.normalize: true, and the scorer needs their lengths; "
-                "export again with normalize: false"
-            )
+        self._check_lengths()
         if name is None:
             if len(self.relations) > 1:
                 raise UserError(f"the model has several relations; say which one: {', '.join(self.relations)}")
@@ -334,6 +688,13 @@ class TwhinEmbeddings:
         number = self.relations.index(name)
         relation = self.config.relations[number]
         return number, relation.lhs, relation.rhs
+
+    def _check_lengths(self) -> None:
+        if self.normalized:
+            raise UserError(
+                "these vectors were exported with export.normalize: true, and the scorer needs their lengths; "
+                "export again with normalize: false"
+            )
 
     def _vectors(self, entity: str, given: Any) -> tuple[np.ndarray, bool]:
         """Return float32 `[n, D]` of ids or vectors, and whether it was one that was given."""
@@ -347,8 +708,8 @@ class TwhinEmbeddings:
                         f"vectors of {entity} must be [{self.dim}] or [n, {self.dim}], got {list(array.shape)}"
                     )
                 return np.atleast_2d(array).astype(np.float32), array.ndim == 1
-        vectors = self._own(entity, given)
-        return np.atleast_2d(vectors), vectors.ndim == 1
+        chosen = self._choose(entity, given)
+        return chosen.vectors(slice(None)), chosen.one
 
 
 def load_model(path: str, snapshot: str | None = None, *, compatible_with: str | None = None) -> TwhinEmbeddings:
@@ -396,7 +757,16 @@ def open_model(store: Store, snapshot: str, *, compatible_with: str | None = Non
         normalized=relations.details["normalize"],
         store=store,
         maps=None if compatible_with is None else _maps(store, relations, compatible_with),
+        open_index=partial(_open_index, model_config, store, snapshot),
     )
+
+
+def _open_index(model_config: TwhinModelConfig, store: Store, snapshot: str, table: EntityTable) -> VectorIndex | None:
+    extras.need("torch", "search by an index", "reader")
+    from twhin_pipeline.vectors import indexing
+
+    manifest = indexing.manifest_of(store, store.manifest(f"embeddings/{table.name}", snapshot))
+    return None if manifest is None else indexing.open_index(store, manifest, table, model_config)
 
 
 def _maps(store: Store, relations: Manifest, earlier: str) -> dict[str, np.ndarray] | None:
@@ -426,12 +796,20 @@ def _open_scores(model_config: TwhinModelConfig, store: Store, relations: Manife
     return EdgeScores(model_config, rows)
 
 
-def _trained(table: EntityTable, score: Callable[[slice], np.ndarray]) -> Callable[[slice], np.ndarray]:
-    """Return the same scores, with minus infinity for entities without a training edge, where the table knows them."""
-    trained = table.trained
-    if trained is None:
-        return score
-    return lambda part: np.where(trained[part], score(part), np.float32(-np.inf))
+def _by_row(each: Mapping[Any, Any], chosen: Chosen, tails: EntityTable) -> dict[Any, np.ndarray]:
+    """Return the rows of the tails to leave out by the head's key (`Chosen.keys`)."""
+    heads = list(each)
+    result: dict[Any, np.ndarray] = {}
+    for head, row in zip(heads, chosen.table.find(heads).tolist(), strict=True):
+        rows = tails.find(each[head])
+        result[row if row >= 0 else str(head)] = rows[rows >= 0]
+    return result
+
+
+def _rows(exclude: Any, table: EntityTable) -> np.ndarray:
+    """Return the rows of those ids, or of the one id, that a table has."""
+    rows = table.find([exclude] if _is_one(exclude) else exclude)
+    return np.unique(rows[rows >= 0])
 
 
 def _is_one(ids: Any) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from twhin_pipeline.config.model import TwhinModelConfig
-from twhin_pipeline.model.relation_scores import RelationScores, to_tensor
+from twhin_pipeline.model.relation_scores import to_tensor
 from twhin_pipeline.model.scorer import Scorer
+from twhin_pipeline.vectors.retrieval import ExactSearch
+from twhin_pipeline.words import Side
 
 
 class EdgeScores:
@@ -24,14 +26,17 @@ class EdgeScores:
         with torch.inference_mode():
             return torch.sigmoid(self.scorer.score(to_tensor(lhs), relation, to_tensor(rhs))).numpy()
 
-    def of_tails(self, relation: int, head: np.ndarray, tails: np.ndarray) -> Callable[[slice], np.ndarray]:
-        """Return the function that scores a block of `tails` `[N, D]` for one head `[1, D]`: float32, one a row."""
-        scores = RelationScores(self.scorer, relation, to_tensor(head), to_tensor(tails))
+    def queries(self, relation: int, heads: np.ndarray) -> np.ndarray:
+        """Return what finds the tails of `heads` `[Q, D]` in a search: the operator applied, prepared: `[Q, D]`."""
         with torch.inference_mode():
-            query = scores.encode_queries("rhs")
+            return self.scorer.queries("rhs", to_tensor(heads).unsqueeze(0), torch.tensor([relation]))[0].numpy()
 
-        def score(part: slice) -> np.ndarray:
-            with torch.inference_mode():
-                return scores.compare(query, scores.encode_candidates("rhs", part))[0].numpy()
+    def exact(self, vectors: np.ndarray, allowed: np.ndarray | None) -> ExactSearch:
+        """Return the search of `vectors` `[N, D]` by the model's comparator; `allowed` as in `ExactSearch`."""
+        return ExactSearch(self.scorer.comparator, vectors, allowed)
 
-        return score
+    def wanted(self, side: Side, relation: int, neighbors: np.ndarray) -> np.ndarray:
+        """Return the vectors that edges to `neighbors` `[n, D]` want at `side`, as `Scorer.wanted` does: `[n, D]`."""
+        with torch.inference_mode():
+            x = to_tensor(neighbors).unsqueeze(0)
+            return self.scorer.wanted(side, x, torch.tensor([relation]))[0].numpy()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from twhin_pipeline.errors import UserError
@@ -56,6 +58,41 @@ def write(
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another folder") from error
     return written
+
+
+def write_stream(batches: pa.RecordBatchReader, path: Path) -> int:
+    """Write a stream of batches as it comes, such as that of `recommend`. A file that is there is replaced at the end.
+
+    Args:
+        batches: The stream; it is read to its end.
+        path: `.parquet` or `.csv`.
+
+    Returns:
+        How many rows there were.
+
+    Raises:
+        UserError: The file has another ending, or cannot be written.
+    """
+    if path.suffix not in (".parquet", ".csv"):
+        raise UserError(f"{path}: is neither .parquet nor .csv; name one of these")
+    rows, draft = 0, _draft(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            writer = pq.ParquetWriter(draft, batches.schema, compression="zstd")
+        else:
+            writer = csv.CSVWriter(draft, batches.schema)
+        with writer:
+            for batch in batches:
+                writer.write_batch(batch)
+                rows += len(batch)
+        os.replace(draft, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); give another file") from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+    return rows
 
 
 def _parquet(model: TwhinEmbeddings, folder: Path, entity: str, element: np.dtype, untrained: bool) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterable
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,15 @@ def _build(config: TwhinConfig, store: Store, snapshot: str, entity: str) -> Non
             "clusters": names,
             "seconds": round(time.perf_counter() - started, 1),
         }
+
+
+def current(store: Store, snapshot: str, entities: Iterable[str]) -> list[str]:
+    """Return the maps of some entity types that were made of their present vectors."""
+    found = []
+    for name in map(asset, entities):
+        if store.exists(name, snapshot) and not store.stale(name, snapshot):
+            found.append(name)
+    return found
 
 
 def read(store: Store, manifest: Manifest) -> tuple[Array, list[str]]:

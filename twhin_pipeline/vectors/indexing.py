@@ -1,0 +1,314 @@
+"""The tables `index/<entity>`: an index of each entity type that a relation leads to, and how well it finds.
+
+Their rows are figures, one for each relation and k; FAISS's file is beside them. Recall is measured on heads that have
+the relation in training, against a search that compares every vector.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import torch
+
+from twhin_pipeline import extras
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config.model import TwhinModelConfig
+from twhin_pipeline.model.comparators import COMPARATORS, Comparator
+from twhin_pipeline.model.relation_scores import RelationScores, to_tensor
+from twhin_pipeline.model.scorer import Scorer
+from twhin_pipeline.store import Manifest, Store, database
+from twhin_pipeline.store.array_cache import cached
+from twhin_pipeline.vectors import vector_index
+from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable
+from twhin_pipeline.vectors.model_files import parameters_of
+from twhin_pipeline.vectors.retrieval import ExactSearch
+from twhin_pipeline.vectors.vector_index import LINKS, Effort, Kind, VectorIndex
+from twhin_pipeline.words import INDEX
+
+FILE, COPY = "_index.faiss", "_searched"
+"""FAISS's file of a version, and the folder of its local copy where the store is remote."""
+POSITIVES, RELATIONS = "training_set/positives", "embeddings/relations"
+TIMED = 100
+"""Queries that are timed, one by one."""
+SCHEMA = pa.schema(
+    [
+        ("relation", pa.string()),
+        ("k", pa.int32()),
+        ("recall", pa.float64()),
+        ("wanted_recall", pa.float64()),
+        ("queries", pa.int32()),
+        ("latency_ms", pa.float64()),
+        ("exact_ms", pa.float64()),
+        ("kind", pa.string()),
+        ("parameters", pa.string()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("build_s", pa.float64()),
+    ]
+)
+
+
+def reason_against(config: TwhinConfig, store: Store, snapshot: str) -> str | None:
+    """Return why a snapshot gets no index, or None where an entity type gets one."""
+    if config.indexes.kind == "none":
+        return "indexes.kind is none"
+    sizes = {}
+    for entity in config.indexed_types:
+        manifest = store.manifest(f"embeddings/{entity}", snapshot)
+        if manifest.details.get("normalize"):
+            return "vectors were exported with export.normalize: true, so the model's scores cannot be compared"
+        sizes[entity] = _indexable(manifest)
+    if all(_kind(config, rows) == "none" for rows in sizes.values()):
+        return f"exact search is fast enough below {config.indexes.exact_rows:,} entities (indexes.exact_rows)"
+    if config.indexes.kind == "auto" and (error := extras.missing("faiss", "an index")) is not None:
+        return str(error)
+    return None
+
+
+def _indexable(manifest: Manifest) -> int:
+    """Return how many rows of an embeddings table are in an index: those that were trained."""
+    return manifest.rows - int(manifest.details.get("untrained", 0))
+
+
+def _kind(config: TwhinConfig, rows: int) -> Kind | Literal["none"]:
+    """Return what index a type with so many trained rows gets."""
+    chosen = config.indexes
+    if rows == 0 or (chosen.kind == "auto" and rows < chosen.exact_rows):
+        return "none"
+    if chosen.kind == "auto":
+        size = rows * (4 * config.model.embedding_dim + 8 * LINKS)
+        return "ivf_pq" if size > chosen.largest_gib * 2**30 else "hnsw"
+    if chosen.kind == "ivf_pq" and rows < vector_index.LEAST_FOR_PQ:
+        return "flat"
+    return cast("Kind", chosen.kind)
+
+
+def build(config: TwhinConfig, store: Store, snapshot: str, settings: Mapping[str, Any]) -> dict[str, Manifest]:
+    """Write `index/<entity>` of every type of `config.indexed_types`; without rows where it needs none.
+
+    Args:
+        config: The configuration, relations resolved.
+        store: Where the tables are.
+        snapshot: Which snapshot.
+        settings: The fields that the tables depend on, for their manifests.
+
+    Returns:
+        The manifests by table name.
+
+    Raises:
+        UserError: A table is missing, or the extra `index` is.
+    """
+    extras.need("faiss", "an index")
+    relations = store.manifest(RELATIONS, snapshot)
+    model = TwhinModelConfig.model_validate(relations.details["model"])
+    scorer = _scorer(store, relations, model)
+    result = {}
+    for entity in config.indexed_types:
+        manifest = store.manifest(f"embeddings/{entity}", snapshot)
+        parents = store.versions(snapshot, [POSITIVES, RELATIONS, f"embeddings/{entity}"])
+        with store.replace(
+            f"{INDEX}/{entity}", snapshot, config_hash=config.hash(), parents=parents, settings=dict(settings)
+        ) as draft:
+            kind = _kind(config, _indexable(manifest))
+            if kind == "none":
+                draft.write(SCHEMA.empty_table())
+                draft.details = {"kind": "none"}
+            else:
+                made = _Making(config, store, snapshot, model, scorer, entity, kind)
+                with draft.local_file(FILE) as path:
+                    figures, draft.details = made.write(path)
+                draft.write(figures)
+        result[f"{INDEX}/{entity}"] = store.manifest(f"{INDEX}/{entity}", snapshot)
+    return result
+
+
+def _scorer(store: Store, relations: Manifest, model: TwhinModelConfig) -> Scorer:
+    rows: dict[str, torch.Tensor] = {}
+    for path in store.files_of(relations):
+        with store.parquet(path) as file:
+            rows |= parameters_of(file.read(columns=["relation", "embedding"]))
+    return Scorer.from_rows(model, rows).eval()
+
+
+@dataclass(frozen=True)
+class _Making:
+    """One type's index in the making."""
+
+    config: TwhinConfig
+    store: Store
+    snapshot: str
+    model: TwhinModelConfig
+    scorer: Scorer
+    entity: str
+    kind: Kind
+
+    def write(self, path: str) -> tuple[pa.Table, dict[str, Any]]:
+        """Build the index, choose how hard to search, write FAISS's file; return the figures and the details."""
+        chosen, table, comparator = self.config.indexes, self._table(self.entity), self.scorer.comparator
+        rows = trained_rows(table)
+        threads = database.threads(self.config)
+        started = time.perf_counter()
+        index = vector_index.build(
+            self.kind,
+            _blocks(table, rows, comparator),
+            self._sample(table, rows, comparator),
+            len(table) if rows is None else len(rows),
+            comparator=comparator,
+            seed=chosen.seed,
+            threads=threads,
+        )
+        build_s = time.perf_counter() - started
+        searcher = VectorIndex(index, self.kind, comparator, table.vectors, {}, rows, threads)
+        searcher.save(path)
+        exact = ExactSearch(comparator, table.vectors, table.trained)
+        queries, groups = self._queries()
+        ks = chosen.recall_at
+        best = exact.search(queries, min(ks[-1], len(searcher)))[1]
+        if len(queries):
+            searcher.efforts = vector_index.tuned(searcher, queries, best, groups, ks, chosen.recall)
+        else:  # nobody can ask, as no head of these relations was trained
+            searcher.efforts = {k: vector_index.least_effort(searcher, k) for k in ks}
+        size = Path(path).stat().st_size
+        shared = {"kind": self.kind, "rows": len(searcher), "bytes": size, "build_s": build_s}
+        searcher.threads = 1
+        exact_ms = _milliseconds(partial(exact.search, k=ks[0]), queries[:: max(1, len(queries) // 5)])
+        figures = []
+        for number in np.unique(groups).tolist():
+            own = np.flatnonzero(groups == number)
+            for k in ks:
+                scores = searcher.search(queries[own], k)[1]
+                figures.append(
+                    {
+                        "relation": self.model.relation_names[number],
+                        "k": k,
+                        "recall": vector_index.recall(scores, best[own], k),
+                        "wanted_recall": chosen.recall,
+                        "queries": len(own),
+                        "latency_ms": _milliseconds(partial(searcher.search, k=k), queries[own]),
+                        "exact_ms": exact_ms,
+                        "parameters": str(searcher.effort(k)),
+                        **shared,
+                    }
+                )
+        least = min((one["recall"] for one in figures), default=None)
+        efforts = {str(k): asdict(effort) for k, effort in searcher.efforts.items()}
+        return pa.Table.from_pylist(figures, schema=SCHEMA), {**shared, "least_recall": least, "efforts": efforts}
+
+    def _table(self, entity: str) -> EntityTable:
+        return EntityTable.open(self.store, self.store.manifest(f"embeddings/{entity}", self.snapshot))
+
+    def _sample(self, table: EntityTable, rows: np.ndarray | None, comparator: Comparator) -> np.ndarray:
+        """Return vectors to learn codes from, drawn by the seed, prepared."""
+        count = len(table) if rows is None else len(rows)
+        wanted = vector_index.learned_from(count) if self.kind == "ivf_pq" else 0
+        drawn = np.sort(np.random.default_rng(self.config.indexes.seed).permutation(count)[:wanted])
+        return _prepared(comparator, table.vectors[drawn if rows is None else rows[drawn]])
+
+    def _queries(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return prepared queries float32 `[Q, D]` of relations that lead to the type, and each one's relation."""
+        numbers = [number for number, one in enumerate(self.model.relations) if one.rhs == self.entity]
+        each = max(self.config.indexes.queries // len(numbers), 10)
+        positives = database.parquet(self.store.files(POSITIVES, self.snapshot))
+        with database.connect(self.config, self.store) as con:
+            drawn = con.execute(
+                f"SELECT rel, lhs FROM (SELECT DISTINCT rel, lhs FROM {positives} WHERE list_contains(?, rel)) "
+                "QUALIFY row_number() OVER (PARTITION BY rel ORDER BY hash(lhs + ?), lhs) <= ? ORDER BY rel, lhs",
+                [numbers, self.config.indexes.seed << 32, each],
+            ).fetchnumpy()
+        groups = drawn["rel"].astype(np.int64)
+        queries = np.empty((len(groups), self.model.embedding_dim), np.float32)
+        for number in np.unique(groups).tolist():
+            heads = self._table(entity := self.model.relations[number].lhs)
+            own = groups == number
+            rows = self._places(entity, drawn["lhs"][own])
+            scores = RelationScores(self.scorer, number, to_tensor(heads.vectors), to_tensor(heads.vectors))
+            with torch.inference_mode():
+                queries[own] = scores.encode_queries("rhs", rows).numpy()
+        return queries, groups
+
+    def _places(self, entity: str, rows: np.ndarray) -> np.ndarray:
+        """Return where rows of a vocabulary are in its embeddings table, which lacks those that were evicted."""
+        manifest = self.store.manifest(f"embeddings/{entity}", self.snapshot)
+        if not manifest.details.get("evicted"):
+            return rows.astype(np.int64)
+        kept = self.store.read(manifest.asset, self.snapshot, ["row"])["row"].to_numpy()
+        return np.searchsorted(kept, rows)
+
+
+def trained_rows(table: EntityTable) -> np.ndarray | None:
+    """Return the rows that an index is made of, int64 `[N]`: those with a training edge. None: all of them."""
+    return None if table.trained is None or table.trained.all() else np.flatnonzero(table.trained)
+
+
+def _prepared(comparator: Comparator, vectors: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return comparator.prepare(to_tensor(vectors)).numpy()
+
+
+def _blocks(table: EntityTable, rows: np.ndarray | None, comparator: Comparator) -> Iterator[np.ndarray]:
+    """Yield the vectors of rows, prepared, block by block."""
+    size = max(1, BATCH_ROWS // 4)
+    for start in range(0, len(table) if rows is None else len(rows), size):
+        part = slice(start, start + size)
+        yield _prepared(comparator, table.vectors[part if rows is None else rows[part]])
+
+
+def _milliseconds(search: Callable[[np.ndarray], object], queries: np.ndarray) -> float:
+    """Return the median time of a search of one query."""
+    times = []
+    for query in queries[:TIMED]:
+        started = time.perf_counter()
+        search(query[np.newaxis])
+        times.append(time.perf_counter() - started)
+    return float(np.median(times) * 1e3) if times else float("nan")
+
+
+def current(store: Store, snapshot: str, entities: Iterable[str]) -> list[str]:
+    """Return the tables of indexes that were made of the present vectors of some entity types."""
+    there = [name for name in entities if store.exists(f"embeddings/{name}", snapshot)]
+    found = {name: manifest_of(store, store.manifest(f"embeddings/{name}", snapshot)) for name in there}
+    return [f"{INDEX}/{name}" for name, manifest in found.items() if manifest is not None]
+
+
+def manifest_of(store: Store, embeddings: Manifest) -> Manifest | None:
+    """Return the manifest of the index of an embeddings table; None where no index was made of this version."""
+    asset = embeddings.asset.replace("embeddings/", f"{INDEX}/", 1)
+    if not store.exists(asset, embeddings.snapshot):
+        return None
+    manifest = store.manifest(asset, embeddings.snapshot)
+    return manifest if manifest.parents.get(embeddings.asset) == embeddings.version else None
+
+
+def open_index(
+    store: Store, manifest: Manifest, table: EntityTable, model: TwhinModelConfig, threads: int | None = None
+) -> VectorIndex | None:
+    """Open the index of an entity type's table; None where the type needs none.
+
+    Raises:
+        UserError: The extra `index` is missing, or the file is damaged.
+    """
+    details = manifest.details
+    if details["kind"] == "none":
+        return None
+    extras.need("faiss", "search by an index")
+    store.files_of(manifest)  # refuses a file of another size
+    place = f"{store.root}/{manifest.asset}/{manifest.snapshot}/{manifest.version}/{FILE}"
+    path = Path(place)
+    if not store.is_local:
+        path = cached(store, manifest, lambda draft: _fetch(store, place, draft), COPY) / FILE
+    efforts = {int(k): Effort(**effort) for k, effort in details["efforts"].items()}
+    comparator = COMPARATORS[model.comparator](model.temperature)
+    return VectorIndex.open(path, details["kind"], comparator, table.vectors, efforts, trained_rows(table), threads)
+
+
+def _fetch(store: Store, place: str, folder: Path) -> None:
+    fs: fsspec.AbstractFileSystem = store.fs
+    fs.get_file(fs._strip_protocol(place), str(folder / FILE))
