@@ -92,3 +92,4 @@ else
     pip install --no-build-isolation -c "$CONSTRAINTS" ./packaging/fbgemm-gpu -e '.[dev,docs]'
 fi
 step "check of what was installed" pip check
+step "explorer's map (without npm it is left out)" packaging/explorer.sh

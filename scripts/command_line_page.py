@@ -18,7 +18,7 @@ Exit codes: 0 for success; 1 if something failed; 2, with one line on standard e
 the configuration or the data; 130 after ctrl-c.
 """
 
-TYPES = {"str": "TEXT", "list[str]": "TEXT …", "int": "INTEGER", "float": "NUMBER"}
+TYPES = {"str": "TEXT", "list[str]": "TEXT …", "int": "INTEGER", "float": "NUMBER", "path": "FILE"}
 """What an option takes, by the name that typer gives its type; an ellipsis says that the option may be repeated."""
 
 

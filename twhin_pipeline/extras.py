@@ -34,6 +34,7 @@ EXTRA_OF = {
     "starlette": "serve",
     "psycopg": "postgres",
     "umap": "map",
+    "sklearn": "map",
     "deltalake": "delta",
     "pyiceberg": "iceberg",
 }

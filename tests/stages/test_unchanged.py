@@ -25,7 +25,7 @@ OVERRIDES = (
 )  # fmt: skip
 
 
-CHAIN = {name: stage for name, stage in STAGES.items() if name != "refit"}
+CHAIN = {name: stage for name, stage in STAGES.items() if name not in ("refit", "map")}
 
 
 def train_in_this_process(run: Run) -> None:

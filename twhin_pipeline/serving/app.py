@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.serving import routes
+from twhin_pipeline.serving.explorer import router as explorer
 from twhin_pipeline.serving.middleware import Around, as_text
 from twhin_pipeline.serving.options import ServeOptions
 from twhin_pipeline.serving.service import Service, status_of
@@ -57,6 +58,7 @@ def create_app(options: ServeOptions) -> FastAPI:
     app.state.service = service
     key = [Security(HTTPBearer(auto_error=False))] if service.keys else []
     app.include_router(routes.answers, dependencies=key)
+    app.include_router(explorer.make(options.home), dependencies=key)
     app.include_router(routes.state)
     app.add_exception_handler(UserError, _user_error)
     app.add_exception_handler(RequestValidationError, _wrong_fields)

@@ -28,13 +28,15 @@ def publish(run: Run) -> Manifest:
     from twhin_pipeline.checks import checks
     from twhin_pipeline.store import catalog, releases
     from twhin_pipeline.vectors import indexing
+    from twhin_pipeline.views import entity_map
 
     config, store, snapshot = run.config, run.store, run.snapshot
     vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
     indexes = indexing.current(store, snapshot, config.indexed_types)
     checks.require_passed(config, store, snapshot, ["evaluation", *vectors, *indexes])
     model = refit.published(config, store, snapshot)
-    parents = store.versions(snapshot, ["evaluation", *vectors, *indexes, DRIFT]) | model.versions(
+    maps = entity_map.current(store, snapshot, config.maps.entities)
+    parents = store.versions(snapshot, ["evaluation", *vectors, *indexes, *maps, DRIFT]) | model.versions(
         snapshot, ["twhin_model"]
     )
     with store.replace(PUBLISHED, snapshot, config_hash=config.hash(), parents=parents) as draft:

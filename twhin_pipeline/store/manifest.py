@@ -26,6 +26,7 @@ MAKERS = {
     "evaluation": "evaluate",
     "embeddings": "export",
     "index": "index",
+    "map": "map",
     "refit": "refit",
     "drift": "compare",
     "published": "publish",
