@@ -82,6 +82,7 @@ def test_there_is_one_chain_with_one_asset_a_table():
         "held_out/validation_negatives", "held_out/test", "twhin_model", "evaluation", "refit/twhin_model",
         "embeddings/relations", "drift", "published", "promotion",
         *(f"vocabulary/{entity}" for entity in entities), *(f"embeddings/{entity}" for entity in entities),
+        *(f"index/{entity}" for entity in CONFIG.indexed_types),
     }  # fmt: skip
     graph = defs.resolve_asset_graph()
     assert graph.get(dg.AssetKey("raw_edges")).parent_keys == set()
@@ -128,6 +129,7 @@ def test_a_model_is_registered_after_the_checks_of_its_vectors():
         "embeddings/relations",
         "drift",
         *(f"embeddings/{n}" for n in CONFIG.model.table_names),
+        *(f"index/{n}" for n in CONFIG.indexed_types),
     }
 
 

@@ -20,6 +20,7 @@ from twhin_pipeline.evaluation.results import SCHEMA
 from twhin_pipeline.graph import raw_edges, vocabulary
 from twhin_pipeline.store import Store, Verdict
 from twhin_pipeline.training_set import negatives, positives
+from twhin_pipeline.vectors import indexing
 
 BEFORE, NOW = "2025-01-01", "2025-02-01"
 Rows = list[dict[str, Any]]
@@ -102,6 +103,9 @@ def made(tmp_path_factory) -> tuple[TwhinConfig, Path]:
         "relation": ["follows", "fav", "reply"], "lhs": ["user"] * 3, "rhs": ["user", "item", "item"],
         "operator": ["translation"] * 3, "embedding": pa.array([[1.0] * 4] * 3, pa.list_(pa.float32(), 4)),
     }))  # fmt: skip
+    for name in sizes:
+        figures = [{"relation": "fav", "k": k, "recall": 0.97, "wanted_recall": 0.95} for k in (10, 100)]
+        save(store, f"index/{name}", pa.Table.from_pylist(figures, schema=indexing.SCHEMA))
     return config, folder / "home"
 
 

@@ -26,6 +26,7 @@ from twhin_pipeline.store import Manifest, Store, releases
 from twhin_pipeline.vectors import mapped_edges
 from twhin_pipeline.vectors.chosen import Chosen, New
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId, as_list
+from twhin_pipeline.vectors.interests import Interests
 from twhin_pipeline.vectors.mapped_edges import MappedEdges
 from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of, vectors_array
 from twhin_pipeline.vectors.recommendation import all_known_tails, known_tails
@@ -34,6 +35,7 @@ from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
 if TYPE_CHECKING:
     import torch
 
+    from twhin_pipeline.vectors.mixture import Mixture
     from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch
     from twhin_pipeline.vectors.scoring import EdgeScores
     from twhin_pipeline.vectors.vector_index import VectorIndex
@@ -94,8 +96,10 @@ class TwhinEmbeddings:
         self.dim = model_config.embedding_dim
         self._known_tails: dict[tuple[str, ...], RowLists] = {}
         self._mapped_edges: dict[tuple[str, str], MappedEdges] | None = None
+        self._searchers: dict[tuple[str, bool], ExactSearch] = {}
         self._open_index = open_index
         self._indexes: dict[str, VectorIndex | None] = {}
+        self._mixtures: dict[tuple[int, Interests], Mixture] = {}
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items())
@@ -162,6 +166,8 @@ class TwhinEmbeddings:
             KeyError: The entity type or an id is unknown; the message names the nearest known ones.
             UserError: The type has no map into that space, an id has no edges, or `skip` is asked of a single id.
         """
+        if ids is None:
+            raise UserError("get_embedding takes ids; `batches` streams all vectors of an entity type")
         chosen = self._choose(entity, ids, missing, edges)
         vectors = self._mapped(entity, chosen.vectors(slice(None)))
         if chosen.found is not None:
@@ -273,7 +279,15 @@ class TwhinEmbeddings:
 
     @overload
     def neighbors(
-        self, entity: str, ids: str | int, k: int = 10, *, untrained: bool = False, search: Search = "auto"
+        self,
+        entity: str,
+        ids: str | int,
+        k: int = 10,
+        *,
+        untrained: bool = False,
+        missing: Missing = "error",
+        edges: Any = None,
+        search: Search = "auto",
     ) -> list[tuple[Any, float]]: ...
 
     @overload
@@ -392,7 +406,7 @@ class TwhinEmbeddings:
             return []
         from twhin_pipeline.vectors.retrieval import best_rows
 
-        searcher = self._searcher(right, self._allowed(right, untrained, None), untrained, search)
+        searcher = self._searcher(right, untrained, search)
         rows, scores = best_rows(searcher, self._scores.queries(number, vectors), k)
         return self._pairs(right, rows[0], scores[0])
 
@@ -406,6 +420,9 @@ class TwhinEmbeddings:
         exclude: Any = None,
         *,
         untrained: bool = False,
+        missing: Missing = "error",
+        edges: Any = None,
+        interests: Interests | None = None,
         search: Search = "auto",
     ) -> list[tuple[Any, float]]: ...
 
@@ -421,6 +438,7 @@ class TwhinEmbeddings:
         untrained: bool = False,
         missing: Missing = "error",
         edges: Any = None,
+        interests: Interests | None = None,
         search: Search = "auto",
     ) -> pa.RecordBatchReader: ...
 
@@ -435,6 +453,7 @@ class TwhinEmbeddings:
         untrained: bool = False,
         missing: Missing = "error",
         edges: Any = None,
+        interests: Interests | None = None,
         search: Search = "auto",
     ) -> list[tuple[Any, float]] | pa.RecordBatchReader:
         """Return the k best new tails for one head, for many, or for all, best first.
@@ -455,6 +474,8 @@ class TwhinEmbeddings:
             untrained: Do not leave out tails that no training edge has, nor, of all heads, such heads.
             missing: What happens to heads that have no vector, as in `get_embedding`.
             edges: For `missing="infer"`, as in `get_embedding`. They count as known.
+            interests: Search by several vectors a head, one for each kind of tail that it engaged with, in place of its
+                own ([many interests](../how-to/retrieve.md#many-interests)). What it engaged with are its known edges.
             search: "exact" compares all tails. "index" finds most of the best ones (`indexes.recall`), faster. "auto"
                 takes the index where there is one ([indexes](../how-to/indexes.md)).
 
@@ -469,6 +490,8 @@ class TwhinEmbeddings:
             UserError: The relation is None where there are several, vectors were exported with
                 `export.normalize: true`, `search="index"` has no index to use, or as in `get_embedding`.
         """
+        from twhin_pipeline.vectors.retrieval import ExactSearch, best_rows
+
         number, left, right = self._relation(relation)
         chosen, tails = self._choose(left, ids, missing, edges), self._table(right)
         trained = chosen.table.trained
@@ -478,14 +501,13 @@ class TwhinEmbeddings:
         elif trained is not None:
             self._warn_untrained(left, chosen, np.asarray(trained))
         each = exclude if isinstance(exclude, Mapping) else None
-        allowed = self._allowed(right, untrained, None if each is not None else exclude)
-        searcher = self._searcher(right, allowed, untrained, search)
-        from twhin_pipeline.vectors.retrieval import IndexSearch, best_rows
-
-        by_index = exclude is not None and each is None and isinstance(searcher, IndexSearch)
-        left_out = self._left_out(
-            number, chosen, tails, exclude_known, each, _rows(exclude, tails) if by_index else np.zeros(0, np.int64)
-        )
+        searcher, barred = self._searcher(right, untrained, search), np.zeros(0, np.int64)
+        if exclude is not None and each is None:
+            barred = tails.find([exclude] if _is_one(exclude) else exclude)
+            barred = barred[barred >= 0]
+            if isinstance(searcher, ExactSearch):
+                searcher, barred = searcher.without(barred), np.zeros(0, np.int64)
+        left_out = self._left_out(number, chosen, tails, exclude_known, each, barred)
         if chosen.one and k < 1:
             return []
 
@@ -493,10 +515,24 @@ class TwhinEmbeddings:
             queries = self._scores.queries(number, chosen.vectors(part))
             return best_rows(searcher, queries, k, left_out(part))
 
+        if interests is not None:
+            mixture = self._mixture(number, interests)
+
+            def best(part: slice) -> tuple[np.ndarray, np.ndarray]:
+                rows = chosen.rows[part]
+                engaged = [mixture.engaged.pairs(rows)]
+                if chosen.new is not None:
+                    engaged.append(chosen.new.heads_of([number], part, len(rows)))
+                vectors = chosen.vectors(part)
+                own = chosen.themselves(part)
+                return mixture.search(searcher, vectors, own, RowPairs.joined(engaged), k, left_out(part))
+
         if chosen.one:
             rows, scores = best(slice(0, 1))
             return self._pairs(right, rows[0], scores[0])
-        return self._answer(chosen, tails, k, best, ("lhs", "rhs", "score"))
+        # What neighbors engaged with is in memory too, for all heads of a batch.
+        heads = HEADS_AT_ONCE if interests is None else HEADS_AT_ONCE // 8
+        return self._answer(chosen, tails, k, best, ("lhs", "rhs", "score"), heads)
 
     def map_known_edges(self) -> None:
         """Map the snapshot's edges from files that processes share; they are made where they are missing.
@@ -507,21 +543,55 @@ class TwhinEmbeddings:
             relations = self.store.manifest(RELATIONS, self.snapshot)
             self._mapped_edges = mapped_edges.mapped(self.store, relations, self.config.relations, self.tables)
 
-    def _searcher(
-        self, entity: str, allowed: np.ndarray | None, untrained: bool, search: Search
-    ) -> ExactSearch | IndexSearch:
+    def load_known(self, relation: str | None, which: Literal[True, "any"] = True) -> None:
+        """Read the edges that `recommend` leaves out, so that no later call waits for them: for a service.
+
+        Without it the first call for several heads does so. Where the snapshot has no edges, nothing happens.
+
+        Args:
+            relation: The relation's name; may be None where the model has only one.
+            which: As `exclude_known` of `recommend`.
+
+        Raises:
+            KeyError: The relation is unknown.
+            UserError: The relation is None where there are several.
+        """
+        number, left, right = self._relation(relation)
+        self._lists(self._names(number, which), self._table(left), self._table(right))
+
+    def _mixture(self, number: int, interests: Interests) -> Mixture:
+        """Return the clusters of a relation's tails; they are made at the first call, and kept."""
+        key = (number, interests)
+        if key not in self._mixtures:
+            from twhin_pipeline.vectors.mixture import Mixture
+
+            relation = self.config.relations[number]
+            heads, tails = self._table(relation.lhs), self._table(relation.rhs)
+            engaged = self._lists([relation.name], heads, tails)
+            if engaged is None:
+                raise UserError(
+                    f"interests need what heads engaged with, and there is no table raw_edges of {self.snapshot}; "
+                    f"make it with `twhin ingest --snapshot {self.snapshot}`"
+                )
+            self._mixtures[key] = Mixture(interests, self._scores, number, heads, tails, engaged)
+        return self._mixtures[key]
+
+    def _searcher(self, entity: str, untrained: bool, search: Search) -> ExactSearch | IndexSearch:
         """Return what finds an entity type's best rows: the one place where it is chosen.
 
-        `allowed` bool `[N]` says which rows may be returned; None: all. An index does not know what is excluded for
-        all, which has to be left out of each query too (`_left_out`).
+        `untrained`: it returns entities without training edges too.
         """
-        exact = self._scores.exact(self._table(entity).vectors, allowed)
+        key = (entity, untrained)
+        if key not in self._searchers:
+            table = self._table(entity)
+            allowed = None if untrained or table.trained is None else np.asarray(table.trained)
+            self._searchers[key] = self._scores.exact(table.vectors, allowed)
         index = self._index(entity, untrained, search)
         if index is None:
-            return exact
+            return self._searchers[key]
         from twhin_pipeline.vectors.retrieval import IndexSearch
 
-        return IndexSearch(index, exact, index.most)
+        return IndexSearch(index, self._searchers[key], index.most)
 
     def _index(self, entity: str, untrained: bool, search: Search) -> VectorIndex | None:
         """Return the index that a search of an entity type uses, None where it compares every row.
@@ -546,15 +616,6 @@ class TwhinEmbeddings:
             )
         return self._indexes[entity]
 
-    def _allowed(self, entity: str, untrained: bool, exclude: Any) -> np.ndarray | None:
-        """Return which rows may be recommended to anyone, bool `[N]`; None: all."""
-        table = self._table(entity)
-        allowed = None if untrained or table.trained is None else np.array(table.trained)
-        if exclude is not None:
-            allowed = np.ones(len(table), bool) if allowed is None else allowed
-            allowed[_rows(exclude, table)] = False
-        return allowed
-
     def _left_out(
         self,
         number: int,
@@ -562,22 +623,19 @@ class TwhinEmbeddings:
         tails: EntityTable,
         exclude_known: bool | Literal["any"],
         each: Mapping[Any, Any] | None,
-        for_all: np.ndarray,
+        barred: np.ndarray,
     ) -> Callable[[slice], RowPairs]:
         """Return the function that returns what is not recommended to a part of the heads."""
         if exclude_known not in (True, False, "any"):
             raise UserError(f"exclude_known must be True, False or 'any', got {exclude_known!r}")
         relation = self.config.relations[number]
-        names = [relation.name]
-        if exclude_known == "any":
-            pair = (relation.lhs, relation.rhs)
-            names = [one.name for one in self.config.relations if (one.lhs, one.rhs) == pair]
+        names = self._names(number, exclude_known)
         known = self._known(names, chosen, tails) if exclude_known else None
         excluded = {} if each is None else _by_row(each, chosen, tails)
 
         def left_out(part: slice) -> RowPairs:
             rows = chosen.rows[part]
-            parts = [RowPairs.joined(())]
+            parts = [RowPairs(np.repeat(np.arange(len(rows)), len(barred)), np.tile(barred, len(rows)))]
             if known is not None:
                 parts.append(known(rows))
             if exclude_known and relation.lhs == relation.rhs:
@@ -588,34 +646,42 @@ class TwhinEmbeddings:
             for at, key in enumerate(chosen.keys(part)) if excluded else ():
                 if key in excluded:
                     parts.append(RowPairs(np.full(len(excluded[key]), at), excluded[key]))
-            if len(for_all):
-                parts.append(RowPairs(np.repeat(np.arange(len(rows)), len(for_all)), np.tile(for_all, len(rows))))
             return RowPairs.joined(parts)
 
         return left_out
+
+    def _names(self, number: int, which: bool | Literal["any"]) -> list[str]:
+        """Return the relations whose tails are known ones of a relation."""
+        chosen = self.config.relations[number]
+        if which != "any":
+            return [chosen.name]
+        return [one.name for one in self.config.relations if (one.lhs, one.rhs) == (chosen.lhs, chosen.rhs)]
 
     def _known(self, names: list[str], chosen: Chosen, tails: EntityTable) -> Callable[[np.ndarray], RowPairs] | None:
         """Return the function from heads' rows to their known tails; None, with a warning, where there are no edges."""
         if self._mapped_edges is not None:
             edges = self._mapped_edges[chosen.table.name, tails.name]
             return partial(edges.pairs, relations=[self.relations.index(name) for name in names])
-        key = tuple(names)
-        if key in self._known_tails:
-            return self._known_tails[key].pairs
-        if self.store is not None and chosen.one:
+        if self.store is not None and chosen.one and tuple(names) not in self._known_tails:
             row = chosen.rows
             found = known_tails(self.store, self.snapshot, names, chosen.table.ids(row)[0]) if row[0] >= 0 else set()
             if found is not None:
                 rows = tails.find(list(found))
                 pairs = RowPairs(np.zeros(int((rows >= 0).sum()), np.int64), rows[rows >= 0])
                 return lambda _: pairs
-        elif self.store is not None:
-            lists = all_known_tails(self.store, self.snapshot, names, chosen.table, tails)
-            if lists is not None:
-                self._known_tails[key] = lists
-                return lists.pairs
+        elif (lists := self._lists(names, chosen.table, tails)) is not None:
+            return lists.pairs
         warnings.warn(f"there is no table raw_edges of {self.snapshot}, so known edges are not left out", stacklevel=4)
         return None
+
+    def _lists(self, names: list[str], heads: EntityTable, tails: EntityTable) -> RowLists | None:
+        """Return every head's tails by some relations, read once; None where there are no edges."""
+        key = tuple(names)
+        if key not in self._known_tails and self.store is not None:
+            lists = all_known_tails(self.store, self.snapshot, names, heads, tails)
+            if lists is not None:
+                self._known_tails[key] = lists
+        return self._known_tails.get(key)
 
     def _warn_untrained(self, entity: str, chosen: Chosen, trained: np.ndarray) -> None:
         rows = chosen.rows[chosen.rows >= 0]
@@ -641,6 +707,7 @@ class TwhinEmbeddings:
         k: int,
         search: Callable[[slice], tuple[np.ndarray, np.ndarray]],
         names: tuple[str, str, str],
+        heads: int = HEADS_AT_ONCE,
     ) -> Any:
         """Return what `search` finds in `table` for the chosen entities, as a stream of batches, or one's as a list."""
         if chosen.one:
@@ -656,7 +723,7 @@ class TwhinEmbeddings:
         )
 
         def batches() -> Iterator[pa.RecordBatch]:
-            size = max(1, min(HEADS_AT_ONCE, ROWS_AT_ONCE // max(k, 1)))
+            size = max(1, min(heads, ROWS_AT_ONCE // max(k, 1)))
             for start in range(0, len(chosen.rows) if k > 0 else 0, size):
                 part = slice(start, min(start + size, len(chosen.rows)))
                 rows, scores = search(part)
@@ -804,12 +871,6 @@ def _by_row(each: Mapping[Any, Any], chosen: Chosen, tails: EntityTable) -> dict
         rows = tails.find(each[head])
         result[row if row >= 0 else str(head)] = rows[rows >= 0]
     return result
-
-
-def _rows(exclude: Any, table: EntityTable) -> np.ndarray:
-    """Return the rows of those ids, or of the one id, that a table has."""
-    rows = table.find([exclude] if _is_one(exclude) else exclude)
-    return np.unique(rows[rows >= 0])
 
 
 def _is_one(ids: Any) -> bool:

@@ -1,0 +1,28 @@
+"""How recommendations by many interests are asked for; `mixture` makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twhin_pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Interests:
+    """How a head's interests are found."""
+
+    top: int = 5
+    """Clusters that a head is searched by, at most."""
+    clusters: int | None = None
+    """Clusters of all tails; None: the square root of their number."""
+    smoothing: float = 0.2
+    """The share of a head's weights that comes from what its neighbors engaged with, from 0 to below 1."""
+    neighbors: int = 10
+    """How many neighbors that are: the heads whose vectors are nearest by cosine."""
+
+    def __post_init__(self) -> None:
+        """Check the values. Raises UserError where one is out of its range."""
+        if self.top < 1 or (self.clusters is not None and self.clusters < 1) or self.neighbors < 1:
+            raise UserError(f"interests: top, clusters and neighbors must be 1 or more, got {self}")
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"interests: smoothing must be from 0 to below 1, got {self.smoothing}")
