@@ -15,7 +15,10 @@ if ! command -v npm >/dev/null; then
   echo "npm is not installed (Debian: apt-get install npm), so the explorer's map page is left without its drawing"
   exit 0
 fi
-npm install --no-package-lock --no-audit --no-fund --ignore-scripts
+if ! npm install --no-package-lock --no-audit --no-fund --ignore-scripts; then
+  echo "npm could not install (its messages are above); the explorer's map page is left without its drawing"
+  exit 0
+fi
 mkdir -p "$OUT"
 node_modules/.bin/esbuild scatterplot.js --bundle --format=esm --minify --target=es2022 --outfile="$OUT/scatterplot.js"
 for package in node_modules/*/ node_modules/@flekschas/*/; do

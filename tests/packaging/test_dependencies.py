@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
 OURS = {"twhin_pipeline", "assets", "resources"}
-MODULE_OF = {"pyyaml": "yaml", "fbgemm-gpu": "fbgemm_gpu", "umap-learn": "umap"}
+MODULE_OF = {"pyyaml": "yaml", "fbgemm-gpu": "fbgemm_gpu", "faiss-cpu": "faiss", "umap-learn": "umap"}
 """Modules that are not called like their distribution."""
 COMES_WITH = {
     "annotated_types": "pydantic",

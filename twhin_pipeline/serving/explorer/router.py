@@ -38,7 +38,7 @@ MOST = 100
 
 Release = Annotated[str | None, Query(description="Name of a release; left out: the current one.", max_length=100)]
 Entity = Annotated[str, Query(alias="type", description="Entity type.", max_length=1_000)]
-Id = Annotated[str, Query(description="Id of the entity.", max_length=10_000)]
+Id = Annotated[str, Query(description="Id of the entity.", max_length=1_000)]
 Count = Annotated[int, Query(ge=1, le=MOST, description="How many.")]
 
 
@@ -131,7 +131,7 @@ def make(root: str) -> APIRouter:
     @routes.get("/api/recommendations")
     def recommendations(
         relation: Annotated[str, Query(description="Relation.", max_length=1_000)],
-        id: Annotated[str, Query(description="Id of the head.", max_length=10_000)],
+        id: Annotated[str, Query(description="Id of the head.", max_length=1_000)],
         release: Release = None,
         count: Count = 10,
     ) -> dict[str, Any]:

@@ -93,7 +93,7 @@ function label() {
   const made = [];
   for (const one of points.clusters) {
     const [x, y] = plot.getScreenPosition(one.middle) ?? [-1, -1];
-    const wide = one.title.length * 6.6 + 12;
+    const wide = one.title.length * 7.6 + 12;
     const free = x >= 0 && y >= 0 && x + wide <= width && y + 22 <= height
       && taken.every(([a, b, w]) => x > a + w || x + wide < a || Math.abs(y - b) > 24);
     if (!free) continue;
