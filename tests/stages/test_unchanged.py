@@ -26,7 +26,7 @@ OVERRIDES = (
 
 
 CHAIN = {name: stage for name, stage in STAGES.items() if name not in ("refit", "index", "map")}
-"""The stages that this chain has: it is not refitted, too small for an index, and has no map."""
+"""The stages that this chain has: it is not refitted, too small for an index, and names no type for a map."""
 
 
 def train_in_this_process(run: Run) -> None:
