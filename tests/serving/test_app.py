@@ -250,6 +250,20 @@ def test_a_request_beyond_the_time_limit_gets_503_and_the_worker_answers_on(stor
             assert time.monotonic() < deadline
 
 
+def test_without_a_key_a_name_that_another_site_lets_lead_here_is_refused(store, monkeypatch):
+    with served(store.root) as client:
+        for host in ("127.0.0.1", "127.0.0.1:8000", "localhost:1", "[::1]:8000", "[::1]", "LOCALHOST"):
+            assert client.get("/healthz", headers={"Host": host}).status_code == 200, host
+        for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "192.0.2.1"):
+            refused = client.get("/embedding", params={"entity": "user", "id": USERS[0]}, headers={"Host": host})
+            assert refused.status_code == 421 and "serve with a key" in refused.json()["error"], host
+    monkeypatch.setenv("TWHIN_API_KEY", KEY)
+    with served(store.root) as client:
+        headers = {"Host": "recommendations.example", "Authorization": f"Bearer {KEY}"}
+        asked = {"entity": "user", "id": USERS[0]}
+        assert client.get("/embedding", params=asked, headers=headers).status_code == 200
+
+
 def test_with_a_key_everything_but_the_probes_asks_for_it(store, tmp_path, monkeypatch):
     file = tmp_path / "keys"
     file.write_text(f"another-key-0123456789\n\n{KEY}\n")

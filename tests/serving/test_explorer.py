@@ -39,7 +39,7 @@ def store(tmp_path_factory) -> Store:
 
 @pytest.fixture(scope="module")
 def client(store):
-    with TestClient(create_app(ServeOptions(home=store.root, interval=60.0))) as opened:
+    with TestClient(create_app(ServeOptions(home=store.root, interval=60.0)), base_url="http://127.0.0.1") as opened:
         yield opened
 
 
@@ -226,7 +226,7 @@ def test_the_newest_vectors_are_shown_where_nothing_has_been_published(tmp_path)
     days.make(made, 0, publish=False)
     for name in releases.names(made):
         (Path(made.root) / "releases" / f"{name}.json").unlink()
-    with TestClient(create_app(ServeOptions(home=made.root, interval=60.0))) as client:
+    with TestClient(create_app(ServeOptions(home=made.root, interval=60.0)), base_url="http://127.0.0.1") as client:
         assert ask(client, "releases") == {"shown": None, "releases": []}
         assert ask(client, "release")["release"] is None
         assert ask(client, "entity", type="user", id="u03")["nearest"]
@@ -290,7 +290,7 @@ def test_no_other_file_is_served(client):
 
 def test_the_explorer_asks_for_the_key_as_all_else_does(store, monkeypatch):
     monkeypatch.setenv("TWHIN_API_KEY", "0123456789abcdef")
-    with TestClient(create_app(ServeOptions(home=store.root, interval=60.0))) as client:
+    with TestClient(create_app(ServeOptions(home=store.root, interval=60.0)), base_url="http://127.0.0.1") as client:
         for path in ("", "static/common.js", "api/releases"):
             refused = client.get(f"/explore/{path}")
             assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith("Basic")

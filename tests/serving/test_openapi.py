@@ -42,4 +42,4 @@ def test_no_request_makes_the_service_fail(store: Store, tmp_path: Path) -> None
 
 @pytest.mark.long
 def test_no_request_of_very_many_makes_the_service_fail(store: Store, tmp_path: Path) -> None:
-    fuzz(store, tmp_path, 400)
+    fuzz(store, tmp_path, 100)

@@ -144,6 +144,29 @@ def test_a_request_that_began_before_a_change_ends_on_the_release_it_began_with(
     assert kept.model.recommend("likes", USERS[0], 5) == expected
 
 
+def test_former_releases_leave_memory_when_their_last_request_ends(store: Store) -> None:
+    made = [days.make(store, day) for day in (0, 1)]
+    current = CurrentRelease(store.root, Metrics())
+
+    def mapped() -> list[str]:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return [line.split()[-1] for line in lines if f"{store.root}/" in line]
+
+    current.look()
+    first = mapped()
+    assert len(first) >= 8 and all(made[1].snapshot in path for path in first)
+    in_flight = current.opened
+    releases.promote(store, made[0].name, "me", "test")
+    current.look()
+    assert set(mapped()) > set(first)  # a request still has it
+    del in_flight
+    assert all(made[0].snapshot in path for path in mapped())
+    for release in (made[1], made[0], made[1]):
+        releases.promote(store, release.name, "me", "test")
+        current.look()
+    assert sorted(mapped()) == sorted(first)
+
+
 def test_a_worker_answers_on_when_retention_removes_the_release_that_it_has_open(store: Store) -> None:
     """A worker that follows no longer, as one that sleeps: three releases are published, and its own is removed.
 

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from twhin_pipeline.serving.options import ApiKeys
+from twhin_pipeline.serving.options import ApiKeys, is_loopback
 from twhin_pipeline.serving.service import Service
 
 log = logging.getLogger("twhin.serving")
@@ -50,7 +50,12 @@ class Around:
 
         try:
             async with asyncio.timeout(self.service.options.time_limit):
-                if self._may_enter(scope):
+                if not self._is_meant(scope):
+                    text = (
+                        "without an API key only requests to this machine's own address are answered; serve with a key"
+                    )
+                    await refuse(HTTPStatus.MISDIRECTED_REQUEST, text)
+                elif self._may_enter(scope):
                     await self.app(scope, self._limited(scope, receive), sent)
                 else:
                     text = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`"
@@ -65,6 +70,19 @@ class Around:
             await refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "an error of the service, which its log has")
         finally:
             self._count(scope, status, time.perf_counter() - started)
+
+    def _is_meant(self, scope: Scope) -> bool:
+        """Tell whether a request without a key names this machine by an address, `localhost` or the bound name.
+
+        A page of another site can let its own name lead to this machine, and then read what the service answers to the
+        browser (DNS rebinding); the request then has that name.
+        """
+        if self.service.keys:
+            return True
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+        named = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        named = named.strip("[]").lower()
+        return is_loopback(named) or named == self.service.options.host
 
     def _may_enter(self, scope: Scope) -> bool:
         keys: ApiKeys = self.service.keys

@@ -22,6 +22,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": schemas.Error, "description": "The API key is missing or wrong."},
     404: {"model": schemas.Error, "description": "An id, entity type or relation is unknown."},
     413: {"model": schemas.Error, "description": "The body is too large."},
+    421: {"model": schemas.Error, "description": "There is no API key, and the request names another host."},
     422: {"model": schemas.Error, "description": "A field is missing, wrong or beyond a limit."},
     503: {"model": schemas.Error, "description": "No release is open yet, or the time limit has passed."},
 }
