@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from twhin_pipeline.vectors.interests import Interests
     from twhin_pipeline.vectors.reader import load_model
 
-__all__ = ["load_model"]
+__all__ = ["Interests", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from twhin_pipeline.vectors.reader import load_model
 
         return load_model
+    if name == "Interests":
+        from twhin_pipeline.vectors.interests import Interests
+
+        return Interests
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -50,6 +50,7 @@ STAGES = {
     "train": "training.train",
     "evaluate": "evaluation.evaluate",
     "export": "vectors.export",
+    "index": "vectors.indexing",
 }
 
 
@@ -90,7 +91,7 @@ def test_the_description_of_a_field_changes_no_code_version(change):
     [
         ("config/tune", set()),
         ("config/optimizer", {"train"}),
-        ("config/training", {"sample", "train", "evaluate", "export"}),
+        ("config/training", {"sample", "train", "evaluate", "export", "index"}),
         ("config/data", set(STAGES)),
     ],
 )

@@ -57,7 +57,10 @@ def made(tmp_path_factory) -> tuple[Path, str, str]:
 def test_each_stage_says_one_line_and_the_summary_follows(made):
     _, _, shown = made
     lines = [line.split()[0] for line in shown.splitlines() if line.strip()]
-    stages = ["ingest", "vocabulary", "sample", "train", "evaluate", "refit", "export", "compare", "publish", "decide"]
+    stages = [
+        "ingest", "vocabulary", "sample", "train", "evaluate", "refit", "export", "index", "compare", "publish",
+        "decide",
+    ]  # fmt: skip
     assert [line for line in lines if line in stages] == stages
     for text in ("edges/s", "by 2 process(es)", "filtered_mrr", "popular", "make ui", "MLflow at http://"):
         assert text in shown

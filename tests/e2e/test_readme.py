@@ -108,9 +108,8 @@ def test_the_commands_of_the_pages_run_after_the_first_run(shop):
     first = commands(section("Your first run"))
     tutorial = commands((DOCS / "tutorial.md").read_text())
     assert [line for line in tutorial if line in first] == first
-    pages = [tutorial] + [
-        commands((DOCS / page).read_text()) for page in ("index.md", "how-to/use-the-vectors.md", "reference/tables.md")
-    ]
+    others = ("index.md", "how-to/use-the-vectors.md", "how-to/retrieve.md", "reference/tables.md")
+    pages = [tutorial] + [commands((DOCS / page).read_text()) for page in others]
     for line in (line for page in pages for line in page):
         assert shop.run(line).strip(), line
     assert "empty id" in shop.run(next(line for line in tutorial if "raw_edges_rejected" in line))
@@ -118,7 +117,8 @@ def test_the_commands_of_the_pages_run_after_the_first_run(shop):
 
 def test_the_python_of_the_pages_runs_after_the_first_run(shop):
     blocks = [python(section("Your first run"))]
-    blocks += [python((DOCS / page).read_text()) for page in ("how-to/use-the-vectors.md", "tutorial.md")]
+    pages = ("how-to/use-the-vectors.md", "how-to/retrieve.md", "tutorial.md")
+    blocks += [python((DOCS / page).read_text()) for page in pages]
     assert all(blocks)
     printed = shop.execute([sys.executable, "-c", "\n".join(blocks)])
     assert len(re.findall(r"^SKU-\d+ -?[\d.]+$", printed, re.MULTILINE)) == 5

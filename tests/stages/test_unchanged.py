@@ -152,3 +152,30 @@ def test_what_was_accepted_in_spite_of_a_check_is_gone_on_from(folder: Path) -> 
     for name in ("held_out", "training_set"):
         shutil.rmtree(folder / "home" / name)
     assert live(run) == ["sample", *FROM_TRAIN]
+
+
+def test_an_index_is_made_anew_for_other_vectors_or_another_recall_and_the_release_with_it(folder: Path) -> None:
+    flat = "indexes.kind=flat"
+    stages = {**CHAIN, "index": STAGES["index"]}
+    order = [name for name in STAGES if name in stages]
+
+    def ran(*overrides: str) -> list[str]:
+        run = run_of(folder, flat, *overrides)
+        found = []
+        for name in order:
+            if chain.made_before(run, stages[name], lambda line: None) is None:
+                chain.run_stage(run, stages[name], lambda line: None)
+                found.append(name)
+        return found
+
+    assert ran() == ["index"]  # the release stays as it was published: without
+    assert ran() == []
+    assert ran("export.data_type=fp16") == ["evaluate", "export", "index", "compare", "publish", "decide"]
+    store = run_of(folder).store
+    published = store.manifest("published", SNAPSHOT)
+    assert published.parents["index/item"] == store.manifest("index/item", SNAPSHOT).version
+    release = releases.of_published(store, SNAPSHOT, published.version)[-1]
+    assert {"index/user", "index/item"} & set(release.tables) == {
+        name for name in store.assets() if name.startswith("index/")
+    }
+    assert ran("export.data_type=fp16", "indexes.recall=0.5") == ["index", "publish", "decide"]

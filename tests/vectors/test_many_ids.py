@@ -19,6 +19,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.comparators import COMPARATORS
 from twhin_pipeline.vectors.export import export
 from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
+from twhin_pipeline.vectors.retrieval import IndexSearch
 
 USERS, ITEMS = small_store.ids("user"), small_store.ids("item")
 
@@ -67,6 +68,23 @@ def answers(reader: pa.RecordBatchReader) -> dict[Any, list[tuple[Any, float]]]:
         found.setdefault(query, []).append((other, score))
         assert len(found[query]) == rank
     return found
+
+
+def assert_same(found: dict[Any, list[tuple[Any, float]]], expected: dict[Any, list[tuple[Any, float]]]) -> None:
+    assert list(found) == list(expected)
+    for one, pairs in expected.items():
+        assert [tail for tail, _ in found[one]] == [tail for tail, _ in pairs]
+
+
+class Plain:
+    """A searcher that can leave nothing out, as an index."""
+
+    def __init__(self, exact: Any) -> None:
+        self.exact = exact
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        found: tuple[np.ndarray, np.ndarray] = self.exact.search(queries, k)
+        return found
 
 
 def of_ids(ids: list[Any]) -> Iterator[Any]:
@@ -153,6 +171,12 @@ def test_tails_that_are_excluded_for_all_or_for_one_head_are_left_out(model):
         assert everyone[head] == [pair for pair in before[head] if pair[0] not in best.values()]
     one = answers(model.recommend("likes", heads, 1000, exclude={heads[1]: pa.array([best[heads[1]]]), "nobody": [10]}))
     assert one == before | {heads[1]: before[heads[1]][1:]}
+    # An index cannot bar rows, so it is asked for more.
+    exact = model._searcher("item", False, "exact")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "_searcher", lambda *_: IndexSearch(Plain(exact), exact, 10_000))
+        assert_same(answers(model.recommend("likes", heads, 1000, exclude=[*best.values(), 999_999])), everyone)
+        assert_same(answers(model.recommend("likes", heads, 1000)), before)
     alone = model.recommend("likes", heads[0], 1, exclude=best[heads[0]])
     assert [tail for tail, _ in alone] == [tail for tail, _ in before[heads[0]][1:2]]
 
@@ -166,7 +190,7 @@ def test_the_edges_are_read_once_for_all_calls_with_several_heads(model, monkeyp
 
     monkeypatch.setattr("twhin_pipeline.store.Store.dataset", read)
     assert model.recommend("likes", k=3).read_all().equals(first)
-    assert len(model.recommend("likes", USERS[0], 3)) == 3
+    assert len(model.recommend("likes", USERS[0], 3)) == 3  # nor for one
 
 
 @pytest.mark.parametrize("ids", [None, USERS[3:9]], ids=["all", "some"])
@@ -191,6 +215,8 @@ def test_skipped_ids_are_told_by_a_mask(store):
     assert list(answers(model.recommend("likes", ["nobody", USERS[0]], 2, missing="skip"))) == [USERS[0]]
     with pytest.raises(UserError, match="ask `has` for one"):
         model.get_embedding("item", 7, missing="skip")
+    with pytest.raises(UserError, match="`batches` streams all vectors"):
+        model.get_embedding("item", None)
     with pytest.raises(UserError, match="missing must be 'error', 'skip' or 'infer', got 'drop'"):
         model.get_embedding("item", [7], missing="drop")  # type: ignore[call-overload]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,8 +23,15 @@ All = Annotated[bool, typer.Option("--all", help="All entities of the type that 
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="Write a row for each answer there: a file .parquet or .csv, which appears when whole."
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write a row for each answer there: a file .parquet or .csv, which appears when whole.",
     ),
+]
+SearchBy = Annotated[
+    Literal["auto", "exact", "index"],
+    typer.Option(help="Compare all, or search by an index; auto: where there is one."),
 ]
 SkipUnknown = Annotated[bool, typer.Option("--skip-unknown", help="Leave out ids that have no vector.")]
 
@@ -40,6 +48,7 @@ def neighbors(
     output: Output = None,
     skip_unknown: SkipUnknown = False,
     untrained: Annotated[bool, typer.Option("--untrained", help="Show entities without training edges too.")] = False,
+    search: SearchBy = "auto",
     snapshot: Snapshot = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -55,9 +64,10 @@ def neighbors(
     single = _single(asked, output, skip_unknown)
     try:
         if single is None:
-            answers = model.neighbors(entity, asked, k, untrained=untrained, missing=_missing(asked, skip_unknown))
+            missing = _missing(asked, skip_unknown)
+            answers = model.neighbors(entity, asked, k, untrained=untrained, missing=missing, search=search)
         else:
-            nearest = model.neighbors(entity, single, k, untrained=untrained)
+            nearest = model.neighbors(entity, single, k, untrained=untrained, search=search)
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
     if single is None:
@@ -79,14 +89,21 @@ def vectors(
         typer.Option(metavar="RELEASE", help="In the space of this earlier release, for models that know its vectors."),
     ] = None,
     format: Annotated[
-        Literal["parquet", "npy"], typer.Option(help="npy: an array, and the ids of its rows as Parquet beside it.")
+        Literal["parquet", "npy", "safetensors"],
+        typer.Option(help="npy, safetensors: arrays, and the ids of their rows as Parquet beside them."),
     ] = "parquet",
-    data_type: Annotated[Literal["fp32", "fp16"], typer.Option(help="The type of the vectors' elements.")] = "fp32",
+    data_type: Annotated[
+        Literal["fp32", "fp16", "int8", "pq"],
+        typer.Option(help="int8: 8 bits, with a scale for each vector; pq: product-quantized codes and codebooks."),
+    ] = "fp32",
     untrained: Annotated[bool, typer.Option("--untrained", help="Entities without training edges too.")] = False,
     snapshot: Snapshot = None,
     home: Home = None,
 ) -> None:
-    """Write the current release's vectors as plain files, for programs that know nothing of a store."""
+    """Write the current release's vectors as plain files, for programs that know nothing of a store.
+
+    What compression costs is measured, shown, and written beside the vectors.
+    """
     from twhin_pipeline.vectors import reader, vector_files
 
     store = open_store(home)
@@ -100,6 +117,8 @@ def vectors(
         raise UserError(str(error.args[0])) from error
     for path in paths:
         print(path)
+        if path.name.endswith(".compression.json"):
+            print("  " + ", ".join(f"{name} {value}" for name, value in json.loads(path.read_text()).items()))
 
 
 @commands.command(rich_help_panel="Use")
@@ -123,6 +142,7 @@ def recommend(
         typer.Option(help="Leave out tails that the head has by the relation, or by any between the two types."),
     ] = "relation",
     untrained: Annotated[bool, typer.Option("--untrained", help="Show tails without training edges too.")] = False,
+    search: SearchBy = "auto",
     snapshot: Snapshot = None,
     home: Home = None,
     as_json: AsJson = False,
@@ -147,11 +167,12 @@ def recommend(
         if asked:
             relation, note = recommendation.choose_relation(model, asked[0], relation, entity, edges)
         if single is None:
+            missing = _missing(asked, skip_unknown)
             answers = model.recommend(
-                relation, asked, k, which[exclude], untrained=untrained, missing=_missing(asked, skip_unknown)
+                relation, asked, k, which[exclude], untrained=untrained, missing=missing, search=search
             )
         else:
-            best = model.recommend(relation, single, k, which[exclude], untrained=untrained)
+            best = model.recommend(relation, single, k, which[exclude], untrained=untrained, search=search)
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
     if note is not None:
@@ -209,3 +230,48 @@ def _show(answers: pa.RecordBatchReader, output: Path | None, as_json: bool, bes
     else:
         shown = [(row[query], row[other], str(row[rank]), f"{row[score]:.4f}") for row in rows_of]
         console.print_table([query, other, rank, score], shown)
+
+
+@commands.command(rich_help_panel="Use")
+def threshold(
+    relation: Annotated[str, typer.Argument(help="The relation.")],
+    precision: Annotated[
+        float | None, typer.Option(help="Reach this share of edges among the pairs at or above the threshold.")
+    ] = None,
+    recall: Annotated[
+        float | None, typer.Option(help="Reach this share of all edges at or above the threshold.")
+    ] = None,
+    prior: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of edges among the pairs you ask for; default: 1 in 1 + evaluation.auc_negatives."
+        ),
+    ] = None,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the probability from which on a relation's pairs reach a precision or a recall."""
+    from dataclasses import asdict
+
+    from twhin_pipeline.vectors import reader
+    from twhin_pipeline.views import console
+
+    store = open_store(home)
+    newest_table(store, "embeddings/relations")  # says how to make them, where there are none
+    model = reader.load_model(store.root, snapshot)  # without a snapshot, the current release
+    try:
+        found = model.threshold(relation, precision=precision, recall=recall, prior=prior)
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from error
+    if as_json:
+        console.print_json({"snapshot": model.snapshot, **asdict(found)})
+        return
+    row = (f"{found.probability:.6g}", f"{found.precision:.4f}", f"{found.recall:.4f}", f"{found.edges:,}")
+    console.print_table(
+        ["probability", "precision", "recall", "edges above"], [row], f"{relation}, snapshot {model.snapshot}"
+    )
+    print(
+        f"where each edge comes with {1 / found.prior - 1:,.6g} pairs of the same head and a random tail "
+        f"(base rate {found.prior:.4g})"
+    )

@@ -5,6 +5,7 @@
 >>> model.predict_relation(12, 34, "fav")
 >>> model.neighbors("tweet", 34, k=10)
 >>> model.recommend("fav", 12, k=10)
+>>> for batch in model.recommend("fav", k=10): ...  # all users, as Arrow record batches
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Manifest, Store, releases
 from twhin_pipeline.vectors import mapped_edges
+from twhin_pipeline.vectors.calibration import Calibrations, Threshold, open_calibrations, sigmoid
 from twhin_pipeline.vectors.chosen import Chosen, New
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId, as_list
+from twhin_pipeline.vectors.interests import Interests
 from twhin_pipeline.vectors.mapped_edges import MappedEdges
 from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of, vectors_array
 from twhin_pipeline.vectors.recommendation import all_known_tails, known_tails
@@ -34,6 +37,7 @@ from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
 if TYPE_CHECKING:
     import torch
 
+    from twhin_pipeline.vectors.mixture import Mixture
     from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch
     from twhin_pipeline.vectors.scoring import EdgeScores
     from twhin_pipeline.vectors.vector_index import VectorIndex
@@ -53,7 +57,7 @@ class UnknownName(UnknownId):
 class TwhinEmbeddings:
     """A trained model, to read: the vectors of each entity type, and the scorer that training used.
 
-    Vectors and neighbors come without torch; probabilities, candidates and recommendations need it.
+    Vectors, and neighbors of one id, come without torch; everything else needs it.
     Each entity type has its getter: `get_user_embedding(id)` is `get_embedding("user", id)`.
     """
 
@@ -69,6 +73,7 @@ class TwhinEmbeddings:
         store: Store | None = None,
         maps: Mapping[str, np.ndarray] | None = None,
         open_index: Callable[[EntityTable], VectorIndex | None] = lambda table: None,
+        open_calibrations: Callable[[], Calibrations] = Calibrations,
     ) -> None:
         """Put together what `load_model` found.
 
@@ -83,19 +88,22 @@ class TwhinEmbeddings:
             maps: By entity type, a matrix `[D, D']` into another space, for `get_embedding`; None: the model's own.
             open_index: Returns the index of an entity type's vectors, None where there is none; called when a search
                 first could use it.
+            open_calibrations: Returns the maps from scores to probabilities; called when the first is asked for.
         """
         self.config = model_config
         self.tables = dict(tables)
-        self._open_scores = open_scores
+        self._open_scores, self._open_calibrations = open_scores, open_calibrations
         self.snapshot, self.version = snapshot, version
         self.normalized = normalized
         self.store = store
         self.maps = maps
         self.dim = model_config.embedding_dim
         self._known_tails: dict[tuple[str, ...], RowLists] = {}
+        self._searchers: dict[tuple[str, bool], ExactSearch] = {}
         self._mapped_edges: dict[tuple[str, str], MappedEdges] | None = None
         self._open_index = open_index
         self._indexes: dict[str, VectorIndex | None] = {}
+        self._mixtures: dict[tuple[int, Interests], Mixture] = {}
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items())
@@ -162,6 +170,8 @@ class TwhinEmbeddings:
             KeyError: The entity type or an id is unknown; the message names the nearest known ones.
             UserError: The type has no map into that space, an id has no edges, or `skip` is asked of a single id.
         """
+        if ids is None:
+            raise UserError("get_embedding takes ids; `batches` streams all vectors of an entity type")
         chosen = self._choose(entity, ids, missing, edges)
         vectors = self._mapped(entity, chosen.vectors(slice(None)))
         if chosen.found is not None:
@@ -241,31 +251,84 @@ class TwhinEmbeddings:
                 columns = [table.index.ids.take(pa.array(rows)), vectors.cast(schema.field("embedding").type)]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
-    def predict_relation(self, lhs: Any, rhs: Any, relation: str | None = None) -> float | np.ndarray:
-        """Return the probability sigmoid(score) that `lhs` has `relation` to `rhs`.
+    def predict_relation(
+        self, lhs: Any, rhs: Any, relation: str | None = None, *, prior: float | None = None
+    ) -> float | np.ndarray:
+        """Return the probability that `lhs` has `relation` to `rhs`.
 
-        Where the comparator is a distance, scores are never above 0 and probabilities never above one half: they put
-        edges in order, and no more.
+        It is calibrated: fitted to validation edges, each beside `evaluation.auc_negatives` pairs of the same head with
+        a random tail, so it is the probability at that base rate. It grows strictly with the score. Where nothing was
+        fitted (no validation edges, or a store of an earlier version) it is sigmoid(score), and a warning says so.
 
         Args:
             lhs: An id, a sequence of n ids, or vectors of floats, `[D]` or `[n, D]`.
             rhs: Likewise; one entity is paired with all of the other side's n.
             relation: The relation's name; may be left out where the model has only one.
+            prior: The share of edges among the pairs that you ask for, where it is another; log-odds are shifted by
+                Bayes' rule (Elkan, 2001, theorem 2; Saerens et al., 2002).
 
         Returns:
-            A float for one edge, or float32 `[n]`.
+            A float for one edge, or float64 `[n]`.
 
         Raises:
             KeyError: The relation or an id is unknown.
-            UserError: The relation is left out where there are several, or vectors or counts do not fit.
+            UserError: The relation is left out where there are several, vectors or counts do not fit, or a prior is
+                given that is not between 0 and 1, or for a relation that is not calibrated.
         """
         number, left, right = self._relation(relation)
         a, one_a = self._vectors(left, lhs)
         b, one_b = self._vectors(right, rhs)
         if not one_a and not one_b and len(a) != len(b):
             raise UserError(f"predict_relation pairs lhs and rhs one to one, got {len(a)} and {len(b)}")
-        probability = self._scores.probabilities(a, number, b)
+        name = self.relations[number]
+        log_odds = self._calibrations.log_odds(name, self._scores.of_pairs(a, number, b), prior)
+        probability = sigmoid(log_odds)
         return float(probability[0]) if one_a and one_b else probability
+
+    def queries(self, relation: str | None, heads: Any) -> np.ndarray:
+        """Return heads (ids, or vectors `[n, D]`) as the relation's operator makes them, float32 `[n, D]`.
+
+        The tails that a head most probably has the relation to are those nearest to it: by the dot product, the cosine
+        or the distance, as the model's comparator is. For search engines that know only vectors.
+
+        Raises:
+            KeyError: The relation or an id is unknown.
+            UserError: The relation is None where there are several, or vectors do not fit.
+        """
+        number, left, _ = self._relation(relation)
+        return self._scores.queries(number, self._vectors(left, heads)[0])
+
+    def threshold(
+        self,
+        relation: str | None = None,
+        *,
+        precision: float | None = None,
+        recall: float | None = None,
+        prior: float | None = None,
+    ) -> Threshold:
+        """Return the probability from which on `predict_relation` reaches a precision, or a recall.
+
+        What thresholds reach was measured on the evaluation's held-out edges, each beside `evaluation.auc_negatives`
+        pairs of the same head with a random tail. Of the thresholds with the precision it is the lowest, of those with
+        the recall the highest.
+
+        Args:
+            relation: The relation's name; may be left out where the model has only one.
+            precision: The share of edges among the pairs at or above the threshold, above 0 and at most 1.
+            recall: In its place, the share of edges that are at or above it.
+            prior: As of `predict_relation`.
+
+        Raises:
+            KeyError: The relation is unknown.
+            UserError: Not one of the two is given, no threshold reaches the precision (the message has the best), the
+                relation had no held-out edge, or a prior does not fit.
+        """
+        name = self.relations[self._relation(relation)[0]]
+        return self._calibrations.threshold(name, precision=precision, recall=recall, prior=prior)
+
+    @cached_property
+    def _calibrations(self) -> Calibrations:
+        return self._open_calibrations()
 
     def has(self, entity: str, id: Any) -> bool:
         """Tell whether an entity type has the id. Raises KeyError where the type is unknown."""
@@ -273,7 +336,15 @@ class TwhinEmbeddings:
 
     @overload
     def neighbors(
-        self, entity: str, ids: str | int, k: int = 10, *, untrained: bool = False, search: Search = "auto"
+        self,
+        entity: str,
+        ids: str | int,
+        k: int = 10,
+        *,
+        untrained: bool = False,
+        missing: Missing = "error",
+        edges: Any = None,
+        search: Search = "auto",
     ) -> list[tuple[Any, float]]: ...
 
     @overload
@@ -392,7 +463,7 @@ class TwhinEmbeddings:
             return []
         from twhin_pipeline.vectors.retrieval import best_rows
 
-        searcher = self._searcher(right, self._allowed(right, untrained, None), untrained, search)
+        searcher = self._searcher(right, untrained, search)
         rows, scores = best_rows(searcher, self._scores.queries(number, vectors), k)
         return self._pairs(right, rows[0], scores[0])
 
@@ -406,6 +477,9 @@ class TwhinEmbeddings:
         exclude: Any = None,
         *,
         untrained: bool = False,
+        missing: Missing = "error",
+        edges: Any = None,
+        interests: Interests | None = None,
         search: Search = "auto",
     ) -> list[tuple[Any, float]]: ...
 
@@ -421,6 +495,7 @@ class TwhinEmbeddings:
         untrained: bool = False,
         missing: Missing = "error",
         edges: Any = None,
+        interests: Interests | None = None,
         search: Search = "auto",
     ) -> pa.RecordBatchReader: ...
 
@@ -435,6 +510,7 @@ class TwhinEmbeddings:
         untrained: bool = False,
         missing: Missing = "error",
         edges: Any = None,
+        interests: Interests | None = None,
         search: Search = "auto",
     ) -> list[tuple[Any, float]] | pa.RecordBatchReader:
         """Return the k best new tails for one head, for many, or for all, best first.
@@ -455,6 +531,8 @@ class TwhinEmbeddings:
             untrained: Do not leave out tails that no training edge has, nor, of all heads, such heads.
             missing: What happens to heads that have no vector, as in `get_embedding`.
             edges: For `missing="infer"`, as in `get_embedding`. They count as known.
+            interests: Search by several vectors a head, one for each kind of tail that it engaged with, in place of its
+                own ([many interests](../how-to/retrieve.md#many-interests)). What it engaged with are its known edges.
             search: "exact" compares all tails. "index" finds most of the best ones (`indexes.recall`), faster. "auto"
                 takes the index where there is one ([indexes](../how-to/indexes.md)).
 
@@ -469,6 +547,8 @@ class TwhinEmbeddings:
             UserError: The relation is None where there are several, vectors were exported with
                 `export.normalize: true`, `search="index"` has no index to use, or as in `get_embedding`.
         """
+        from twhin_pipeline.vectors.retrieval import ExactSearch, best_rows
+
         number, left, right = self._relation(relation)
         chosen, tails = self._choose(left, ids, missing, edges), self._table(right)
         trained = chosen.table.trained
@@ -478,14 +558,13 @@ class TwhinEmbeddings:
         elif trained is not None:
             self._warn_untrained(left, chosen, np.asarray(trained))
         each = exclude if isinstance(exclude, Mapping) else None
-        allowed = self._allowed(right, untrained, None if each is not None else exclude)
-        searcher = self._searcher(right, allowed, untrained, search)
-        from twhin_pipeline.vectors.retrieval import IndexSearch, best_rows
-
-        by_index = exclude is not None and each is None and isinstance(searcher, IndexSearch)
-        left_out = self._left_out(
-            number, chosen, tails, exclude_known, each, _rows(exclude, tails) if by_index else np.zeros(0, np.int64)
-        )
+        searcher, barred = self._searcher(right, untrained, search), np.zeros(0, np.int64)
+        if exclude is not None and each is None:
+            barred = tails.find([exclude] if _is_one(exclude) else exclude)
+            barred = barred[barred >= 0]
+            if isinstance(searcher, ExactSearch):
+                searcher, barred = searcher.without(barred), np.zeros(0, np.int64)
+        left_out = self._left_out(number, chosen, tails, exclude_known, each, barred)
         if chosen.one and k < 1:
             return []
 
@@ -493,10 +572,24 @@ class TwhinEmbeddings:
             queries = self._scores.queries(number, chosen.vectors(part))
             return best_rows(searcher, queries, k, left_out(part))
 
+        if interests is not None:
+            mixture = self._mixture(number, interests)
+
+            def best(part: slice) -> tuple[np.ndarray, np.ndarray]:
+                rows = chosen.rows[part]
+                engaged = [mixture.engaged.pairs(rows)]
+                if chosen.new is not None:
+                    engaged.append(chosen.new.heads_of([number], part, len(rows)))
+                vectors = chosen.vectors(part)
+                own = chosen.themselves(part)
+                return mixture.search(searcher, vectors, own, RowPairs.joined(engaged), k, left_out(part))
+
         if chosen.one:
             rows, scores = best(slice(0, 1))
             return self._pairs(right, rows[0], scores[0])
-        return self._answer(chosen, tails, k, best, ("lhs", "rhs", "score"))
+        # What neighbors engaged with is in memory too, for all heads of a batch.
+        heads = HEADS_AT_ONCE if interests is None else HEADS_AT_ONCE // 8
+        return self._answer(chosen, tails, k, best, ("lhs", "rhs", "score"), heads)
 
     def map_known_edges(self) -> None:
         """Map the snapshot's edges from files that processes share; they are made where they are missing.
@@ -507,21 +600,39 @@ class TwhinEmbeddings:
             relations = self.store.manifest(RELATIONS, self.snapshot)
             self._mapped_edges = mapped_edges.mapped(self.store, relations, self.config.relations, self.tables)
 
-    def _searcher(
-        self, entity: str, allowed: np.ndarray | None, untrained: bool, search: Search
-    ) -> ExactSearch | IndexSearch:
+    def _mixture(self, number: int, interests: Interests) -> Mixture:
+        """Return the clusters of a relation's tails; they are made at the first call, and kept."""
+        key = (number, interests)
+        if key not in self._mixtures:
+            from twhin_pipeline.vectors.mixture import Mixture
+
+            relation = self.config.relations[number]
+            heads, tails = self._table(relation.lhs), self._table(relation.rhs)
+            engaged = self._lists([relation.name], heads, tails)
+            if engaged is None:
+                raise UserError(
+                    f"interests need what heads engaged with, and there is no table raw_edges of {self.snapshot}; "
+                    f"make it with `twhin ingest --snapshot {self.snapshot}`"
+                )
+            self._mixtures[key] = Mixture(interests, self._scores, number, heads, tails, engaged)
+        return self._mixtures[key]
+
+    def _searcher(self, entity: str, untrained: bool, search: Search) -> ExactSearch | IndexSearch:
         """Return what finds an entity type's best rows: the one place where it is chosen.
 
-        `allowed` bool `[N]` says which rows may be returned; None: all. An index does not know what is excluded for
-        all, which has to be left out of each query too (`_left_out`).
+        `untrained`: it returns entities without training edges too.
         """
-        exact = self._scores.exact(self._table(entity).vectors, allowed)
+        key = (entity, untrained)
+        if key not in self._searchers:
+            table = self._table(entity)
+            allowed = None if untrained or table.trained is None else np.asarray(table.trained)
+            self._searchers[key] = self._scores.exact(table.vectors, allowed)
         index = self._index(entity, untrained, search)
         if index is None:
-            return exact
+            return self._searchers[key]
         from twhin_pipeline.vectors.retrieval import IndexSearch
 
-        return IndexSearch(index, exact, index.most)
+        return IndexSearch(index, self._searchers[key], index.most)
 
     def _index(self, entity: str, untrained: bool, search: Search) -> VectorIndex | None:
         """Return the index that a search of an entity type uses, None where it compares every row.
@@ -546,15 +657,6 @@ class TwhinEmbeddings:
             )
         return self._indexes[entity]
 
-    def _allowed(self, entity: str, untrained: bool, exclude: Any) -> np.ndarray | None:
-        """Return which rows may be recommended to anyone, bool `[N]`; None: all."""
-        table = self._table(entity)
-        allowed = None if untrained or table.trained is None else np.array(table.trained)
-        if exclude is not None:
-            allowed = np.ones(len(table), bool) if allowed is None else allowed
-            allowed[_rows(exclude, table)] = False
-        return allowed
-
     def _left_out(
         self,
         number: int,
@@ -562,22 +664,19 @@ class TwhinEmbeddings:
         tails: EntityTable,
         exclude_known: bool | Literal["any"],
         each: Mapping[Any, Any] | None,
-        for_all: np.ndarray,
+        barred: np.ndarray,
     ) -> Callable[[slice], RowPairs]:
         """Return the function that returns what is not recommended to a part of the heads."""
         if exclude_known not in (True, False, "any"):
             raise UserError(f"exclude_known must be True, False or 'any', got {exclude_known!r}")
         relation = self.config.relations[number]
-        names = [relation.name]
-        if exclude_known == "any":
-            pair = (relation.lhs, relation.rhs)
-            names = [one.name for one in self.config.relations if (one.lhs, one.rhs) == pair]
+        names = self._names(number, exclude_known)
         known = self._known(names, chosen, tails) if exclude_known else None
         excluded = {} if each is None else _by_row(each, chosen, tails)
 
         def left_out(part: slice) -> RowPairs:
             rows = chosen.rows[part]
-            parts = [RowPairs.joined(())]
+            parts = [RowPairs(np.repeat(np.arange(len(rows)), len(barred)), np.tile(barred, len(rows)))]
             if known is not None:
                 parts.append(known(rows))
             if exclude_known and relation.lhs == relation.rhs:
@@ -588,34 +687,42 @@ class TwhinEmbeddings:
             for at, key in enumerate(chosen.keys(part)) if excluded else ():
                 if key in excluded:
                     parts.append(RowPairs(np.full(len(excluded[key]), at), excluded[key]))
-            if len(for_all):
-                parts.append(RowPairs(np.repeat(np.arange(len(rows)), len(for_all)), np.tile(for_all, len(rows))))
             return RowPairs.joined(parts)
 
         return left_out
+
+    def _names(self, number: int, which: bool | Literal["any"]) -> list[str]:
+        """Return the relations whose tails are known ones of a relation."""
+        chosen = self.config.relations[number]
+        if which != "any":
+            return [chosen.name]
+        return [one.name for one in self.config.relations if (one.lhs, one.rhs) == (chosen.lhs, chosen.rhs)]
 
     def _known(self, names: list[str], chosen: Chosen, tails: EntityTable) -> Callable[[np.ndarray], RowPairs] | None:
         """Return the function from heads' rows to their known tails; None, with a warning, where there are no edges."""
         if self._mapped_edges is not None:
             edges = self._mapped_edges[chosen.table.name, tails.name]
             return partial(edges.pairs, relations=[self.relations.index(name) for name in names])
-        key = tuple(names)
-        if key in self._known_tails:
-            return self._known_tails[key].pairs
-        if self.store is not None and chosen.one:
+        if self.store is not None and chosen.one and tuple(names) not in self._known_tails:
             row = chosen.rows
             found = known_tails(self.store, self.snapshot, names, chosen.table.ids(row)[0]) if row[0] >= 0 else set()
             if found is not None:
                 rows = tails.find(list(found))
                 pairs = RowPairs(np.zeros(int((rows >= 0).sum()), np.int64), rows[rows >= 0])
                 return lambda _: pairs
-        elif self.store is not None:
-            lists = all_known_tails(self.store, self.snapshot, names, chosen.table, tails)
-            if lists is not None:
-                self._known_tails[key] = lists
-                return lists.pairs
+        elif (lists := self._lists(names, chosen.table, tails)) is not None:
+            return lists.pairs
         warnings.warn(f"there is no table raw_edges of {self.snapshot}, so known edges are not left out", stacklevel=4)
         return None
+
+    def _lists(self, names: list[str], heads: EntityTable, tails: EntityTable) -> RowLists | None:
+        """Return every head's tails by some relations, read once; None where there are no edges."""
+        key = tuple(names)
+        if key not in self._known_tails and self.store is not None:
+            lists = all_known_tails(self.store, self.snapshot, names, heads, tails)
+            if lists is not None:
+                self._known_tails[key] = lists
+        return self._known_tails.get(key)
 
     def _warn_untrained(self, entity: str, chosen: Chosen, trained: np.ndarray) -> None:
         rows = chosen.rows[chosen.rows >= 0]
@@ -641,6 +748,7 @@ class TwhinEmbeddings:
         k: int,
         search: Callable[[slice], tuple[np.ndarray, np.ndarray]],
         names: tuple[str, str, str],
+        heads: int = HEADS_AT_ONCE,
     ) -> Any:
         """Return what `search` finds in `table` for the chosen entities, as a stream of batches, or one's as a list."""
         if chosen.one:
@@ -656,7 +764,7 @@ class TwhinEmbeddings:
         )
 
         def batches() -> Iterator[pa.RecordBatch]:
-            size = max(1, min(HEADS_AT_ONCE, ROWS_AT_ONCE // max(k, 1)))
+            size = max(1, min(heads, ROWS_AT_ONCE // max(k, 1)))
             for start in range(0, len(chosen.rows) if k > 0 else 0, size):
                 part = slice(start, min(start + size, len(chosen.rows)))
                 rows, scores = search(part)
@@ -716,8 +824,8 @@ def load_model(path: str, snapshot: str | None = None, *, compatible_with: str |
     """Open exported embeddings: nothing is read until it is asked for.
 
     Args:
-        path: A store's root (path or URL); that with `@YYYY-MM-DD` for one of its snapshots; or an MLflow model URI
-            (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
+        path: A store's root (path or URL); that with `@` and a date for one of its snapshots, or with `@` and the name
+            of a release; or an MLflow model URI (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
         snapshot: The snapshot, in place of `@YYYY-MM-DD`. Left out: that of the current release; where nothing has been
             published, the newest that has embeddings.
         compatible_with: An earlier release (`twhin releases` lists them). `get_embedding` then returns vectors in its
@@ -758,6 +866,7 @@ def open_model(store: Store, snapshot: str, *, compatible_with: str | None = Non
         store=store,
         maps=None if compatible_with is None else _maps(store, relations, compatible_with),
         open_index=partial(_open_index, model_config, store, snapshot),
+        open_calibrations=partial(open_calibrations, store, relations),
     )
 
 
@@ -804,12 +913,6 @@ def _by_row(each: Mapping[Any, Any], chosen: Chosen, tails: EntityTable) -> dict
         rows = tails.find(each[head])
         result[row if row >= 0 else str(head)] = rows[rows >= 0]
     return result
-
-
-def _rows(exclude: Any, table: EntityTable) -> np.ndarray:
-    """Return the rows of those ids, or of the one id, that a table has."""
-    rows = table.find([exclude] if _is_one(exclude) else exclude)
-    return np.unique(rows[rows >= 0])
 
 
 def _is_one(ids: Any) -> bool:

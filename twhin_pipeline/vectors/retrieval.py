@@ -7,6 +7,7 @@ most of them faster has the same method `search`, and `best_rows` takes it with 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from twhin_pipeline.vectors.row_pairs import RowPairs
 QUERIES = 128
 """Queries that are compared at a time."""
 TILE_ROWS = 4096
-"""Rows that are compared at a time: 2 MiB of scores, which stay in a core's cache until they have been looked at."""
+"""Rows that are compared at a time, more with fewer queries: 2 MiB of scores, which stay in a core's cache until they
+have been looked at."""
 KEPT_ROWS = 32_768
 """Rows whose scores are kept until their best are taken, 16 MiB: a multiple of TILE_ROWS."""
 GROUP = 32
@@ -75,8 +77,14 @@ class ExactSearch:
             vectors: The rows, not prepared, float32 `[N, D]`; may be mapped from a file.
             allowed: The rows that may be returned, bool `[N]`; None: all.
         """
-        self.comparator, self.vectors = comparator, vectors
+        self.comparator, self.vectors = comparator, to_tensor(vectors)
         self.barred = np.zeros(0, np.int64) if allowed is None else np.flatnonzero(~allowed)
+
+    def without(self, rows: np.ndarray) -> ExactSearch:
+        """Return a search of the same vectors that does not return `rows` int64 `[n]` either."""
+        result = copy.copy(self)
+        result.barred = np.union1d(self.barred, rows)
+        return result
 
     def search(self, queries: np.ndarray, k: int, left_out: RowPairs | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best rows for each query, best first; equal scores in the order of rows.
@@ -92,14 +100,14 @@ class ExactSearch:
         rows, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         if not len(self.vectors):
             return rows, scores
-        threads = torch.get_num_threads()
+        threads, of_queries = torch.get_num_threads(), to_tensor(queries)
         blocks = range(0, len(queries), QUERIES)
         # Few queries are compared with parts of the table at a time, many with all of it.
         parts = _parts(len(self.vectors), 1 if len(blocks) >= threads else threads)
 
         def search(start: int, part: range) -> Found:
             pairs = None if left_out is None else left_out.of(start, start + QUERIES).by_row()
-            return self._block(to_tensor(queries[start : start + QUERIES]), k, pairs, part)
+            return self._block(of_queries[start : start + QUERIES], k, pairs, part)
 
         for start, found in zip(blocks, _each(search, [(b, parts) for b in blocks], threads), strict=True):
             best, place = _merged(found, k)
@@ -115,19 +123,20 @@ class ExactSearch:
         `left_out` is in the order of rows.
         """
         found: list[Found] = []
+        width = min(TILE_ROWS * max(1, QUERIES // len(queries)), KEPT_ROWS)
         kept = torch.empty(len(queries), min(len(part) + GROUP, KEPT_ROWS))
         for start in range(part.start, part.stop, KEPT_ROWS):
             end = min(start + KEPT_ROWS, part.stop)
             groups = _Groups(kept)
-            for first in range(start, end, TILE_ROWS):
-                groups.add(self._tile(queries, first, min(first + TILE_ROWS, end), left_out))
+            for first in range(start, end, width):
+                groups.add(self._tile(queries, first, min(first + width, end), left_out))
             best, columns = groups.best(k)
             found = [_merged([*found, (best, columns + start)], k)]
         return found[0]
 
     def _tile(self, queries: torch.Tensor, first: int, last: int, left_out: RowPairs | None) -> torch.Tensor:
         """Return the scores of the rows from `first` to before `last`; minus infinity where one may not be returned."""
-        vectors = self.comparator.prepare(to_tensor(self.vectors[first:last]))
+        vectors = self.comparator.prepare(self.vectors[first:last])
         scores = self.comparator.compare(queries, vectors)
         begin, end = np.searchsorted(self.barred, (first, last))
         if end > begin:
@@ -189,7 +198,7 @@ class _Groups:
         self.step: list[torch.Tensor] = []
 
     def add(self, scores: torch.Tensor) -> None:
-        """Add the scores of the next columns, `[Q, n]`; only the last ones may be other than TILE_ROWS."""
+        """Add the scores of the next columns, `[Q, n]`; only the last n may be no multiple of GROUP."""
         start, count = self.columns, scores.shape[1]
         groups = -(-count // GROUP)
         self.kept[:, start : start + count] = scores

@@ -90,7 +90,11 @@ class VectorIndex:
         """
         self.index, self.kind, self.comparator, self.vectors = index, kind, comparator, vectors
         self.efforts, self.rows, self.threads = dict(efforts), rows, threads
-        self._parameters: dict[Effort, Any] = {}
+        self.count = int(index.ntotal) if index is not None else 0
+        # What a search of one query would spend a tenth of its time on: FAISS's parameters by k, and torch where an
+        # array of NumPy will do, as it does for products.
+        self._ready: dict[int, tuple[Effort, Any]] = {}
+        self._by_numpy: Any = comparator.logits if isinstance(comparator, Dot) else None
 
     @classmethod
     def open(
@@ -122,7 +126,7 @@ class VectorIndex:
     """For more rows than this a search of all rows is about as fast."""
 
     def __len__(self) -> int:
-        return int(self.index.ntotal)
+        return self.count
 
     def effort(self, k: int) -> Effort:
         """Return how hard to look for k rows: as for the next larger k that was measured, beyond it in proportion."""
@@ -144,20 +148,28 @@ class VectorIndex:
         """
         import faiss
 
-        effort = effort or self.effort(k)
+        if effort is not None:
+            parameters = self._searching(effort)
+        else:
+            if k not in self._ready:
+                self._ready[k] = (self.effort(k), self._searching(self.effort(k)))
+            effort, parameters = self._ready[k]
         faiss.omp_set_num_threads(self.threads or torch.get_num_threads())  # of calls by this thread
         queries = np.ascontiguousarray(queries, np.float32)
-        wanted = min(k * effort.refined, len(self))
+        wanted = min(k * effort.refined, self.count)
         if not wanted or not len(queries):
             return ranked(np.full((len(queries), 1), -1), np.full((len(queries), 1), -np.inf, np.float32), k)
-        values, found = self.index.search(queries, wanted, params=self._searching(effort))
+        values, found = self.index.search(queries, wanted, params=parameters)
         missing = found < 0
         rows = found if self.rows is None else np.where(missing, -1, self.rows[found])
         if self.kind == "ivf_pq":
             return ranked(rows, self._scores(queries, rows), k)
-        scores = self.comparator.logits(torch.from_numpy(values)).numpy()
+        scores = self._by_numpy(values) if self._by_numpy else self._logits(values)
         scores[missing] = -np.inf
         return (rows, scores) if wanted == k else ranked(rows, scores, k)
+
+    def _logits(self, values: np.ndarray) -> np.ndarray:
+        return self.comparator.logits(torch.from_numpy(values)).numpy()
 
     @torch.inference_mode()
     def _scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -172,18 +184,16 @@ class VectorIndex:
         return result
 
     def _searching(self, effort: Effort) -> Any:
-        """Return FAISS's parameters of a search. They are kept: making them takes a part of its time."""
+        """Return FAISS's parameters of a search."""
         import faiss
 
-        if effort not in self._parameters:
-            made: Any = None
-            if self.kind == "hnsw":
-                made = faiss.SearchParametersHNSW(efSearch=effort.breadth)  # type: ignore[attr-defined]
-            elif self.kind == "ivf_pq":
-                lists = faiss.SearchParametersIVF(nprobe=effort.breadth)  # type: ignore[call-arg]
-                made = faiss.SearchParametersPreTransform(index_params=lists)  # type: ignore[call-arg]
-            self._parameters[effort] = made
-        return self._parameters[effort]
+        made: Any = None
+        if self.kind == "hnsw":
+            made = faiss.SearchParametersHNSW(efSearch=effort.breadth)  # type: ignore[attr-defined]
+        elif self.kind == "ivf_pq":
+            lists = faiss.SearchParametersIVF(nprobe=effort.breadth)  # type: ignore[call-arg]
+            made = faiss.SearchParametersPreTransform(index_params=lists)  # type: ignore[call-arg]
+        return made
 
 
 def ranked(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
