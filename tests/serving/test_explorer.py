@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from math import sqrt
 from pathlib import Path
@@ -128,6 +129,13 @@ def test_every_reason_is_in_the_graph_and_the_best_of_its_kind_comes_first(clien
                     assert reason["degree"] == len(near[other])
                 assert all((r["id"], name, tail) in edges for r in reasons if r["kind"] == "near")
     assert set(seen) == {"direct", "together", "via", "near"}
+
+
+def test_requests_at_the_same_time_get_the_answers_that_they_get_alone(client):
+    asked = [("recommendations", {"relation": name, "id": id}) for name in RELATIONS for id in USERS[:4]]
+    alone = [ask(client, path, **values) for path, values in asked]
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(lambda one: ask(client, one[0], **one[1]), asked)) == alone
 
 
 def test_search_finds_an_id_then_beginnings_then_parts_and_else_what_is_spelled_alike(client):
