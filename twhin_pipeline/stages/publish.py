@@ -27,11 +27,11 @@ def publish(run: Run) -> Manifest:
     from twhin_pipeline import tracking
     from twhin_pipeline.checks import checks
     from twhin_pipeline.store import catalog, releases
-    from twhin_pipeline.vectors import indexing
+    from twhin_pipeline.vectors import index_choice
 
     config, store, snapshot = run.config, run.store, run.snapshot
     vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
-    indexes = indexing.current(store, snapshot, config.indexed_types)
+    indexes = index_choice.current(store, snapshot, config.indexed_types)
     checks.require_passed(config, store, snapshot, ["evaluation", *vectors, *indexes])
     model = refit.published(config, store, snapshot)
     parents = store.versions(snapshot, ["evaluation", *vectors, *indexes, DRIFT]) | model.versions(

@@ -13,25 +13,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from twhin_pipeline.model.comparators import Comparator, Dot
 from twhin_pipeline.model.relation_scores import to_tensor
+from twhin_pipeline.vectors.index_choice import LINKS, Kind
 
 if TYPE_CHECKING:
     import faiss
 
-Kind = Literal["flat", "hnsw", "ivf_pq"]
-LINKS, BUILD_BREADTH = 32, 64
-"""Of HNSW (Malkov and Yashunin, 2020): neighbours of a node above the lowest level, and how many are looked at to find
-them (M and efConstruction)."""
+BUILD_BREADTH = 64
+"""How many nodes HNSW looks at to find a node's neighbours (efConstruction)."""
 CODE_ELEMENTS = 4
 """Elements of a vector that become one byte of its code (product quantization; Jégou et al., 2011)."""
-LEAST_FOR_PQ = 39 * 256
-"""FAISS wants a codebook of 256 entries to be learned from 39 vectors each at least."""
 CODE_ROWS, CODE_ROUNDS = 16_384, 10
 """Vectors that codebooks are learned from, and rounds of k-means."""
 ROTATIONS = 4
