@@ -1,4 +1,4 @@
-"""Evaluation: how the model ranks the edges it has not seen, beside popularity, item-kNN and ALS."""
+"""Evaluation: how the model ranks the edges it has not seen, beside popularity, item-kNN and ALS, and calibration."""
 
 import math
 from typing import Any
@@ -9,6 +9,7 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.evaluation.results import BASELINES, chief_rows, comparisons
 from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.store import Manifest, Store
+from twhin_pipeline.words import CALIBRATION
 
 from . import steps
 from .metadata import counts, picture, rounded, table, thumbnail
@@ -22,27 +23,56 @@ SHOWN_APART = ("metrics", "warnings", "als_settings", "notes", *TITLES)
 
 def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """Return the stage and its checks."""
-    text = "Ranks, Recall and NDCG, AUC and RCE of held-out edges: a row for each relation, side and metric."
+    texts = {
+        "evaluation": "Ranks, Recall, NDCG, AUC and RCE of held-out edges: a row for each relation, side and metric.",
+        CALIBRATION: "The map of each relation from scores to probabilities, and what thresholds reach.",
+    }
     specs = [
         steps.spec(
-            "evaluation",
+            name,
             STAGE,
             config,
             group="evaluation",
             description=text,
             code="evaluation.evaluate",
-            kinds=["parquet", "torch", "mlflow"],
+            kinds=["parquet", "torch", *(["mlflow"] if name == "evaluation" else [])],
         )
+        for name, text in texts.items()
     ]
     return steps.make(STAGE, config, partitions, specs=specs, page=page)
 
 
 def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
-    """Return what was measured, and the model's run in MLflow."""
+    """Return what was measured, and the model's run in MLflow; of the calibration, what was fitted to what."""
+    if manifest.asset == CALIBRATION:
+        return counts(manifest.details, leave_out=("notes",))
     model = step.store.manifest("twhin_model", step.snapshot)
     run_id = model.details.get("mlflow_run_id")
     linked = {"mlflow_run": step.tracking.link(step.store, run_id)} if run_id else {}
-    return measured(step.store, manifest) | linked | counts(manifest.details, leave_out=SHOWN_APART)
+    shown = measured(step.store, manifest) | reliability(step.store, manifest)
+    return shown | linked | counts(manifest.details, leave_out=SHOWN_APART)
+
+
+def reliability(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """Return a picture of how well probabilities hold on test edges, where that was measured."""
+    import numpy as np
+
+    from twhin_pipeline.vectors.calibration import RELIABILITY
+    from twhin_pipeline.views import plots, thumbnails
+
+    bins = store.read_part(store.manifest(CALIBRATION, manifest.snapshot), RELIABILITY).to_pydict()
+    rows = [i for i, name in enumerate(bins["relation"]) if name == OVERALL]
+    if not rows:
+        return {}
+    predicted, uncalibrated, observed, pairs = (
+        np.array(bins[column])[rows] for column in ("predicted", "uncalibrated", "observed", "pairs")
+    )
+    small = thumbnails.reliability(predicted, observed, pairs)
+    large = plots.reliability(predicted, uncalibrated, observed, pairs)
+    return {
+        "reliability": thumbnail(small, "Share of edges by probability; the diagonal is exact"),
+        "reliability_large": picture(store, manifest, "reliability", large),
+    }
 
 
 def measured(store: Store, manifest: Manifest) -> dict[str, Any]:

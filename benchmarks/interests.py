@@ -28,13 +28,10 @@ from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
 KS = (10, 20, 50)
 VARIANTS: dict[str, Interests | None] = {
     "one vector": None,
-    "mixture (TwHIN)": Interests(smoothing=0),
-    "mixture, top 10": Interests(smoothing=0, top=10),
-    "mixture, 4 x clusters": Interests(smoothing=0),
-    "smoothed (kNN-Embed) 0.2": Interests(),
-    "smoothed 0.5": Interests(smoothing=0.5),
-    "smoothed 0.8": Interests(smoothing=0.8),
-    "smoothed 0.8, top 20": Interests(smoothing=0.8, top=20),
+    "mixture (TwHIN)": Interests(smoothing=0, own=0),
+    "smoothed (kNN-Embed)": Interests(own=0),
+    "with own vector (default)": Interests(),
+    "own 0.7": Interests(own=0.7),
 }
 
 
@@ -83,8 +80,6 @@ def main() -> None:
     figures: dict[str, Any] = {}
     base: dict[int, np.ndarray] = {}
     for name, interests in VARIANTS.items():
-        if "clusters" in name and interests is not None:
-            interests = Interests(smoothing=interests.smoothing, clusters=4 * round(size**0.5))
         started = time.perf_counter()
         mixture = None
         if interests is not None:

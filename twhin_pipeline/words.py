@@ -17,6 +17,8 @@ DRIFT, PROMOTION = "drift", "promotion"
 """The tables of how a snapshot's release compares with the current one, and of what was decided about it."""
 PUBLISHED = "published"
 """The table of what was published: its rows map the vectors into the space of the release before."""
+CALIBRATION = "calibration"
+"""The table of each relation's map from scores to probabilities."""
 MODELS = ("twhin_model", "refit/twhin_model")
 """The tables of models."""
 INDEX = "index"

@@ -79,8 +79,8 @@ def test_there_is_one_chain_with_one_asset_a_table():
     entities = CONFIG.model.table_names
     assert names == {
         "raw_edges", "raw_edges_rejected", "training_set/positives", "training_set/negatives", "held_out/validation",
-        "held_out/validation_negatives", "held_out/test", "twhin_model", "evaluation", "refit/twhin_model",
-        "embeddings/relations", "drift", "published", "promotion",
+        "held_out/validation_negatives", "held_out/test", "twhin_model", "evaluation", "calibration",
+        "refit/twhin_model", "embeddings/relations", "drift", "published", "promotion",
         *(f"vocabulary/{entity}" for entity in entities), *(f"embeddings/{entity}" for entity in entities),
         *(f"index/{entity}" for entity in CONFIG.indexed_types),
     }  # fmt: skip
@@ -123,6 +123,7 @@ def test_a_model_is_registered_after_the_checks_of_its_vectors():
     parents = {provenance.table(key) for key in graph.get(dg.AssetKey("published")).parent_keys}
     assert parents == {
         "evaluation",
+        "calibration",
         "embeddings/relations",
         "drift",
         *(f"embeddings/{n}" for n in CONFIG.model.table_names),

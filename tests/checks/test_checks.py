@@ -16,11 +16,13 @@ from edge_files import make_config, pass_checks, write
 from twhin_pipeline.checks import by_hand, check_views, checks
 from twhin_pipeline.config import TwhinConfig, parse_config
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.evaluation import calibrate
 from twhin_pipeline.evaluation.results import SCHEMA
 from twhin_pipeline.graph import raw_edges, vocabulary
 from twhin_pipeline.store import Store, Verdict
 from twhin_pipeline.training_set import negatives, positives
 from twhin_pipeline.vectors import indexing
+from twhin_pipeline.vectors.calibration import Calibration
 
 BEFORE, NOW = "2025-01-01", "2025-02-01"
 Rows = list[dict[str, Any]]
@@ -31,6 +33,9 @@ CONFIG: dict[str, Any] = {
     "training": {"num_epochs": 3},
     "evaluation": {"floors": {"filtered_mrr": 0.2}},
 }
+
+
+RELATIONS = ("follows", "fav", "reply")
 
 
 def planted(seed: int) -> list[tuple[str, str, str]]:
@@ -91,9 +96,14 @@ def made(tmp_path_factory) -> tuple[TwhinConfig, Path]:
     sizes = {name: store.manifest(f"vocabulary/{name}", NOW).rows for name in ("user", "item")}
     save_model(store, [3.0 - 0.1 * i for i in range(20)], sizes, DETAILS)
     metrics = [("filtered_mrr", 0.3, 0.1), ("raw_mrr", 0.2, 0.1), ("filtered_mean_rank", 12.0, 20.0)]
+    metrics += [("ece", 0.01, None), ("calibrated_rce", 20.0, None)]
     save(store, "evaluation", pa.Table.from_pylist([
-        {"relation": "all", "side": "both", "metric": m, "value": v, "baseline": b, "edges": 9} for m, v, b in metrics
+        {"relation": "all", "side": "both", "metric": m, "value": v, "baseline": b, "edges": 900} for m, v, b in metrics
     ]))  # fmt: skip
+    save(store, "calibration", calibrate.table(
+        {name: Calibration("platt", 10, np.array([-1.0, 2.0]), np.array([-4.0, 3.0])) for name in RELATIONS},
+        dict.fromkeys(RELATIONS, 120),
+    ))  # fmt: skip
     rng = np.random.default_rng(3)
     for name in sizes:
         table = store.read(f"vocabulary/{name}", NOW, ["id", "row"])
@@ -148,6 +158,11 @@ def first(**values: Any) -> Callable[[Rows], Rows]:
 def each(**values: Any) -> Callable[[Rows], Rows]:
     """Change every row."""
     return lambda rows: [{**row, **values} for row in rows]
+
+
+def metric(name: str, value: float) -> Callable[[Rows], Rows]:
+    """Change the value of a metric."""
+    return lambda rows: [{**row, "value": value} if row["metric"] == name else row for row in rows]
 
 
 def trade_ends(rows: Rows) -> Rows:
@@ -246,6 +261,17 @@ BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("floors_reached", "evaluation", first(value=0.19)),
     ("floors_reached", "evaluation", lambda rows: rows[1:]),
     ("beats_popular", "evaluation", first(baseline=0.31)),
+    ("probabilities_hold", "evaluation", metric("ece", 0.06)),
+    ("probabilities_hold", "evaluation", metric("calibrated_rce", -0.1)),
+    ("calibration_sound", "calibration", lambda rows: rows[1:]),
+    ("calibration_sound", "calibration", lambda rows: [*rows, rows[0]]),
+    ("calibration_sound", "calibration", first(relation="likes")),
+    ("calibration_sound", "calibration", first(scores=[2.0, -1.0])),
+    ("calibration_sound", "calibration", first(log_odds=[3.0, 3.0])),
+    ("calibration_sound", "calibration", first(log_odds=[0.0, float("nan")])),
+    ("calibration_sound", "calibration", first(scores=[0.0, 1.0, 2.0])),
+    ("calibration_sound", "calibration", first(method="none")),
+    ("calibration_sound", "calibration", first(negatives=0)),
     ("vectors_match_vocabulary", "embeddings/user", lambda rows: rows[1:]),
     ("vectors_match_vocabulary", "embeddings/user", first(id="stranger")),
     ("vectors_finite", "embeddings/user", first(embedding=[0.0, float("inf"), 0.0, 0.0])),

@@ -54,6 +54,7 @@ def test_every_table_is_in_the_store_and_fits_the_others(made):
         "training_set/negatives",
         "twhin_model",
         "evaluation",
+        "calibration",
         "embeddings/relations",
     ):
         assert store.exists(asset, SNAPSHOT) and store.stale(asset, SNAPSHOT) == []
@@ -96,6 +97,9 @@ def test_assets_show_numbers_tables_and_pictures(instance):
     evaluation = metadata(instance, "evaluation")
     assert isinstance(evaluation["filtered_mrr"], float)
     assert {"likes", "all"} <= {record.data["relation"] for record in evaluation["relations"].records}
+    assert Path(evaluation["reliability_large"]).read_bytes().startswith(b"\x89PNG")
+    assert isinstance(evaluation["ece"], float) and isinstance(evaluation["calibrated_rce"], float)
+    assert metadata(instance, "calibration")["base_rate"] == pytest.approx(1 / 11, abs=1e-4)
     user = metadata(instance, "embeddings", "user")
     assert Path(user["map_by_commonest_neighbour_type_large"]).read_bytes().startswith(b"\x89PNG")
     assert len(user["map_by_commonest_neighbour_type"]) < 1_000 and user["nearest_neighbours"].records

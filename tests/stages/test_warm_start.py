@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from twhin_pipeline.evaluation import evaluate as evaluation
 from twhin_pipeline.operations.generate import generate
 from twhin_pipeline.stages.chain import STAGES, run_stage
 from twhin_pipeline.stages.run import Run
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, releases
 from twhin_pipeline.training import train
 from twhin_pipeline.training.reporting import SilentReporter
 from twhin_pipeline.vectors.reader import load_model
@@ -119,6 +120,23 @@ def test_no_ranked_edge_was_a_training_edge_of_the_model_that_this_one_started_f
     assert names["ancestors_left_out"]
     assert store.manifest("twhin_model", SECOND).parents[f"twhin_model@{FIRST}"] == started_from[0]["version"]
     assert load_model(store.root).snapshot == SECOND
+
+
+def test_probabilities_are_fitted_to_validation_edges_that_no_earlier_model_knows_and_serve_the_refitted_one(
+    two_snapshots: Made,
+) -> None:
+    config, store = two_snapshots.config, two_snapshots.store
+    trained = edges_of(config, store, "training_set/positives", FIRST)
+    validation = edges_of(config, store, "held_out/validation", SECOND)
+    assert trained & validation
+    rows = store.read("calibration", SECOND).to_pylist()
+    assert sum(row["edges"] for row in rows) == len(validation - trained)
+    model = load_model(store.root)
+    lhs, relation, rhs = min(validation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert 0 < model.predict_relation(lhs, rhs, relation) < 1
+    assert "calibration" in releases.current(store).tables
 
 
 def test_a_first_snapshot_leaves_out_nothing(two_snapshots: Made) -> None:

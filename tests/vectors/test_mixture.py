@@ -50,7 +50,7 @@ def tastes(found: list[tuple[int, float]]) -> Counter[int]:
     return Counter(ITEMS.index(tail) % TASTES for tail, _ in found)
 
 
-ALONE = Interests(clusters=TASTES, smoothing=0)
+ALONE = Interests(clusters=TASTES, smoothing=0, own=0)
 
 
 def test_a_head_of_two_tastes_gets_both_in_proportion_where_its_own_vector_has_one(model):
@@ -62,34 +62,42 @@ def test_a_head_of_two_tastes_gets_both_in_proportion_where_its_own_vector_has_o
     assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
     scores = dict(model.candidates("likes", USERS[0], 100, untrained=True))
     assert [score for _, score in found] == pytest.approx([scores[tail] for tail, _ in found], abs=1e-6)
-    strongest = Interests(clusters=TASTES, smoothing=0, top=1)
+    strongest = Interests(clusters=TASTES, smoothing=0, own=0, top=1)
     assert tastes(model.recommend("likes", USERS[0], 4, untrained=True, interests=strongest)) == {0: 4}
     excluded = [tail for tail, _ in found]
     others = model.recommend("likes", USERS[0], 4, exclude=excluded, untrained=True, interests=ALONE)
     assert len(others) == 4 and tastes(others)[0] == 1, "10 of taste 0 less 6 known and 3 excluded are 1"
 
 
+def test_the_heads_own_vector_is_mixed_into_what_it_is_searched_by(model):
+    some = Interests(clusters=TASTES, smoothing=0, own=0.3)
+    assert tastes(model.recommend("likes", USERS[0], 4, untrained=True, interests=some)) == {0: 3, 1: 1}
+    nothing_else = Interests(clusters=TASTES, smoothing=0, own=1)
+    found = model.recommend("likes", USERS[0], 7, untrained=True, interests=nothing_else)
+    assert [tail for tail, _ in found] == [tail for tail, _ in model.recommend("likes", USERS[0], 7, untrained=True)]
+
+
 def test_a_head_that_engaged_with_nothing_is_searched_by_its_own_vector_or_its_neighbors_interests(model):
     own = model.recommend("likes", USERS[1], 4, untrained=True)
     alone = model.recommend("likes", USERS[1], 4, untrained=True, interests=ALONE)
     assert [tail for tail, _ in alone] == [tail for tail, _ in own]
-    nearest = Interests(clusters=TASTES, smoothing=0.5, neighbors=1)
+    nearest = Interests(clusters=TASTES, smoothing=0.5, neighbors=1, own=0)
     assert tastes(model.recommend("likes", USERS[1], 4, untrained=True, interests=nearest)) == {0: 3, 1: 1}
 
 
 def test_smoothing_mixes_in_what_similar_heads_engaged_with(model):
     """The neighbor of user 0 likes nothing; those of the others like taste 2 as they do."""
     for share, expected in ((0.2, {2: 4}), (0.9, {2: 4})):
-        interests = Interests(clusters=TASTES, smoothing=share, neighbors=3)
+        interests = Interests(clusters=TASTES, smoothing=share, neighbors=3, own=0)
         assert tastes(model.recommend("likes", USERS[5], 4, untrained=True, interests=interests)) == expected
-    all_of_them = Interests(clusters=TASTES, smoothing=0.5, neighbors=29)
+    all_of_them = Interests(clusters=TASTES, smoothing=0.5, neighbors=29, own=0)
     assert tastes(model.recommend("likes", USERS[0], 8, untrained=True, interests=all_of_them)) == {0: 3, 1: 1, 2: 4}
 
 
 def test_many_heads_get_what_each_gets_alone_and_new_ones_by_their_edges(model):
     edges = {"new": [("likes", ITEMS[1]), ("likes", ITEMS[3])]}
     heads = [USERS[5], "new", USERS[0], USERS[1]]
-    options = {"untrained": True, "interests": Interests(clusters=TASTES), "missing": "infer", "edges": edges}
+    options = {"untrained": True, "interests": Interests(clusters=TASTES, own=0), "missing": "infer", "edges": edges}
     table = model.recommend("likes", heads, 4, **options).read_all().to_pydict()
     for head in heads:
         found = [tail for lhs, tail in zip(table["lhs"], table["rhs"], strict=True) if lhs == head]
@@ -105,6 +113,8 @@ def test_interests_out_of_range_or_without_edges_are_refused(model, tmp_path):
             Interests(**wrong)
     with pytest.raises(UserError, match="smoothing must be from 0 to below 1, got 1"):
         Interests(smoothing=1)
+    with pytest.raises(UserError, match=r"own must be from 0 to 1, got 1\.5"):
+        Interests(own=1.5)
     small = small_store.make(tmp_path, config=small_store.config())
     export(small.config, small.store, SNAPSHOT)
     with (

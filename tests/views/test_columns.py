@@ -9,7 +9,7 @@ from small_store import SNAPSHOT
 from twhin_pipeline.evaluation import results, seen_edges
 from twhin_pipeline.graph import raw_edges
 from twhin_pipeline.training_set import negatives, positives
-from twhin_pipeline.vectors import compatibility
+from twhin_pipeline.vectors import calibration, compatibility
 from twhin_pipeline.vectors.export import export
 from twhin_pipeline.views.columns import DESCRIPTIONS, described
 
@@ -19,6 +19,7 @@ SCHEMAS = {
     "held_out/test": positives.SCHEMA.names,
     "training_set/negatives": negatives.SCHEMA.names,
     "evaluation": results.SCHEMA.names,
+    "calibration": calibration.SCHEMA.names,
     "published": compatibility.SCHEMA.names,
     "seen_edges": seen_edges.SCHEMA.names,
 }

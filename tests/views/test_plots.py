@@ -51,6 +51,13 @@ def test_relations_have_bars_and_baselines_and_a_missing_baseline_has_none():
         assert not has_colour(pixels(alone), colour)
 
 
+def test_probabilities_are_drawn_beside_those_without_calibration_also_where_bins_have_edges_only_or_none():
+    ends = np.array([0.0, 0.2, 1.0])
+    pairs = np.array([9, 9, 9])
+    image = pixels(plots.reliability(ends, np.array([0.3, 0.6, 0.9]), ends, pairs))
+    assert has_colour(image, plots.COLOURS[0]) and has_colour(image, plots.COLOURS[1])
+
+
 def test_a_map_colours_the_largest_groups_and_greys_the_rest():
     groups = [name for i, name in enumerate("abcdefgh") for _ in range(40 - i)]
     points = np.random.default_rng(0).normal(size=(len(groups), 2))

@@ -45,6 +45,13 @@ PICTURES = {
     "unknown bars": thumbnails.bars(np.array([np.nan]), np.array([np.nan])),
     "bars of zero": thumbnails.bars(np.zeros(2), np.zeros(2)),
     "many bars": thumbnails.bars(RNG.uniform(size=237), RNG.uniform(size=237)),
+    "one bin": thumbnails.reliability(np.array([0.1]), np.array([0.2]), np.array([9])),
+    "bins without edges, and of edges only": thumbnails.reliability(
+        np.array([0.0, 0.5, 1.0]), np.array([0.0, 0.0, 1.0]), np.array([9, 9, 9])
+    ),
+    "bins of all probabilities": thumbnails.reliability(
+        np.sort(RNG.uniform(size=15)), np.sort(RNG.uniform(size=15)), np.full(15, 10**6)
+    ),
     "no loss": curve(0, 0),
     "one loss": curve(1, 0),
     "a long training": curve(5_000, 300),

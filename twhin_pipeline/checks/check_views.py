@@ -6,8 +6,8 @@ check is about this entity type), `floors(metric, least)`, `must_beat(baseline)`
 checked table's manifest), and from the store `raw_edges`, `dated_edges(lhs, rel, rhs, first_time)` (none, unless the
 split goes by time), `raw_edges_rejected`, `previous_edges(rel)`, `source(source, read, max_rejected_share)`,
 `kept_share(rel, share)`, `vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`,
-`held_out(split, …)`, `losses`, `model_row`, `model_relation`, `evaluation`, `embeddings(entity, id, row, embedding,
-trained_edges)`, `embedding_relation`, `search` (an index's figures).
+`held_out(split, …)`, `losses`, `model_row`, `model_relation`, `evaluation`, `calibration`, `embeddings(entity, id, row,
+embedding, trained_edges)`, `embedding_relation`, `search` (an index's figures).
 
 What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked
 edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `pools` (the checked negatives),
@@ -27,7 +27,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.results import LEAST_EDGES
 from twhin_pipeline.store import database
 from twhin_pipeline.training_set.split import splittable
-from twhin_pipeline.words import INDEX, SIDES, sides_word
+from twhin_pipeline.words import CALIBRATION, INDEX, SIDES, sides_word
 
 if TYPE_CHECKING:
     import duckdb
@@ -345,6 +345,9 @@ class _Views:
             f"SELECT * FROM {self._scan(self._files('evaluation'), empty)} UNION ALL BY NAME "
             f"SELECT * FROM {self._scan([], f'{empty}, {later}')}",
         )
+        files = self._files(CALIBRATION) if self.table == CALIBRATION else []
+        empty = "'' AS relation, '' AS method, 0 AS edges, 0 AS negatives, [0.0] AS scores, [0.0] AS log_odds"
+        self._view(CALIBRATION, f"SELECT * FROM {self._scan(files, empty)}")
         kind, _, name = self.table.partition("/")
         if kind == INDEX:
             self._view("search", f"SELECT * FROM {self._scan(self._files(self.table), '1')}")

@@ -144,6 +144,8 @@ CHECKS: dict[str, Check] = {
         Check("floors_reached", ("evaluation",)),
         Check("beats_baselines", ("evaluation",)),
         Check("beats_popular", ("evaluation",), blocking=False),
+        Check("probabilities_hold", ("evaluation",), blocking=False, severity="WARN"),
+        Check("calibration_sound", ("calibration",)),
         Check("vectors_match_vocabulary", _EMBEDDINGS),
         Check("vectors_finite", _EMBEDDINGS),
         Check("norms_sound", _EMBEDDINGS),

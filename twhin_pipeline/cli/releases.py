@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twhin_pipeline.cli.arguments import AsJson, Home, open_store, to_stderr
+from twhin_pipeline.cli.arguments import AsJson, ConfigPath, Home, Overrides, open_store, read_config, to_stderr
+from twhin_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from twhin_pipeline.store.releases import Release
@@ -63,6 +64,37 @@ def rollback_command(
     from twhin_pipeline.store import releases
 
     _moved(*promotion.rollback(open_store(home), release, releases.user(), reason))
+
+
+@commands.command("postgres", rich_help_panel="Operate")
+def postgres_command(
+    release: Annotated[
+        str | None, typer.Argument(help="A release to copy too; default: the current one alone.")
+    ] = None,
+    config: ConfigPath = None,
+    home: Home = None,
+    overrides: Overrides = None,
+) -> None:
+    """Copy the current release into PostgreSQL with pgvector, and let the views there show it.
+
+    `publish` and `promote` do so by themselves where `export.postgres` is set; this catches up when the server was
+    away, and copies releases that were made before. The server's address is in the variable TWHIN_POSTGRES, or in
+    libpq's own.
+    """
+    from twhin_pipeline.config.training import PostgresConfig
+    from twhin_pipeline.store import releases
+    from twhin_pipeline.vectors import postgres
+
+    store = open_store(home)
+    settings = read_config(config, overrides, store)[0].export.postgres or PostgresConfig()
+    current = releases.current(store)
+    if current is None:
+        raise UserError(f"{store.root}: no release is current; `twhin run` makes one, `twhin promote` chooses one")
+    if release is not None:
+        wanted = releases.read(store, release)
+        print(f"{wanted.name} is {'copied' if postgres.copy(store, wanted, settings) else 'there already'}")
+    postgres.show(store, current, settings)
+    print(f"the views in {settings.schema_name} show {current.name}")
 
 
 @commands.command("drift", rich_help_panel="Look")

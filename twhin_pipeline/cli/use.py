@@ -23,7 +23,10 @@ All = Annotated[bool, typer.Option("--all", help="All entities of the type that 
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="Write a row for each answer there: a file .parquet or .csv, which appears when whole."
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Write a row for each answer there: a file .parquet or .csv, which appears when whole.",
     ),
 ]
 SearchBy = Annotated[
@@ -227,3 +230,48 @@ def _show(answers: pa.RecordBatchReader, output: Path | None, as_json: bool, bes
     else:
         shown = [(row[query], row[other], str(row[rank]), f"{row[score]:.4f}") for row in rows_of]
         console.print_table([query, other, rank, score], shown)
+
+
+@commands.command(rich_help_panel="Use")
+def threshold(
+    relation: Annotated[str, typer.Argument(help="The relation.")],
+    precision: Annotated[
+        float | None, typer.Option(help="Reach this share of edges among the pairs at or above the threshold.")
+    ] = None,
+    recall: Annotated[
+        float | None, typer.Option(help="Reach this share of all edges at or above the threshold.")
+    ] = None,
+    prior: Annotated[
+        float | None,
+        typer.Option(
+            help="The share of edges among the pairs you ask for; default: 1 in 1 + evaluation.auc_negatives."
+        ),
+    ] = None,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the probability from which on a relation's pairs reach a precision or a recall."""
+    from dataclasses import asdict
+
+    from twhin_pipeline.vectors import reader
+    from twhin_pipeline.views import console
+
+    store = open_store(home)
+    newest_table(store, "embeddings/relations")  # says how to make them, where there are none
+    model = reader.load_model(store.root, snapshot)  # without a snapshot, the current release
+    try:
+        found = model.threshold(relation, precision=precision, recall=recall, prior=prior)
+    except KeyError as error:
+        raise UserError(str(error.args[0])) from error
+    if as_json:
+        console.print_json({"snapshot": model.snapshot, **asdict(found)})
+        return
+    row = (f"{found.probability:.6g}", f"{found.precision:.4f}", f"{found.recall:.4f}", f"{found.edges:,}")
+    console.print_table(
+        ["probability", "precision", "recall", "edges above"], [row], f"{relation}, snapshot {model.snapshot}"
+    )
+    print(
+        f"where each edge comes with {1 / found.prior - 1:,.6g} pairs of the same head and a random tail "
+        f"(base rate {found.prior:.4g})"
+    )

@@ -154,7 +154,9 @@ class EvaluationConfig(Section):
     max_edges: int | None = Field(None, ge=1)
     """Rank at most so many test edges a relation, drawn by `seed`; left out, all."""
     auc_negatives: int = Field(10, ge=1, le=10_000)
-    """Sampled negatives an edge for AUC and RCE."""
+    """Sampled negatives an edge for AUC, RCE and calibration. They state what a probability means: that of an edge
+    where each real edge comes with so many pairs of the same head and a random tail. The base rate is 1 in 1 +
+    `auc_negatives`."""
     floors: dict[str, float] = {}
     """Least values of overall metrics, such as `{filtered_mrr: 0.1}`; the check on `evaluation` fails below."""
     baselines: list[Baseline] = ["popularity", "item_knn", "als"]
@@ -179,7 +181,8 @@ class EvaluationConfig(Section):
     def _known_floors(self) -> EvaluationConfig:
         ranks = ["mrr", "mean_rank", *(f"hits@{k}" for k in self.hits_at)]
         known = [f"{kind}_{name}" for kind in ("filtered", "raw") for name in ranks]
-        known += [f"{name}@{k}" for k in self.recall_at for name in ("recall", "ndcg")] + ["auc", "rce"]
+        known += [f"{name}@{k}" for k in self.recall_at for name in ("recall", "ndcg")]
+        known += ["auc", "rce", "calibrated_rce"]
         for name in self.floors:
             if name not in known:
                 raise ValueError(f"floors: {unknown('metric', name, known)}")
@@ -198,8 +201,30 @@ class EvaluationConfig(Section):
         return f"recall@{max(self.recall_at)}" if self.recall_at else "filtered_mrr"
 
 
+class PostgresConfig(Section):
+    """A copy of each release in PostgreSQL with pgvector."""
+
+    url_variable: str = Field("TWHIN_POSTGRES", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable that has the server's address, such as `postgresql://user:password@host/database`.
+    Where it is not set, libpq's own (`PGHOST`, `PGDATABASE`, …) say it. A configuration has no passwords."""
+    schema_name: str = Field("twhin", pattern=r"^[a-z_][a-z0-9_]{0,29}$")
+    """The schema of the views. Each release's tables are in a schema of their own, named after it and the release."""
+    data_type: Literal["fp32", "fp16"] = "fp32"
+    """`fp32`: pgvector's `vector`, `fp16`: its `halfvec`, which takes half the space."""
+    index: Literal["hnsw", "none"] = "hnsw"
+    """The index on each entity type's vectors, for the comparator's distance."""
+    relations: list[str] = []
+    """Relations whose queries are copied too, as `wants_<relation>`: each head's vector as the relation's operator
+    makes it, so that the nearest tails to it are the head's best ones."""
+    keep: int = Field(2, ge=1)
+    """So many of the latest releases stay, that of the views included."""
+
+
 class ExportConfig(Section):
     """How embedding tables are written."""
+
+    postgres: PostgresConfig | None = None
+    """Copy each release into PostgreSQL too; views there switch when one is promoted. Left out: no."""
 
     data_type: Literal["fp32", "fp16"] = "fp32"
     """Element type of the exported vectors."""

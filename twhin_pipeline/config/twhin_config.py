@@ -27,7 +27,7 @@ from twhin_pipeline.config.data import (
     VocabularyConfig,
 )
 from twhin_pipeline.config.indexes import IndexesConfig
-from twhin_pipeline.config.model import TwhinModelConfig
+from twhin_pipeline.config.model import EVERY_OTHER, TwhinModelConfig
 from twhin_pipeline.config.promotion import PromotionConfig
 from twhin_pipeline.config.retention import RetentionConfig
 from twhin_pipeline.config.training import (
@@ -122,6 +122,9 @@ class TwhinConfig(Section):
                 if entity not in self.model.table_names:
                     known = unknown("entity type", entity, self.model.table_names)
                     raise ValueError(f"promotion.drift.{name}: {known}")
+        for name in self.export.postgres.relations if self.export.postgres else ():
+            if name not in self.model.relation_names and EVERY_OTHER not in self.model.relation_names:
+                raise ValueError(f"export.postgres.relations: {unknown('relation', name, self.model.relation_names)}")
         ranks = self.launch.nproc_per_node * self.launch.nnodes
         for table in self.model.embeddings.tables:
             if table.optimizer.unsharded and ranks > 1:

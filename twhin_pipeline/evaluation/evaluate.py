@@ -1,8 +1,13 @@
-"""Evaluation: ranks the held-out edges and writes the table `evaluation` (defined in docs/reference/metrics.md)."""
+"""Evaluation: ranks the held-out edges and writes the table `evaluation` (defined in docs/reference/metrics.md).
+
+It also fits the maps from scores to probabilities, and writes them to the table `calibration`.
+"""
 
 from __future__ import annotations
 
+import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import duckdb
@@ -14,7 +19,7 @@ from twhin_pipeline import scratch
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.training import EvaluationConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.evaluation import ancestors, comparison, repeats
+from twhin_pipeline.evaluation import ancestors, calibrate, comparison, repeats
 from twhin_pipeline.evaluation.advice import advice
 from twhin_pipeline.evaluation.baselines import read_degrees
 from twhin_pipeline.evaluation.classification import classification_metrics, sample_negatives, score_sampled
@@ -34,8 +39,9 @@ from twhin_pipeline.evaluation.results import SCHEMA, comparisons
 from twhin_pipeline.graph.present import present_rows
 from twhin_pipeline.model.relation_scores import RelationScores, to_tensor
 from twhin_pipeline.store import Manifest, Store, database
+from twhin_pipeline.vectors.calibration import RELIABILITY, THRESHOLDS, Calibration
 from twhin_pipeline.vectors.model_files import ModelTables
-from twhin_pipeline.words import BOTH, SIDES, Side, sides_word
+from twhin_pipeline.words import BOTH, CALIBRATION, SIDES, Side, sides_word
 
 ALL = "all"
 Metrics = dict[str, float | None]
@@ -47,7 +53,10 @@ DETAIL = {"value": "metrics"}
 
 
 def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
-    """Measure the model of a snapshot on its held-out edges and write the table `evaluation`.
+    """Measure the model of a snapshot on its held-out edges and write the tables `evaluation` and `calibration`.
+
+    Returns:
+        The manifest of `evaluation`.
 
     Raises:
         UserError: The model or its data is missing, or they do not belong together.
@@ -75,14 +84,24 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             {"lhs": of_types[relation.lhs], "rhs": of_types[relation.rhs]} for relation in config.model.relations
         ]
         by_relation = _measure(con, config.model.relation_names, scores, present, held_out, config.evaluation)
+        validation = _unseen_validation(con, config, store, snapshot, origins, held_out, f"{folder}/validation")
+        fitted, counts = calibrate.fit_all(
+            con, config.model.relation_names, scores, [one["rhs"] for one in present], validation,
+            list(dict.fromkeys([*held_out.seen, *validation])), config.evaluation,
+        )  # fmt: skip
         ranked = time.monotonic()
         sizes = {name: len(table) for name, table in vectors.items()}
         tails = {name: CandidateSet(size, of_types[name]) for name, size in sizes.items()}
         compared = comparison.compare(con, config, by_relation, held_out, sizes, tails, device)
     measured = list(by_relation.values())
     again = repeats.measure(config, store, snapshot, scores, tails)
-    table = pa.concat_tables([_table(measured, config.evaluation), again])
+    calibrated = {m.name: (fitted[m.name], (m.model["rhs"].positive, m.model["rhs"].negative)) for m in measured}
+    _write_calibration(config, store, snapshot, versions, fitted, counts, calibrated, held_out.split)
+    # Edges that the maps were fitted to say nothing of how good they are.
+    probable = calibrated if held_out.split == "test" else {}
+    table = pa.concat_tables([_table(measured, config.evaluation, probable), again])
     overall = _overall(measured, config)
+    overall["value"] |= {k: v for k, v in calibrate.metrics(list(probable.values())).items() if v is not None}
     with store.replace("evaluation", snapshot, config_hash=config.hash(), parents=versions) as draft:
         draft.write(table)
         draft.details = {
@@ -108,6 +127,52 @@ def evaluate(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         warnings += advice(comparisons(table, draft.details), config, tables.manifest.details)
         draft.details["warnings"] = warnings
     return store.manifest("evaluation", snapshot)
+
+
+def _unseen_validation(
+    con: duckdb.DuckDBPyConnection,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    origins: Sequence[ancestors.Origin],
+    held_out: HeldOut,
+    folder: str,
+) -> list[str]:
+    """Return files of the validation edges that no model was trained on from which this one started."""
+    if held_out.split != "test":
+        return held_out.test
+    seen = ancestors.find(con, config, store, snapshot, origins, held_out.validation)
+    os.makedirs(folder)
+    return HeldOut("validation", held_out.validation, [], []).without(con, seen.edges, folder).test
+
+
+def _write_calibration(
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    versions: dict[str, str],
+    fitted: Mapping[str, Calibration],
+    counts: Mapping[str, int],
+    measured: Mapping[str, tuple[Calibration, calibrate.Pairs]],
+    split: str,
+) -> None:
+    """Write the table `calibration`: the maps, and what thresholds reach on the edges that were measured."""
+    without = [name for name, one in fitted.items() if not one.is_fitted]
+    thresholds, bins = calibrate.parts(measured, ALL, fresh=split == "test")
+    with store.replace(CALIBRATION, snapshot, config_hash=config.hash(), parents=versions) as draft:
+        draft.write(calibrate.table(fitted, counts))
+        draft.write(thresholds, f"{THRESHOLDS}.parquet")
+        draft.write(bins, f"{RELIABILITY}.parquet")
+        draft.details = {
+            "negatives": config.evaluation.auc_negatives,
+            "base_rate": 1 / (1 + config.evaluation.auc_negatives),
+            "measured_on": split,
+            "methods": dict(Counter(one.method for one in fitted.values())),
+            "uncalibrated": without,
+            "notes": [f"no validation edge, so probabilities are not calibrated: {', '.join(without)}"]
+            if without
+            else [],
+        }
 
 
 def _parents(tables: ModelTables, config: TwhinConfig, snapshot: str) -> dict[str, str]:
@@ -211,7 +276,11 @@ def _measure_retrieval(
         m.retrieved = Retrieved(heads[n], of_model[1], of_popularity[1])
 
 
-def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:
+def _table(
+    measured: list[Measured],
+    options: EvaluationConfig,
+    calibrated: Mapping[str, tuple[Calibration, calibrate.Pairs]],
+) -> pa.Table:
     """One row per relation (then all together), side and metric."""
     rows: list[dict] = []
     for name, group in [*((m.name, [m]) for m in measured), *([(ALL, measured)] if measured else [])]:
@@ -222,6 +291,8 @@ def _table(measured: list[Measured], options: EvaluationConfig) -> pa.Table:
         retrieved = [len(m.retrieved.edges["lhs"]) for m in group if m.retrieved is not None]
         heads = [len(m.compared.heads) for m in group if m.compared is not None]
         rows += _table_rows(name, "rhs", sum(retrieved), sum(heads), _retrieval(group, options))
+        probable = [calibrated[m.name] for m in group if m.name in calibrated]
+        rows += _table_rows(name, "rhs", edges, 0, {"value": calibrate.metrics(probable)})
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 

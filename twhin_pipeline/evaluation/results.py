@@ -27,6 +27,8 @@ SCHEMA = pa.schema(
     ]
 )
 """The table's columns. Tables of earlier versions end with `edges`."""
+OF_TAILS = ("recall@", "ndcg@", "calibrated_rce", "ece")
+"""How metrics begin that are of tails always, whichever sides are corrupted."""
 BASELINES = {"popularity": "baseline", "item_knn": "item_knn", "als": "als"}
 """The table's column of each baseline, by the name that the configuration has for it."""
 TITLES = {"popularity": "popular", "item_knn": "item-kNN", "als": "ALS"}
@@ -113,8 +115,7 @@ def chief_rows(evaluation: pa.Table, details: Mapping[str, Any]) -> pa.Table:
             rows.append(row)
     columns = (*BASELINES.values(), "compared")
     for metric, value in details.get("metrics", {}).items():
-        retrieved = metric.startswith(("recall@", "ndcg@"))
-        side = RHS if retrieved else sides if isinstance(sides, str) else "corrupted"
+        side = RHS if metric.startswith(OF_TAILS) else sides if isinstance(sides, str) else "corrupted"
         row = {"relation": ALL, "side": side, "metric": metric, "value": value, "edges": details.get("edges")}
         row |= {column: details.get(column, {}).get(metric) for column in columns}
         if row["compared"] is not None:

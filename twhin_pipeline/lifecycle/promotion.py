@@ -125,7 +125,7 @@ def _release_of(store: Store, published: Manifest) -> Release:
 
 
 def promote(store: Store, name: str, by: str, reason: str) -> tuple[Release, str | None]:
-    """Make a release the current one; MLflow's alias `champion` follows.
+    """Make a release the current one; MLflow's alias `champion` and the views in PostgreSQL follow.
 
     Args:
         store: Where it is.
@@ -134,21 +134,39 @@ def promote(store: Store, name: str, by: str, reason: str) -> tuple[Release, str
         reason: Why; stored.
 
     Returns:
-        The release, and why the alias could not follow, None where it did or the model is not registered.
+        The release, and what could not follow and why, None where all did.
 
     Raises:
         UserError: There is no such release, one of its tables is gone, or another process moves `current`.
     """
+    release = releases.promote(store, name, by, reason)
+    notes = [note for note in (_move_champion(store, release), _switch_views(store, release)) if note is not None]
+    return release, "; ".join(notes) or None
+
+
+def _move_champion(store: Store, release: Release) -> str | None:
     from twhin_pipeline import tracking
 
-    release = releases.promote(store, name, by, reason)
     if release.model_uri is None:
-        return release, None
+        return None
     try:
         tracking.set_champion(store, release.model_uri)
     except Exception as error:  # of the server: which release is current is in the store
-        return release, f"the alias champion was not moved to {release.model_uri}: {tracking.reason(error)}"
-    return release, None
+        return f"the alias champion was not moved to {release.model_uri}: {tracking.reason(error)}"
+    return None
+
+
+def _switch_views(store: Store, release: Release) -> str | None:
+    from twhin_pipeline.vectors import postgres
+
+    settings = postgres.settings_of(store, release)
+    if settings is None:
+        return None
+    try:
+        postgres.show(store, release, settings)
+    except UserError as error:
+        return f"the views in PostgreSQL show the release before: {error}"
+    return None
 
 
 def rollback(store: Store, name: str | None, by: str, reason: str) -> tuple[Release, str | None]:

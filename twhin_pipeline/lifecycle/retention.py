@@ -39,7 +39,7 @@ from twhin_pipeline.lifecycle import leftovers
 from twhin_pipeline.lifecycle.leftovers import Checkpoints, Copy
 from twhin_pipeline.store import Manifest, Store, releases
 from twhin_pipeline.store.releases import Release
-from twhin_pipeline.words import MODELS, PROMOTION, PUBLISHED
+from twhin_pipeline.words import CALIBRATION, MODELS, PROMOTION, PUBLISHED
 
 EDGES, REJECTED = "raw_edges", "raw_edges_rejected"
 
@@ -236,6 +236,11 @@ class _Planning:
             self._keep(model, f"{alias} is in MLflow's registry")
             for key, manifest in self.manifests.items():  # its vectors: `load_model` of the alias reads them
                 if key.asset.startswith("embeddings/") and manifest.parents.get(asset) == model.version:
+                    self._keep(key, f"{alias} is in MLflow's registry")
+            refitted = self.manifests.get(model) if one.get("view") else None
+            evaluated = refitted.parents.get("twhin_model") if refitted else model.version
+            for key, manifest in self.manifests.items():  # and what its probabilities come from
+                if key.asset == CALIBRATION and manifest.parents.get("twhin_model") == evaluated:
                     self._keep(key, f"{alias} is in MLflow's registry")
 
     def _newest(self) -> None:

@@ -18,7 +18,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages import unchanged
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest, Store
-from twhin_pipeline.words import DRIFT, INDEX, PROMOTION, PUBLISHED, REPEATS
+from twhin_pipeline.words import CALIBRATION, DRIFT, INDEX, PROMOTION, PUBLISHED, REPEATS
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _require_passed(run: Run) -> None:
     from twhin_pipeline.checks import checks
 
     store, snapshot = run.store, run.snapshot
-    made = [table for table in ("twhin_model", "evaluation") if store.newest(table, snapshot) is not None]
+    made = [table for table in ("twhin_model", "evaluation", CALIBRATION) if store.newest(table, snapshot) is not None]
     checks.require_passed(run.config, store, snapshot, made)
 
 
@@ -214,14 +214,17 @@ STAGES: dict[str, Stage] = {
             ("raw_edges", "vocabulary/*"),
         ),
         Stage("train", "Train the model under torchrun.", train, ("twhin_model",), (*_TRAINED_ON, "vocabulary/*")),
-        Stage("evaluate", "Measure the model on held-out edges.", evaluate, ("evaluation",), ("twhin_model", *_RANKED)),
+        Stage(
+            "evaluate", "Measure the model on held-out edges.", evaluate, ("evaluation", CALIBRATION),
+            ("twhin_model", *_RANKED),
+        ),
         Stage(
             "refit", "Train once more, on all edges.", refit, _REFITTED, ("twhin_model", "vocabulary/*"),
-            ("evaluation",), _not_refit,
+            ("evaluation", CALIBRATION), _not_refit,
         ),
         Stage(
             "export", "Write embedding tables by id.", export, ("embeddings/*", "embeddings/relations"),
-            ("twhin_model", "vocabulary/*"), ("evaluation", *_REFITTED),
+            ("twhin_model", "vocabulary/*"), ("evaluation", CALIBRATION, *_REFITTED),
         ),
         Stage(
             "index", "Build indexes for approximate search.", index, (f"{INDEX}/*",),
@@ -233,7 +236,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "publish", "Register the model and write the release.", publish, (PUBLISHED,),
-            ("evaluation", "embeddings/*", "embeddings/relations", DRIFT), (f"{INDEX}/*",),
+            ("evaluation", CALIBRATION, "embeddings/*", "embeddings/relations", DRIFT), (f"{INDEX}/*",),
         ),
         Stage("decide", "Promote the release, or hold it back.", decide, (PROMOTION,), (PUBLISHED, DRIFT)),
     )

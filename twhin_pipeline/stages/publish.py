@@ -15,7 +15,8 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages import refit
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Draft, Manifest, Store
-from twhin_pipeline.words import DRIFT, PUBLISHED
+from twhin_pipeline.store.releases import Release
+from twhin_pipeline.words import CALIBRATION, DRIFT, PUBLISHED
 
 
 def publish(run: Run) -> Manifest:
@@ -32,19 +33,36 @@ def publish(run: Run) -> Manifest:
     config, store, snapshot = run.config, run.store, run.snapshot
     vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
     indexes = index_choice.current(store, snapshot, config.indexed_types)
-    checks.require_passed(config, store, snapshot, ["evaluation", *vectors, *indexes])
+    # An earlier version of this package evaluated without it.
+    measured = ["evaluation", *([CALIBRATION] if store.newest(CALIBRATION, snapshot) is not None else [])]
+    checks.require_passed(config, store, snapshot, [*measured, *vectors, *indexes])
     model = refit.published(config, store, snapshot)
-    parents = store.versions(snapshot, ["evaluation", *vectors, *indexes, DRIFT]) | model.versions(
-        snapshot, ["twhin_model"]
-    )
+    parents = store.versions(snapshot, [*measured, *vectors, *indexes, DRIFT])
+    parents |= model.versions(snapshot, ["twhin_model"])
     with store.replace(PUBLISHED, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}
         draft.details |= _write_maps(run, draft, parents)
+        if config.export.postgres is not None:
+            draft.details["postgres"] = config.export.postgres.model_dump(mode="json")
     catalog.refresh(store)
     manifest = store.manifest(PUBLISHED, snapshot)
     figures = tracking.finite(store.manifest("evaluation", snapshot).details["metrics"])
-    releases.make(store, snapshot, {PUBLISHED: manifest.version}, figures, manifest.details.get("model"))
+    release = releases.make(store, snapshot, {PUBLISHED: manifest.version}, figures, manifest.details.get("model"))
+    _copy_to_postgres(store, release)
     return manifest
+
+
+def _copy_to_postgres(store: Store, release: Release) -> None:
+    """Copy the release where the configuration asks for it. A server that is away is no reason to have no release."""
+    from twhin_pipeline.vectors import postgres
+
+    settings = postgres.settings_of(store, release)
+    if settings is None:
+        return
+    try:
+        postgres.copy(store, release, settings)
+    except UserError as error:
+        warnings.warn(f"the release is not in PostgreSQL: {error}", stacklevel=2)
 
 
 def _write_maps(run: Run, draft: Draft, versions: Mapping[str, str]) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from twhin_pipeline.store.manifest import MANIFEST, Manifest
 if TYPE_CHECKING:
     from twhin_pipeline.store.store import Store
 
-ROWS_IN = {"twhin_model": "tables/"}
-"""Where a version's rows are, by the last part of the table's name, if not in all of its Parquet files. The other files
-are parts of their own: of a model, whose rows are vectors, these are the relations, the losses and the metrics."""
+ROWS_IN = {"twhin_model": "tables/", "calibration": "part-"}
+"""How the paths of the files with a version's rows begin, by the last part of the table's name, if not all of its
+Parquet files have them. The others are parts of their own: of a model, whose rows are vectors, these are the relations,
+the losses and the metrics."""
 unfinished: set[str] = set()
 """Locations of the versions that this process is writing."""
 _HASHING_THREADS = 4

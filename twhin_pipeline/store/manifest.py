@@ -24,6 +24,7 @@ MAKERS = {
     "held_out": "sample",
     "twhin_model": "train",
     "evaluation": "evaluate",
+    "calibration": "evaluate",
     "embeddings": "export",
     "index": "index",
     "refit": "refit",

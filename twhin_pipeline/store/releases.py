@@ -13,6 +13,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from twhin_pipeline.store.store import Store
 from twhin_pipeline.words import PUBLISHED
 
 FOLDER, CURRENT, PINNED = "releases", "current", "pinned"
+NAME = re.compile(r"\d{4}-\d{2}-\d{2}-\d{8}T\d+")
+"""What a release is called: its snapshot, and when it was made."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ weights, and each fills its places with the tails nearest to its mean. So a mino
 one. This is the mixture of TwHIN (El-Kishky et al., 2022, "TwHIN: Embedding the Twitter Heterogeneous Information
 Network for Personalized Recommendation"). Means over a head's own tails, and the smoothing over the heads whose vectors
 are nearest, are those of kNN-Embed (El-Kishky et al., 2022, "kNN-Embed: Locally Smoothed Embedding Mixtures For
-Multi-interest Candidate Retrieval").
+Multi-interest Candidate Retrieval"). Mixing the head's own vector into each mean is ours: it found more on each graph
+that was tried (`benchmarks/interests.py`).
 """
 
 from __future__ import annotations
@@ -98,15 +99,24 @@ class Mixture:
         """
         head, weight, means = self._components(vectors, themselves, engaged)
         lone = np.setdiff1d(np.arange(len(vectors)), head)  # engaged with nothing: searched by its own vector
-        prepare = self.scores.scorer.comparator.prepare
-        queries = np.concatenate(
-            [prepare(torch.from_numpy(means)).numpy(), self.scores.queries(self.relation, vectors[lone])]
-        )
+        means = self.scores.scorer.comparator.prepare(torch.from_numpy(means)).numpy()
+        plain = self.scores.queries(self.relation, vectors)
+        queries = np.concatenate([self._mixed(means, plain[head]), plain[lone]])
         head, weight = np.concatenate([head, lone]), np.concatenate([weight, np.ones(len(lone))])
         spans = RowLists.of_pairs(left_out.queries, left_out.rows, len(vectors))
         found, _ = best_rows(searcher, queries, k, spans.pairs(head))
         rows = _shared_out(head, weight, found, k, len(vectors))
         return self._ranked(vectors, rows)
+
+    def _mixed(self, means: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Return what clusters are searched by: means, mixed with the heads' own queries, `[M, D]` each.
+
+        Where the comparator is a product, both count by their direction.
+        """
+        share = np.float32(self.interests.own)
+        if isinstance(self.scores.scorer.comparator, Dot):
+            means, own = _scaled(means, True), _scaled(own, True)
+        return means * (1 - share) + own * share
 
     def _components(
         self, vectors: np.ndarray, themselves: RowPairs, engaged: RowPairs

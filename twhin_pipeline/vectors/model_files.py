@@ -272,8 +272,8 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: s
 
     Args:
         path: A store (path or URL); one of its snapshots (`<store>@YYYY-MM-DD`, or the folder
-            `<store>/twhin_model/YYYY-MM-DD`); or an MLflow model URI (`models:/name/3`, `models:/name@alias`,
-            `runs:/<id>/model`).
+            `<store>/twhin_model/YYYY-MM-DD`) or releases (`<store>@<its name>`); or an MLflow model URI
+            (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
         asset: The table to find there.
         snapshot: The snapshot, where `path` does not name one. Left out: that of the current release, and where
             nothing has been published the newest that has the table.
@@ -288,6 +288,8 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: s
     """
     if path.startswith(("models:/", "runs:/")):
         return _registered(path, asset, snapshot)
+    if (of_release := re.fullmatch(rf"(.+?)@({releases.NAME.pattern})/?", path)) is not None:
+        return _of_release(of_release[1], of_release[2], asset, snapshot)
     named = re.fullmatch(rf"(.+?)(?:@|/{ASSET}/)(\d{{4}}-\d{{2}}-\d{{2}})/?", path)
     root, at = (named[1], named[2]) if named else (path, snapshot)
     if at is not None and snapshot not in (None, at):
@@ -304,6 +306,16 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: s
         command = f"twhin {maker(asset)}" + (f" --snapshot {at}" if at else "")
         raise UserError(f"{path}: no {asset} there ({there}); {remedy} `{command}`")
     return store.pinned(), at or made[-1]
+
+
+def _of_release(root: str, name: str, asset: str, snapshot: str | None) -> tuple[Store, str]:
+    store = Store(root)
+    release = releases.read(store, name)
+    if snapshot not in (None, release.snapshot):
+        raise UserError(f"release {name} is of snapshot {release.snapshot}, not of {snapshot}; leave the snapshot out")
+    if asset not in release.tables:
+        raise UserError(f"{store.root}: release {name} has no {asset}; choose another (`twhin releases`)")
+    return releases.opened(store, release), release.snapshot
 
 
 def has_release(store: Store, before: str) -> bool:

@@ -5,6 +5,7 @@
 >>> model.predict_relation(12, 34, "fav")
 >>> model.neighbors("tweet", 34, k=10)
 >>> model.recommend("fav", 12, k=10)
+>>> for batch in model.recommend("fav", k=10): ...  # all users, as Arrow record batches
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from twhin_pipeline import extras
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Manifest, Store, releases
+from twhin_pipeline.vectors.calibration import Calibrations, Threshold, open_calibrations, sigmoid
 from twhin_pipeline.vectors.chosen import Chosen, New
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId, as_list
 from twhin_pipeline.vectors.interests import Interests
@@ -53,7 +55,7 @@ class UnknownName(UnknownId):
 class TwhinEmbeddings:
     """A trained model, to read: the vectors of each entity type, and the scorer that training used.
 
-    Vectors and neighbors come without torch; probabilities, candidates and recommendations need it.
+    Vectors, and neighbors of one id, come without torch; everything else needs it.
     Each entity type has its getter: `get_user_embedding(id)` is `get_embedding("user", id)`.
     """
 
@@ -69,6 +71,7 @@ class TwhinEmbeddings:
         store: Store | None = None,
         maps: Mapping[str, np.ndarray] | None = None,
         open_index: Callable[[EntityTable], VectorIndex | None] = lambda table: None,
+        open_calibrations: Callable[[], Calibrations] = Calibrations,
     ) -> None:
         """Put together what `load_model` found.
 
@@ -83,10 +86,11 @@ class TwhinEmbeddings:
             maps: By entity type, a matrix `[D, D']` into another space, for `get_embedding`; None: the model's own.
             open_index: Returns the index of an entity type's vectors, None where there is none; called when a search
                 first could use it.
+            open_calibrations: Returns the maps from scores to probabilities; called when the first is asked for.
         """
         self.config = model_config
         self.tables = dict(tables)
-        self._open_scores = open_scores
+        self._open_scores, self._open_calibrations = open_scores, open_calibrations
         self.snapshot, self.version = snapshot, version
         self.normalized = normalized
         self.store = store
@@ -244,31 +248,84 @@ class TwhinEmbeddings:
                 columns = [table.index.ids.take(pa.array(rows)), vectors.cast(schema.field("embedding").type)]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
-    def predict_relation(self, lhs: Any, rhs: Any, relation: str | None = None) -> float | np.ndarray:
-        """Return the probability sigmoid(score) that `lhs` has `relation` to `rhs`.
+    def predict_relation(
+        self, lhs: Any, rhs: Any, relation: str | None = None, *, prior: float | None = None
+    ) -> float | np.ndarray:
+        """Return the probability that `lhs` has `relation` to `rhs`.
 
-        Where the comparator is a distance, scores are never above 0 and probabilities never above one half: they put
-        edges in order, and no more.
+        It is calibrated: fitted to validation edges, each beside `evaluation.auc_negatives` pairs of the same head with
+        a random tail, so it is the probability at that base rate. It grows strictly with the score. Where nothing was
+        fitted (no validation edges, or a store of an earlier version) it is sigmoid(score), and a warning says so.
 
         Args:
             lhs: An id, a sequence of n ids, or vectors of floats, `[D]` or `[n, D]`.
             rhs: Likewise; one entity is paired with all of the other side's n.
             relation: The relation's name; may be left out where the model has only one.
+            prior: The share of edges among the pairs that you ask for, where it is another; log-odds are shifted by
+                Bayes' rule (Elkan, 2001, theorem 2; Saerens et al., 2002).
 
         Returns:
-            A float for one edge, or float32 `[n]`.
+            A float for one edge, or float64 `[n]`.
 
         Raises:
             KeyError: The relation or an id is unknown.
-            UserError: The relation is left out where there are several, or vectors or counts do not fit.
+            UserError: The relation is left out where there are several, vectors or counts do not fit, or a prior is
+                given that is not between 0 and 1, or for a relation that is not calibrated.
         """
         number, left, right = self._relation(relation)
         a, one_a = self._vectors(left, lhs)
         b, one_b = self._vectors(right, rhs)
         if not one_a and not one_b and len(a) != len(b):
             raise UserError(f"predict_relation pairs lhs and rhs one to one, got {len(a)} and {len(b)}")
-        probability = self._scores.probabilities(a, number, b)
+        name = self.relations[number]
+        log_odds = self._calibrations.log_odds(name, self._scores.of_pairs(a, number, b), prior)
+        probability = sigmoid(log_odds)
         return float(probability[0]) if one_a and one_b else probability
+
+    def queries(self, relation: str | None, heads: Any) -> np.ndarray:
+        """Return heads (ids, or vectors `[n, D]`) as the relation's operator makes them, float32 `[n, D]`.
+
+        The tails that a head most probably has the relation to are those nearest to it: by the dot product, the cosine
+        or the distance, as the model's comparator is. For search engines that know only vectors.
+
+        Raises:
+            KeyError: The relation or an id is unknown.
+            UserError: The relation is None where there are several, or vectors do not fit.
+        """
+        number, left, _ = self._relation(relation)
+        return self._scores.queries(number, self._vectors(left, heads)[0])
+
+    def threshold(
+        self,
+        relation: str | None = None,
+        *,
+        precision: float | None = None,
+        recall: float | None = None,
+        prior: float | None = None,
+    ) -> Threshold:
+        """Return the probability from which on `predict_relation` reaches a precision, or a recall.
+
+        What thresholds reach was measured on the evaluation's held-out edges, each beside `evaluation.auc_negatives`
+        pairs of the same head with a random tail. Of the thresholds with the precision it is the lowest, of those with
+        the recall the highest.
+
+        Args:
+            relation: The relation's name; may be left out where the model has only one.
+            precision: The share of edges among the pairs at or above the threshold, above 0 and at most 1.
+            recall: In its place, the share of edges that are at or above it.
+            prior: As of `predict_relation`.
+
+        Raises:
+            KeyError: The relation is unknown.
+            UserError: Not one of the two is given, no threshold reaches the precision (the message has the best), the
+                relation had no held-out edge, or a prior does not fit.
+        """
+        name = self.relations[self._relation(relation)[0]]
+        return self._calibrations.threshold(name, precision=precision, recall=recall, prior=prior)
+
+    @cached_property
+    def _calibrations(self) -> Calibrations:
+        return self._open_calibrations()
 
     def has(self, entity: str, id: Any) -> bool:
         """Tell whether an entity type has the id. Raises KeyError where the type is unknown."""
@@ -768,8 +825,8 @@ def load_model(path: str, snapshot: str | None = None, *, compatible_with: str |
     """Open exported embeddings: nothing is read until it is asked for.
 
     Args:
-        path: A store's root (path or URL); that with `@YYYY-MM-DD` for one of its snapshots; or an MLflow model URI
-            (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
+        path: A store's root (path or URL); that with `@` and a date for one of its snapshots, or with `@` and the name
+            of a release; or an MLflow model URI (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
         snapshot: The snapshot, in place of `@YYYY-MM-DD`. Left out: that of the current release; where nothing has been
             published, the newest that has embeddings.
         compatible_with: An earlier release (`twhin releases` lists them). `get_embedding` then returns vectors in its
@@ -802,6 +859,7 @@ def load_model(path: str, snapshot: str | None = None, *, compatible_with: str |
         store=store,
         maps=None if compatible_with is None else _maps(store, relations, compatible_with),
         open_index=partial(_open_index, model_config, store, snapshot),
+        open_calibrations=partial(open_calibrations, store, relations),
     )
 
 

@@ -21,10 +21,10 @@ class EdgeScores:
         """Take each relation's operator parameters `[P]`. Raises UserError where `Scorer.load_rows` does."""
         self.scorer = Scorer.from_rows(model_config, rows).eval()
 
-    def probabilities(self, lhs: np.ndarray, relation: int, rhs: np.ndarray) -> np.ndarray:
-        """Return sigmoid(score), float32 `[n]`, of edges from `lhs` to `rhs`, both `[n, D]`; either may be one row."""
+    def of_pairs(self, lhs: np.ndarray, relation: int, rhs: np.ndarray) -> np.ndarray:
+        """Return the scores, float32 `[n]`, of edges from `lhs` to `rhs`, both `[n, D]`; either may be one row."""
         with torch.inference_mode():
-            return torch.sigmoid(self.scorer.score(to_tensor(lhs), relation, to_tensor(rhs))).numpy()
+            return self.scorer.score(to_tensor(lhs), relation, to_tensor(rhs)).numpy()
 
     def queries(self, relation: int, heads: np.ndarray) -> np.ndarray:
         """Return what finds the tails of `heads` `[Q, D]` in a search: the operator applied, prepared: `[Q, D]`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED
+from twhin_pipeline.words import CALIBRATION, DRIFT, PROMOTION, PUBLISHED
 
 _EDGES = {
     "chunk": "Number of the edge's chunk, from 0. A chunk has edges of one relation, which share sampled negatives.",
@@ -72,6 +72,14 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "als": "ALS's figure, on `compared_edges`.",
         "compared": "The model's figure, on `compared_edges`.",
         "compared_edges": "Held-out edges that item-kNN and ALS ranked: a sample of `edges`, or all of them.",
+    },
+    CALIBRATION: {
+        "relation": "Name of the relation.",
+        "method": "`platt` (one line), `piecewise`, `pooled` (fitted to all relations together), or `none`.",
+        "edges": "Validation edges of the relation.",
+        "negatives": "Sampled pairs for each edge: the base rate is 1 in 1 + `negatives`.",
+        "scores": "Scores at which the map from scores to log-odds has its knots.",
+        "log_odds": "Log-odds at these knots. The map is linear between knots, and goes on beyond them.",
     },
     "embeddings/*": {
         "id": "The entity's id, as the source has it.",

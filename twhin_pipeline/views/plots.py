@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 # Told apart by people who see colours differently (Okabe and Ito, 2008).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 REST = "#B8B8B8"
+LEAST_PROBABILITY = 1e-7
+"""Drawn in the place of smaller ones, where the scale is that of log-odds."""
 MOST_BARS, LONGEST_LABEL = 30, 62
 MARKS = (("|", 220.0, 2.4), ("D", 36.0, 0.8), ("o", 46.0, 0.8))
 """Of baselines: shape, size and line width. They differ in shape too, for who sees colours differently."""
@@ -104,6 +106,36 @@ def relation_metrics(
     axes.grid(axis="y", visible=False)
     legend = [bars, *marked]
     figure.legend(handles=legend, loc="outside upper right", ncols=len(legend), frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def reliability(predicted: np.ndarray, uncalibrated: np.ndarray, observed: np.ndarray, pairs: np.ndarray) -> bytes:
+    """Draw the share of edges among pairs of about the same probability; good probabilities are on the diagonal.
+
+    Args:
+        predicted: Mean probability of each bin (float [B]).
+        uncalibrated: Mean of sigmoid(score) of the same pairs (float [B]).
+        observed: Share of edges among them (float [B]).
+        pairs: How many there are (int [B]).
+    """
+    figure, axes = _figure(5.6, 4.6)
+    # The scale has no place for 0 and 1: where a bin has edges only, or none, half a pair stands in.
+    share = np.clip(observed, 0.5 / pairs, 1 - 0.5 / pairs)
+    predicted = np.clip(predicted, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    raw = np.clip(uncalibrated, 1e-4, 1 - 1e-4)  # others are drawn at the edge
+    every = np.concatenate([share, predicted, raw, [0.01, 0.9]])
+    low, high = float(every.min()) / 2, (1 + float(every.max())) / 2
+    axes.plot([low, high], [low, high], color=REST, linewidth=1.2, label="exact")
+    axes.plot(raw, share, color=COLOURS[1], marker="s", markersize=4, linewidth=1.2, label="sigmoid(score)")
+    axes.plot(predicted, share, color=COLOURS[0], marker="o", markersize=5, linewidth=1.6, label="calibrated")
+    axes.set(xscale="logit", yscale="logit", xlim=(low, high), ylim=(low, high))
+    axes.set(xlabel="mean probability of a bin's pairs", ylabel="share of edges among them")
+    ticks = [tick for tick in (1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999) if low <= tick <= high]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
     return _png(figure)
 
 

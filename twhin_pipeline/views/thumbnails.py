@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from twhin_pipeline.views.plots import COLOURS, REST
+from twhin_pipeline.views.plots import COLOURS, LEAST_PROBABILITY, REST
 
 MOST_CHARACTERS = 1_000
 CURVE_POINTS, SCATTER_POINTS, GROUPS, BARS = 36, 60, 4, 15
@@ -84,6 +84,24 @@ def bars(values: np.ndarray, marks: np.ndarray) -> str:
     drawn += f"'/><path stroke='{COLOURS[1]}' stroke-width='2' d='"
     drawn += "".join(f"M{round(v * scale)},{high * i}v{high}" for i, v in enumerate(marks) if np.isfinite(v))
     return _svg(drawn + "'/>")
+
+
+def reliability(predicted: np.ndarray, observed: np.ndarray, pairs: np.ndarray) -> str:
+    """Draw the share of edges among pairs by their probability, both as log-odds, and the diagonal.
+
+    Args:
+        predicted: Mean probability of each bin (float [B]).
+        observed: Share of edges among its pairs (float [B]).
+        pairs: How many pairs it has (int [B]).
+    """
+    predicted = np.clip(predicted, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    both = np.stack([predicted, np.clip(observed, 0.5 / pairs, 1 - 0.5 / pairs)])
+    log_odds = np.log(both) - np.log1p(-both)
+    low, high = float(log_odds.min()), float(log_odds.max())
+    x, y = np.round(4 + (HEIGHT - 8) * (log_odds - low) / max(high - low, 1e-12)).astype(int)
+    points = " ".join(f"{a},{HEIGHT - b}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+    line = f"<path d='M4,{HEIGHT - 4}L{HEIGHT - 4},4' stroke='{REST}'/>"
+    return _svg(f"{line}<polyline points='{points}' fill='none' stroke='{COLOURS[0]}' stroke-width='2'/>")
 
 
 def scatter(points: np.ndarray, groups: Sequence[str]) -> str:

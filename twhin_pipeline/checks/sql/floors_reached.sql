@@ -1,6 +1,6 @@
--- Every overall metric reaches its floor in `evaluation.floors`. Retrieval (recall, NDCG) has tails only.
+-- Every overall metric reaches its floor in `evaluation.floors`. Retrieval (recall, NDCG) and calibration have tails only.
 -- Finding: {n} metrics are below their floor in evaluation.floors
 SELECT f.metric, e.value, f.least AS floor, coalesce(e.value >= f.least, false) AS ok
 FROM floors f
 LEFT JOIN evaluation e ON e.metric = f.metric AND e.relation = 'all'
-    AND e.side = CASE WHEN regexp_matches(f.metric, '^(recall|ndcg)@') THEN 'rhs' ELSE 'both' END
+    AND e.side = CASE WHEN regexp_matches(f.metric, '^((recall|ndcg)@|calibrated_rce)') THEN 'rhs' ELSE 'both' END
