@@ -134,6 +134,25 @@ def test_an_index_larger_than_may_be_is_made_of_compressed_vectors(tmp_path: Pat
     assert [index_choice.kind_for(forced, rows) for rows in (9_000, 10_000)] == ["flat", "ivf_pq"]
 
 
+def test_where_a_graph_finds_too_few_auto_takes_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = made(tmp_path, exact_rows=35)
+    built: list[str] = []
+    whole = vector_index.build
+
+    def build(kind, *given, **options):  # type: ignore[no-untyped-def]
+        built.append(kind)
+        return whole("flat", *given, **options)
+
+    monkeypatch.setattr(indexing, "LEAST_FOR_PQ", 1)
+    monkeypatch.setattr(vector_index, "build", build)
+    monkeypatch.setattr(vector_index, "_efforts", lambda index, k: [[vector_index.Effort()]])
+    monkeypatch.setattr(vector_index.VectorIndex, "_searching", lambda self, effort: None)
+    monkeypatch.setattr(vector_index, "recall", lambda found, best, k: 0.9 if built[-1] == "hnsw" else 0.99)
+    run_stage(small)
+    assert built == ["hnsw", "ivf_pq"]
+    assert small.store.manifest("index/item", SNAPSHOT).details["kind"] == "ivf_pq"
+
+
 def test_an_index_is_none_of_other_vectors(tmp_path: Path) -> None:
     small = made(tmp_path, kind="flat")
     run_stage(small)

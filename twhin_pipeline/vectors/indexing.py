@@ -28,7 +28,7 @@ from twhin_pipeline.store import Manifest, Store, database
 from twhin_pipeline.store.array_cache import cached
 from twhin_pipeline.vectors import vector_index
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable
-from twhin_pipeline.vectors.index_choice import Kind, indexable, kind_for
+from twhin_pipeline.vectors.index_choice import LEAST_FOR_PQ, Kind, indexable, kind_for
 from twhin_pipeline.vectors.model_files import parameters_of
 from twhin_pipeline.vectors.retrieval import ExactSearch
 from twhin_pipeline.vectors.vector_index import Effort, VectorIndex
@@ -88,12 +88,27 @@ def build(config: TwhinConfig, store: Store, snapshot: str, settings: Mapping[st
                 draft.write(SCHEMA.empty_table())
                 draft.details = {"kind": "none"}
             else:
-                made = _Making(config, store, snapshot, model, scorer, entity, kind)
                 with draft.local_file(FILE) as path:
-                    figures, draft.details = made.write(path)
+                    for chosen in _tried(config, kind, indexable(manifest)):
+                        made = _Making(config, store, snapshot, model, scorer, entity, chosen)
+                        figures, draft.details = made.write(path)
+                        least = draft.details["least_recall"]
+                        if least is None or least >= config.indexes.recall:
+                            break
                 draft.write(figures)
         result[f"{INDEX}/{entity}"] = store.manifest(f"{INDEX}/{entity}", snapshot)
     return result
+
+
+def _tried(config: TwhinConfig, kind: Kind, rows: int) -> list[Kind]:
+    """Return which kinds are built, until one reaches the wanted recall.
+
+    A graph of inner products may leave short vectors out of reach, however broadly it is searched (Morozov and Babenko,
+    2018); lists do not.
+    """
+    lists: list[Kind] = ["ivf_pq"]
+    again = config.indexes.kind == "auto" and kind == "hnsw" and rows >= LEAST_FOR_PQ
+    return [kind, *(lists if again else ())]
 
 
 def _scorer(store: Store, relations: Manifest, model: TwhinModelConfig) -> Scorer:
