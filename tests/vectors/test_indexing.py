@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from twhin_pipeline.stages import chain
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Store
 from twhin_pipeline.store.draft import is_data
-from twhin_pipeline.vectors import indexing, vector_index
+from twhin_pipeline.vectors import index_choice, indexing, vector_index
 from twhin_pipeline.vectors.entity_table import EntityTable
 from twhin_pipeline.vectors.export import export
 
@@ -50,7 +52,7 @@ def test_every_relation_finds_its_best_trained_tails_with_the_models_scores(
     run_stage(small)
     for number, (relation, (lhs, rhs)) in enumerate(small_store.RELATIONS.items()):
         manifest = small.store.manifest(f"embeddings/{rhs}", SNAPSHOT)
-        found = indexing.manifest_of(small.store, manifest)
+        found = index_choice.manifest_of(small.store, manifest)
         assert found is not None
         index = indexing.open_index(small.store, found, EntityTable.open(small.store, manifest), small.config.model)
         assert index is not None
@@ -114,7 +116,7 @@ def test_by_default_a_small_graph_gets_no_index_and_no_table(tmp_path: Path) -> 
 
 def test_where_one_type_is_large_the_small_ones_get_a_table_without_rows(tmp_path: Path) -> None:
     small = made(tmp_path, exact_rows=35)  # 30 users, 40 items, some of both untrained
-    large = indexing._indexable(small.store.manifest("embeddings/item", SNAPSHOT)) >= 35
+    large = index_choice.indexable(small.store.manifest("embeddings/item", SNAPSHOT)) >= 35
     assert large
     [line] = run_stage(small)
     assert "index/user none (small)" in line and "index/item hnsw" in line
@@ -126,18 +128,37 @@ def test_where_one_type_is_large_the_small_ones_get_a_table_without_rows(tmp_pat
 
 def test_an_index_larger_than_may_be_is_made_of_compressed_vectors(tmp_path: Path) -> None:
     config = made(tmp_path, exact_rows=0, largest_gib=1.0).config
-    fits = 2**30 // (4 * small_store.DIM + 8 * vector_index.LINKS)
-    assert [indexing._kind(config, rows) for rows in (0, fits, fits + 1)] == ["none", "hnsw", "ivf_pq"]
+    fits = 2**30 // (4 * small_store.DIM + 8 * index_choice.LINKS)
+    assert [index_choice.kind_for(config, rows) for rows in (0, fits, fits + 1)] == ["none", "hnsw", "ivf_pq"]
     forced = small_store.config(indexes={"kind": "ivf_pq"})
-    assert [indexing._kind(forced, rows) for rows in (9_000, 10_000)] == ["flat", "ivf_pq"]
+    assert [index_choice.kind_for(forced, rows) for rows in (9_000, 10_000)] == ["flat", "ivf_pq"]
+
+
+def test_where_a_graph_finds_too_few_auto_takes_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = made(tmp_path, exact_rows=35)
+    built: list[str] = []
+    whole = vector_index.build
+
+    def build(kind, *given, **options):  # type: ignore[no-untyped-def]
+        built.append(kind)
+        return whole("flat", *given, **options)
+
+    monkeypatch.setattr(indexing, "LEAST_FOR_PQ", 1)
+    monkeypatch.setattr(vector_index, "build", build)
+    monkeypatch.setattr(vector_index, "_efforts", lambda index, k: [[vector_index.Effort()]])
+    monkeypatch.setattr(vector_index.VectorIndex, "_searching", lambda self, effort: None)
+    monkeypatch.setattr(vector_index, "recall", lambda found, best, k: 0.9 if built[-1] == "hnsw" else 0.99)
+    run_stage(small)
+    assert built == ["hnsw", "ivf_pq"]
+    assert small.store.manifest("index/item", SNAPSHOT).details["kind"] == "ivf_pq"
 
 
 def test_an_index_is_none_of_other_vectors(tmp_path: Path) -> None:
     small = made(tmp_path, kind="flat")
     run_stage(small)
-    assert indexing.current(small.store, SNAPSHOT, NUM) == ["index/user", "index/item"]
+    assert index_choice.current(small.store, SNAPSHOT, NUM) == ["index/user", "index/item"]
     export(small.config, small.store, SNAPSHOT)  # the same vectors, but another version
-    assert indexing.current(small.store, SNAPSHOT, NUM) == []
+    assert index_choice.current(small.store, SNAPSHOT, NUM) == []
 
 
 @pytest.mark.parametrize(
@@ -164,8 +185,23 @@ def test_the_index_of_a_remote_store_is_read_from_a_local_copy(tmp_path: Path, m
     run_stage(small)
     store = Store(small.store.root)
     manifest = store.manifest("embeddings/item", SNAPSHOT)
-    found = indexing.manifest_of(store, manifest)
+    found = index_choice.manifest_of(store, manifest)
     assert found is not None
     index = indexing.open_index(store, found, EntityTable.open(store, manifest), small.config.model)
-    assert index is not None and len(index) == indexing._indexable(manifest)
+    assert index is not None and len(index) == index_choice.indexable(manifest)
     assert len(list((tmp_path / "cache").rglob(indexing.FILE))) == 1
+
+
+def test_whether_there_is_an_index_to_build_is_found_without_torch(tmp_path: Path) -> None:
+    small = made(tmp_path)
+    code = (
+        "import sys\n"
+        "from twhin_pipeline.config import load_config\n"
+        "from twhin_pipeline.store import Store\n"
+        "from twhin_pipeline.vectors import index_choice\n"
+        f"config = load_config({str(tmp_path / 'c.yaml')!r})\n"
+        f"assert index_choice.reason_against(config, Store({small.store.root!r}), {SNAPSHOT!r})\n"
+        "assert not {'torch', 'faiss'} & set(sys.modules)\n"
+    )
+    (tmp_path / "c.yaml").write_text(small.config.to_yaml())
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,7 +11,8 @@ import torch
 
 from twhin_pipeline.model.comparators import COMPARATORS, Comparator
 from twhin_pipeline.vectors import vector_index
-from twhin_pipeline.vectors.vector_index import Effort, Kind, VectorIndex
+from twhin_pipeline.vectors.index_choice import Kind
+from twhin_pipeline.vectors.vector_index import Effort, VectorIndex
 
 ROWS, DIM, QUERIES, K = 10_000, 8, 40, 10
 NAMES = ("dot", "cosine", "l2", "squared_l2")

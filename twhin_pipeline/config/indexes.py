@@ -15,8 +15,9 @@ class IndexesConfig(Section):
 
     kind: Literal["auto", "none", "flat", "hnsw", "ivf_pq"] = "auto"
     """`auto`: none for a type with fewer entities than `exact_rows`; else `hnsw` (a graph of neighbours beside the
-    vectors), and `ivf_pq` (lists of compressed vectors) where that would be larger than `largest_gib`. `flat` holds the
-    vectors and compares with all of them. Any but `none` needs the extra `index`; `auto` makes do without."""
+    vectors), and `ivf_pq` (lists of compressed vectors) where a graph would be larger than `largest_gib`, or does not
+    reach `recall`. `flat` holds the vectors and compares with all of them. Any but `none` needs the extra `index`;
+    `auto` makes do without."""
     recall: float = Field(0.95, gt=0, le=1)
     """The share of the best tails that a search must find, for each k of `recall_at` and each relation. How hard
     searches look is chosen by it, and the check on the index fails below."""

@@ -169,9 +169,9 @@ def index(run: Run) -> None:
 
 
 def _no_index(run: Run) -> str | None:
-    from twhin_pipeline.vectors import indexing
+    from twhin_pipeline.vectors import index_choice
 
-    return indexing.reason_against(run.config, run.store, run.snapshot)
+    return index_choice.reason_against(run.config, run.store, run.snapshot)
 
 
 def lay_out(run: Run) -> None:

@@ -28,12 +28,12 @@ def publish(run: Run) -> Manifest:
     from twhin_pipeline import tracking
     from twhin_pipeline.checks import checks
     from twhin_pipeline.store import catalog, releases
-    from twhin_pipeline.vectors import indexing
+    from twhin_pipeline.vectors import index_choice
     from twhin_pipeline.views import entity_map
 
     config, store, snapshot = run.config, run.store, run.snapshot
     vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
-    indexes = indexing.current(store, snapshot, config.indexed_types)
+    indexes = index_choice.current(store, snapshot, config.indexed_types)
     # An earlier version of this package evaluated without it.
     measured = ["evaluation", *([CALIBRATION] if store.newest(CALIBRATION, snapshot) is not None else [])]
     checks.require_passed(config, store, snapshot, [*measured, *vectors, *indexes])

@@ -10,13 +10,12 @@ import numpy as np
 
 from twhin_pipeline import extras
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.vectors.index_choice import LEAST_FOR_PQ
 
 DataType = Literal["fp32", "fp16", "int8", "pq"]
 VECTORS, SCALE, CODEBOOKS = "embedding", "scale", "codebooks"
 CODE_ELEMENTS = (4, 3, 2, 1)
 """Elements of a vector that become one byte: the first of these that divides its length."""
-LEAST_FOR_PQ = 39 * 256
-"""FAISS wants a codebook of 256 entries to be learned from 39 vectors each at least."""
 LEARNED_ROWS = 65_536
 DATA_TYPES: tuple[DataType, ...] = get_args(DataType)
 Arrays = dict[str, np.ndarray]

@@ -7,11 +7,11 @@ the relation in training, against a search that compares every vector.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -28,9 +28,10 @@ from twhin_pipeline.store import Manifest, Store, database
 from twhin_pipeline.store.array_cache import cached
 from twhin_pipeline.vectors import vector_index
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable
+from twhin_pipeline.vectors.index_choice import LEAST_FOR_PQ, Kind, indexable, kind_for
 from twhin_pipeline.vectors.model_files import parameters_of
 from twhin_pipeline.vectors.retrieval import ExactSearch
-from twhin_pipeline.vectors.vector_index import LINKS, Effort, Kind, VectorIndex
+from twhin_pipeline.vectors.vector_index import Effort, VectorIndex
 from twhin_pipeline.words import INDEX
 
 FILE, COPY = "_index.faiss", "_searched"
@@ -54,41 +55,6 @@ SCHEMA = pa.schema(
         ("build_s", pa.float64()),
     ]
 )
-
-
-def reason_against(config: TwhinConfig, store: Store, snapshot: str) -> str | None:
-    """Return why a snapshot gets no index, or None where an entity type gets one."""
-    if config.indexes.kind == "none":
-        return "indexes.kind is none"
-    sizes = {}
-    for entity in config.indexed_types:
-        manifest = store.manifest(f"embeddings/{entity}", snapshot)
-        if manifest.details.get("normalize"):
-            return "vectors were exported with export.normalize: true, so the model's scores cannot be compared"
-        sizes[entity] = _indexable(manifest)
-    if all(_kind(config, rows) == "none" for rows in sizes.values()):
-        return f"exact search is fast enough below {config.indexes.exact_rows:,} entities (indexes.exact_rows)"
-    if config.indexes.kind == "auto" and (error := extras.missing("faiss", "an index")) is not None:
-        return str(error)
-    return None
-
-
-def _indexable(manifest: Manifest) -> int:
-    """Return how many rows of an embeddings table are in an index: those that were trained."""
-    return manifest.rows - int(manifest.details.get("untrained", 0))
-
-
-def _kind(config: TwhinConfig, rows: int) -> Kind | Literal["none"]:
-    """Return what index a type with so many trained rows gets."""
-    chosen = config.indexes
-    if rows == 0 or (chosen.kind == "auto" and rows < chosen.exact_rows):
-        return "none"
-    if chosen.kind == "auto":
-        size = rows * (4 * config.model.embedding_dim + 8 * LINKS)
-        return "ivf_pq" if size > chosen.largest_gib * 2**30 else "hnsw"
-    if chosen.kind == "ivf_pq" and rows < vector_index.LEAST_FOR_PQ:
-        return "flat"
-    return cast("Kind", chosen.kind)
 
 
 def build(config: TwhinConfig, store: Store, snapshot: str, settings: Mapping[str, Any]) -> dict[str, Manifest]:
@@ -117,17 +83,32 @@ def build(config: TwhinConfig, store: Store, snapshot: str, settings: Mapping[st
         with store.replace(
             f"{INDEX}/{entity}", snapshot, config_hash=config.hash(), parents=parents, settings=dict(settings)
         ) as draft:
-            kind = _kind(config, _indexable(manifest))
+            kind = kind_for(config, indexable(manifest))
             if kind == "none":
                 draft.write(SCHEMA.empty_table())
                 draft.details = {"kind": "none"}
             else:
-                made = _Making(config, store, snapshot, model, scorer, entity, kind)
                 with draft.local_file(FILE) as path:
-                    figures, draft.details = made.write(path)
+                    for chosen in _tried(config, kind, indexable(manifest)):
+                        made = _Making(config, store, snapshot, model, scorer, entity, chosen)
+                        figures, draft.details = made.write(path)
+                        least = draft.details["least_recall"]
+                        if least is None or least >= config.indexes.recall:
+                            break
                 draft.write(figures)
         result[f"{INDEX}/{entity}"] = store.manifest(f"{INDEX}/{entity}", snapshot)
     return result
+
+
+def _tried(config: TwhinConfig, kind: Kind, rows: int) -> list[Kind]:
+    """Return which kinds are built, until one reaches the wanted recall.
+
+    A graph of inner products may leave short vectors out of reach, however broadly it is searched (Morozov and Babenko,
+    2018); lists do not.
+    """
+    lists: list[Kind] = ["ivf_pq"]
+    again = config.indexes.kind == "auto" and kind == "hnsw" and rows >= LEAST_FOR_PQ
+    return [kind, *(lists if again else ())]
 
 
 def _scorer(store: Store, relations: Manifest, model: TwhinModelConfig) -> Scorer:
@@ -269,22 +250,6 @@ def _milliseconds(search: Callable[[np.ndarray], object], queries: np.ndarray) -
         search(query[np.newaxis])
         times.append(time.perf_counter() - started)
     return float(np.median(times) * 1e3) if times else float("nan")
-
-
-def current(store: Store, snapshot: str, entities: Iterable[str]) -> list[str]:
-    """Return the tables of indexes that were made of the present vectors of some entity types."""
-    there = [name for name in entities if store.exists(f"embeddings/{name}", snapshot)]
-    found = {name: manifest_of(store, store.manifest(f"embeddings/{name}", snapshot)) for name in there}
-    return [f"{INDEX}/{name}" for name, manifest in found.items() if manifest is not None]
-
-
-def manifest_of(store: Store, embeddings: Manifest) -> Manifest | None:
-    """Return the manifest of the index of an embeddings table; None where no index was made of this version."""
-    asset = embeddings.asset.replace("embeddings/", f"{INDEX}/", 1)
-    if not store.exists(asset, embeddings.snapshot):
-        return None
-    manifest = store.manifest(asset, embeddings.snapshot)
-    return manifest if manifest.parents.get(embeddings.asset) == embeddings.version else None
 
 
 def open_index(

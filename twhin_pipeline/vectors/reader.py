@@ -872,9 +872,9 @@ def open_model(store: Store, snapshot: str, *, compatible_with: str | None = Non
 
 def _open_index(model_config: TwhinModelConfig, store: Store, snapshot: str, table: EntityTable) -> VectorIndex | None:
     extras.need("torch", "search by an index", "reader")
-    from twhin_pipeline.vectors import indexing
+    from twhin_pipeline.vectors import index_choice, indexing
 
-    manifest = indexing.manifest_of(store, store.manifest(f"embeddings/{table.name}", snapshot))
+    manifest = index_choice.manifest_of(store, store.manifest(f"embeddings/{table.name}", snapshot))
     return None if manifest is None else indexing.open_index(store, manifest, table, model_config)
 
 

@@ -13,25 +13,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from twhin_pipeline.model.comparators import Comparator, Dot
 from twhin_pipeline.model.relation_scores import to_tensor
+from twhin_pipeline.vectors.index_choice import LINKS, Kind
 
 if TYPE_CHECKING:
     import faiss
 
-Kind = Literal["flat", "hnsw", "ivf_pq"]
-LINKS, BUILD_BREADTH = 32, 64
-"""Of HNSW (Malkov and Yashunin, 2020): neighbours of a node above the lowest level, and how many are looked at to find
-them (M and efConstruction)."""
+BUILD_BREADTH = 64
+"""How many nodes HNSW looks at to find a node's neighbours (efConstruction)."""
 CODE_ELEMENTS = 4
 """Elements of a vector that become one byte of its code (product quantization; Jégou et al., 2011)."""
-LEAST_FOR_PQ = 39 * 256
-"""FAISS wants a codebook of 256 entries to be learned from 39 vectors each at least."""
 CODE_ROWS, CODE_ROUNDS = 16_384, 10
 """Vectors that codebooks are learned from, and rounds of k-means."""
 ROTATIONS = 4
@@ -88,7 +85,8 @@ class VectorIndex:
             rows: The table's row of each of the index's vectors, int64 `[N]`; None: they are the same.
             threads: That share the queries of a call; None: as many as `torch.get_num_threads()` says.
         """
-        self.index, self.kind, self.comparator, self.vectors = index, kind, comparator, vectors
+        # A plain array over the same memory: to take rows of `np.memmap` costs many times as much.
+        self.index, self.kind, self.comparator, self.vectors = index, kind, comparator, np.asarray(vectors)
         self.efforts, self.rows, self.threads = dict(efforts), rows, threads
         self.count = int(index.ntotal) if index is not None else 0
         # What a search of one query would spend a tenth of its time on: FAISS's parameters by k, and torch where an
@@ -179,7 +177,11 @@ class VectorIndex:
         for start in range(0, len(queries), size):
             part = slice(start, start + size)
             vectors = self.comparator.prepare(torch.from_numpy(self.vectors[rows[part]]))
-            result[part] = self.comparator.pairs(to_tensor(queries[part]).unsqueeze(1), vectors).numpy()
+            given = to_tensor(queries[part]).unsqueeze(1)
+            if isinstance(self.comparator, Dot):
+                result[part] = self.comparator.compare(given, vectors)[:, 0].numpy()
+            else:  # what `compare` returns of distances is less exact
+                result[part] = self.comparator.pairs(given, vectors).numpy()
         result[rows < 0] = -np.inf
         return result
 
@@ -205,6 +207,9 @@ def ranked(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np
         missing = ((0, 0), (0, k - rows.shape[1]))
         rows = np.pad(rows, missing, constant_values=-1)
         scores = np.pad(scores, missing, constant_values=-np.inf)
+    if rows.shape[1] > 4 * k:  # to sort all of them would take longer than to score them
+        some = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        rows, scores = np.take_along_axis(rows, some, 1), np.take_along_axis(scores, some, 1)
     best = np.lexsort((rows, -scores))[:, :k]
     return np.take_along_axis(rows, best, 1), np.take_along_axis(scores, best, 1)
 
