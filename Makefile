@@ -28,7 +28,8 @@ help: ## This list
 setup: $(READY) ## Make .venv with the pinned dependencies (once; again when they change)
 	@:
 
-$(READY): pyproject.toml constraints/$(VARIANT).txt packaging/setup.sh packaging/fbgemm-gpu/pyproject.toml
+$(READY): pyproject.toml constraints/$(VARIANT).txt packaging/setup.sh packaging/fbgemm-gpu/pyproject.toml \
+		packaging/explorer.sh packaging/explorer/package.json packaging/explorer/scatterplot.js
 	@rm -f .venv/ready-*
 	@printf 'Setting up .venv (%s); its log is .venv/setup.log\n' "$(VARIANT)"
 	@packaging/setup.sh

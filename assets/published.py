@@ -29,7 +29,9 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
 
 
 def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
-    """Return where the registered model and the catalog are."""
+    """Return where the registered model, the explorer and the catalog are."""
+    from twhin_pipeline.store import releases
+
     details = manifest.details
     shown: dict[str, Any] = {"mlflow_model": details.get("model") or "; ".join(details["notes"])}
     if "model" in details:
@@ -37,4 +39,7 @@ def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
         shown["mlflow_run"] = step.tracking.link(step.store, details["mlflow_run_id"])
     if "compatible_with" in details:
         shown["compatible_with"] = details["compatible_with"]
+    made = releases.of_published(step.store, manifest.snapshot, manifest.version)
+    if made:
+        shown["explorer"] = step.tracking.explorer_link(made[-1].name)
     return shown | {"catalog": dg.MetadataValue.path(details["catalog"])}

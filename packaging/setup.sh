@@ -92,3 +92,5 @@ else
     pip install --no-build-isolation -c "$CONSTRAINTS" ./packaging/fbgemm-gpu -e '.[dev,docs]'
 fi
 step "check of what was installed" pip check
+step "drawing of the explorer's map" packaging/explorer.sh
+[ -e twhin_pipeline/serving/explorer/static/vendor/scatterplot.js ] || printf '    left out: %s\n' "$(tail -n 1 "$LOG")"

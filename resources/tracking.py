@@ -33,6 +33,11 @@ class TrackingResource(dg.ConfigurableResource):
         description="Where Dagster's pages are, for MLflow's link back. Empty: the environment variable "
         f"{pages.DAGSTER_ENV}, which `make ui` sets, else {pages.DAGSTER}.",
     )
+    service_url: str = Field(
+        default="",
+        description="Where `twhin serve` is, for links to its explorer. Empty: the environment variable "
+        f"{pages.SERVICE_ENV}, else {pages.SERVICE}.",
+    )
 
     def uri(self, store: Store) -> str:
         """Return the tracking URI."""
@@ -51,6 +56,10 @@ class TrackingResource(dg.ConfigurableResource):
         """Return a link to a registered version's page in MLflow; `model_uri` is `models:/<name>/<version>`."""
         name, _, version = model_uri.removeprefix("models:/").rpartition("/")
         return self._page(store, f"models/{name}/versions/{version}")
+
+    def explorer_link(self, release: str) -> dg.MetadataValue:
+        """Return a link to a release in the explorer of `twhin serve`."""
+        return dg.MetadataValue.url(pages.explorer(release, self.service_url))
 
     def _page(self, store: Store, path: str) -> dg.MetadataValue:
         base = self.mlflow_url.rstrip("/") or pages.mlflow(self.uri(store))

@@ -29,6 +29,7 @@ ORDER = (
     "views",
     "stages",
     "operations",
+    "serving",
     "entry",
     "cli",
 )

@@ -31,8 +31,10 @@ EXTRA_OF = {
     "fastapi": "serve",
     "uvicorn": "serve",
     "prometheus_client": "serve",
+    "starlette": "serve",
     "psycopg": "postgres",
     "umap": "map",
+    "sklearn": "map",
     "deltalake": "delta",
     "pyiceberg": "iceberg",
 }

@@ -93,6 +93,23 @@ def test_links_to_mlflow_follow_the_port_that_it_is_served_on(env, field, page, 
     assert tracking.link(store, "abc").value.startswith(f"{page}experiments/")
 
 
+@pytest.mark.parametrize(
+    ("env", "field", "service"),
+    [
+        (None, "", "http://127.0.0.1:8000"),
+        ("https://x.org/twhin/", "", "https://x.org/twhin"),
+        ("y", "http://z", "http://z"),
+    ],
+)
+def test_links_to_the_explorer_follow_where_the_service_is(env, field, service, monkeypatch):
+    if env is None:
+        monkeypatch.delenv("TWHIN_SERVICE_URL", raising=False)
+    else:
+        monkeypatch.setenv("TWHIN_SERVICE_URL", env)
+    link = TrackingResource(service_url=field).explorer_link("2025-01-01-x")
+    assert link.value == f"{service}/explore/?release=2025-01-01-x"
+
+
 class Context:
     """What the resource asks of Dagster's context, in the second attempt of a step."""
 

@@ -146,6 +146,7 @@ def test_the_chain_ends_with_the_catalog_and_the_model_that_is_registered_after_
     assert (promotion["decision"], promotion["current_before"]) == ("promoted", "nothing")
     current = releases.current(Store(str(made.store)))
     assert current is not None and promotion["release"] == current.name
+    assert published["explorer"] == f"http://127.0.0.1:8000/explore/?release={current.name}"
 
 
 def test_progress_of_training_is_in_the_runs_log(made):

@@ -7,44 +7,27 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
 from urllib.parse import quote
 
+import browser
 import pytest
 from dagster_home import BIN, ROOT, SNAPSHOT, Home, end
 from patience import wait_for
 
 from twhin_pipeline.store import Store
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+ARGUMENTS = [*browser.ARGUMENTS, "--disable-gpu"]
 SCREENSHOT = os.environ.get("TWHIN_UI_SCREENSHOT")
 SELECTION = "*" if SCREENSHOT else 'group:"edges" or group:"vocabulary"'
 
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    """A browser that is on the PATH; without one the test is skipped, but not in CI."""
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        told = f"no browser on the PATH ({', '.join(BROWSERS)}); on Debian: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(told)
-        pytest.skip(told)
-    return found
+    return browser.chromium()
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +68,12 @@ def page(server, chromium, home):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        opened = browser.new_page(viewport={"width": 1600, "height": 860})
+        opened_browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        opened = opened_browser.new_page(viewport={"width": 1600, "height": 860})
         opened.set_default_timeout(40_000)
         yield opened
         opened.screenshot(path=str(home.folder / "last.png"))  # what a failed test saw
-        browser.close()
+        opened_browser.close()
 
 
 def runs(server: str) -> list[dict[str, str]]:

@@ -25,13 +25,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = PROJECT["optional-dependencies"]
 OURS = {"twhin_pipeline", "assets", "resources"}
-MODULE_OF = {"pyyaml": "yaml", "fbgemm-gpu": "fbgemm_gpu"}
+MODULE_OF = {"pyyaml": "yaml", "fbgemm-gpu": "fbgemm_gpu", "faiss-cpu": "faiss", "umap-learn": "umap"}
 """Modules that are not called like their distribution."""
 COMES_WITH = {
     "annotated_types": "pydantic",
     "pydantic_core": "pydantic",
     "dagster_pipes": "dagster",
     "llvmlite": "numba",
+    "sklearn": "umap",
+    "starlette": "fastapi",
 }
 """Modules whose distribution is required, in the one release that fits, by another that we ask for."""
 NOT_IMPORTED = {"dagster_webserver"}

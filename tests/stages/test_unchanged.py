@@ -25,8 +25,8 @@ OVERRIDES = (
 )  # fmt: skip
 
 
-CHAIN = {name: stage for name, stage in STAGES.items() if name not in ("refit", "index")}
-"""The stages that this chain has: it is not refitted, and too small for an index."""
+CHAIN = {name: stage for name, stage in STAGES.items() if name not in ("refit", "index", "map")}
+"""The stages that this chain has: it is not refitted, too small for an index, and names no type for a map."""
 
 
 def train_in_this_process(run: Run) -> None:

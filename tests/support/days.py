@@ -113,7 +113,8 @@ def _named(rows: np.ndarray) -> pa.Table:
         columns["lhs"].append(known[sides[rel][0]][lhs])
         columns["rel"].append(names[rel])
         columns["rhs"].append(known[sides[rel][1]][rhs])
-    return pa.table(columns).sort_by([("rel", "ascending"), ("lhs", "ascending")])
+    weights = pa.array(np.ones(len(rows)), pa.float32())
+    return pa.table({**columns, "weight": weights}).sort_by([("rel", "ascending"), ("lhs", "ascending")])
 
 
 def _encoded(rows: np.ndarray) -> pa.Table:

@@ -18,6 +18,7 @@ from twhin_pipeline.cli.look import commands as look_commands
 from twhin_pipeline.cli.operate import commands as operate_commands
 from twhin_pipeline.cli.releases import commands as release_commands
 from twhin_pipeline.cli.run import commands as run_commands
+from twhin_pipeline.cli.serve import commands as serve_commands
 from twhin_pipeline.cli.start import commands as start_commands
 from twhin_pipeline.cli.use import commands as use_commands
 from twhin_pipeline.errors import UserError, no_handles, out_of_handles
@@ -66,6 +67,7 @@ for _commands in (
     check_commands,
     look_commands,
     use_commands,
+    serve_commands,
     release_commands,
     keep_commands,
     operate_commands,

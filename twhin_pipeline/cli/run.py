@@ -47,8 +47,8 @@ def run_command(
 ) -> None:
     """Run the whole chain, with its checks.
 
-    The stages are ingest, vocabulary, sample, train, evaluate, refit, export, index, compare, publish and decide. A
-    failed blocking check ends the run; a gate that fails in `decide` holds the release back, and the one before stays
+    The stages are ingest, vocabulary, sample, train, evaluate, refit, export, index, map, compare, publish and decide.
+    A failed blocking check ends the run; a gate that fails in `decide` holds the release back, and the one before stays
     current.
     """
     from twhin_pipeline import pipeline
@@ -216,6 +216,7 @@ STAGE_HELP = {
     "refit": "Train once more, on all edges.",
     "export": "Write embedding tables by id.",
     "index": "Build indexes for approximate search.",
+    "map": "Lay entity types out on maps.",
     "compare": "Compare with the current release.",
     "publish": "Register the model and write the release.",
     "decide": "Promote the release, or hold it back.",

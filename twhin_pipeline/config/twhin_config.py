@@ -27,6 +27,7 @@ from twhin_pipeline.config.data import (
     VocabularyConfig,
 )
 from twhin_pipeline.config.indexes import IndexesConfig
+from twhin_pipeline.config.maps import MapsConfig
 from twhin_pipeline.config.model import EVERY_OTHER, TwhinModelConfig
 from twhin_pipeline.config.promotion import PromotionConfig
 from twhin_pipeline.config.retention import RetentionConfig
@@ -91,6 +92,8 @@ class TwhinConfig(Section):
     """How embedding tables are written."""
     indexes: IndexesConfig = IndexesConfig()
     """Which vectors get an index for approximate search."""
+    maps: MapsConfig = MapsConfig()
+    """Maps of entity types, to look at."""
     promotion: PromotionConfig = PromotionConfig()
     """What a release must show before consumers get it."""
     launch: LaunchConfig = LaunchConfig()
@@ -125,6 +128,9 @@ class TwhinConfig(Section):
         for name in self.export.postgres.relations if self.export.postgres else ():
             if name not in self.model.relation_names and EVERY_OTHER not in self.model.relation_names:
                 raise ValueError(f"export.postgres.relations: {unknown('relation', name, self.model.relation_names)}")
+        for entity in self.maps.entities:
+            if entity not in self.model.table_names:
+                raise ValueError(f"maps.entities: {unknown('entity type', entity, self.model.table_names)}")
         ranks = self.launch.nproc_per_node * self.launch.nnodes
         for table in self.model.embeddings.tables:
             if table.optimizer.unsharded and ranks > 1:

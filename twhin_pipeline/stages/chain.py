@@ -49,12 +49,13 @@ class Stage:
 def spelled_out(patterns: Iterable[str], config: TwhinConfig) -> list[str]:
     """Return the tables behind patterns: `vocabulary/*` stands for one of each entity type.
 
-    Tables that a configuration does not have are left out: `held_out/repeats`, `refit/twhin_model`, and of `index/*`
-    those of entity types that no relation leads to.
+    Tables that a configuration does not have are left out: `held_out/repeats`, `refit/twhin_model`, maps that it does
+    not name, and of `index/*` those of entity types that no relation leads to.
     """
     from twhin_pipeline.stages import refit as again
 
     absent = {REPEATS: not config.split.repeats, again.TABLE: not again.is_in_chain(config)}
+    absent |= {f"map/{entity}": entity not in config.maps.entities for entity in config.model.table_names}
     result = []
     for pattern in patterns:
         stem, star, _ = pattern.partition("*")
@@ -173,6 +174,17 @@ def _no_index(run: Run) -> str | None:
     return indexing.reason_against(run.config, run.store, run.snapshot)
 
 
+def lay_out(run: Run) -> None:
+    """Lay the entity types of `maps.entities` out on planes."""
+    from twhin_pipeline.views import entity_map
+
+    entity_map.build(run.config, run.store, run.snapshot)
+
+
+def _no_maps(run: Run) -> str | None:
+    return None if run.config.maps.entities else "maps.entities names no entity type"
+
+
 def compare(run: Run) -> None:
     """Measure the new vectors and model beside the current release's."""
     from twhin_pipeline.lifecycle import comparison
@@ -231,12 +243,16 @@ STAGES: dict[str, Stage] = {
             ("training_set/positives", "embeddings/*", "embeddings/relations"), (), _no_index,
         ),
         Stage(
+            "map", "Lay entity types out on maps.", lay_out, ("map/*",), ("embeddings/*", "raw_edges"),
+            left_out=_no_maps,
+        ),
+        Stage(
             "compare", "Compare with the current release.", compare, (DRIFT,),
             ("twhin_model", "held_out/test", "training_set/positives", "embeddings/*", "embeddings/relations"),
         ),
         Stage(
             "publish", "Register the model and write the release.", publish, (PUBLISHED,),
-            ("evaluation", CALIBRATION, "embeddings/*", "embeddings/relations", DRIFT), (f"{INDEX}/*",),
+            ("evaluation", CALIBRATION, "embeddings/*", "embeddings/relations", DRIFT), (f"{INDEX}/*", "map/*"),
         ),
         Stage("decide", "Promote the release, or hold it back.", decide, (PROMOTION,), (PUBLISHED, DRIFT)),
     )

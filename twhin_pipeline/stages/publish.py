@@ -29,6 +29,7 @@ def publish(run: Run) -> Manifest:
     from twhin_pipeline.checks import checks
     from twhin_pipeline.store import catalog, releases
     from twhin_pipeline.vectors import indexing
+    from twhin_pipeline.views import entity_map
 
     config, store, snapshot = run.config, run.store, run.snapshot
     vectors = [f"embeddings/{name}" for name in (*config.model.table_names, "relations")]
@@ -37,7 +38,8 @@ def publish(run: Run) -> Manifest:
     measured = ["evaluation", *([CALIBRATION] if store.newest(CALIBRATION, snapshot) is not None else [])]
     checks.require_passed(config, store, snapshot, [*measured, *vectors, *indexes])
     model = refit.published(config, store, snapshot)
-    parents = store.versions(snapshot, [*measured, *vectors, *indexes, DRIFT])
+    maps = entity_map.current(store, snapshot, config.maps.entities)
+    parents = store.versions(snapshot, [*measured, *vectors, *indexes, *maps, DRIFT])
     parents |= model.versions(snapshot, ["twhin_model"])
     with store.replace(PUBLISHED, snapshot, config_hash=config.hash(), parents=parents) as draft:
         draft.details = {**_register(store, model, snapshot), "catalog": store.path(catalog.CATALOG)}

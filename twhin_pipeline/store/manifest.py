@@ -27,6 +27,7 @@ MAKERS = {
     "calibration": "evaluate",
     "embeddings": "export",
     "index": "index",
+    "map": "map",
     "refit": "refit",
     "drift": "compare",
     "published": "publish",

@@ -21,6 +21,8 @@ BATCH_ROWS = 262_144
 FOLDER = "_index"
 SEARCHED_ROWS = 2_000_000
 """Of a larger table the ids that look like an unknown one are not searched: that reads all of them."""
+SEARCHED_LENGTH = 1_000
+"""Nor for an id of more characters."""
 TRAINED_EDGES = "trained_edges"
 """The column with the number of training edges of an entity."""
 
@@ -46,6 +48,7 @@ class EntityTable:
         if (folder / "trained.npy").exists():
             self.trained = np.load(folder / "trained.npy", mmap_mode="r")
         self.index = IdIndex(folder)
+        self.searched_rows = SEARCHED_ROWS
         self._lengths: np.ndarray | None = None
 
     @classmethod
@@ -132,7 +135,7 @@ class EntityTable:
             at = int(np.searchsorted(self.index.keys, near_value))
             near = self.index.keys[max(0, at - count) : at + count].tolist()
             return sorted(near, key=lambda known: (abs(known - value), known))[:count]
-        if len(self) > SEARCHED_ROWS:
+        if len(self) > self.searched_rows or len(str(value)) > SEARCHED_LENGTH:
             return []
         import duckdb  # only a mistake needs it
 
@@ -156,6 +159,8 @@ class EntityTable:
 
     def unknown(self, value: Any) -> str:
         """Say that an id has no vector, and which ones look like it."""
+        with suppress(ValueError):
+            value = self._as_stored(value)  # an integer that came as text is near to others by value
         near = ", ".join(repr(known) for known in self.nearest_ids(value))
         if not near:
             near = f"not searched among {len(self):,}" if len(self) else "none, the table is empty"

@@ -24,10 +24,12 @@ from twhin_pipeline import extras
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Manifest, Store, releases
+from twhin_pipeline.vectors import mapped_edges
 from twhin_pipeline.vectors.calibration import Calibrations, Threshold, open_calibrations, sigmoid
 from twhin_pipeline.vectors.chosen import Chosen, New
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId, as_list
 from twhin_pipeline.vectors.interests import Interests
+from twhin_pipeline.vectors.mapped_edges import MappedEdges
 from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of, vectors_array
 from twhin_pipeline.vectors.recommendation import all_known_tails, known_tails
 from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
@@ -98,6 +100,7 @@ class TwhinEmbeddings:
         self.dim = model_config.embedding_dim
         self._known_tails: dict[tuple[str, ...], RowLists] = {}
         self._searchers: dict[tuple[str, bool], ExactSearch] = {}
+        self._mapped_edges: dict[tuple[str, str], MappedEdges] | None = None
         self._open_index = open_index
         self._indexes: dict[str, VectorIndex | None] = {}
         self._mixtures: dict[tuple[int, Interests], Mixture] = {}
@@ -588,21 +591,14 @@ class TwhinEmbeddings:
         heads = HEADS_AT_ONCE if interests is None else HEADS_AT_ONCE // 8
         return self._answer(chosen, tails, k, best, ("lhs", "rhs", "score"), heads)
 
-    def load_known(self, relation: str | None, which: Literal[True, "any"] = True) -> None:
-        """Read the edges that `recommend` leaves out, so that no later call waits for them: for a service.
+    def map_known_edges(self) -> None:
+        """Map the snapshot's edges from files that processes share; they are made where they are missing.
 
-        Without it the first call for several heads does so. Where the snapshot has no edges, nothing happens.
-
-        Args:
-            relation: The relation's name; may be None where the model has only one.
-            which: As `exclude_known` of `recommend`.
-
-        Raises:
-            KeyError: The relation is unknown.
-            UserError: The relation is None where there are several.
+        From then on `recommend` does not read `raw_edges`. A service does this when it opens a release.
         """
-        number, left, right = self._relation(relation)
-        self._lists(self._names(number, which), self._table(left), self._table(right))
+        if self.store is not None:
+            relations = self.store.manifest(RELATIONS, self.snapshot)
+            self._mapped_edges = mapped_edges.mapped(self.store, relations, self.config.relations, self.tables)
 
     def _mixture(self, number: int, interests: Interests) -> Mixture:
         """Return the clusters of a relation's tails; they are made at the first call, and kept."""
@@ -704,6 +700,9 @@ class TwhinEmbeddings:
 
     def _known(self, names: list[str], chosen: Chosen, tails: EntityTable) -> Callable[[np.ndarray], RowPairs] | None:
         """Return the function from heads' rows to their known tails; None, with a warning, where there are no edges."""
+        if self._mapped_edges is not None:
+            edges = self._mapped_edges[chosen.table.name, tails.name]
+            return partial(edges.pairs, relations=[self.relations.index(name) for name in names])
         if self.store is not None and chosen.one and tuple(names) not in self._known_tails:
             row = chosen.rows
             found = known_tails(self.store, self.snapshot, names, chosen.table.ids(row)[0]) if row[0] >= 0 else set()
@@ -836,7 +835,15 @@ def load_model(path: str, snapshot: str | None = None, *, compatible_with: str |
     Raises:
         UserError: There are no embeddings there, they are not one whole set, or no map leads to that release.
     """
-    store, snapshot = locate(str(path), RELATIONS, snapshot)
+    return open_model(*locate(str(path), RELATIONS, snapshot), compatible_with=compatible_with)
+
+
+def open_model(store: Store, snapshot: str, *, compatible_with: str | None = None) -> TwhinEmbeddings:
+    """Open the exported embeddings of a snapshot, at the versions that this store shows (`releases.opened`).
+
+    Raises:
+        UserError: They are not there or not one whole set, or no map leads to the release `compatible_with`.
+    """
     relations = store.manifest(RELATIONS, snapshot)
     model_config = TwhinModelConfig.model_validate(relations.details["model"])
     tables = {}

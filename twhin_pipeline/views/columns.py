@@ -108,6 +108,15 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "bytes": "Size of the index's file.",
         "build_s": "Seconds that building took.",
     },
+    "map/*": {
+        "id": "The entity's id, as the source has it.",
+        "row": "The entity's row in its embedding table.",
+        "x": "Where the entity is on the map, from left to right.",
+        "y": "Where it is from the bottom to the top. Which points are near one another means something, no more.",
+        "cluster": "Number of the point's cluster, from 0, the largest first.",
+        "cluster_name": "Neighbors in the graph that set the cluster apart; else `around` its most trained members.",
+        "trained_edges": "Training edges of the entity.",
+    },
     DRIFT: {
         "kind": "`entity` for an entity type, `relation` for a relation.",
         "name": "The entity type or relation; `all`: the edges of all relations together.",

@@ -1,0 +1,1 @@
+export { default as createScatterplot, checkSupport } from "regl-scatterplot";

@@ -1,0 +1,1 @@
+"""The service `twhin serve`: what the current release knows, over HTTP."""
