@@ -36,7 +36,7 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
 
 def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
     """Return a map of the vectors, the neighbours of well-known entities, and the vectors' lengths."""
-    from twhin_pipeline.vectors.reader import load_model
+    from twhin_pipeline.vectors.opening import load_model
     from twhin_pipeline.views import neighborhood, plots, thumbnails
 
     figures = counts(manifest.details, leave_out=["model", "mlflow_run_id", "notes"])

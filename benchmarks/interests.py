@@ -21,7 +21,7 @@ import numpy as np
 from twhin_pipeline.store import Store
 from twhin_pipeline.vectors.interests import Interests
 from twhin_pipeline.vectors.mixture import Mixture
-from twhin_pipeline.vectors.reader import load_model
+from twhin_pipeline.vectors.opening import load_model
 from twhin_pipeline.vectors.retrieval import best_rows
 from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
 

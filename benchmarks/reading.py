@@ -75,7 +75,7 @@ def write(root: str, rows: int, dim: int, kind: str) -> dict[str, float]:
 
 def read(root: str, rows: int, kind: str) -> dict[str, Any]:
     """Open the model in this process and look ids up."""
-    from twhin_pipeline.vectors.reader import load_model
+    from twhin_pipeline.vectors.opening import load_model
 
     process = psutil.Process()
 

@@ -40,7 +40,7 @@ def everyone(store: str, relation: str | None, k: int, threads: int) -> dict[str
     import torch
 
     from twhin_pipeline.vectors import scoring  # noqa: F401 - so that importing it is not counted below
-    from twhin_pipeline.vectors.reader import load_model
+    from twhin_pipeline.vectors.opening import load_model
 
     torch.set_num_threads(threads)
     process = psutil.Process()
@@ -71,7 +71,7 @@ def faiss_flat(store: str, relation: str | None, k: int, threads: int) -> dict[s
     import numpy as np
     import torch
 
-    from twhin_pipeline.vectors.reader import load_model
+    from twhin_pipeline.vectors.opening import load_model
 
     faiss.omp_set_num_threads(threads)
     torch.set_num_threads(threads)
@@ -97,7 +97,7 @@ def large(store: str, rows: int, heads: int, k: int, threads: int) -> dict[str, 
 
     import torch
 
-    from twhin_pipeline.vectors.reader import load_model
+    from twhin_pipeline.vectors.opening import load_model
 
     warnings.simplefilter("ignore")  # that there are no edges
     torch.set_num_threads(threads)

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twhin_pipeline.vectors.interests import Interests
-    from twhin_pipeline.vectors.reader import load_model
+    from twhin_pipeline.vectors.opening import load_model
 
 __all__ = ["Interests", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_model":  # it imports torch, which most commands do without
-        from twhin_pipeline.vectors.reader import load_model
+        from twhin_pipeline.vectors.opening import load_model
 
         return load_model
     if name == "Interests":

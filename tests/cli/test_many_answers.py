@@ -14,7 +14,8 @@ from small_store import SNAPSHOT, Small
 
 from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.vectors.export import export
-from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
+from twhin_pipeline.vectors.opening import load_model
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
 from twhin_pipeline.vectors.retrieval import best_rows
 
 USERS = small_store.ids("user")

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from twhin_pipeline.store import Store, releases
-from twhin_pipeline.vectors.reader import load_model
+from twhin_pipeline.vectors.opening import load_model
 
 SNAPSHOT = "2025-01-01"
 OVERRIDES = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from twhin_pipeline.store import Store
-from twhin_pipeline.vectors.reader import load_model
+from twhin_pipeline.vectors.opening import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "twitter.yaml")

@@ -23,7 +23,8 @@ from twhin_pipeline.evaluation.evaluate import evaluate
 from twhin_pipeline.store import releases
 from twhin_pipeline.vectors.calibration import Calibration, sigmoid
 from twhin_pipeline.vectors.export import export
-from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
+from twhin_pipeline.vectors.opening import load_model
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
 RNG = np.random.default_rng
 

@@ -24,7 +24,7 @@ from twhin_pipeline.serving.explorer import router
 from twhin_pipeline.serving.options import ServeOptions
 from twhin_pipeline.store import Store, database, releases
 from twhin_pipeline.vectors import compatibility
-from twhin_pipeline.vectors.reader import open_model
+from twhin_pipeline.vectors.opening import open_model
 
 USERS = [f"u{number:02d}" for number in range(30)]
 

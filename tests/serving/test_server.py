@@ -22,7 +22,8 @@ from service_process import ServiceProcess, serving
 from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.serving.options import ServeOptions, check_access
 from twhin_pipeline.store import Store, releases
-from twhin_pipeline.vectors.reader import TwhinEmbeddings, open_model
+from twhin_pipeline.vectors.opening import open_model
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
 KEY = "key-of-these-tests-0123456789"
 WITH_KEY = {"Authorization": f"Bearer {KEY}"}

@@ -27,7 +27,7 @@ from twhin_pipeline.training.dataset import EdgesDataset
 from twhin_pipeline.training.reporting import SilentReporter
 from twhin_pipeline.training_set import negatives, positives
 from twhin_pipeline.training_set.step_sample import StepSampler
-from twhin_pipeline.vectors.reader import load_model
+from twhin_pipeline.vectors.opening import load_model
 
 DAYS = ("2025-01-01", "2025-01-02", "2025-01-03", "2025-01-04")
 AWAY = 12

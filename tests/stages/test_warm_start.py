@@ -24,7 +24,7 @@ from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.training import train
 from twhin_pipeline.training.reporting import SilentReporter
-from twhin_pipeline.vectors.reader import load_model
+from twhin_pipeline.vectors.opening import load_model
 
 FIRST, SECOND = "2025-01-01", "2025-01-02"
 Edge = tuple[str, str, str]

@@ -18,7 +18,8 @@ from small_store import DIM, NUM, SNAPSHOT, Small
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.comparators import COMPARATORS
 from twhin_pipeline.vectors.export import export
-from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
+from twhin_pipeline.vectors.opening import load_model
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
 from twhin_pipeline.vectors.retrieval import IndexSearch
 
 USERS, ITEMS = small_store.ids("user"), small_store.ids("item")

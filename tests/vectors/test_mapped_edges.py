@@ -11,7 +11,8 @@ import small_store
 from small_store import NUM, RELATIONS
 
 from twhin_pipeline.store import Store
-from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
+from twhin_pipeline.vectors.opening import load_model
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
 from twhin_pipeline.vectors.recommendation import known_tails
 
 

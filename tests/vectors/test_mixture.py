@@ -18,7 +18,8 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.scorer import Scorer
 from twhin_pipeline.vectors import mixture
 from twhin_pipeline.vectors.export import export
-from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
+from twhin_pipeline.vectors.opening import load_model
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
 USERS, ITEMS = small_store.ids("user"), small_store.ids("item")
 TASTES = 4

@@ -27,7 +27,7 @@ from twhin_pipeline.store import Store, Verdict, releases
 from twhin_pipeline.store.releases import Release
 from twhin_pipeline.vectors import postgres
 from twhin_pipeline.vectors.export import export
-from twhin_pipeline.vectors.reader import load_model
+from twhin_pipeline.vectors.opening import load_model
 
 VARIABLE = "TWHIN_POSTGRES"
 

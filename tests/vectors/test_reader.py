@@ -25,7 +25,8 @@ from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.vectors.entity_table import EntityTable
 from twhin_pipeline.vectors.export import export
-from twhin_pipeline.vectors.reader import TwhinEmbeddings, load_model
+from twhin_pipeline.vectors.opening import load_model
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
 
 def make(tmp_path, model=None, **options) -> tuple[Small, TwhinEmbeddings]:

@@ -54,13 +54,13 @@ def neighbors(
     as_json: AsJson = False,
 ) -> None:
     """Show the entities nearest to one entity, or to many."""
-    from twhin_pipeline.vectors import reader
+    from twhin_pipeline.vectors import opening
     from twhin_pipeline.views import console
 
     asked = _asked(ids, ids_file, every, output)
     store = open_store(home)
     newest_table(store, "embeddings/relations")  # says how to make them, where there are none
-    model = reader.load_model(store.root, snapshot)  # without a snapshot, the current release
+    model = opening.load_model(store.root, snapshot)  # without a snapshot, the current release
     single = _single(asked, output, skip_unknown)
     try:
         if single is None:
@@ -104,11 +104,11 @@ def vectors(
 
     What compression costs is measured, shown, and written beside the vectors.
     """
-    from twhin_pipeline.vectors import reader, vector_files
+    from twhin_pipeline.vectors import opening, vector_files
 
     store = open_store(home)
     newest_table(store, "embeddings/relations")  # says how to make them, where there are none
-    model = reader.load_model(store.root, snapshot, compatible_with=compatible_with)
+    model = opening.load_model(store.root, snapshot, compatible_with=compatible_with)
     try:
         paths = vector_files.write(
             model, Path(folder), entity or model.entities, kind=format, data_type=data_type, untrained=untrained
@@ -151,13 +151,13 @@ def recommend(
 
     Tails that the head already has in the snapshot's edges are left out.
     """
-    from twhin_pipeline.vectors import reader, recommendation
+    from twhin_pipeline.vectors import opening, recommendation
     from twhin_pipeline.views import console
 
     asked = _asked(ids, ids_file, every, output)
     store = open_store(home)
     newest_table(store, "embeddings/relations")  # says how to make them, where there are none
-    model = reader.load_model(store.root, snapshot)  # without a snapshot, the current release
+    model = opening.load_model(store.root, snapshot)  # without a snapshot, the current release
     snapshot = model.snapshot
     details = store.manifest("raw_edges", snapshot).details if store.exists("raw_edges", snapshot) else {}
     edges = details.get("edges_per_relation", {})
@@ -254,12 +254,12 @@ def threshold(
     """Find the probability from which on a relation's pairs reach a precision or a recall."""
     from dataclasses import asdict
 
-    from twhin_pipeline.vectors import reader
+    from twhin_pipeline.vectors import opening
     from twhin_pipeline.views import console
 
     store = open_store(home)
     newest_table(store, "embeddings/relations")  # says how to make them, where there are none
-    model = reader.load_model(store.root, snapshot)  # without a snapshot, the current release
+    model = opening.load_model(store.root, snapshot)  # without a snapshot, the current release
     try:
         found = model.threshold(relation, precision=precision, recall=recall, prior=prior)
     except KeyError as error:

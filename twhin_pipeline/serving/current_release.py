@@ -18,7 +18,8 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.serving.metrics import Metrics
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import CURRENT, FOLDER, Release
-from twhin_pipeline.vectors.reader import TwhinEmbeddings, open_model
+from twhin_pipeline.vectors.opening import open_model
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
 log = logging.getLogger("twhin.serving")
 SEARCHED_ROWS = 100_000

@@ -23,20 +23,18 @@ import pyarrow as pa
 from twhin_pipeline import extras
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.store import Manifest, Store, releases
+from twhin_pipeline.store import Store
 from twhin_pipeline.vectors import mapped_edges
-from twhin_pipeline.vectors.calibration import Calibrations, Threshold, open_calibrations, sigmoid
+from twhin_pipeline.vectors.calibration import Calibrations, Threshold, sigmoid
 from twhin_pipeline.vectors.chosen import Chosen, New
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId, as_list
 from twhin_pipeline.vectors.interests import Interests
 from twhin_pipeline.vectors.mapped_edges import MappedEdges
-from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of, vectors_array
+from twhin_pipeline.vectors.model_files import vectors_array
 from twhin_pipeline.vectors.recommendation import all_known_tails, known_tails
 from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
 
 if TYPE_CHECKING:
-    import torch
-
     from twhin_pipeline.vectors.mixture import Mixture
     from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch
     from twhin_pipeline.vectors.scoring import EdgeScores
@@ -461,10 +459,10 @@ class TwhinEmbeddings:
             raise UserError(f"candidates takes one head, got {len(vectors)}; recommend takes many ids")
         if k < 1:
             return []
+        queries = self._scores.queries(number, vectors)  # says what to install, where it is missing
         from twhin_pipeline.vectors.retrieval import best_rows
 
-        searcher = self._searcher(right, untrained, search)
-        rows, scores = best_rows(searcher, self._scores.queries(number, vectors), k)
+        rows, scores = best_rows(self._searcher(right, untrained, search), queries, k)
         return self._pairs(right, rows[0], scores[0])
 
     @overload
@@ -547,6 +545,7 @@ class TwhinEmbeddings:
             UserError: The relation is None where there are several, vectors were exported with
                 `export.normalize: true`, `search="index"` has no index to use, or as in `get_embedding`.
         """
+        extras.need("torch", "scoring an edge", "reader")
         from twhin_pipeline.vectors.retrieval import ExactSearch, best_rows
 
         number, left, right = self._relation(relation)
@@ -818,91 +817,6 @@ class TwhinEmbeddings:
                 return np.atleast_2d(array).astype(np.float32), array.ndim == 1
         chosen = self._choose(entity, given)
         return chosen.vectors(slice(None)), chosen.one
-
-
-def load_model(path: str, snapshot: str | None = None, *, compatible_with: str | None = None) -> TwhinEmbeddings:
-    """Open exported embeddings: nothing is read until it is asked for.
-
-    Args:
-        path: A store's root (path or URL); that with `@` and a date for one of its snapshots, or with `@` and the name
-            of a release; or an MLflow model URI (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
-        snapshot: The snapshot, in place of `@YYYY-MM-DD`. Left out: that of the current release; where nothing has been
-            published, the newest that has embeddings.
-        compatible_with: An earlier release (`twhin releases` lists them). `get_embedding` then returns vectors in its
-            space, for a consumer that was trained on its vectors. While that release is the one that is opened, these
-            are its own vectors.
-
-    Raises:
-        UserError: There are no embeddings there, they are not one whole set, or no map leads to that release.
-    """
-    return open_model(*locate(str(path), RELATIONS, snapshot), compatible_with=compatible_with)
-
-
-def open_model(store: Store, snapshot: str, *, compatible_with: str | None = None) -> TwhinEmbeddings:
-    """Open the exported embeddings of a snapshot, at the versions that this store shows (`releases.opened`).
-
-    Raises:
-        UserError: They are not there or not one whole set, or no map leads to the release `compatible_with`.
-    """
-    relations = store.manifest(RELATIONS, snapshot)
-    model_config = TwhinModelConfig.model_validate(relations.details["model"])
-    tables = {}
-    for name in model_config.table_names:
-        manifest = store.manifest(f"embeddings/{name}", snapshot)
-        if relations.parents[manifest.asset] != manifest.version:
-            raise UserError(
-                f"{store.root}: {manifest.asset} of {snapshot} is not of the same export as {RELATIONS}; an export is "
-                f"under way or broke off: run `twhin export --snapshot {snapshot}`"
-            )
-        tables[name] = EntityTable.open(store, manifest)
-    version = model_version(relations)
-    return TwhinEmbeddings(
-        model_config,
-        tables,
-        partial(_open_scores, model_config, store, relations),
-        snapshot,
-        version,
-        normalized=relations.details["normalize"],
-        store=store,
-        maps=None if compatible_with is None else _maps(store, relations, compatible_with),
-        open_index=partial(_open_index, model_config, store, snapshot),
-        open_calibrations=partial(open_calibrations, store, relations),
-    )
-
-
-def _open_index(model_config: TwhinModelConfig, store: Store, snapshot: str, table: EntityTable) -> VectorIndex | None:
-    extras.need("torch", "search by an index", "reader")
-    from twhin_pipeline.vectors import index_choice, indexing
-
-    manifest = index_choice.manifest_of(store, store.manifest(f"embeddings/{table.name}", snapshot))
-    return None if manifest is None else indexing.open_index(store, manifest, table, model_config)
-
-
-def _maps(store: Store, relations: Manifest, earlier: str) -> dict[str, np.ndarray] | None:
-    """Return the maps into an earlier release's space, None where these are that release's own vectors."""
-    from twhin_pipeline.vectors import compatibility
-
-    made = [releases.read(store, name) for name in releases.names(store)]
-    of_these = [release for release in made if release.tables.get(RELATIONS) == relations.version]
-    if of_these and of_these[-1].name == earlier:
-        return None
-    if of_these:
-        return compatibility.maps_into(store, of_these[-1], earlier)
-    raise UserError(
-        f"{store.root}: these vectors of {relations.snapshot} are in no release, so no map leads from them to "
-        f"{earlier}; publish them (`twhin publish --snapshot {relations.snapshot}`)"
-    )
-
-
-def _open_scores(model_config: TwhinModelConfig, store: Store, relations: Manifest) -> EdgeScores:
-    extras.need("torch", "scoring an edge", "reader")
-    from twhin_pipeline.vectors.scoring import EdgeScores
-
-    rows: dict[str, torch.Tensor] = {}
-    for path in store.files_of(relations):
-        with store.parquet(path) as file:
-            rows |= parameters_of(file.read(columns=["relation", "embedding"]))
-    return EdgeScores(model_config, rows)
 
 
 def _by_row(each: Mapping[Any, Any], chosen: Chosen, tails: EntityTable) -> dict[Any, np.ndarray]:

@@ -215,7 +215,7 @@ def chosen(config: TwhinConfig, store: Store, snapshot: str, examples: str | Non
 
 def neighbors(store: Store, snapshot: str, entity: str, ids: list[Any]) -> list[Example]:
     """Look up the nearest entities. Raises UserError where an id is not in the vocabulary."""
-    from twhin_pipeline.vectors.reader import load_model
+    from twhin_pipeline.vectors.opening import load_model
 
     model = load_model(store.root, snapshot)
     examples = []
