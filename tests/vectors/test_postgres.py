@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -140,6 +141,7 @@ def test_views_show_one_release_or_the_other_and_never_a_mixture(tmp_path, datab
         query = f"SELECT r.name, (i.embedding::real[])[1] FROM {tables} WHERE i.id = %s"
         with psycopg.connect(database.info.dsn, autocommit=True) as reader:
             while not over.is_set():
+                time.sleep(0.005)
                 for name, value in reader.execute(query, [id]).fetchall() or [(None, None)]:
                     seen.add(name)
                     if name is None or np.float32(value) != expected[name]:

@@ -275,7 +275,8 @@ def _switch(connection: psycopg.Connection[Any], release: Release, settings: Pos
 
     To replace a view takes a lock that waits for its readers, and readers may hold one view and want another. So we
     wait for a moment only, give all locks back and try again: PostgreSQL looks for a deadlock after a second
-    (`deadlock_timeout`), and would break off a reader.
+    (`deadlock_timeout`), and would break off a reader. Each try takes the views in another order: where readers all
+    have the same one, half of the tries fit it.
     """
     import psycopg
 
@@ -308,7 +309,7 @@ def _replace_views(connection: psycopg.Connection[Any], release: Release, settin
         "WHERE view_schema = %s AND starts_with(table_schema, %s) ORDER BY 1"
     )
     mine = [row[0] for row in connection.execute(ours, [settings.schema_name, f"{settings.schema_name}_"])]
-    for name in tables:
+    for name in random.sample(tables, len(tables)):
         view = _name(settings.schema_name, name)
         replace = _sql("CREATE OR REPLACE VIEW {} AS SELECT * FROM {}", view, _name(schema, name))
         try:
