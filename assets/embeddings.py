@@ -7,12 +7,13 @@ import dagster as dg
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.store import Manifest
+from twhin_pipeline.words import RELATIONS
 
 from . import steps
 from .metadata import counts, picture, rounded, table, thumbnail
 
 STAGE = STAGES["export"]
-RELATIONS = "embeddings/relations"
+
 MOST_FOR_NEIGHBOURS = 2_000_000
 """Above so many entities the page shows no nearest neighbours: they would need the whole table."""
 

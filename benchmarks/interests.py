@@ -73,7 +73,7 @@ def main() -> None:
     test = lists["test"].pairs(asked)
     count = np.bincount(test.queries, minlength=len(asked))
     vectors = np.array(heads.vectors[asked])
-    searcher = model._searcher(right, False, "exact")
+    searcher = model._searchers.get(model.tables[right], False, "exact")
     size = int(np.asarray(tails.trained).sum())
     print(f"{options.relation}: {len(asked):,} heads, {count.sum():,} test edges, {size:,} tails with training edges")
     print(f"{'':26}" + "".join(f"{f'recall@{k}':>11}{'+-':>8}" for k in KS) + f"{'coverage':>10}{'seconds':>9}")

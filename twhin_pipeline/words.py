@@ -19,6 +19,8 @@ PUBLISHED = "published"
 """The table of what was published: its rows map the vectors into the space of the release before."""
 CALIBRATION = "calibration"
 """The table of each relation's map from scores to probabilities."""
+RELATIONS = "embeddings/relations"
+"""The table with what a reader needs to score an edge; it completes the set of a snapshot's vectors."""
 MODELS = ("twhin_model", "refit/twhin_model")
 """The tables of models."""
 INDEX = "index"

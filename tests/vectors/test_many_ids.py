@@ -142,7 +142,7 @@ def test_many_heads_get_what_each_of_them_gets_alone(store, heads, relation, k, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of heads without training edges
         found = model.recommend(relation, heads, k, exclude_known, untrained=untrained).read_all()
-        model._known_tails.clear()  # so that a single head's edges are read as those of a single head
+        model._known._lists.clear()  # so that a single head's edges are read as those of a single head
         alone = [model.recommend(relation, head, k, exclude_known, untrained=untrained) for head in heads]
     rows = [(head, tail, rank + 1) for head, of_head in zip(heads, alone, strict=True) for rank, (tail, _) in enumerate(of_head)]  # fmt: skip # noqa: E501
     assert list(zip(*(found.column(name).to_pylist() for name in ("lhs", "rhs", "rank")), strict=True)) == rows
@@ -173,9 +173,9 @@ def test_tails_that_are_excluded_for_all_or_for_one_head_are_left_out(model):
     one = answers(model.recommend("likes", heads, 1000, exclude={heads[1]: pa.array([best[heads[1]]]), "nobody": [10]}))
     assert one == before | {heads[1]: before[heads[1]][1:]}
     # An index cannot bar rows, so it is asked for more.
-    exact = model._searcher("item", False, "exact")
+    exact = model._searchers.get(model.tables["item"], False, "exact")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "_searcher", lambda *_: IndexSearch(Plain(exact), exact, 10_000))
+        patch.setattr(model._searchers, "get", lambda *_: IndexSearch(Plain(exact), exact, 10_000))
         assert_same(answers(model.recommend("likes", heads, 1000, exclude=[*best.values(), 999_999])), everyone)
         assert_same(answers(model.recommend("likes", heads, 1000)), before)
     alone = model.recommend("likes", heads[0], 1, exclude=best[heads[0]])
@@ -183,7 +183,7 @@ def test_tails_that_are_excluded_for_all_or_for_one_head_are_left_out(model):
 
 
 def test_the_edges_are_read_once_for_all_calls_with_several_heads(model, monkeypatch):
-    model._known_tails.clear()
+    model._known._lists.clear()
     first = model.recommend("likes", k=3).read_all()
 
     def read(*_: Any, **__: Any) -> None:

@@ -11,9 +11,9 @@ import small_store
 from small_store import NUM, RELATIONS
 
 from twhin_pipeline.store import Store
+from twhin_pipeline.vectors.known_tails import known_tails
 from twhin_pipeline.vectors.opening import load_model
 from twhin_pipeline.vectors.reader import TwhinEmbeddings
-from twhin_pipeline.vectors.recommendation import known_tails
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def model(tmp_path: Path) -> TwhinEmbeddings:
 
 def test_they_are_those_of_the_table_for_every_head_and_relation(model: TwhinEmbeddings) -> None:
     model.map_known_edges()
-    assert model._mapped_edges is not None and model.store is not None
+    assert model._known._mapped is not None and model.store is not None
     heads = np.array([-1, *range(NUM["user"]), 3])
     for names in (["likes"], ["rates"], ["likes", "rates"], ["follows"]):
         lhs, rhs = RELATIONS[names[0]]
-        found = model._mapped_edges[lhs, rhs].pairs(heads, [list(RELATIONS).index(name) for name in names])
+        found = model._known._mapped[lhs, rhs].pairs(heads, [list(RELATIONS).index(name) for name in names])
         assert (np.diff(found.queries) >= 0).all()
         for query, head in enumerate(heads.tolist()):
             mine = {str(id) for id in model.tables[rhs].ids(found.rows[found.queries == query])}
@@ -57,7 +57,7 @@ def test_the_files_are_made_once_and_mapped_read_only(model: TwhinEmbeddings, mo
     monkeypatch.setattr(Store, "dataset", lambda *_: pytest.fail("raw_edges was read again"))
     other = load_model(model.store.root)
     other.map_known_edges()
-    assert other._mapped_edges is not None
-    for edges in other._mapped_edges.values():
+    assert other._known._mapped is not None
+    for edges in other._known._mapped.values():
         for part in (edges.start, edges.tail, edges.relation):
             assert not part.flags.writeable and not part.flags.owndata

@@ -14,7 +14,8 @@ from twhin_pipeline.store import Manifest, Store, releases
 from twhin_pipeline.vectors.calibration import open_calibrations
 from twhin_pipeline.vectors.entity_table import EntityTable
 from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of
-from twhin_pipeline.vectors.reader import RELATIONS, TwhinEmbeddings
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
+from twhin_pipeline.words import RELATIONS
 
 if TYPE_CHECKING:
     import torch

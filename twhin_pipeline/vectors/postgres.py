@@ -31,8 +31,8 @@ from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import Release
 from twhin_pipeline.vectors.model_files import vectors_of
 from twhin_pipeline.vectors.opening import load_model
-from twhin_pipeline.vectors.reader import RELATIONS, TwhinEmbeddings
-from twhin_pipeline.words import PUBLISHED
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
+from twhin_pipeline.words import PUBLISHED, RELATIONS
 
 if TYPE_CHECKING:
     import psycopg

@@ -24,15 +24,15 @@ from twhin_pipeline import extras
 from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Store
-from twhin_pipeline.vectors import mapped_edges
+from twhin_pipeline.vectors.answers import HEADS_AT_ONCE, answer, as_pairs
 from twhin_pipeline.vectors.calibration import Calibrations, Threshold, sigmoid
 from twhin_pipeline.vectors.chosen import Chosen, New
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId, as_list
 from twhin_pipeline.vectors.interests import Interests
-from twhin_pipeline.vectors.mapped_edges import MappedEdges
+from twhin_pipeline.vectors.known_tails import KnownTails
 from twhin_pipeline.vectors.model_files import vectors_array
-from twhin_pipeline.vectors.recommendation import all_known_tails, known_tails
-from twhin_pipeline.vectors.row_pairs import RowLists, RowPairs
+from twhin_pipeline.vectors.row_pairs import RowPairs
+from twhin_pipeline.vectors.searchers import Search, Searchers
 
 if TYPE_CHECKING:
     from twhin_pipeline.vectors.mixture import Mixture
@@ -41,11 +41,7 @@ if TYPE_CHECKING:
     from twhin_pipeline.vectors.vector_index import VectorIndex
 
 GETTER = re.compile(r"get_(?P<entity>\w+)_embedding")
-RELATIONS = "embeddings/relations"
-HEADS_AT_ONCE, ROWS_AT_ONCE = 8192, 1 << 20
-"""Entities of a batch of answers, and rows of one, at most."""
 Missing = Literal["error", "skip", "infer"]
-Search = Literal["auto", "exact", "index"]
 
 
 class UnknownName(UnknownId):
@@ -96,11 +92,8 @@ class TwhinEmbeddings:
         self.store = store
         self.maps = maps
         self.dim = model_config.embedding_dim
-        self._known_tails: dict[tuple[str, ...], RowLists] = {}
-        self._searchers: dict[tuple[str, bool], ExactSearch] = {}
-        self._mapped_edges: dict[tuple[str, str], MappedEdges] | None = None
-        self._open_index = open_index
-        self._indexes: dict[str, VectorIndex | None] = {}
+        self._known = KnownTails(store, snapshot, model_config.relations, self.tables)
+        self._searchers = Searchers(snapshot, lambda: self._scores, open_index)
         self._mixtures: dict[tuple[int, Interests], Mixture] = {}
 
     def __repr__(self) -> str:
@@ -398,7 +391,7 @@ class TwhinEmbeddings:
                 f"neighbors are nearest by cosine, and the index of {entity} finds by the model's comparator, "
                 f"{self.config.comparator}; leave search='index' out"
             )
-        index = self._index(entity, untrained, search if by_cosine or search != "auto" else "exact")
+        index = self._searchers.index(table, untrained, search if by_cosine or search != "auto" else "exact")
         if chosen.one and chosen.new is None and index is None:
             return self._nearest(table, int(chosen.rows[0]), max(k, 0), untrained)
         extras.need("torch", "neighbors of several ids", "reader")
@@ -419,7 +412,7 @@ class TwhinEmbeddings:
             rows, scores = best_rows(searcher, queries, k, chosen.themselves(part))
             return rows, scores * scale
 
-        return self._answer(chosen, table, k, nearest, ("id", "neighbor", "similarity"))
+        return answer(chosen, table, k, nearest, ("id", "neighbor", "similarity"))
 
     def _nearest(self, table: EntityTable, row: int, k: int, untrained: bool) -> list[tuple[Any, float]]:
         """Return the neighbors of one row, without torch: by blocks of rows, equal ones in the order of rows."""
@@ -462,8 +455,8 @@ class TwhinEmbeddings:
         queries = self._scores.queries(number, vectors)  # says what to install, where it is missing
         from twhin_pipeline.vectors.retrieval import best_rows
 
-        rows, scores = best_rows(self._searcher(right, untrained, search), queries, k)
-        return self._pairs(right, rows[0], scores[0])
+        rows, scores = best_rows(self._searchers.get(self._table(right), untrained, search), queries, k)
+        return as_pairs(self._table(right), rows[0], scores[0])
 
     @overload
     def recommend(
@@ -557,7 +550,7 @@ class TwhinEmbeddings:
         elif trained is not None:
             self._warn_untrained(left, chosen, np.asarray(trained))
         each = exclude if isinstance(exclude, Mapping) else None
-        searcher, barred = self._searcher(right, untrained, search), np.zeros(0, np.int64)
+        searcher, barred = self._searchers.get(self._table(right), untrained, search), np.zeros(0, np.int64)
         if exclude is not None and each is None:
             barred = tails.find([exclude] if _is_one(exclude) else exclude)
             barred = barred[barred >= 0]
@@ -585,19 +578,17 @@ class TwhinEmbeddings:
 
         if chosen.one:
             rows, scores = best(slice(0, 1))
-            return self._pairs(right, rows[0], scores[0])
+            return as_pairs(self._table(right), rows[0], scores[0])
         # What neighbors engaged with is in memory too, for all heads of a batch.
         heads = HEADS_AT_ONCE if interests is None else HEADS_AT_ONCE // 8
-        return self._answer(chosen, tails, k, best, ("lhs", "rhs", "score"), heads)
+        return answer(chosen, tails, k, best, ("lhs", "rhs", "score"), heads)
 
     def map_known_edges(self) -> None:
         """Map the snapshot's edges from files that processes share; they are made where they are missing.
 
         From then on `recommend` does not read `raw_edges`. A service does this when it opens a release.
         """
-        if self.store is not None:
-            relations = self.store.manifest(RELATIONS, self.snapshot)
-            self._mapped_edges = mapped_edges.mapped(self.store, relations, self.config.relations, self.tables)
+        self._known.map()
 
     def _mixture(self, number: int, interests: Interests) -> Mixture:
         """Return the clusters of a relation's tails; they are made at the first call, and kept."""
@@ -607,7 +598,7 @@ class TwhinEmbeddings:
 
             relation = self.config.relations[number]
             heads, tails = self._table(relation.lhs), self._table(relation.rhs)
-            engaged = self._lists([relation.name], heads, tails)
+            engaged = self._known.lists([relation.name], heads, tails)
             if engaged is None:
                 raise UserError(
                     f"interests need what heads engaged with, and there is no table raw_edges of {self.snapshot}; "
@@ -615,46 +606,6 @@ class TwhinEmbeddings:
                 )
             self._mixtures[key] = Mixture(interests, self._scores, number, heads, tails, engaged)
         return self._mixtures[key]
-
-    def _searcher(self, entity: str, untrained: bool, search: Search) -> ExactSearch | IndexSearch:
-        """Return what finds an entity type's best rows: the one place where it is chosen.
-
-        `untrained`: it returns entities without training edges too.
-        """
-        key = (entity, untrained)
-        if key not in self._searchers:
-            table = self._table(entity)
-            allowed = None if untrained or table.trained is None else np.asarray(table.trained)
-            self._searchers[key] = self._scores.exact(table.vectors, allowed)
-        index = self._index(entity, untrained, search)
-        if index is None:
-            return self._searchers[key]
-        from twhin_pipeline.vectors.retrieval import IndexSearch
-
-        return IndexSearch(index, self._searchers[key], index.most)
-
-    def _index(self, entity: str, untrained: bool, search: Search) -> VectorIndex | None:
-        """Return the index that a search of an entity type uses, None where it compares every row.
-
-        Raises:
-            UserError: One is asked for and cannot be used.
-        """
-        if search not in get_args(Search):
-            raise UserError(f"search must be 'auto', 'exact' or 'index', got {search!r}")
-        if search == "exact" or (search == "auto" and untrained):
-            return None
-        if untrained:
-            raise UserError("an index has trained entities only; leave untrained or search='index' out")
-        if search == "auto" and (extras.missing("faiss") or extras.missing("torch")):
-            return None
-        if entity not in self._indexes:
-            self._indexes[entity] = self._open_index(self._table(entity))
-        if search == "index" and self._indexes[entity] is None:
-            raise UserError(
-                f"{self.snapshot} has no index of {entity}; leave search='index' out, or make one with "
-                "`twhin index --set indexes.kind=hnsw`"
-            )
-        return self._indexes[entity]
 
     def _left_out(
         self,
@@ -669,8 +620,8 @@ class TwhinEmbeddings:
         if exclude_known not in (True, False, "any"):
             raise UserError(f"exclude_known must be True, False or 'any', got {exclude_known!r}")
         relation = self.config.relations[number]
-        names = self._names(number, exclude_known)
-        known = self._known(names, chosen, tails) if exclude_known else None
+        names = self._known.names(number, exclude_known)
+        known = self._known.of(names, chosen, tails) if exclude_known else None
         excluded = {} if each is None else _by_row(each, chosen, tails)
 
         def left_out(part: slice) -> RowPairs:
@@ -690,39 +641,6 @@ class TwhinEmbeddings:
 
         return left_out
 
-    def _names(self, number: int, which: bool | Literal["any"]) -> list[str]:
-        """Return the relations whose tails are known ones of a relation."""
-        chosen = self.config.relations[number]
-        if which != "any":
-            return [chosen.name]
-        return [one.name for one in self.config.relations if (one.lhs, one.rhs) == (chosen.lhs, chosen.rhs)]
-
-    def _known(self, names: list[str], chosen: Chosen, tails: EntityTable) -> Callable[[np.ndarray], RowPairs] | None:
-        """Return the function from heads' rows to their known tails; None, with a warning, where there are no edges."""
-        if self._mapped_edges is not None:
-            edges = self._mapped_edges[chosen.table.name, tails.name]
-            return partial(edges.pairs, relations=[self.relations.index(name) for name in names])
-        if self.store is not None and chosen.one and tuple(names) not in self._known_tails:
-            row = chosen.rows
-            found = known_tails(self.store, self.snapshot, names, chosen.table.ids(row)[0]) if row[0] >= 0 else set()
-            if found is not None:
-                rows = tails.find(list(found))
-                pairs = RowPairs(np.zeros(int((rows >= 0).sum()), np.int64), rows[rows >= 0])
-                return lambda _: pairs
-        elif (lists := self._lists(names, chosen.table, tails)) is not None:
-            return lists.pairs
-        warnings.warn(f"there is no table raw_edges of {self.snapshot}, so known edges are not left out", stacklevel=4)
-        return None
-
-    def _lists(self, names: list[str], heads: EntityTable, tails: EntityTable) -> RowLists | None:
-        """Return every head's tails by some relations, read once; None where there are no edges."""
-        key = tuple(names)
-        if key not in self._known_tails and self.store is not None:
-            lists = all_known_tails(self.store, self.snapshot, names, heads, tails)
-            if lists is not None:
-                self._known_tails[key] = lists
-        return self._known_tails.get(key)
-
     def _warn_untrained(self, entity: str, chosen: Chosen, trained: np.ndarray) -> None:
         rows = chosen.rows[chosen.rows >= 0]
         without = rows[~trained[rows]]
@@ -733,50 +651,6 @@ class TwhinEmbeddings:
                 f"{entity} {first!r} has no training edge, so what it is recommended says nothing{several}",
                 stacklevel=3,
             )
-
-    def _pairs(self, entity: str, rows: np.ndarray, scores: np.ndarray) -> list[tuple[Any, float]]:
-        """Return found rows `[k]` as (id, score)."""
-        there = rows >= 0
-        names = self._table(entity).ids(rows[there])
-        return [(name, float(score)) for name, score in zip(names, scores[there], strict=True)]
-
-    def _answer(
-        self,
-        chosen: Chosen,
-        table: EntityTable,
-        k: int,
-        search: Callable[[slice], tuple[np.ndarray, np.ndarray]],
-        names: tuple[str, str, str],
-        heads: int = HEADS_AT_ONCE,
-    ) -> Any:
-        """Return what `search` finds in `table` for the chosen entities, as a stream of batches, or one's as a list."""
-        if chosen.one:
-            rows, scores = search(slice(0, 1)) if k > 0 else (np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32))
-            return self._pairs(table.name, rows[0], scores[0])
-        schema = pa.schema(
-            [
-                pa.field(names[0], chosen.table.index.ids.type, nullable=False),
-                pa.field(names[1], table.index.ids.type, nullable=False),
-                pa.field("rank", pa.int32(), nullable=False),
-                pa.field(names[2], pa.float32(), nullable=False),
-            ]
-        )
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            size = max(1, min(heads, ROWS_AT_ONCE // max(k, 1)))
-            for start in range(0, len(chosen.rows) if k > 0 else 0, size):
-                part = slice(start, min(start + size, len(chosen.rows)))
-                rows, scores = search(part)
-                query, rank = np.nonzero(rows >= 0)
-                columns = [
-                    chosen.ids(part).take(pa.array(query)),
-                    table.index.ids.take(pa.array(rows[query, rank])),
-                    pa.array((rank + 1).astype(np.int32)),
-                    pa.array(scores[query, rank]),
-                ]
-                yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-        return pa.RecordBatchReader.from_batches(schema, batches())
 
     def _table(self, entity: str) -> EntityTable:
         if entity not in self.tables:

@@ -2,63 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as ds
-
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.vectors.row_pairs import RowLists
 
 if TYPE_CHECKING:
     from twhin_pipeline.config.model import Relation
-    from twhin_pipeline.store import Store
-    from twhin_pipeline.vectors.entity_table import EntityTable
     from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
 RAW_EDGES = "raw_edges"
-
-
-def known_tails(store: Store, snapshot: str, relations: Sequence[str], head: Any) -> set[Any] | None:
-    """Return the tails that `head` has by any of the relations in a snapshot's `raw_edges`; None where it has no table.
-
-    The table is sorted by relation and head, so only row groups whose statistics have both are read.
-    """
-    if not store.exists(RAW_EDGES, snapshot):
-        return None
-    table = store.dataset(RAW_EDGES, snapshot)
-    kind = table.schema.field("lhs").type
-    # Where one entity type has texts for ids, the ids of all types are texts there.
-    value = pa.scalar(int(head) if pa.types.is_integer(kind) else str(head), kind)
-    chosen = ds.field("rel").isin(list(relations)) & (ds.field("lhs") == value)
-    return set(table.to_table(columns=["rhs"], filter=chosen)["rhs"].to_pylist())
-
-
-def all_known_tails(
-    store: Store, snapshot: str, relations: Sequence[str], heads: EntityTable, tails: EntityTable
-) -> RowLists | None:
-    """Return the tails of every head by any of the relations, from `raw_edges`; None where a snapshot has no table.
-
-    The table is read once, as a stream. What is kept takes 4 bytes an edge and 8 a head, and twice that for a moment.
-    Ids without a vector are passed over.
-    """
-    if not store.exists(RAW_EDGES, snapshot):
-        return None
-    sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    edges = store.dataset(RAW_EDGES, snapshot)
-    for batch in edges.to_batches(columns=["lhs", "rhs"], filter=ds.field("rel").isin(list(relations))):
-        rows = []
-        for name, table in (("lhs", heads), ("rhs", tails)):
-            codes = batch.column(name).dictionary_encode()
-            found = table.find(codes.dictionary).astype(np.int32)
-            rows.append(found[codes.indices.to_numpy()])
-        here = (rows[0] >= 0) & (rows[1] >= 0)
-        for side, of_side in zip(sides, rows, strict=True):
-            side.append(of_side[here])
-    head_rows, tail_rows = (np.concatenate([np.zeros(0, np.int32), *side]) for side in sides)
-    return RowLists.of_pairs(head_rows, tail_rows, len(heads))
 
 
 def choose_relation(
