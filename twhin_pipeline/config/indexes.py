@@ -21,7 +21,7 @@ class IndexesConfig(Section):
     recall: float = Field(0.95, gt=0, le=1)
     """The share of the best tails that a search must find, for each k of `recall_at` and each relation. How hard
     searches look is chosen by it, and the check on the index fails below."""
-    recall_at: list[Annotated[int, Field(ge=1, le=1_000)]] = Field(default=[10, 100], min_length=1)
+    recall_at: list[Annotated[int, Field(ge=1, le=1_000)]] = Field(default=[10, 30, 100], min_length=1)
     """The k. A search for another number looks as hard as the next larger k needs it."""
     exact_rows: int = Field(200_000, ge=0)
     """For `auto`: of a smaller type one exact search takes about as long as a web page's other work."""
