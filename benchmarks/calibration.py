@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 from twhin_pipeline.config import as_override, load_config
 from twhin_pipeline.errors import UserError
@@ -161,11 +162,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.graphs:
         if name not in GRAPHS:
             parser.error(f"no graph {name!r}; there are {', '.join(GRAPHS)}")
-    os.environ["TWHIN_NO_TRACKING"] = "1"
     every = options.epochs
     overrides = [f"training.num_epochs={every}", f"training.eval_every_n_epochs={every}", *options.set]
     results: list[Result] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, mock.patch.dict(os.environ, {"TWHIN_NO_TRACKING": "1"}):
         try:
             for name in options.graphs or GRAPHS:
                 results += measure(

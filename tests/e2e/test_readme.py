@@ -148,10 +148,11 @@ def documented() -> dict[str, list[str]]:
         found[title.replace("&lt;", "<").replace("&gt;", ">")] = [
             name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])
         ]
-    views = found.pop("twhin_model")
-    rows = [line for line in text.splitlines() if line.startswith("| `twhin_model_")]
+    views = [*found.pop("twhin_model"), *(name for name in found["calibration"] if name.startswith("calibration_"))]
+    rows = [line for line in text.splitlines() if re.match(r"\| `(twhin_model|calibration)_", line)]
     assert views == [re.findall(r"`([^`]+)`", row)[0] for row in rows]
     columns = [re.findall(r"`([^`]+)`", row.split(" | ")[1]) for row in rows]
+    found["calibration"] = [name for name in found["calibration"] if name not in views]
     return found | dict(zip(views, columns, strict=True))
 
 

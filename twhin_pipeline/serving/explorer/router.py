@@ -159,7 +159,7 @@ def make(root: str) -> APIRouter:
 
     @routes.get("/api/origin")
     def origin(type: Entity, id: Id, release: Release = None) -> dict[str, Any]:
-        """Follow a vector back to its edges and their files, as `twhin trace` does."""
+        """Follow a vector back to its edges and their files, as `twhin lineage` does."""
         opened = explorer.opened(release)
         opened.row(type, id)
         return lineage.trace(explorer.cursor(), explorer.store, type, id, opened.name).as_dict()
