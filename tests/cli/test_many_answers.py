@@ -55,7 +55,7 @@ def test_all_heads_are_written_as_the_api_gives_them(small, model, tmp_path, cap
 def test_a_run_that_breaks_off_leaves_the_file_as_it_was(small, tmp_path, monkeypatch):
     path = tmp_path / "out.parquet"
     path.write_text("before")
-    monkeypatch.setattr("twhin_pipeline.vectors.reader.ROWS_AT_ONCE", 70)  # 7 heads of 10 answers
+    monkeypatch.setattr("twhin_pipeline.vectors.answers.ROWS_AT_ONCE", 70)  # 7 heads of 10 answers
     calls = []
 
     def broken(searcher, queries, k, left_out=None):

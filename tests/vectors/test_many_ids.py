@@ -152,7 +152,7 @@ def test_many_heads_get_what_each_of_them_gets_alone(store, heads, relation, k, 
 
 def test_batches_are_small_where_the_answers_are_many_and_hold_the_same(model, monkeypatch):
     whole = model.recommend("likes", k=7).read_all()
-    monkeypatch.setattr("twhin_pipeline.vectors.reader.ROWS_AT_ONCE", 30)
+    monkeypatch.setattr("twhin_pipeline.vectors.answers.ROWS_AT_ONCE", 30)
     batches = list(model.recommend("likes", k=7))
     assert len(batches) > 5 and max(len(batch) for batch in batches) <= 30
     together = pa.Table.from_batches(batches)

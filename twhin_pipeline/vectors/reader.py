@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
@@ -86,14 +86,14 @@ class TwhinEmbeddings:
         """
         self.config = model_config
         self.tables = dict(tables)
-        self._open_scores, self._open_calibrations = open_scores, open_calibrations
+        self._open_scores, self._open_calibrations = cache(open_scores), open_calibrations
         self.snapshot, self.version = snapshot, version
         self.normalized = normalized
         self.store = store
         self.maps = maps
         self.dim = model_config.embedding_dim
         self._known = KnownTails(store, snapshot, model_config.relations, self.tables)
-        self._searchers = Searchers(snapshot, lambda: self._scores, open_index)
+        self._searchers = Searchers(snapshot, self._open_scores, open_index)
         self._mixtures: dict[tuple[int, Interests], Mixture] = {}
 
     def __repr__(self) -> str:
@@ -112,7 +112,7 @@ class TwhinEmbeddings:
         known = ", ".join(tables)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{message} (entity types: {known})")
 
-    @cached_property
+    @property
     def _scores(self) -> EdgeScores:
         return self._open_scores()
 
