@@ -141,6 +141,7 @@ def only_favorites(folder: Path) -> Path:
     return folder / "random.parquet"
 
 
+@pytest.mark.long
 def test_a_benchmark_is_trained_refit_and_printed_from_the_front_door(tmp_path, capsys):
     """The refit trains on every edge that is published for training, for the epochs that validation chose."""
     gowalla(tmp_path)

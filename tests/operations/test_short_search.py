@@ -320,6 +320,7 @@ def test_no_recipe_is_an_error_before_anything_is_read(tmp_path, capsys):
     assert not Store(str(tmp_path / "home")).assets()
 
 
+@pytest.mark.long
 def test_the_command_trains_with_the_best_values_and_records_them(tmp_path, capsys, monkeypatch):
     """End to end, from a recipe that is made hopeless, so that another value is the best."""
     optimizer = {"rmsprop": {"lr": 1.0e-09}}
