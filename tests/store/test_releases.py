@@ -108,3 +108,13 @@ def test_a_user_without_a_name_is_recorded_by_number(monkeypatch):
     monkeypatch.setattr("getpass.getuser", lambda: (_ for _ in ()).throw(KeyError("getpwuid(): uid not found: 1234")))
     monkeypatch.setattr("os.getuid", lambda: 1234)
     assert releases.user() == "uid 1234"
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "current", "pinned/x", "a\0b", "", "2025-01-01-20250101T000000/../../secret"]
+)
+def test_a_name_that_is_none_of_a_release_reads_no_other_file(tmp_path, name):
+    store = Store(str(tmp_path / "home"))
+    store.write_text(["secret.json"], '{"name": "x", "snapshot": "x", "created": "x", "tables": {}}')
+    with pytest.raises(UserError, match="unknown release"):
+        releases.read(store, name)

@@ -102,6 +102,8 @@ def names(store: Store) -> list[str]:
 def read(store: Store, name: str) -> Release:
     """Read a release. Raises UserError where there is none of that name."""
     try:
+        if not NAME.fullmatch(name):  # it may come from a request: no other file is read by it
+            raise FileNotFoundError(name)
         values = json.loads(store.read_text([FOLDER, f"{name}.json"]))
     except FileNotFoundError:
         raise UserError(f"{store.root}: {unknown('release', name, names(store))}") from None
