@@ -83,7 +83,7 @@ def main() -> None:
         started = time.perf_counter()
         mixture = None
         if interests is not None:
-            mixture = Mixture(interests, model._scores, number, heads, tails, lists["train"])
+            mixture = Mixture(interests, model._scores, number, heads, tails, lists["train"].pairs)
         row, found = f"{name:26}", {}
         for k in KS:
             if mixture is None:

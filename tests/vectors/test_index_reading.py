@@ -142,6 +142,17 @@ def test_neighbors_are_found_by_the_index_where_it_finds_by_the_cosine(
             model.neighbors("item", item, 5, search="index")
 
 
+def test_what_leaves_rows_out_is_made_once_and_not_for_each_call(
+    model: TwhinEmbeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes time and memory for each row of the table."""
+    item, head = small_store.ids("item")[7], small_store.ids("user")[3]
+    expected = model.neighbors("item", item, 5), model.recommend("likes", head, 5), model.candidates("likes", head, 5)
+    monkeypatch.setattr(ExactSearch, "__init__", lambda *_: pytest.fail("made again"))
+    found = model.neighbors("item", item, 5), model.recommend("likes", head, 5), model.candidates("likes", head, 5)
+    assert found == expected
+
+
 def test_what_the_index_lacks_is_found_by_comparing_all_or_refused(
     model: TwhinEmbeddings, asked: dict[str, list[int]]
 ) -> None:

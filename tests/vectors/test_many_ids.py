@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -178,8 +179,28 @@ def test_tails_that_are_excluded_for_all_or_for_one_head_are_left_out(model):
         patch.setattr(model._searchers, "get", lambda *_: IndexSearch(Plain(exact), exact, 10_000))
         assert_same(answers(model.recommend("likes", heads, 1000, exclude=[*best.values(), 999_999])), everyone)
         assert_same(answers(model.recommend("likes", heads, 1000)), before)
+    few, one_each = {best[heads[0]], best[heads[1]]}, {head: best[head] for head in heads}
+    for several in (few, dict.fromkeys(few).keys()):
+        assert answers(model.recommend("likes", heads, 1000, exclude=several)) == answers(
+            model.recommend("likes", heads, 1000, exclude=sorted(few))
+        )
+    each = {head: before[head][1:] for head in heads}
+    for form in (one_each, {head: str(tail) for head, tail in one_each.items()}, {h: {t} for h, t in one_each.items()}):
+        assert answers(model.recommend("likes", heads, 1000, exclude=form)) == each
     alone = model.recommend("likes", heads[0], 1, exclude=best[heads[0]])
     assert [tail for tail, _ in alone] == [tail for tail, _ in before[heads[0]][1:2]]
+
+
+def test_more_than_there_are_may_be_asked_for_without_the_memory_that_they_would_take(model):
+    most, heads = 10**13, USERS[:2]
+    assert answers(model.recommend("likes", heads, most)) == answers(model.recommend("likes", heads, 1000))
+    assert answers(model.neighbors("user", heads, most)) == answers(model.neighbors("user", heads, 1000))
+    for one in (
+        partial(model.recommend, "likes"),
+        partial(model.candidates, "likes"),
+        partial(model.neighbors, "user"),
+    ):
+        assert one(heads[0], most) == one(heads[0], 1000)
 
 
 def test_the_edges_are_read_once_for_all_calls_with_several_heads(model, monkeypatch):
@@ -240,11 +261,15 @@ def test_a_vector_is_inferred_as_the_mean_of_what_its_edges_want(tmp_path, compa
     np.testing.assert_allclose(
         model.get_embedding("item", 5, "infer", {5: [("likes", USERS[2])]}), tail, rtol=1e-4, atol=1e-6
     )
+    twice = model.get_embedding("user", ["new", USERS[1], "new"], missing="infer", edges=edges)
+    assert np.array_equal(twice, found[[1, 0, 1]])
     columns = {"lhs": ["new", "new", USERS[2]], "rel": ["likes", "rates", "likes"]}
     table = pa.table({**columns, "rhs": [str(ITEMS[3]), str(ITEMS[5]), "5"]})
     for given_edges in (table, table.to_pandas()):
         np.testing.assert_allclose(model.get_embedding("user", "new", "infer", given_edges), head, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(model.get_embedding("item", 5, "infer", given_edges), tail, rtol=1e-4, atol=1e-6)
+        twice = model.get_embedding("item", [5, "5"], "infer", given_edges)
+        np.testing.assert_allclose(twice, [tail, tail], rtol=1e-4, atol=1e-6)
 
 
 def test_a_new_head_is_recommended_what_its_vector_scores_highest_without_what_it_has(model):
@@ -257,6 +282,8 @@ def test_a_new_head_is_recommended_what_its_vector_scores_highest_without_what_i
     for pairs in (alone, found["new"]):
         assert [tail for tail, _ in pairs] == [tail for tail, _ in expected]
     assert [tail for tail, _ in found[USERS[0]]] == [tail for tail, _ in model.recommend("likes", USERS[0], 100)]
+    twice = model.recommend("likes", ["new", "new"], 100, missing="infer", edges=edges).read_all()
+    assert twice.column("rhs").to_pylist() == [tail for tail, _ in expected] * 2  # what it has is left out both times
     both = {tail for tail, _ in model.recommend("likes", "new", 100, "any", missing="infer", edges=edges)}
     assert both == {tail for tail, _ in expected} - {ITEMS[5]}
     excluded = answers(model.recommend("likes", ["new"], 1, exclude={"new": [expected[0][0]]}, missing="infer", edges=edges))  # fmt: skip # noqa: E501

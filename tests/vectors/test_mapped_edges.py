@@ -10,6 +10,7 @@ import pytest
 import small_store
 from small_store import NUM, RELATIONS
 
+from twhin_pipeline import Interests
 from twhin_pipeline.store import Store
 from twhin_pipeline.vectors.known_tails import known_tails
 from twhin_pipeline.vectors.opening import load_model
@@ -49,6 +50,16 @@ def test_recommendations_are_the_same_and_the_table_is_not_read(
         assert [model.recommend(relation, id, 5, known) for id in users] == expected
         table = model.recommend(relation, users, 5, known).read_all()
         assert table["rhs"].to_pylist() == [tail for best in expected for tail, _ in best]
+
+
+def test_interests_too_come_from_them(model: TwhinEmbeddings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model.store is not None
+    options = {"k": 5, "interests": Interests(clusters=4, neighbors=3)}
+    plain = model.recommend("likes", **options).read_all()
+    other = load_model(model.store.root)
+    other.map_known_edges()
+    monkeypatch.setattr(Store, "dataset", lambda *_: pytest.fail("raw_edges was read"))
+    assert plain.num_rows and other.recommend("likes", **options).read_all().equals(plain)
 
 
 def test_the_files_are_made_once_and_mapped_read_only(model: TwhinEmbeddings, monkeypatch: pytest.MonkeyPatch) -> None:

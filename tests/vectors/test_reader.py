@@ -176,7 +176,7 @@ def test_the_relation_may_be_left_out_only_where_there_is_one(tmp_path, monkeypa
 def test_neighbors_are_the_nearest_by_cosine_without_the_entity_itself_in_blocks_of_any_size(
     tmp_path, monkeypatch, block
 ):
-    for module in ("vectors.reader", "vectors.entity_table"):
+    for module in ("vectors.nearest", "vectors.entity_table"):
         monkeypatch.setattr(f"twhin_pipeline.{module}.BATCH_ROWS", block)
     small, model = make(tmp_path)
     vectors = small.vectors["user"] / np.linalg.norm(small.vectors["user"], axis=1, keepdims=True)

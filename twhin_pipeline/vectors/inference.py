@@ -73,9 +73,11 @@ def new_edges(
     if edges is None:
         raise UserError(f"missing='infer' needs edges= of the {entity} without a vector, such as {ids[0]!r}: {FORMS}")
     names = [relation.name for relation in relations]
-    place = {str(one): i for i, one in enumerate(ids)}
+    places: dict[str, list[int]] = {}
+    for i, one in enumerate(ids):  # an id may be asked for twice
+        places.setdefault(str(one), []).append(i)
     parts: dict[tuple[int, int], tuple[list[int], list[Any]]] = {}
-    for new, name, known, side in _rows(edges, place):
+    for new, name, known, side in _rows(edges, places):
         if name not in names:
             raise UserError(f"edges of {entity} {ids[new]!r}: {unknown('relation', name, names)}")
         number = names.index(name)
@@ -110,17 +112,18 @@ def new_edges(
     return result
 
 
-def _rows(edges: Any, place: Mapping[str, int]) -> Iterator[tuple[int, str, Any, int]]:
-    """Yield each edge of a new id: its place, the relation, the other end, and the id's side (0: head)."""
+def _rows(edges: Any, places: Mapping[str, Sequence[int]]) -> Iterator[tuple[int, str, Any, int]]:
+    """Yield, for each place of a new id, its edges: the place, the relation, the other end, and the side (0: head)."""
     if isinstance(edges, Mapping):
         for one, pairs in edges.items():
-            if str(one) in place:
+            if str(one) in places:
                 for pair in pairs:
                     if isinstance(pair, str) or len(pair) != 2:
                         raise UserError(
                             f"edges of {one!r}: {pair!r} is no pair (relation, known id); edges are {FORMS}"
                         )
-                    yield place[str(one)], pair[0], pair[1], 0
+                    for place in places[str(one)]:
+                        yield place, pair[0], pair[1], 0
         return
     try:
         table = edges if isinstance(edges, pa.Table) else pa.table(edges)
@@ -129,5 +132,5 @@ def _rows(edges: Any, place: Mapping[str, int]) -> Iterator[tuple[int, str, Any,
         raise UserError(f"edges= must be {FORMS}, got {type(edges).__name__} ({error})") from error
     for lhs, name, rhs in zip(*columns, strict=True):
         for new, known, side in ((lhs, rhs, 0), (rhs, lhs, 1)):
-            if str(new) in place:
-                yield place[str(new)], name, known, side
+            for place in places.get(str(new), ()):
+                yield place, name, known, side

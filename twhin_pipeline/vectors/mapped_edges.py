@@ -9,19 +9,20 @@ For each pair of entity types between which there are relations, sorted by head:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.store.array_cache import cached
 from twhin_pipeline.vectors.entity_table import EntityTable
-from twhin_pipeline.vectors.row_pairs import RowPairs
+from twhin_pipeline.vectors.row_pairs import RowPairs, places_of
 
 if TYPE_CHECKING:
     from twhin_pipeline.config.model import Relation
@@ -41,14 +42,9 @@ class MappedEdges:
 
     def pairs(self, heads: Array, relations: Sequence[int]) -> RowPairs:
         """Return the tails that heads, rows int64 `[Q]` with -1 for none, have by any of some relations."""
-        known = heads >= 0
-        first = np.where(known, self.start[heads], 0)
-        length = np.where(known, self.start[heads + 1], 0) - first
-        begin = np.cumsum(length) - length
-        place = np.arange(int(length.sum())) + np.repeat(first - begin, length)
-        chosen = np.isin(self.relation[place], relations)
-        queries = np.repeat(np.arange(len(heads)), length)
-        return RowPairs(queries[chosen], self.tail[place][chosen].astype(np.int64))
+        queries, places = places_of(self.start, heads)
+        chosen = np.isin(self.relation[places], relations)
+        return RowPairs(queries[chosen], self.tail[places[chosen]].astype(np.int64))
 
 
 def mapped(
@@ -83,28 +79,37 @@ def mapped(
     }
 
 
-def _read(store: Store, snapshot: str, names: Mapping[str, int], heads: EntityTable, tails: EntityTable) -> MappedEdges:
-    """Read the edges of relations, numbered by name, as a stream; those of ids without a vector are passed over."""
-    parts: list[list[Array]] = [[np.zeros(0, np.int32)] for _ in range(3)]
+def edge_rows(
+    store: Store, snapshot: str, relations: Sequence[str], heads: EntityTable, tails: EntityTable
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Stream the edges that `raw_edges` has of some relations between two entity types.
+
+    Yields:
+        Of M edges the head's row and the tail's, int32 `[M]`, and the place of the relation in `relations`, int32
+        `[M]`. Edges of ids without a vector are passed over.
+    """
+    known = pa.array(relations, pa.string())
     edges = store.dataset(RAW_EDGES, snapshot)
-    numbers = np.array(list(names.values()), np.int32)
-    known = pa.array(list(names), pa.string())
-    for batch in edges.to_batches(columns=["lhs", "rel", "rhs"], filter=ds.field("rel").isin(list(names))):
-        if not len(batch):
-            continue
-        rows = []
-        for column, table in (("lhs", heads), ("rhs", tails)):
-            codes = batch.column(column).dictionary_encode()
-            rows.append(table.find(codes.dictionary).astype(np.int32)[codes.indices.to_numpy()])
-        codes = batch.column("rel").dictionary_encode()
-        found = numbers[[known.index(one).as_py() for one in codes.dictionary]][codes.indices.to_numpy()]
+    for batch in edges.to_batches(columns=["lhs", "rel", "rhs"], filter=ds.field("rel").isin(list(relations))):
+        columns = [batch.column(name).dictionary_encode() for name in ("lhs", "rhs", "rel")]
+        found = [heads.find(columns[0].dictionary), tails.find(columns[1].dictionary)]
+        found.append(pc.index_in(columns[2].dictionary.cast(pa.string()), known).to_numpy(zero_copy_only=False))
+        rows = [
+            of.astype(np.int32)[codes.indices.to_numpy(zero_copy_only=False)]
+            for of, codes in zip(found, columns, strict=True)
+        ]
         here = (rows[0] >= 0) & (rows[1] >= 0)
-        for part, values in zip(parts, (*rows, found), strict=True):
-            part.append(values[here])
+        yield rows[0][here], rows[1][here], rows[2][here]
+
+
+def _read(store: Store, snapshot: str, names: Mapping[str, int], heads: EntityTable, tails: EntityTable) -> MappedEdges:
+    """Read the edges of relations, numbered by name, as a stream."""
+    nothing = [np.zeros(0, np.int32)] * 3
+    parts = zip(nothing, *edge_rows(store, snapshot, list(names), heads, tails), strict=True)
     head, tail, relation = (np.concatenate(part) for part in parts)
     order = np.argsort(head, kind="stable")
     start = np.searchsorted(head[order], np.arange(len(heads) + 1)).astype(np.int64)
-    return MappedEdges(start, tail[order], relation[order])
+    return MappedEdges(start, tail[order], np.array(list(names.values()), np.int32)[relation[order]])
 
 
 def _write(folder: Path, pair: tuple[str, str], edges: MappedEdges) -> None:

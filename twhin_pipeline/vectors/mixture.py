@@ -12,6 +12,8 @@ that was tried (`benchmarks/interests.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -39,7 +41,7 @@ class Mixture:
         relation: int,
         heads: EntityTable,
         tails: EntityTable,
-        engaged: RowLists,
+        engaged: Callable[[np.ndarray], RowPairs],
     ) -> None:
         """Cluster the tails that have training edges.
 
@@ -49,7 +51,7 @@ class Mixture:
             relation: The relation's number.
             heads: The type of its heads.
             tails: The type of its tails.
-            engaged: The tails that each head engaged with.
+            engaged: From heads' rows int64 `[Q]`, -1 for none, to the tails that they engaged with.
         """
         self.interests, self.scores, self.relation = interests, scores, relation
         self.heads, self.tails, self.engaged = heads, tails, engaged
@@ -127,7 +129,7 @@ class Mixture:
         if given.smoothing:
             near, _ = self._alike.search(_scaled(vectors, True), given.neighbors, themselves)
             places, column = np.nonzero(near >= 0)
-            others = self.engaged.pairs(near[places, column])
+            others = self.engaged(near[places, column])
             theirs = (
                 _shares(others.queries, len(places))
                 / np.bincount(places, minlength=len(vectors))[places[others.queries]]

@@ -27,10 +27,11 @@ from twhin_pipeline.store import Store
 from twhin_pipeline.vectors.answers import HEADS_AT_ONCE, answer, as_pairs
 from twhin_pipeline.vectors.calibration import Calibrations, Threshold, sigmoid
 from twhin_pipeline.vectors.chosen import Chosen, New
-from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable, UnknownId, as_list
+from twhin_pipeline.vectors.entity_table import EntityTable, UnknownId, as_list
 from twhin_pipeline.vectors.interests import Interests
-from twhin_pipeline.vectors.known_tails import KnownTails
+from twhin_pipeline.vectors.known_tails import KnownTails, rows_of
 from twhin_pipeline.vectors.model_files import vectors_array
+from twhin_pipeline.vectors.nearest import nearest
 from twhin_pipeline.vectors.row_pairs import RowPairs
 from twhin_pipeline.vectors.searchers import Search, Searchers
 
@@ -51,7 +52,7 @@ class UnknownName(UnknownId):
 class TwhinEmbeddings:
     """A trained model, to read: the vectors of each entity type, and the scorer that training used.
 
-    Vectors, and neighbors of one id, come without torch; everything else needs it.
+    Vectors, thresholds and neighbors of one id come without torch; scores, and answers for many ids, need it.
     Each entity type has its getter: `get_user_embedding(id)` is `get_embedding("user", id)`.
     """
 
@@ -393,46 +394,28 @@ class TwhinEmbeddings:
             )
         index = self._searchers.index(table, untrained, search if by_cosine or search != "auto" else "exact")
         if chosen.one and chosen.new is None and index is None:
-            return self._nearest(table, int(chosen.rows[0]), max(k, 0), untrained)
+            return as_pairs(table, *nearest(table, int(chosen.rows[0]), max(k, 0), untrained))
         extras.need("torch", "neighbors of several ids", "reader")
         from twhin_pipeline.model.comparators import Cosine
-        from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch, best_rows
+        from twhin_pipeline.vectors.retrieval import ExactSearch, best_rows
 
         allowed = None if untrained or table.trained is None else np.asarray(table.trained)
         if chosen.every and allowed is not None:
             chosen = replace(chosen, rows=np.flatnonzero(allowed))
-        searcher: ExactSearch | IndexSearch = ExactSearch(Cosine(), table.vectors, allowed)
-        if index is not None:
-            searcher = IndexSearch(index, ExactSearch(index.comparator, table.vectors, allowed), index.most)
-        scale = np.float32(1 if index is None else self.config.temperature)
+        searcher: ExactSearch | IndexSearch
+        if index is None:
+            searcher, scale = ExactSearch(Cosine(), table.vectors, allowed), np.float32(1)
+        else:  # its scores are the model's
+            searcher, scale = self._searchers.get(table, untrained, search), np.float32(self.config.temperature)
+        k = min(k, len(table))
 
-        def nearest(part: slice) -> tuple[np.ndarray, np.ndarray]:
+        def best(part: slice) -> tuple[np.ndarray, np.ndarray]:
             vectors = chosen.vectors(part)
             queries = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-8))
             rows, scores = best_rows(searcher, queries, k, chosen.themselves(part))
             return rows, scores * scale
 
-        return answer(chosen, table, k, nearest, ("id", "neighbor", "similarity"))
-
-    def _nearest(self, table: EntityTable, row: int, k: int, untrained: bool) -> list[tuple[Any, float]]:
-        """Return the neighbors of one row, without torch: by blocks of rows, equal ones in the order of rows."""
-        query = np.array(table.vectors[row])
-        lengths = table.lengths() * np.linalg.norm(query)
-        rows, values = np.empty(0, np.int64), np.empty(0, np.float32)
-        for start in range(0, len(table) if k else 0, BATCH_ROWS):
-            part = slice(start, min(start + BATCH_ROWS, len(table)))
-            cosines = table.vectors[part] @ query / np.maximum(lengths[part], np.float32(1e-30))
-            if not untrained and table.trained is not None:
-                cosines[~table.trained[part]] = -np.inf
-            if part.start <= row < part.stop:
-                cosines[row - part.start] = -np.inf
-            top = np.flatnonzero(cosines > -np.inf)
-            if k < len(top):
-                top = top[cosines[top] >= np.partition(cosines[top], -k)[-k]]
-            rows, values = np.concatenate([rows, top + start]), np.concatenate([values, cosines[top]])
-            best = np.lexsort((rows, -values))[:k]
-            rows, values = rows[best], values[best]
-        return [(name, float(value)) for name, value in zip(table.ids(rows), values, strict=True)]
+        return answer(chosen, table, k, best, ("id", "neighbor", "similarity"))
 
     def candidates(
         self, relation: str | None, lhs: Any, k: int = 10, *, untrained: bool = False, search: Search = "auto"
@@ -455,8 +438,9 @@ class TwhinEmbeddings:
         queries = self._scores.queries(number, vectors)  # says what to install, where it is missing
         from twhin_pipeline.vectors.retrieval import best_rows
 
-        rows, scores = best_rows(self._searchers.get(self._table(right), untrained, search), queries, k)
-        return as_pairs(self._table(right), rows[0], scores[0])
+        tails = self._table(right)
+        rows, scores = best_rows(self._searchers.get(tails, untrained, search), queries, min(k, len(tails)))
+        return as_pairs(tails, rows[0], scores[0])
 
     @overload
     def recommend(
@@ -517,8 +501,8 @@ class TwhinEmbeddings:
             exclude_known: True leaves out the tails that a head has by the relation in the snapshot's edges (those of
                 training, validation and test), `"any"` those that it has by any relation between the same two entity
                 types. Both leave out the head itself. False leaves out nothing.
-            exclude: Tails to leave out besides: a sequence for all heads; or a mapping from a head to a sequence. Ids
-                that the model does not have are passed over.
+            exclude: Tails to leave out besides: an id, a sequence or a set for all heads; or a mapping from a head to
+                such. Ids that the model does not have are passed over.
             untrained: Do not leave out tails that no training edge has, nor, of all heads, such heads.
             missing: What happens to heads that have no vector, as in `get_embedding`.
             edges: For `missing="infer"`, as in `get_embedding`. They count as known.
@@ -543,6 +527,7 @@ class TwhinEmbeddings:
 
         number, left, right = self._relation(relation)
         chosen, tails = self._choose(left, ids, missing, edges), self._table(right)
+        k = min(k, len(tails))
         trained = chosen.table.trained
         if chosen.every:
             if not untrained and trained is not None:
@@ -550,15 +535,12 @@ class TwhinEmbeddings:
         elif trained is not None:
             self._warn_untrained(left, chosen, np.asarray(trained))
         each = exclude if isinstance(exclude, Mapping) else None
-        searcher, barred = self._searchers.get(self._table(right), untrained, search), np.zeros(0, np.int64)
+        searcher, barred = self._searchers.get(tails, untrained, search), np.zeros(0, np.int64)
         if exclude is not None and each is None:
-            barred = tails.find([exclude] if _is_one(exclude) else exclude)
-            barred = barred[barred >= 0]
+            barred = rows_of(exclude, tails)
             if isinstance(searcher, ExactSearch):
                 searcher, barred = searcher.without(barred), np.zeros(0, np.int64)
-        left_out = self._left_out(number, chosen, tails, exclude_known, each, barred)
-        if chosen.one and k < 1:
-            return []
+        left_out = self._known.left_out(number, chosen, tails, exclude_known, each, barred)
 
         def best(part: slice) -> tuple[np.ndarray, np.ndarray]:
             queries = self._scores.queries(number, chosen.vectors(part))
@@ -569,16 +551,13 @@ class TwhinEmbeddings:
 
             def best(part: slice) -> tuple[np.ndarray, np.ndarray]:
                 rows = chosen.rows[part]
-                engaged = [mixture.engaged.pairs(rows)]
+                engaged = [mixture.engaged(rows)]
                 if chosen.new is not None:
                     engaged.append(chosen.new.heads_of([number], part, len(rows)))
                 vectors = chosen.vectors(part)
                 own = chosen.themselves(part)
                 return mixture.search(searcher, vectors, own, RowPairs.joined(engaged), k, left_out(part))
 
-        if chosen.one:
-            rows, scores = best(slice(0, 1))
-            return as_pairs(self._table(right), rows[0], scores[0])
         # What neighbors engaged with is in memory too, for all heads of a batch.
         heads = HEADS_AT_ONCE if interests is None else HEADS_AT_ONCE // 8
         return answer(chosen, tails, k, best, ("lhs", "rhs", "score"), heads)
@@ -598,7 +577,7 @@ class TwhinEmbeddings:
 
             relation = self.config.relations[number]
             heads, tails = self._table(relation.lhs), self._table(relation.rhs)
-            engaged = self._known.lists([relation.name], heads, tails)
+            engaged = self._known.of_every([relation.name], heads, tails)
             if engaged is None:
                 raise UserError(
                     f"interests need what heads engaged with, and there is no table raw_edges of {self.snapshot}; "
@@ -606,40 +585,6 @@ class TwhinEmbeddings:
                 )
             self._mixtures[key] = Mixture(interests, self._scores, number, heads, tails, engaged)
         return self._mixtures[key]
-
-    def _left_out(
-        self,
-        number: int,
-        chosen: Chosen,
-        tails: EntityTable,
-        exclude_known: bool | Literal["any"],
-        each: Mapping[Any, Any] | None,
-        barred: np.ndarray,
-    ) -> Callable[[slice], RowPairs]:
-        """Return the function that returns what is not recommended to a part of the heads."""
-        if exclude_known not in (True, False, "any"):
-            raise UserError(f"exclude_known must be True, False or 'any', got {exclude_known!r}")
-        relation = self.config.relations[number]
-        names = self._known.names(number, exclude_known)
-        known = self._known.of(names, chosen, tails) if exclude_known else None
-        excluded = {} if each is None else _by_row(each, chosen, tails)
-
-        def left_out(part: slice) -> RowPairs:
-            rows = chosen.rows[part]
-            parts = [RowPairs(np.repeat(np.arange(len(rows)), len(barred)), np.tile(barred, len(rows)))]
-            if known is not None:
-                parts.append(known(rows))
-            if exclude_known and relation.lhs == relation.rhs:
-                parts.append(chosen.themselves(part))
-            if exclude_known and chosen.new is not None:
-                numbers = [self.relations.index(name) for name in names]
-                parts.append(chosen.new.heads_of(numbers, part, len(rows)))
-            for at, key in enumerate(chosen.keys(part)) if excluded else ():
-                if key in excluded:
-                    parts.append(RowPairs(np.full(len(excluded[key]), at), excluded[key]))
-            return RowPairs.joined(parts)
-
-        return left_out
 
     def _warn_untrained(self, entity: str, chosen: Chosen, trained: np.ndarray) -> None:
         rows = chosen.rows[chosen.rows >= 0]
@@ -691,16 +636,6 @@ class TwhinEmbeddings:
                 return np.atleast_2d(array).astype(np.float32), array.ndim == 1
         chosen = self._choose(entity, given)
         return chosen.vectors(slice(None)), chosen.one
-
-
-def _by_row(each: Mapping[Any, Any], chosen: Chosen, tails: EntityTable) -> dict[Any, np.ndarray]:
-    """Return the rows of the tails to leave out by the head's key (`Chosen.keys`)."""
-    heads = list(each)
-    result: dict[Any, np.ndarray] = {}
-    for head, row in zip(heads, chosen.table.find(heads).tolist(), strict=True):
-        rows = tails.find(each[head])
-        result[row if row >= 0 else str(head)] = rows[rows >= 0]
-    return result
 
 
 def _is_one(ids: Any) -> bool:

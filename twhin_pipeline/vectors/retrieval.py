@@ -57,10 +57,6 @@ class IndexSearch:
     most: int
     """Rows that the index is asked for at most: beyond it, comparing all of them is about as fast."""
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the k best rows, as `Searcher.search` does."""
-        return best_rows(self, queries, k)
-
 
 class ExactSearch:
     """Compares every query with every row.

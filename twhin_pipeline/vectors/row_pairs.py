@@ -72,11 +72,24 @@ class RowLists:
 
     def pairs(self, entities: Array) -> RowPairs:
         """Return the pairs of `entities` int64 `[Q]`, which are queries 0 … Q-1; -1 has none."""
-        known = entities >= 0
-        first = np.where(known, self.start[entities], 0)
-        length = np.where(known, self.start[entities + 1], 0) - first
-        rows = self.rows[_ranges(first, length)].astype(np.int64)
-        return RowPairs(np.repeat(np.arange(len(entities)), length), rows)
+        queries, places = places_of(self.start, entities)
+        return RowPairs(queries, self.rows[places].astype(np.int64))
+
+
+def places_of(start: Array, entities: Array) -> tuple[Array, Array]:
+    """Return where lists have what `entities` int64 `[Q]` have, -1 having nothing.
+
+    Args:
+        start: Where each entity's list begins, and where the last ends, int64 `[N + 1]`.
+        entities: Queries 0 … Q-1.
+
+    Returns:
+        Of each of M places the query, int64 `[M]`, ascending, and the place, int64 `[M]`.
+    """
+    known = entities >= 0
+    first = np.where(known, start[entities], 0)
+    length = np.where(known, start[entities + 1], 0) - first
+    return np.repeat(np.arange(len(entities)), length), _ranges(first, length)
 
 
 def _ranges(first: Array, length: Array) -> Array:

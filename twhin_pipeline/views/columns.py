@@ -101,7 +101,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "wanted_recall": "The share that `indexes.recall` wants.",
         "queries": "Heads that asked.",
         "latency_ms": "Median milliseconds of one search by the index, in one thread.",
-        "exact_ms": "Median milliseconds of one search that compares every vector, for the smallest k.",
+        "exact_ms": "Median milliseconds of a search of every vector, for the smallest k, by all of torch's threads.",
         "kind": "`flat`, `hnsw` or `ivf_pq`.",
         "parameters": "How hard the search looks.",
         "rows": "Vectors in the index: those of entities with a training edge.",
