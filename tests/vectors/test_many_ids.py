@@ -261,6 +261,8 @@ def test_a_vector_is_inferred_as_the_mean_of_what_its_edges_want(tmp_path, compa
     np.testing.assert_allclose(
         model.get_embedding("item", 5, "infer", {5: [("likes", USERS[2])]}), tail, rtol=1e-4, atol=1e-6
     )
+    pairs = {"new": np.array([("likes", str(ITEMS[3])), ("rates", str(ITEMS[5]))])}  # a pair may be an array
+    np.testing.assert_allclose(model.get_embedding("user", "new", "infer", pairs), head, rtol=1e-4, atol=1e-6)
     twice = model.get_embedding("user", ["new", USERS[1], "new"], missing="infer", edges=edges)
     assert np.array_equal(twice, found[[1, 0, 1]])
     columns = {"lhs": ["new", "new", USERS[2]], "rel": ["likes", "rates", "likes"]}
@@ -299,6 +301,9 @@ def test_a_new_head_is_recommended_what_its_vector_scores_highest_without_what_i
         ({}, r"edges= has no edge of user 'new' to an id that the model has \(1 such ids\)"),
         ({"new": [("likes", 999)]}, "edges= has no edge of user 'new' to an id that the model has"),
         ({"new": ["likes"]}, r"edges of 'new': 'likes' is no pair \(relation, known id\)"),
+        ({"new": [5]}, r"edges of 'new': 5 is no pair \(relation, known id\)"),
+        ({"new": None}, r"edges of 'new': None is no pair \(relation, known id\)"),
+        ({"new": [{"likes", 10}]}, r"edges of 'new': \{.*\} is no pair \(relation, known id\)"),
         ({"new": [("like", 10)]}, "edges of user 'new': unknown relation 'like'; did you mean 'likes'"),
         (pa.table({"lhs": ["new"]}), r"edges= must be a mapping .* with the columns lhs, rel and rhs, got Table"),
         (7, r"edges= must be .*, got int"),
@@ -312,3 +317,19 @@ def test_edges_that_do_not_lead_to_a_vector_are_refused_with_what_to_give(model,
 def test_an_edge_whose_relation_does_not_have_the_type_is_refused(model):
     with pytest.raises(UserError, match="edges of item 5: relation follows goes from user to user; give relations of"):
         model.get_embedding("item", 5, "infer", {5: [("follows", USERS[0])]})
+
+
+@pytest.mark.parametrize("new", ["abc", 2**70])
+def test_a_new_id_of_another_type_than_the_tables_is_answered_alone_and_refused_among_several(model, new):
+    edges = {new: [("likes", USERS[0])]}
+    assert len(model.neighbors("item", new, 3, missing="infer", edges=edges)) == 3
+    with pytest.raises(UserError, match=f"ids of item are integers, so answers for several have no place for '{new}'"):
+        model.neighbors("item", [ITEMS[0], new], 3, missing="infer", edges=edges).read_all()
+
+
+@pytest.mark.filterwarnings("ignore:probabilities of likes are not calibrated")
+def test_no_ids_have_no_probabilities(model):
+    for lhs, rhs in (([], []), (USERS[0], []), (np.zeros((0, DIM)), [])):
+        assert model.predict_relation(lhs, rhs, "likes").shape == (0,)
+    with pytest.raises(UserError, match="pairs lhs and rhs one to one, got 0 and 2"):
+        model.predict_relation([], ITEMS[:2], "likes")

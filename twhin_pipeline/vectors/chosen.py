@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.vectors.entity_table import EntityTable
 from twhin_pipeline.vectors.inference import NewEdges
 from twhin_pipeline.vectors.row_pairs import RowPairs
@@ -60,14 +61,24 @@ class Chosen:
         return result
 
     def ids(self, part: slice) -> pa.Array:
-        """Return the ids of a part, of the type that the table's have."""
+        """Return the ids of a part, of the type that the table's have.
+
+        Raises:
+            UserError: A new id is not of that type.
+        """
         rows, known = self.rows[part], self.table.index.ids
         if not (rows < 0).any():
             return known.take(pa.array(rows))
         values = known.take(pa.array(rows, mask=rows < 0)).to_pylist()
         for at, key in enumerate(self.keys(part)):
             if rows[at] < 0:
-                values[at] = int(key) if self.table.index.integer else key
+                try:
+                    values[at] = self.table.as_stored(key)
+                except ValueError:
+                    raise UserError(
+                        f"ids of {self.table.name} are integers, so answers for several have no place for {key!r}; ask "
+                        "for it alone"
+                    ) from None
         return pa.array(values, known.type)
 
     def keys(self, part: slice) -> list[Any]:

@@ -89,7 +89,7 @@ class EntityTable:
         stored = {}
         for i, value in enumerate(values):
             with suppress(ValueError):
-                stored[i] = self._as_stored(value)
+                stored[i] = self.as_stored(value)
         rows[list(stored)] = self.index.find(list(stored.values()))
         return rows
 
@@ -115,7 +115,7 @@ class EntityTable:
     def has(self, value: Any) -> bool:
         """Tell whether an id has a vector."""
         try:
-            return bool(self.index.find([self._as_stored(value)])[0] >= 0)
+            return bool(self.index.find([self.as_stored(value)])[0] >= 0)
         except ValueError:
             return False
 
@@ -144,7 +144,7 @@ class EntityTable:
             query = "SELECT id FROM known ORDER BY jaro_winkler_similarity(id::VARCHAR, ?) DESC, id LIMIT ?"
             return [row[0] for row in con.execute(query, [str(value), count]).fetchall()]
 
-    def _as_stored(self, value: Any) -> int | str:
+    def as_stored(self, value: Any) -> int | str:
         """Take an id as the table has it: a command line gives integers as strings. Raises ValueError."""
         if isinstance(value, np.generic):
             value = value.item()
@@ -160,7 +160,7 @@ class EntityTable:
     def unknown(self, value: Any) -> str:
         """Say that an id has no vector, and which ones look like it."""
         with suppress(ValueError):
-            value = self._as_stored(value)  # an integer that came as text is near to others by value
+            value = self.as_stored(value)  # an integer that came as text is near to others by value
         near = ", ".join(repr(known) for known in self.nearest_ids(value))
         if not near:
             near = f"not searched among {len(self):,}" if len(self) else "none, the table is empty"

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,13 +117,14 @@ def _rows(edges: Any, places: Mapping[str, Sequence[int]]) -> Iterator[tuple[int
     if isinstance(edges, Mapping):
         for one, pairs in edges.items():
             if str(one) in places:
-                for pair in pairs:
-                    if isinstance(pair, str) or len(pair) != 2:
+                for pair in pairs if isinstance(pairs, Iterable) else [pairs]:
+                    if not isinstance(pair, Collection) or isinstance(pair, str | Set | Mapping) or len(pair) != 2:
                         raise UserError(
                             f"edges of {one!r}: {pair!r} is no pair (relation, known id); edges are {FORMS}"
                         )
+                    name, known = pair
                     for place in places[str(one)]:
-                        yield place, pair[0], pair[1], 0
+                        yield place, name, known, 0
         return
     try:
         table = edges if isinstance(edges, pa.Table) else pa.table(edges)

@@ -628,7 +628,7 @@ class TwhinEmbeddings:
             given = given.detach().cpu().numpy()
         if not _is_one(given):
             array = np.asarray(given)
-            if np.issubdtype(array.dtype, np.floating):
+            if np.issubdtype(array.dtype, np.floating) and array.shape != (0,):  # NumPy takes no ids for floats
                 if array.ndim not in (1, 2) or array.shape[-1] != self.dim:
                     raise UserError(
                         f"vectors of {entity} must be [{self.dim}] or [n, {self.dim}], got {list(array.shape)}"
