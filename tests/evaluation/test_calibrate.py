@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from dataclasses import asdict
 
@@ -216,6 +218,24 @@ def test_a_prior_shifts_the_odds_of_probabilities_and_of_precision(tmp_path) -> 
     for prior in (0, 1, -0.1, 7):
         with pytest.raises(UserError, match="prior must be between 0 and 1"):
             model.predict_relation(*pairs, "likes", prior=prior)
+
+
+def test_thresholds_vectors_and_neighbors_of_one_id_are_read_without_torch(tmp_path) -> None:
+    small = made(tmp_path)
+    evaluate(small.config, small.store, SNAPSHOT)
+    model = opened(small)
+    user = small_store.ids("user")[3]
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None  # as if it were not installed\n"
+        "from twhin_pipeline import load_model\n"
+        f"model = load_model({small.store.root!r})\n"
+        f"print(model.threshold('likes', recall=0.5).edges, model.get_embedding('user', {user!r}).shape[0],\n"
+        f"      *(name for name, _ in model.neighbors('user', {user!r}, 2)))\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    near = [name for name, _ in model.neighbors("user", user, 2)]
+    assert shown == [str(model.threshold("likes", recall=0.5).edges), "8", *near]
 
 
 def test_a_precision_that_no_threshold_reaches_is_refused_with_the_best_there_is(tmp_path) -> None:
