@@ -39,8 +39,11 @@ function fitted({ x, y }) {
   };
 }
 
-function background() {
-  return getComputedStyle(document.body).backgroundColor.match(/\d+/g).slice(0, 3).map((part) => Number(part) / 255);
+/** Return the colours that differ between light and dark. */
+function colours() {
+  const background = getComputedStyle(document.body).backgroundColor.match(/\d+/g).slice(0, 3).map((part) => Number(part) / 255);
+  const chosen = DARK.matches ? "#ffffff" : "#000000";
+  return { backgroundColor: [...background, 1], pointColorActive: chosen, pointColorHover: chosen };
 }
 
 function size(total) {
@@ -52,9 +55,8 @@ async function draw(createScatterplot) {
   place("frame").hidden = false;
   const { width, height } = canvas.parentElement.getBoundingClientRect();
   plot = createScatterplot({
-    canvas, width, height, backgroundColor: [...background(), 1], colorBy: "valueA", pointColor: COLOURS, opacity: 0.8,
-    pointSize: size(points.id.length), pointSizeSelected: 6, pointColorActive: DARK.matches ? "#ffffff" : "#000000",
-    pointColorHover: DARK.matches ? "#ffffff" : "#000000", lassoInitiator: false, spatialIndexUseWorker: false,
+    canvas, width, height, ...colours(), colorBy: "valueA", pointColor: COLOURS, opacity: 0.8,
+    pointSize: size(points.id.length), pointSizeSelected: 6, lassoInitiator: false, spatialIndexUseWorker: false,
   });
   const { x, y } = points.fitted;
   await plot.draw({ x, y, valueA: points.cluster.map((cluster) => cluster % COLOURS.length) }, { zDataType: "categorical" });
@@ -68,7 +70,7 @@ async function draw(createScatterplot) {
     plot.set({ width: box.width, height: box.height });
     label();
   }).observe(canvas.parentElement);
-  DARK.addEventListener("change", () => plot.set({ backgroundColor: [...background(), 1] }));
+  DARK.addEventListener("change", () => plot.set(colours()));
   label();
   canvas.dataset.drawn = String(points.id.length); // tests wait for it
 }
