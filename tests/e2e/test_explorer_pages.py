@@ -237,6 +237,22 @@ def test_the_map_pans_zooms_and_selects_by_mouse_keys_and_buttons(page, url):
     assert page.evaluate("document.activeElement.id") == "members"
 
 
+def test_a_narrow_map_shows_all_points_too(page, url):
+    built(BUNDLE)
+    page.set_viewport_size({"width": 375, "height": 900})
+    points = page.request.get(f"{url}api/map?type=user").json()
+    for end in (min, max):
+        id = points["id"][points["x"].index(end(points["x"]))]
+        page.goto(f"{url}map?type=user")
+        page.locator("canvas[data-drawn='30']").wait_for()
+        page.get_by_label("Find an id on the map").fill(id)
+        page.keyboard.press("Enter")
+        page.locator("#selected").get_by_role("link", name=id).wait_for()
+        page.get_by_role("button", name="Show all").click()
+        page.wait_for_timeout(500)  # until the view has moved
+        assert page.locator("#labels .here").count() == 1, id
+
+
 def test_without_the_drawing_the_map_is_a_table_and_says_how_to_get_it(page, url):
     page.route("**/vendor/scatterplot.js", lambda route: route.fulfill(status=404))
     page.goto(f"{url}map?type=user")

@@ -1,7 +1,7 @@
 """The explorer's pages and what they ask for, all below `/explore` and read only.
 
-Pages are HTML in one frame, scripts and styles without a framework, and nothing is fetched from elsewhere. Answers are JSON
-with ids as texts, since JavaScript has no integers of 64 bits.
+Pages are HTML in one frame, scripts and styles without a framework, and nothing is fetched from elsewhere. Answers are
+JSON with ids as texts, since JavaScript has no integers of 64 bits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from twhin_pipeline.views import release_tables
 
 STATIC, CONTENTS = (Path(__file__).parent / name for name in ("static", "pages"))
 PAGES = {"./": "search", "entity": "entity", "releases": "releases", "map": "map"}
-"""The name of each page by its link: `pages/<name>.html` is put into `pages/frame.html`, `static/<name>.js` fills it."""
+"""Each page's name by its link: `pages/<name>.html` is put into `pages/frame.html`, and `static/<name>.js` fills it."""
 POLICY = (
     "default-src 'none'; script-src 'self'{}; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"

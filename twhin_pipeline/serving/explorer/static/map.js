@@ -50,12 +50,18 @@ function size(total) {
   return total > 50_000 ? 1.5 : total > 10_000 ? 2.5 : total > 1_000 ? 4 : 7;
 }
 
+/** Return the camera's distance from which all points are in view: it sees 1 up and down, and on a narrow map less to the sides. */
+function farthest() {
+  const { width, height } = place("canvas").parentElement.getBoundingClientRect();
+  return Math.max(1, height / width);
+}
+
 async function draw(createScatterplot) {
   const canvas = place("canvas");
   place("frame").hidden = false;
   const { width, height } = canvas.parentElement.getBoundingClientRect();
   plot = createScatterplot({
-    canvas, width, height, ...colours(), colorBy: "valueA", pointColor: COLOURS, opacity: 0.8,
+    canvas, width, height, cameraDistance: farthest(), ...colours(), colorBy: "valueA", pointColor: COLOURS, opacity: 0.8,
     pointSize: size(points.id.length), pointSizeSelected: 6, lassoInitiator: false, spatialIndexUseWorker: false,
   });
   const { x, y } = points.fitted;
@@ -141,7 +147,7 @@ function move(how) {
   const by = STEP * distance * 2;
   const to = {
     left: [[x - by, y], distance], right: [[x + by, y], distance], up: [[x, y + by], distance], down: [[x, y - by], distance],
-    in: [[x, y], distance / 1.5], out: [[x, y], distance * 1.5], all: [[0, 0], 1],
+    in: [[x, y], distance / 1.5], out: [[x, y], distance * 1.5], all: [[0, 0], farthest()],
   }[how];
   plot.zoomToLocation(...to, { transition: !matchMedia("(prefers-reduced-motion: reduce)").matches, transitionDuration: 150 });
 }
