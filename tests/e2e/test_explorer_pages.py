@@ -118,6 +118,28 @@ def test_from_a_search_to_a_recommendation_with_its_reason(page, url):
     ):
         assert part in text, part
     assert page.get_by_role("heading", name="This vector over the releases").is_visible()
+    page.reload()  # the address has the relation
+    page.get_by_role("list", name="Recommended by follows").wait_for()
+
+
+def test_a_search_that_finds_more_than_it_shows_says_so(page, url):
+    page.goto(f"{url}?q=u0")
+    page.get_by_text("9 found.").wait_for()
+    page.get_by_label("Id of an entity").fill("u")
+    page.get_by_text("The first 20; there may be more.").wait_for()
+
+
+def test_on_a_phone_pages_are_as_wide_as_the_screen_and_tables_scroll_instead_of_breaking_cells(page, url):
+    page.set_viewport_size({"width": 375, "height": 740})
+    for path in PAGES:
+        page.goto(url + path)
+        settled(page)
+        assert page.evaluate("document.documentElement.scrollWidth") == 375, path
+    page.goto(url + PAGES[2])
+    settled(page)
+    made = page.get_by_role("region", name="The two releases").locator("td").first
+    lines = "one => { const range = new Range(); range.selectNodeContents(one); return range.getClientRects().length; }"
+    assert made.evaluate(lines) == 1
 
 
 def test_the_keys_alone_lead_from_a_search_to_a_recommendation(page, url):
@@ -213,6 +235,22 @@ def test_the_map_pans_zooms_and_selects_by_mouse_keys_and_buttons(page, url):
     page.locator("#selected").get_by_role("link", name="u03").wait_for()
     page.get_by_role("button", name="List cluster").first.click()
     assert page.evaluate("document.activeElement.id") == "members"
+
+
+def test_a_narrow_map_shows_all_points_too(page, url):
+    built(BUNDLE)
+    page.set_viewport_size({"width": 375, "height": 900})
+    points = page.request.get(f"{url}api/map?type=user").json()
+    for end in (min, max):
+        id = points["id"][points["x"].index(end(points["x"]))]
+        page.goto(f"{url}map?type=user")
+        page.locator("canvas[data-drawn='30']").wait_for()
+        page.get_by_label("Find an id on the map").fill(id)
+        page.keyboard.press("Enter")
+        page.locator("#selected").get_by_role("link", name=id).wait_for()
+        page.get_by_role("button", name="Show all").click()
+        page.wait_for_timeout(500)  # until the view has moved
+        assert page.locator("#labels .here").count() == 1, id
 
 
 def test_without_the_drawing_the_map_is_a_table_and_says_how_to_get_it(page, url):

@@ -74,6 +74,10 @@ def test_an_entity_is_linked_with_all_that_has_an_edge_with_it(client, edges):
             assert all(len(one["ids"]) == min(2, one["count"]) for one in few)
 
 
+def test_an_integer_in_another_spelling_is_the_same_entity(client):
+    assert ask(client, "entity", type="item", id="+10") == ask(client, "entity", type="item", id="10")
+
+
 def links(edges: list[tuple[str, str, str]]) -> dict[tuple[str, str], set[tuple[str, str, tuple[str, str]]]]:
     """Return what each entity is linked with: relation, own side and the other entity."""
     result = defaultdict(set)
@@ -222,6 +226,10 @@ def test_the_origin_of_a_vector_is_its_trace(client, store):
         ("release", {"release": "2020-01-01-x"}, 400, "unknown release"),
         ("compare", {"before": "x", "after": "y"}, 400, "unknown release"),
         ("map", {"type": "user"}, 400, "twhin map --snapshot 2025-01-02"),
+        ("map", {"type": "usr"}, 404, "did you mean 'user'"),
+        ("map", {"type": "../raw_edges"}, 404, "unknown entity type '../raw_edges'"),
+        ("map", {"type": "x" * 1_000}, 404, "unknown entity type"),
+        ("map", {"type": "a\0b"}, 404, "unknown entity type"),
     ],
 )
 def test_what_is_not_there_is_an_error_that_names_the_nearest_or_a_remedy(client, store, path, values, status, words):
@@ -240,6 +248,7 @@ def test_the_newest_vectors_are_shown_where_nothing_has_been_published(tmp_path)
         assert ask(client, "entity", type="user", id="u03")["nearest"]
         assert len(ask(client, "history", type="user", id="u03")) == 0
         assert "no release yet" in ask(client, "compare", 400)["error"]
+        assert "unknown entity type" in ask(client, "map", 404, type="../raw_edges")["error"]
 
 
 class Inline(HTMLParser):
@@ -274,6 +283,10 @@ def test_a_page_runs_files_of_its_own_alone(client, path):
     policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'none'" and policy["style-src"] == policy["connect-src"] == "'self'"
     assert policy["script-src"] == ("'self' 'unsafe-eval'" if path == "map" else "'self'")
+    title = path.capitalize() or "Search"
+    assert re.findall("<title>(.+) · TwHIN explorer</title>", answer.text) == [title]
+    marked = [] if path == "entity" else [title]
+    assert re.findall('aria-current="page">(.+)</a>', answer.text) == marked
     page = Inline()
     page.feed(answer.text)
     assert page.inline == []

@@ -10,8 +10,7 @@ import pyarrow as pa
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.serving.explorer.opened import Opened
 from twhin_pipeline.store import Manifest
-
-MAPS = "map"
+from twhin_pipeline.views import entity_map
 
 
 def types(opened: Opened) -> list[str]:
@@ -25,8 +24,10 @@ def body(opened: Opened, entity: str) -> bytes:
     Points come most trained first; `names` are those of the clusters. Two maps stay in memory.
 
     Raises:
+        KeyError: There is no such entity type.
         UserError: There is no map of the type.
     """
+    opened.check_type(entity)  # from here on the name may be a part of a path
     manifest = _manifest(opened, entity)
     if manifest is None:
         raise UserError(
@@ -38,7 +39,7 @@ def body(opened: Opened, entity: str) -> bytes:
 
 def _manifest(opened: Opened, entity: str) -> Manifest | None:
     """Return the release's map; where it has none, the newest one that was made of the same vectors since."""
-    asset, store = f"{MAPS}/{entity}", opened.store.seen_as(None)
+    asset, store = entity_map.asset(entity), opened.store.seen_as(None)
     made = opened.table(asset)
     if made is not None:
         return made
@@ -53,7 +54,7 @@ def _manifest(opened: Opened, entity: str) -> Manifest | None:
 @lru_cache(maxsize=2)
 def _body(opened: Opened, entity: str, version: str) -> bytes:
     store = opened.store.seen_as(None)
-    manifest = store.manifest(f"{MAPS}/{entity}", opened.snapshot, version)
+    manifest = store.manifest(entity_map.asset(entity), opened.snapshot, version)
     table = store.pinned(manifest).read(manifest.asset, manifest.snapshot)
     columns = {name: [round(value, 3) for value in table[name].to_pylist()] for name in ("x", "y")}
     columns |= {name: table[name].to_pylist() for name in ("cluster", "trained_edges")}

@@ -55,9 +55,17 @@ class Opened:
 
     def row(self, entity: str, id: str) -> int:
         """Return an entity's row. Raises KeyError where the entity type or the id is unknown."""
+        self.check_type(entity)
+        return int(self.model.tables[entity].rows([id])[0])
+
+    def id(self, entity: str, id: str) -> str:
+        """Return an id as the data has it: integers are known in other spellings, too. Raises KeyError as `row`."""
+        return str(self.model.tables[entity].ids([self.row(entity, id)])[0])
+
+    def check_type(self, entity: str) -> None:
+        """Raise UnknownName, a KeyError, where the release has no such entity type."""
         if entity not in self.model.tables:
             raise UnknownName(unknown("entity type", entity, self.model.entities))
-        return int(self.model.tables[entity].rows([id])[0])
 
 
 class Explorer:

@@ -1,7 +1,7 @@
 """The explorer's pages and what they ask for, all below `/explore` and read only.
 
-Pages are files: HTML, scripts and styles without a framework, and nothing is fetched from elsewhere. Answers are JSON
-with ids as texts, since JavaScript has no integers of 64 bits.
+Pages are HTML in one frame, scripts and styles without a framework, and nothing is fetched from elsewhere. Answers are
+JSON with ids as texts, since JavaScript has no integers of 64 bits.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import mimetypes
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from string import Template
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Response
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
 
 from twhin_pipeline.lifecycle import lineage
 from twhin_pipeline.serving.explorer import edges, history, map_points
@@ -24,9 +25,9 @@ from twhin_pipeline.serving.explorer.opened import Explorer, Opened
 from twhin_pipeline.serving.routes import ERRORS
 from twhin_pipeline.views import release_tables
 
-STATIC = Path(__file__).parent / "static"
-PAGES = {"": "index", "entity": "entity", "releases": "releases", "map": "map"}
-"""The file of each page, without `.html`, by its path below `/explore/`."""
+STATIC, CONTENTS = (Path(__file__).parent / name for name in ("static", "pages"))
+PAGES = {"./": "search", "entity": "entity", "releases": "releases", "map": "map"}
+"""Each page's name by its link: `pages/<name>.html` is put into `pages/frame.html`, and `static/<name>.js` fills it."""
 POLICY = (
     "default-src 'none'; script-src 'self'{}; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"
@@ -108,10 +109,11 @@ def make(root: str) -> APIRouter:
         opened = explorer.opened(release)
         row = opened.row(type, id)
         table = opened.model.tables[type]
+        id = opened.id(type, id)
         linked = edges.linked(explorer.cursor(), opened, type, id, count)
         return {
             "type": type,
-            "id": str(table.ids([row])[0]),
+            "id": id,
             "release": opened.name,
             "snapshot": opened.snapshot,
             "trained": True if table.trained is None else bool(table.trained[row]),
@@ -140,7 +142,7 @@ def make(root: str) -> APIRouter:
         best = opened.model.recommend(relation, id, count)
         chosen = next(one for one in opened.model.config.relations if one.name == relation)
         tails = [str(tail) for tail, _ in best]
-        found = edges.reasons(explorer.cursor(), opened, relation, id, tails)
+        found = edges.reasons(explorer.cursor(), opened, relation, opened.id(chosen.lhs, id), tails)
         return {
             "relation": relation,
             "lhs": chosen.lhs,
@@ -202,17 +204,20 @@ def _pages(routes: APIRouter) -> None:
         kind = mimetypes.guess_type(name)[0] or "text/plain"
         return FileResponse(files[name], media_type=kind, headers=_headers())
 
-    def page(file: Path, policy: str) -> Callable[[], Response]:
-        def answer() -> Response:
-            return FileResponse(file, media_type="text/html", headers=_headers() | {"Content-Security-Policy": policy})
+    def page(text: str, policy: str) -> Callable[[], Response]:
+        return lambda: HTMLResponse(text, headers=_headers() | {"Content-Security-Policy": policy})
 
-        return answer
-
-    for path, name in PAGES.items():
+    for link, name in PAGES.items():
         policy = POLICY.format(" 'unsafe-eval'" if name == "map" else "")
-        routes.add_api_route(
-            f"/{path}", page(STATIC / f"{name}.html", policy), include_in_schema=False, response_model=None
-        )
+        path = "/" if link == "./" else f"/{link}"
+        routes.add_api_route(path, page(page_text(link, name), policy), include_in_schema=False, response_model=None)
+
+
+def page_text(link: str, name: str) -> str:
+    """Return a page's HTML: its content in the frame, where its own link is marked as that of this page."""
+    frame, content = ((CONTENTS / f"{one}.html").read_text(encoding="utf-8") for one in ("frame", name))
+    frame = frame.replace(f'href="{link}"', f'href="{link}" aria-current="page"')
+    return Template(frame).substitute(title=name.capitalize(), page=name, main=content)
 
 
 def _headers() -> dict[str, str]:

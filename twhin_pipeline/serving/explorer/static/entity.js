@@ -7,7 +7,7 @@ const MOST = 100;
 
 /** Draw a relation as it is seen from a side: an arrow away from a head, towards a tail. */
 function way(relation, side) {
-  return side === "lhs" ? `—${relation}→` : `←${relation}—`;
+  return make("span", { class: "way" }, side === "lhs" ? `—${relation}→` : `←${relation}—`);
 }
 
 /** Put "and" or "; " between groups of texts and elements. */
@@ -15,19 +15,24 @@ function joined(groups, between = " and ") {
   return groups.flatMap((group, at) => (at ? [between, ...group] : group));
 }
 
+function have(number) {
+  return number === 1 ? "has" : "have";
+}
+
 const SAYS = {
-  direct: (all, answer, tail) => ["Linked: ", ...joined(all.map((one) => [`${id} ${way(one.relation, one.side)} ${tail}`]))],
+  direct: (all, answer, tail) => ["Linked: ", ...joined(all.map((one) => [`${id} `, way(one.relation, one.side), ` ${tail}`]))],
   together: (all, { relation, lhs, rhs }) => [
-    `Together with: of the ${count(all[0].heads)} other ${lhs} entities that have it by ${relation}, `,
-    ...joined(all.map((one) => [`${count(one.shared)} have `, entityLink(rhs, one.id)])), `, as ${id} does`],
+    `Together with: of the ${count(all[0].heads)} other ${lhs} ${all[0].heads === 1 ? "entity" : "entities"} that ` +
+      `${have(all[0].heads)} it by ${relation}, `,
+    ...joined(all.map((one) => [`${count(one.shared)} ${have(one.shared)} `, entityLink(rhs, one.id)])), `, as ${id} does`],
   via: (all, answer, tail) => ["In between: ", ...joined(all.map((one) => {
     const same = one.relation === one.tail_relation && one.side === one.tail_side;
-    const [before, after] = same ? [`both ${way(one.relation, one.side)} `, ""]
-      : [`${id} ${way(one.relation, one.side)} `, ` ${way(one.tail_relation, one.tail_side === "lhs" ? "rhs" : "lhs")} ${tail}`];
-    return [before, entityLink(one.entity, one.id), `${after} (${count(one.degree)} edges)`];
+    const after = same ? [] : [" ", way(one.tail_relation, one.tail_side === "lhs" ? "rhs" : "lhs"), ` ${tail}`];
+    return [same ? "both " : `${id} `, way(one.relation, one.side), " ", entityLink(one.entity, one.id), ...after,
+      ` (${count(one.degree)} edges)`];
   }), "; ")],
   near: (all, { relation, lhs }) => ["Near by vector: ",
-    ...joined(all.map((one) => [entityLink(lhs, one.id), ` (${shown(one.cosine, 2)})`]), ", "), ` have it by ${relation}`],
+    ...joined(all.map((one) => [entityLink(lhs, one.id), ` (${shown(one.cosine, 2)})`]), ", "), ` ${have(all.length)} it by ${relation}`],
 };
 
 /** Say what speaks for a tail, a line for each kind of reason. */
@@ -63,6 +68,9 @@ let turn = 0;
 
 function choose(name, buttons) {
   const mine = ++turn;
+  const here = new URL(location.href);
+  here.searchParams.set("relation", name);
+  history.replaceState(null, "", here);
   for (const one of buttons) one.setAttribute("aria-pressed", String(one.textContent === name));
   const element = place("recommendations");
   const waiting = ask("recommendations", { relation: name, id, count: SOME });
@@ -79,7 +87,7 @@ function linked(all) {
       ? make("button", { type: "button", onclick: (event) => showMore(event.currentTarget, one) },
         one.count > MOST ? `Show ${MOST} of ${count(one.count)}` : `Show all ${count(one.count)}`)
       : null;
-    return make("div", {}, make("h3", {}, `${way(one.relation, one.side)} ${one.entity} (${count(one.count)})`), list, more);
+    return make("div", {}, make("h3", {}, way(one.relation, one.side), ` ${one.entity} (${count(one.count)})`), list, more);
   });
 }
 

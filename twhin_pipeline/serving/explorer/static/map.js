@@ -39,12 +39,21 @@ function fitted({ x, y }) {
   };
 }
 
-function background() {
-  return getComputedStyle(document.body).backgroundColor.match(/\d+/g).slice(0, 3).map((part) => Number(part) / 255);
+/** Return the colours that differ between light and dark. */
+function colours() {
+  const background = getComputedStyle(document.body).backgroundColor.match(/\d+/g).slice(0, 3).map((part) => Number(part) / 255);
+  const chosen = DARK.matches ? "#ffffff" : "#000000";
+  return { backgroundColor: [...background, 1], pointColorActive: chosen, pointColorHover: chosen };
 }
 
 function size(total) {
   return total > 50_000 ? 1.5 : total > 10_000 ? 2.5 : total > 1_000 ? 4 : 7;
+}
+
+/** Return the camera's distance from which all points are in view: it sees 1 up and down, and on a narrow map less to the sides. */
+function farthest() {
+  const { width, height } = place("canvas").parentElement.getBoundingClientRect();
+  return Math.max(1, height / width);
 }
 
 async function draw(createScatterplot) {
@@ -52,9 +61,8 @@ async function draw(createScatterplot) {
   place("frame").hidden = false;
   const { width, height } = canvas.parentElement.getBoundingClientRect();
   plot = createScatterplot({
-    canvas, width, height, backgroundColor: [...background(), 1], colorBy: "valueA", pointColor: COLOURS, opacity: 0.8,
-    pointSize: size(points.id.length), pointSizeSelected: 6, pointColorActive: DARK.matches ? "#ffffff" : "#000000",
-    pointColorHover: DARK.matches ? "#ffffff" : "#000000", lassoInitiator: false, spatialIndexUseWorker: false,
+    canvas, width, height, cameraDistance: farthest(), ...colours(), colorBy: "valueA", pointColor: COLOURS, opacity: 0.8,
+    pointSize: size(points.id.length), pointSizeSelected: 6, lassoInitiator: false, spatialIndexUseWorker: false,
   });
   const { x, y } = points.fitted;
   await plot.draw({ x, y, valueA: points.cluster.map((cluster) => cluster % COLOURS.length) }, { zDataType: "categorical" });
@@ -68,7 +76,7 @@ async function draw(createScatterplot) {
     plot.set({ width: box.width, height: box.height });
     label();
   }).observe(canvas.parentElement);
-  DARK.addEventListener("change", () => plot.set({ backgroundColor: [...background(), 1] }));
+  DARK.addEventListener("change", () => plot.set(colours()));
   label();
   canvas.dataset.drawn = String(points.id.length); // tests wait for it
 }
@@ -139,7 +147,7 @@ function move(how) {
   const by = STEP * distance * 2;
   const to = {
     left: [[x - by, y], distance], right: [[x + by, y], distance], up: [[x, y + by], distance], down: [[x, y - by], distance],
-    in: [[x, y], distance / 1.5], out: [[x, y], distance * 1.5], all: [[0, 0], 1],
+    in: [[x, y], distance / 1.5], out: [[x, y], distance * 1.5], all: [[0, 0], farthest()],
   }[how];
   plot.zoomToLocation(...to, { transition: !matchMedia("(prefers-reduced-motion: reduce)").matches, transitionDuration: 150 });
 }

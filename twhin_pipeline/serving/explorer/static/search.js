@@ -5,6 +5,7 @@ const [field, type] = [form.elements.q, form.elements.type];
 const hits = document.getElementById("hits");
 const status = document.getElementById("status");
 const WAIT = 200; // milliseconds after a key before the server is asked
+const MOST = 20; // of each type
 let timer = 0;
 let turn = 0;
 
@@ -23,11 +24,13 @@ async function search() {
     return;
   }
   try {
-    const found = await ask("search", { q: text, type: type.value, count: 20 });
+    const found = await ask("search", { q: text, type: type.value, count: MOST });
     if (mine !== turn) return; // a later key has asked again
     const alike = found.length > 0 && found.every((hit) => hit.how === "spelling");
+    const more = found.some((hit) => found.filter((one) => one.entity === hit.entity).length === MOST);
     status.textContent = !found.length ? "Nothing found." : alike
-      ? "No id has this text. These are spelled alike:" : `${count(found.length)} found.`;
+      ? "No id has this text. These are spelled alike:"
+      : more ? `The first ${count(found.length)}; there may be more.` : `${count(found.length)} found.`;
     hits.replaceChildren(...found.map((hit) => make("li", {},
       make("span", { class: "type" }, hit.entity), " ", entityLink(hit.entity, hit.id),
       hit.trained ? null : make("span", { class: "muted" }, " (no training edge)"))));
