@@ -168,7 +168,7 @@ def test_an_index_is_made_anew_for_other_vectors_or_another_recall_and_the_relea
                 found.append(name)
         return found
 
-    assert ran() == ["index"]  # the release stays as it was published: without
+    assert ran() == ["index", "publish", "decide"]  # the release that there was has no index
     assert ran() == []
     assert ran("export.data_type=fp16") == ["evaluate", "export", "index", "compare", "publish", "decide"]
     store = run_of(folder).store
@@ -179,3 +179,7 @@ def test_an_index_is_made_anew_for_other_vectors_or_another_recall_and_the_relea
         name for name in store.assets() if name.startswith("index/")
     }
     assert ran("export.data_type=fp16", "indexes.recall=0.5") == ["index", "publish", "decide"]
+    del stages["index"]
+    order.remove("index")
+    assert ran("export.data_type=fp16", "indexes.kind=none") == ["publish", "decide"]
+    assert not any(name.startswith("index/") for name in releases.latest(store).tables)
