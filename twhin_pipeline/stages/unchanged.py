@@ -58,7 +58,8 @@ def _changed(config: TwhinConfig, store: Store, snapshot: str, stage: Stage, man
         # What could not be an edge has the settings beside the edges.
         if fields and manifest.settings:
             return f"{next(iter(fields))} is another than {manifest.asset} was made by"
-    elif manifest.config_hash != config.hash():
+    # A refit has a configuration of its own, made from that of the model, which is one of its parents.
+    elif stage.name != "refit" and manifest.config_hash != config.hash():
         return f"the configuration is another than {manifest.asset} was made by"
     return _other_inputs(config, store, snapshot, stage, manifest)
 
