@@ -127,6 +127,16 @@ def test_fp16_takes_halfvec(tmp_path, database) -> None:
         assert np.array_equal(np.array(vector, np.float16), model.get_embedding("item", id).astype(np.float16))
 
 
+def test_another_variable_and_no_index(tmp_path, database, monkeypatch) -> None:
+    small, release = released(small_in(tmp_path))
+    monkeypatch.setenv("VECTORS", database.info.dsn)
+    monkeypatch.setenv(VARIABLE, "postgresql://127.0.0.1:1/x")
+    postgres.show(small.store, release, PostgresConfig(url_variable="VECTORS", index="none"))
+    query = "SELECT indexdef FROM pg_indexes WHERE schemaname = %s AND tablename = 'item'"
+    found = [row[0] for row in database.execute(query, [f"twhin_{release.name}"])]
+    assert len(found) == 1 and "item_pkey" in found[0]
+
+
 def test_views_show_one_release_or_the_other_and_never_a_mixture(tmp_path, database) -> None:
     small = small_in(tmp_path)
     (one, first), (two, second) = released(small, 1), released(small, 2)
