@@ -23,6 +23,7 @@ _DATA = ("ingest", "vocabulary")
 UNREAD = {
     "config.tune": tuple(STAGES),
     "config.retention": tuple(STAGES),
+    "config.indexes": tuple(name for name in STAGES if name not in ("index", "publish")),
     "config.maps": tuple(name for name in STAGES if name not in ("map", "publish")),
     "config.reference": tuple(STAGES),
     "config.optimizer": tuple(name for name in STAGES if name not in ("train", "refit")),

@@ -92,6 +92,7 @@ def test_the_description_of_a_field_changes_no_code_version(change):
         ("config/tune", set()),
         ("config/optimizer", {"train"}),
         ("config/training", {"sample", "train", "evaluate", "export", "index"}),
+        ("config/indexes", {"index"}),
         ("config/data", set(STAGES)),
     ],
 )

@@ -42,10 +42,10 @@ def run_of(folder: Path, *overrides: str, snapshot: str = SNAPSHOT) -> Run:
     return Run(load_config(config_path, given), config_path, given, store, snapshot, train_in_this_process)
 
 
-def live(run: Run) -> list[str]:
-    """Run the chain as `twhin run --skip-unchanged` does; return the stages that ran."""
+def live(run: Run, *more: str) -> list[str]:
+    """Run the chain, and `more` stages, as `twhin run --skip-unchanged` does; return the stages that ran."""
     ran = []
-    for stage in CHAIN.values():
+    for stage in [stage for name, stage in STAGES.items() if name in (*CHAIN, *more)]:
         if chain.made_before(run, stage, lambda line: None) is None:
             chain.run_stage(run, stage, lambda line: None)
             ran.append(stage.name)
@@ -156,21 +156,10 @@ def test_what_was_accepted_in_spite_of_a_check_is_gone_on_from(folder: Path) -> 
 
 def test_an_index_is_made_anew_for_other_vectors_or_another_recall_and_the_release_with_it(folder: Path) -> None:
     flat = "indexes.kind=flat"
-    stages = {**CHAIN, "index": STAGES["index"]}
-    order = [name for name in STAGES if name in stages]
-
-    def ran(*overrides: str) -> list[str]:
-        run = run_of(folder, flat, *overrides)
-        found = []
-        for name in order:
-            if chain.made_before(run, stages[name], lambda line: None) is None:
-                chain.run_stage(run, stages[name], lambda line: None)
-                found.append(name)
-        return found
-
-    assert ran() == ["index"]  # the release stays as it was published: without
-    assert ran() == []
-    assert ran("export.data_type=fp16") == ["evaluate", "export", "index", "compare", "publish", "decide"]
+    assert live(run_of(folder, flat), "index") == ["index", "publish", "decide"]  # the release before has no index
+    assert live(run_of(folder, flat), "index") == []
+    half = "export.data_type=fp16"
+    assert live(run_of(folder, flat, half), "index") == ["evaluate", "export", "index", "compare", "publish", "decide"]
     store = run_of(folder).store
     published = store.manifest("published", SNAPSHOT)
     assert published.parents["index/item"] == store.manifest("index/item", SNAPSHOT).version
@@ -178,4 +167,18 @@ def test_an_index_is_made_anew_for_other_vectors_or_another_recall_and_the_relea
     assert {"index/user", "index/item"} & set(release.tables) == {
         name for name in store.assets() if name.startswith("index/")
     }
-    assert ran("export.data_type=fp16", "indexes.recall=0.5") == ["index", "publish", "decide"]
+    assert live(run_of(folder, flat, half, "indexes.recall=0.5"), "index") == ["index", "publish", "decide"]
+    assert live(run_of(folder, half, "indexes.kind=none")) == ["publish", "decide"]
+    latest = releases.latest(store)
+    assert latest is not None and not any(name.startswith("index/") for name in latest.tables)
+
+
+def test_a_refit_of_a_model_that_stays_is_not_trained_again(folder: Path) -> None:
+    refit = "training.refit=true"
+    ran = ["evaluate", "refit", "export", "compare", "publish", "decide"]
+    assert live(run_of(folder, refit), "refit") == ran
+    assert live(run_of(folder, refit), "refit") == []
+    seed = "training.seed=5"
+    assert live(run_of(folder, refit, seed), "refit") == ["train", *ran]
+    later = run_of(folder, refit, seed, snapshot=NEXT)
+    assert "refit" in live(later, "refit") and live(later, "refit") == []

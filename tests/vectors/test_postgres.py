@@ -127,6 +127,16 @@ def test_fp16_takes_halfvec(tmp_path, database) -> None:
         assert np.array_equal(np.array(vector, np.float16), model.get_embedding("item", id).astype(np.float16))
 
 
+def test_another_variable_and_no_index(tmp_path, database, monkeypatch) -> None:
+    small, release = released(small_in(tmp_path))
+    monkeypatch.setenv("VECTORS", database.info.dsn)
+    monkeypatch.setenv(VARIABLE, "postgresql://127.0.0.1:1/x")
+    postgres.show(small.store, release, PostgresConfig(url_variable="VECTORS", index="none"))
+    query = "SELECT indexdef FROM pg_indexes WHERE schemaname = %s AND tablename = 'item'"
+    found = [row[0] for row in database.execute(query, [f"twhin_{release.name}"])]
+    assert len(found) == 1 and "item_pkey" in found[0]
+
+
 def test_views_show_one_release_or_the_other_and_never_a_mixture(tmp_path, database) -> None:
     small = small_in(tmp_path)
     (one, first), (two, second) = released(small, 1), released(small, 2)
@@ -248,22 +258,35 @@ def test_a_name_that_is_taken_is_refused(tmp_path, database) -> None:
     model = load_model(f"{small.store.root}@{release.name}")
     model.tables["calibration"] = model.tables["user"]
     with pytest.raises(UserError, match="'calibration' has the name of another table"):
-        postgres._check_names(model, PostgresConfig())
+        postgres._check_names(model, PostgresConfig(), release)
+
+
+def test_a_relation_that_the_release_does_not_have_is_named(tmp_path, database) -> None:
+    small, release = released(small_in(tmp_path))
+    with pytest.raises(UserError, match=f"relations: release {release.name}: .*'like'.*likes"):
+        postgres.copy(small.store, release, PostgresConfig(relations=["like"]))
+
+
+def test_a_table_in_the_way_of_a_view_is_named(tmp_path, database) -> None:
+    small, release = released(small_in(tmp_path))
+    database.execute("CREATE SCHEMA twhin")
+    database.execute("CREATE TABLE twhin.item (id text)")
+    with pytest.raises(UserError, match=r'cannot take the release: "item" is not a view.*twhin postgres'):
+        postgres.show(small.store, release, PostgresConfig())
 
 
 # The chain
 
 
-def publish(small: small_store.Small, **options: Any) -> list[str]:
-    """Compare, publish and decide, as a run does; return what was said."""
+def publish(small: small_store.Small, copied: bool = True, **options: Any) -> list[str]:
+    """Compare, publish and decide, as a run does, with `export.postgres` if `copied`; return what was said."""
     parents = small.store.versions(SNAPSHOT, ["twhin_model"])
     with small.store.replace("evaluation", SNAPSHOT, config_hash="test", parents=parents) as draft:
         draft.write(pa.table({"relation": ["all"], "metric": ["filtered_mrr"], "value": [0.5]}))
         draft.details = {"metrics": {"filtered_mrr": 0.5}}
     small.store.judge(small.store.manifest("evaluation", SNAPSHOT), Verdict("passed", "now"))
-    config = small.config.model_copy(
-        update={"export": small.config.export.model_copy(update={"postgres": PostgresConfig(**options)})}
-    )
+    settings = PostgresConfig(**options) if copied else None
+    config = small.config.model_copy(update={"export": small.config.export.model_copy(update={"postgres": settings})})
     said: list[str] = []
     for name in ("compare", "publish", "decide"):
         run_stage(Run(config, "unused", [], small.store, SNAPSHOT), STAGES[name], said.append)
@@ -283,6 +306,34 @@ def test_publish_copies_promotion_and_rollback_switch(tmp_path, database) -> Non
     assert postgres.shown(PostgresConfig()) == second.name
     assert promotion.rollback(small.store, None, "me", "clicks fell") == (first, None)
     assert postgres.shown(PostgresConfig()) == first.name
+
+
+def test_a_return_to_a_release_moves_the_views_that_a_later_configuration_names(tmp_path, database) -> None:
+    small = small_in(tmp_path)
+    made = []
+    for options in ({"copied": False}, {}, {"schema_name": "shop"}):
+        publish(released(small, 1)[0], **options)
+        made.append(releases.current(small.store))
+    assert [one.name for one in made] == sorted({one.name for one in made})
+    assert postgres.shown(PostgresConfig(schema_name="shop")) == made[2].name
+    for older in made[:2]:
+        assert promotion.promote(small.store, older.name, "me", "clicks fell") == (older, None)
+        assert postgres.shown(PostgresConfig(schema_name="shop")) == older.name
+
+
+def test_the_command_copies_an_older_release_and_it_stays(tmp_path, database, capsys) -> None:
+    small = small_in(tmp_path)
+    made = [released(small, seed)[1] for seed in range(3)]
+    settings = PostgresConfig(keep=2)
+    for release in made[1:]:
+        postgres.show(small.store, release, settings)
+    releases.promote(small.store, made[2].name, "me", "a test")
+    config = tmp_path / "config.yaml"
+    config.write_text(small.config.to_yaml())
+    assert run_arguments(["postgres", made[0].name, "--config", str(config), "--home", small.store.root]) == 0
+    assert f"{made[0].name} is copied" in capsys.readouterr().out
+    query = "SELECT count(*) FROM pg_namespace WHERE nspname = %s"
+    assert database.execute(query, [f"twhin_{made[0].name}"]).fetchone() == (1,)
 
 
 def test_a_server_that_is_away_holds_no_release_back_and_the_command_catches_up(

@@ -90,11 +90,11 @@ def postgres_command(
     current = releases.current(store)
     if current is None:
         raise UserError(f"{store.root}: no release is current; `twhin run` makes one, `twhin promote` chooses one")
-    if release is not None:
-        wanted = releases.read(store, release)
-        print(f"{wanted.name} is {'copied' if postgres.copy(store, wanted, settings) else 'there already'}")
+    wanted = None if release is None else releases.read(store, release)
     postgres.show(store, current, settings)
     print(f"the views in {settings.schema_name} show {current.name}")
+    if wanted is not None:  # afterwards, as a switch drops what is older than the latest `keep`
+        print(f"{wanted.name} is {'copied' if postgres.copy(store, wanted, settings) else 'there already'}")
 
 
 @commands.command("drift", rich_help_panel="Look")

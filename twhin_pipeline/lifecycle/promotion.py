@@ -159,7 +159,7 @@ def _move_champion(store: Store, release: Release) -> str | None:
 def _switch_views(store: Store, release: Release) -> str | None:
     from twhin_pipeline.vectors import postgres
 
-    settings = postgres.settings_of(store, release)
+    settings = postgres.settings_of(store)
     if settings is None:
         return None
     try:

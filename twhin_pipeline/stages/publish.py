@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from twhin_pipeline.config.training import PostgresConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.stages import refit
 from twhin_pipeline.stages.run import Run
@@ -50,17 +51,15 @@ def publish(run: Run) -> Manifest:
     manifest = store.manifest(PUBLISHED, snapshot)
     figures = tracking.finite(store.manifest("evaluation", snapshot).details["metrics"])
     release = releases.make(store, snapshot, {PUBLISHED: manifest.version}, figures, manifest.details.get("model"))
-    _copy_to_postgres(store, release)
+    if config.export.postgres is not None:
+        _copy_to_postgres(store, release, config.export.postgres)
     return manifest
 
 
-def _copy_to_postgres(store: Store, release: Release) -> None:
-    """Copy the release where the configuration asks for it. A server that is away is no reason to have no release."""
+def _copy_to_postgres(store: Store, release: Release, settings: PostgresConfig) -> None:
+    """Copy the release. A server that is away is no reason to have no release."""
     from twhin_pipeline.vectors import postgres
 
-    settings = postgres.settings_of(store, release)
-    if settings is None:
-        return
     try:
         postgres.copy(store, release, settings)
     except UserError as error:

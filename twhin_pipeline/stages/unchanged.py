@@ -12,7 +12,8 @@ from twhin_pipeline.config import TwhinConfig, stage_settings
 from twhin_pipeline.config.training import PREVIOUS
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store, code_version, releases
-from twhin_pipeline.words import DRIFT, PROMOTION, PUBLISHED
+from twhin_pipeline.vectors import index_choice
+from twhin_pipeline.words import DRIFT, INDEX, PROMOTION, PUBLISHED
 
 if TYPE_CHECKING:
     from twhin_pipeline.stages.chain import Stage
@@ -57,7 +58,8 @@ def _changed(config: TwhinConfig, store: Store, snapshot: str, stage: Stage, man
         # What could not be an edge has the settings beside the edges.
         if fields and manifest.settings:
             return f"{next(iter(fields))} is another than {manifest.asset} was made by"
-    elif manifest.config_hash != config.hash():
+    # A refit has a configuration of its own, made from that of the model, which is one of its parents.
+    elif stage.name != "refit" and manifest.config_hash != config.hash():
         return f"the configuration is another than {manifest.asset} was made by"
     return _other_inputs(config, store, snapshot, stage, manifest)
 
@@ -76,8 +78,12 @@ def _other_inputs(config: TwhinConfig, store: Store, snapshot: str, stage: Stage
             return f"{manifest.asset} of {before.snapshot} changed"
     if stage.name in ("train", "refit") and config.training.initial_checkpoint_dir is not None:
         return _other_start(config, store, snapshot, manifest)
-    if manifest.asset == PUBLISHED and not releases.of_published(store, snapshot, manifest.version):
-        return "it has no release"  # a run was ended between the two
+    if manifest.asset == PUBLISHED:
+        indexes = set(index_choice.current(store, snapshot, config.indexed_types))
+        if indexes != {name for name in manifest.parents if name.startswith(f"{INDEX}/")}:
+            return "it has other indexes"
+        if not releases.of_published(store, snapshot, manifest.version):
+            return "it has no release"  # a run was ended between the two
     if stage.name == "compare":
         current = releases.current(store)
         decided = store.newest(PROMOTION, snapshot)

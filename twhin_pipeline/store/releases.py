@@ -118,6 +118,12 @@ def of_published(store: Store, snapshot: str, version: str) -> list[Release]:
     return sorted(found, key=lambda one: (one.created, one.name))
 
 
+def latest(store: Store) -> Release | None:
+    """Return the release that was made last, of whichever snapshot; None where there is none."""
+    made = sorted(names(store), key=lambda name: name[len("YYYY-MM-DD-") :])
+    return read(store, made[-1]) if made else None
+
+
 def history(store: Store) -> list[Promotion]:
     """Return every move of `current`, the first one first."""
     try:

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from twhin_pipeline import extras
 from twhin_pipeline.config.training import PostgresConfig
-from twhin_pipeline.errors import UnavailableError, UserError
+from twhin_pipeline.errors import UnavailableError, UserError, unknown
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import Release
 from twhin_pipeline.vectors.model_files import vectors_of
@@ -57,13 +57,16 @@ _COLUMN_TYPES = (
 )
 
 
-def settings_of(store: Store, release: Release) -> PostgresConfig | None:
-    """Return how a release was to be copied when it was published; None where it was not."""
-    version = release.tables.get(PUBLISHED)
-    if version is None:
+def settings_of(store: Store) -> PostgresConfig | None:
+    """Return how releases are copied, as the configuration of the latest one said; None where they are not.
+
+    Of the latest for all: a return to an older release has to move the views that the newer ones moved.
+    """
+    latest = releases.latest(store)
+    version = None if latest is None else latest.tables.get(PUBLISHED)
+    if latest is None or version is None:
         return None
-    manifest = store.seen_as(None).manifest(PUBLISHED, release.snapshot, version)
-    said = manifest.details.get("postgres")
+    said = store.seen_as(None).manifest(PUBLISHED, latest.snapshot, version).details.get("postgres")
     return None if said is None else PostgresConfig.model_validate(said)
 
 
@@ -153,6 +156,11 @@ def _connected(settings: PostgresConfig) -> Iterator[psycopg.Connection[Any]]:
             f"PostgreSQL ({settings.url_variable}) broke off: {_told(error)}; nothing was changed; `twhin postgres` "
             "tries again"
         ) from error
+    except psycopg.Error as error:
+        raise UserError(
+            f"PostgreSQL ({settings.url_variable}) cannot take the release: {_told(error)}; nothing was changed; mend "
+            "that, and run `twhin postgres`"
+        ) from error
     finally:
         connection.close()
 
@@ -168,7 +176,7 @@ def _copy(connection: psycopg.Connection[Any], store: Store, release: Release, s
     if connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", [schema]).fetchone() is not None:
         return False
     model = load_model(f"{store.root}@{release.name}")
-    _check_names(model, settings)
+    _check_names(model, settings, release)
     if connection.execute("SELECT FROM pg_extension WHERE extname = 'vector'").fetchone() is None:
         connection.execute("CREATE EXTENSION vector")
     for name in (settings.schema_name, schema):
@@ -188,7 +196,12 @@ def _copy(connection: psycopg.Connection[Any], store: Store, release: Release, s
     return True
 
 
-def _check_names(model: TwhinEmbeddings, settings: PostgresConfig) -> None:
+def _check_names(model: TwhinEmbeddings, settings: PostgresConfig, release: Release) -> None:
+    for name in settings.relations:
+        if name not in model.relations:
+            raise UserError(
+                f"export.postgres.relations: release {release.name}: {unknown('relation', name, model.relations)}"
+            )
     for name in (*model.entities, *map(_wants, settings.relations)):
         if len(name.encode()) > NAME_BYTES:
             raise UserError(
