@@ -265,6 +265,9 @@ class LaunchConfig(Section):
     are. Ranks on the CPU know no `bf16`, and send nothing to ranks of their own machine."""
     prefetch_batches: int = Field(4, ge=1, le=10_000)
     """Batches read ahead in the background."""
+    reader_threads: int | None = Field(None, ge=1, le=1_024)
+    """Threads of a rank that assemble batches. Left out: one on a CPU; for a GPU as many as the rank has, eight at
+    most."""
     env: dict[str, str] = {}
     """Environment variables of the training processes."""
     duckdb_memory_limit: str = "4GB"

@@ -79,7 +79,7 @@ class Trainer:
         """By entity type, the snapshot that numbered its rows anew: a checkpoint says whose rows it has."""
         self.started_from: tuple[ancestors.Origin, ...] = ()
         """The models whose vectors the tables started from."""
-        self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size)
+        self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size, ranks.device)
         self.steps_before = 0
         """Steps that the optimizers' state had seen when the tables started from an earlier model."""
         self.anchors: dict[str, Anchor] = {}
