@@ -9,6 +9,7 @@ Parts, each in a process of its own with a time limit, so that one that fails le
   float32, TensorFloat-32 and bfloat16; beside the bounds that its products and its rows' memory give at those rates.
 - `profile`: the kernels that such a step spends its time in, and how long it waits for the host.
 - `loader`: batches from files, assembled by 1, 2, 4 and 8 threads, without training.
+- `blocks`: the loss over all entities as candidates, by the size of the blocks of scores.
 - `cached`: the same step where tables stay in the host's memory, with a share of their rows in a cache on the GPU.
 - `train`: `twhin train` on a generated graph, in float32 and bfloat16, and on this machine's cores: edges/s, and MRR.
 - `tests`: `make test-gpu`'s.
@@ -38,7 +39,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from training import DIM, RELATIONS, ROOT, SNAPSHOT, config_of, ours, read
 
 from twhin_pipeline.config import TwhinConfig, load_config
-from twhin_pipeline.config.training import LaunchConfig
+from twhin_pipeline.config.training import LaunchConfig, LossConfig
+from twhin_pipeline.model import all_candidates
+from twhin_pipeline.model.all_candidates import AllCandidates
 from twhin_pipeline.model.batch import EdgeBatch
 from twhin_pipeline.model.losses import LOSSES
 from twhin_pipeline.model.twhin_model import TwhinModel, TwhinModelAndLoss
@@ -50,7 +53,16 @@ from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.dataset import EdgesDataset
 
-LIMITS_S = {"rates": 45, "steps": 110, "profile": 60, "loader": 120, "cached": 70, "train": 150, "tests": 170}
+LIMITS_S = {
+    "rates": 45,
+    "steps": 110,
+    "profile": 60,
+    "loader": 120,
+    "blocks": 40,
+    "cached": 70,
+    "train": 150,
+    "tests": 170,
+}
 """Seconds that a part may take. Together they fit into nine minutes where some stay below."""
 ITEMS_SHARE = 5
 """A table of users has so many times the rows of that of items."""
@@ -170,7 +182,9 @@ def random_batch(config: TwhinConfig, rows: dict[str, int], edges: int, candidat
 
 
 @contextmanager
-def training(options: argparse.Namespace, rows: int, **launch: Any) -> Iterator[tuple[Training, list[EdgeBatch]]]:
+def training(
+    options: argparse.Namespace, rows: int, batch: int, **launch: Any
+) -> Iterator[tuple[Training, list[EdgeBatch]]]:
     """Yield a model of so many rows in a process group of one rank, and batches on its device."""
     os.environ |= {
         "RANK": "0",
@@ -180,15 +194,13 @@ def training(options: argparse.Namespace, rows: int, **launch: Any) -> Iterator[
         "MASTER_PORT": "29511",
     }
     with tempfile.TemporaryDirectory() as folder:
-        path = config_of(
-            Path(folder) / "config.yaml", Path(folder) / "edges.parquet", options.candidates, 1, options.batch
-        )
+        path = config_of(Path(folder) / "config.yaml", Path(folder) / "edges.parquet", options.candidates, 1, batch)
         config = load_config(str(path), [f"launch.device={options.device}"])
     items = rows // (1 + ITEMS_SHARE)
     sizes = {"user": rows - items, "item": items}
     with process_group(config) as ranks:
         model = Training(config, sizes, ranks.device, LaunchConfig(device=options.device, **launch))
-        made = [random_batch(config, sizes, options.batch, options.candidates, seed) for seed in range(4)]
+        made = [random_batch(config, sizes, batch, options.candidates, seed) for seed in range(4)]
         yield model, [batch.to(ranks.device) for batch in made]
 
 
@@ -206,49 +218,77 @@ def step_seconds(model: Training, batches: list[EdgeBatch], steps: int, *, amp: 
 
 def steps(options: argparse.Namespace) -> dict[str, Any]:
     """Return edges/s of steps by element type, and what the rows' memory and the products allow at the GPU's rates."""
-    found: dict[str, Any] = {"rows": options.rows, "edges_per_step": options.batch, "candidates": options.candidates}
+    found: dict[str, Any] = {"rows": options.rows, "candidates": options.candidates}
     at_best = rates(options.device)
     if options.device != "cpu":
         torch.cuda.empty_cache()
-    with training(options, options.rows) as (model, batches):
-        looked_up = sum(len(rows) for rows in batches[0].ids.values()) / options.batch
-        # A row is copied for the forward pass (read, written), its gradient is written and read, the row updated.
-        bytes_of_rows = looked_up * DIM * 4 * 6
-        flop = 2 * 3 * 2 * DIM * options.candidates
-        found["bound_by_rows"] = at_best["copied_gb_per_s"] * 1e9 / bytes_of_rows
-        if options.device != "cpu":
-            found["gib"] = torch.cuda.memory_allocated() / 2**30
-        for name, tf32, amp in (("fp32", False, False), ("tf32", True, False), ("bf16", False, True)):
-            torch.backends.cuda.matmul.allow_tf32 = tf32
-            speed = options.batch / step_seconds(model, batches, options.steps, amp=amp)
-            bound = at_best[f"{name}_tflops"] * 1e12 / flop
-            found[name] = {
-                "edges_per_second": speed,
-                "bound_by_products": bound,
-                "share_of_bound": speed * (1 / bound + 1 / found["bound_by_rows"]),
-            }
+    flop = 2 * 3 * 2 * DIM * options.candidates
+    for size in options.batch:
+        found[f"{size:,} edges a step"] = of_size = {}
+        with training(options, options.rows, size) as (model, batches):
+            looked_up = sum(len(rows) for rows in batches[0].ids.values()) / size
+            # A row is copied for the forward pass (read, written), its gradient is written and read, the row updated.
+            bound_by_rows = at_best["copied_gb_per_s"] * 1e9 / (looked_up * DIM * 4 * 6)
+            for name, tf32, amp in (("fp32", False, False), ("tf32", True, False), ("bf16", False, True)):
+                torch.backends.cuda.matmul.allow_tf32 = tf32
+                speed = size / step_seconds(model, batches, options.steps, amp=amp)
+                bound_by_products = at_best[f"{name}_tflops"] * 1e12 / flop
+                of_size[name] = {
+                    "edges_per_second": speed,
+                    "bound_by_products": bound_by_products,
+                    "bound_by_rows": bound_by_rows,
+                    "share_of_both": speed * (1 / bound_by_products + 1 / bound_by_rows),
+                }
+            if options.device != "cpu":
+                of_size["gib"] = torch.cuda.max_memory_allocated() / 2**30
+        del model, batches
     return found
 
 
 def profile(options: argparse.Namespace) -> dict[str, Any]:
-    """Return milliseconds of a step, those in which the GPU works, and those of its ten longest kernels."""
+    """Return milliseconds of a step, those in which the GPU works, and those of its longest kernels."""
+    return {f"{size:,} edges a step": profile_of(options, size) for size in options.batch}
+
+
+def profile_of(options: argparse.Namespace, size: int) -> dict[str, Any]:
+    """Return the same for steps of one size."""
     kind = torch.profiler.ProfilerActivity
-    activities = [kind.CPU] if options.device == "cpu" else [kind.CPU, kind.CUDA]
-    count = 10
-    with training(options, options.rows // 4) as (model, batches):
+    on_gpu, count = options.device != "cpu", 10
+    with training(options, options.rows // 4, size) as (model, batches):
         step = step_seconds(model, batches, count)
-        with torch.profiler.profile(activities=activities) as profiler:
+        with torch.profiler.profile(activities=[kind.CPU, kind.CUDA] if on_gpu else [kind.CPU]) as profiler:
             for turn in range(count):
                 model.step(batches[turn % len(batches)])
             wait()
-    on_gpu = options.device != "cpu"
+    events = profiler.key_averages()
+    cuda = torch.autograd.DeviceType.CUDA
+    named = {event.key for event in events if event.device_type != cuda}  # such as spans, which are no kernels
     spent = {}
-    for event in profiler.key_averages():
-        if not on_gpu or event.device_type == torch.autograd.DeviceType.CUDA:
+    for event in events:
+        if not on_gpu or (event.device_type == cuda and event.key not in named):
             micro = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             spent[f"{event.key[:90]} ({event.count / count:g} a step)"] = micro / count / 1e3
     longest = sorted(spent.items(), key=lambda one: -one[1])
-    return {"step_ms": step * 1e3, "busy_ms": sum(spent.values()), "kernels_ms": dict(longest[:12])}
+    return {"step_ms": step * 1e3, "busy_ms": sum(spent.values()), "kernels_ms": dict(longest[:10])}
+
+
+def blocks(options: argparse.Namespace) -> dict[str, Any]:
+    """Return edges/s of the softmax loss over all entities and its gradients, by MiB of a block's scores."""
+    small = options.device == "cpu"
+    edges, entities = (500, 20_000) if small else (16_000, 500_000)
+    device = torch.device(options.device)
+    queries, candidates = (torch.randn(n, DIM, device=device, requires_grad=True) for n in (edges, entities))
+    place = torch.arange(edges, device=device)
+    mask = torch.stack([place, torch.randint(entities, (edges,), device=device)], dim=1)
+    all_of = AllCandidates(queries, candidates, place, place, mask, lambda q, c: q @ c.T)
+    positive, weight = torch.randn(edges, device=device, requires_grad=True), torch.ones(edges, device=device)
+    loss, off = LOSSES["softmax"](LossConfig(name="softmax")), torch.autocast(device.type, enabled=False)
+    found = {}
+    for mib in (24, 64, 256, 1024):
+        all_candidates.BLOCK_BYTES[device.type] = mib << 20
+        took = seconds(lambda: all_of.loss(positive, weight, loss, off)[0].backward(), 3)
+        found[f"{mib} MiB"] = edges / took
+    return found
 
 
 def cached(options: argparse.Namespace) -> dict[str, Any]:
@@ -257,9 +297,10 @@ def cached(options: argparse.Namespace) -> dict[str, Any]:
         return {"left_out": "a CPU has no cache"}
     found: dict[str, Any] = {"rows": options.cached_rows, "share_in_cache": 0.2}
     size = options.cached_rows * DIM * 4 / 2**30
+    edges = options.batch[0]
     for name, launch in (("on_gpu", {}), ("cached", {"hbm_gib": 0.6 * size + 1, "uvm_cache": 0.2})):
-        with training(options, options.cached_rows, **launch) as (model, batches):
-            found[name] = options.batch / step_seconds(model, batches, options.steps)
+        with training(options, options.cached_rows, edges, **launch) as (model, batches):
+            found[name] = edges / step_seconds(model, batches, options.steps)
             found[f"{name}_plan"] = "fused_uvm_caching" in str(model.sharded.sharding_plan_text)
     return found
 
@@ -269,7 +310,7 @@ def prepared(options: argparse.Namespace, edges: int, candidates: int) -> tuple[
     home: Path = options.home.resolve() / f"{edges}-{candidates}"
     home.mkdir(parents=True, exist_ok=True)
     store = Store(str(home / "store"))
-    path = config_of(home / "config.yaml", home / "edges.parquet", candidates, 1, options.batch)
+    path = config_of(home / "config.yaml", home / "edges.parquet", candidates, 1, options.batch[0])
     if not (home / "ready").exists():
         generate(str(home / "edges.parquet"), users=edges // 10, items=edges // 50, edges=edges, seed=1)
         for stage in ("ingest", "vocabulary", "sample"):
@@ -302,15 +343,13 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     store, _, home = prepared(options, options.edges, 100)
     held_out = read(store, "held_out/test")
     found = {}
-    sides = [("fp32", options.device, False), ("bf16", options.device, True), ("cores", "cpu", False)]
-    for name, device, amp in sides:
-        path = config_of(home / f"{name}.yaml", home / "edges.parquet", 100, 1, options.batch)
-        text = path.read_text().replace(
-            "launch:", f"runtime: {{enable_amp: {str(amp).lower()}}}\nlaunch:\n  device: {device}"
-        )
-        path.write_text(text)
+    sides = [(name, options.device, name == "bf16", size) for size in options.batch for name in ("fp32", "bf16")]
+    for name, device, amp, size in [*sides, ("cores", "cpu", False, options.batch[0])]:
+        path = config_of(home / f"{name}.yaml", home / "edges.parquet", 100, 1, size)
+        runtime = f"runtime: {{enable_amp: {str(amp).lower()}}}\n"
+        path.write_text(path.read_text().replace("launch:", f"{runtime}launch:\n  device: {device}"))
         outcome = ours(home, path, held_out)
-        found[name] = {"edges_per_second": outcome.edges_per_second, "mrr": outcome.mrr}
+        found[f"{name}, {size:,} edges a step"] = {"edges_per_second": outcome.edges_per_second, "mrr": outcome.mrr}
     return found
 
 
@@ -328,6 +367,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "rates": lambda options: rates(options.device),
     "steps": steps,
     "profile": profile,
+    "blocks": blocks,
     "cached": cached,
     "loader": loader,
     "train": train,
@@ -354,7 +394,7 @@ def main() -> None:
     )
     parser.add_argument("--cached-rows", type=int, default=10_000_000)
     parser.add_argument("--edges", type=int, default=10_000_000, help="of the graph of `loader` and `train`")
-    parser.add_argument("--batch", type=int, default=32_000, help="edges a step")
+    parser.add_argument("--batch", type=int, nargs="+", default=[32_000, 256_000], help="edges a step")
     parser.add_argument("--candidates", type=int, default=1_000, help="of each edge and side in `steps`")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--home", type=Path, default=ROOT / ".twhin" / "benchmarks" / "gpu")
