@@ -33,11 +33,10 @@ from twhin_pipeline.vectors.known_tails import KnownTails, rows_of
 from twhin_pipeline.vectors.model_files import vectors_array
 from twhin_pipeline.vectors.nearest import nearest
 from twhin_pipeline.vectors.row_pairs import RowPairs
-from twhin_pipeline.vectors.searchers import Search, Searchers
+from twhin_pipeline.vectors.searchers import Search, Searchers, Wanted
 
 if TYPE_CHECKING:
     from twhin_pipeline.vectors.mixture import Mixture
-    from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch
     from twhin_pipeline.vectors.scoring import EdgeScores
     from twhin_pipeline.vectors.vector_index import VectorIndex
 
@@ -67,7 +66,7 @@ class TwhinEmbeddings:
         normalized: bool = False,
         store: Store | None = None,
         maps: Mapping[str, np.ndarray] | None = None,
-        open_index: Callable[[EntityTable], VectorIndex | None] = lambda table: None,
+        open_index: Callable[[EntityTable, Wanted], VectorIndex | None] = lambda table, wanted: None,
         open_calibrations: Callable[[], Calibrations] = Calibrations,
     ) -> None:
         """Put together what `load_model` found.
@@ -81,8 +80,8 @@ class TwhinEmbeddings:
             normalized: The vectors were exported with `export.normalize`.
             store: Where the snapshot's edges are, for `recommend`.
             maps: By entity type, a matrix `[D, D']` into another space, for `get_embedding`; None: the model's own.
-            open_index: Returns the index of an entity type's vectors, None where there is none; called when a search
-                first could use it.
+            open_index: Returns the index that finds an entity type as tails or as neighbors, None where there is none;
+                called when a search first could use it.
             open_calibrations: Returns the maps from scores to probabilities; called when the first is asked for.
         """
         self.config = model_config
@@ -374,7 +373,7 @@ class TwhinEmbeddings:
             untrained: Entities without training edges too; among all `ids` as well.
             missing: As in `get_embedding`.
             edges: As in `get_embedding`.
-            search: As in `recommend`. An index of vectors serves only where the model's comparator is the cosine.
+            search: As in `recommend`.
 
         Returns:
             Of one id a list of (id, cosine). Else a stream of Arrow record batches, as of `recommend`, with the columns
@@ -386,34 +385,21 @@ class TwhinEmbeddings:
         """
         chosen = self._choose(entity, ids, missing, edges)
         table = chosen.table
-        by_cosine = self.config.comparator == "cosine"
-        if search == "index" and not by_cosine:
-            raise UserError(
-                f"neighbors are nearest by cosine, and the index of {entity} finds by the model's comparator, "
-                f"{self.config.comparator}; leave search='index' out"
-            )
-        index = self._searchers.index(table, untrained, search if by_cosine or search != "auto" else "exact")
+        index = self._searchers.index(table, untrained, search, "neighbors")
         if chosen.one and chosen.new is None and index is None:
             return as_pairs(table, *nearest(table, int(chosen.rows[0]), max(k, 0), untrained))
         extras.need("torch", "neighbors of several ids", "reader")
-        from twhin_pipeline.model.comparators import Cosine
-        from twhin_pipeline.vectors.retrieval import ExactSearch, best_rows
+        from twhin_pipeline.vectors.retrieval import best_rows
 
-        allowed = None if untrained or table.trained is None else np.asarray(table.trained)
-        if chosen.every and allowed is not None:
-            chosen = replace(chosen, rows=np.flatnonzero(allowed))
-        searcher: ExactSearch | IndexSearch
-        if index is None:
-            searcher, scale = ExactSearch(Cosine(), table.vectors, allowed), np.float32(1)
-        else:  # its scores are the model's
-            searcher, scale = self._searchers.get(table, untrained, search), np.float32(self.config.temperature)
+        if chosen.every and not untrained and table.trained is not None:
+            chosen = replace(chosen, rows=np.flatnonzero(table.trained))
+        searcher = self._searchers.get(table, untrained, search, "neighbors")
         k = min(k, len(table))
 
         def best(part: slice) -> tuple[np.ndarray, np.ndarray]:
             vectors = chosen.vectors(part)
             queries = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-8))
-            rows, scores = best_rows(searcher, queries, k, chosen.themselves(part))
-            return rows, scores * scale
+            return best_rows(searcher, queries, k, chosen.themselves(part))
 
         return answer(chosen, table, k, best, ("id", "neighbor", "similarity"))
 

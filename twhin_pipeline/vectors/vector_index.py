@@ -169,22 +169,25 @@ class VectorIndex:
     def _scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the scores float32 `[Q, n]` of rows `[Q, n]`; minus infinity where they are below 0.
 
-        FAISS's loop reads each row where it is, so none is copied. Lengths are distances from the origin.
+        FAISS's loops read each row where it is, so none is copied. Lengths are distances from the origin.
         """
         import faiss
 
+        loops: Any = faiss  # its types lack them
+        rows = np.ascontiguousarray(rows, np.int64)
+
         def each(measure: Any, against: np.ndarray) -> np.ndarray:
             out = np.empty(rows.shape, np.float32)
-            arrays = map(faiss.swig_ptr, (out, against, self.vectors, rows))
-            measure(*arrays, self.vectors.shape[1], *rows.shape)
+            measure(*map(loops.swig_ptr, (out, against, self.vectors, rows)), self.vectors.shape[1], *rows.shape)
             return out
 
-        rows = np.ascontiguousarray(rows, np.int64)
         by_product = isinstance(self.comparator, Dot)
-        values = each(faiss.fvec_inner_products_by_idx if by_product else faiss.fvec_L2sqr_by_idx, queries)
+        values = each(loops.fvec_inner_products_by_idx if by_product else loops.fvec_L2sqr_by_idx, queries)
         if isinstance(self.comparator, Cosine):
-            values /= np.maximum(np.sqrt(each(faiss.fvec_L2sqr_by_idx, np.zeros_like(queries))), np.float32(1e-8))
-            values[rows < 0] = -np.inf  # as FAISS has it, but for the division
+            squares = each(loops.fvec_L2sqr_by_idx, np.zeros_like(queries))
+            with np.errstate(invalid="ignore"):  # of rows below 0
+                values /= np.maximum(np.sqrt(squares), np.float32(1e-8))
+            values[rows < 0] = -np.inf
         return self._by_numpy(values) if self._by_numpy else self._logits(values)
 
     def _searching(self, effort: Effort) -> Any:
