@@ -276,6 +276,26 @@ class TwhinEmbeddings:
         probability = sigmoid(log_odds)
         return float(probability[0]) if one_a and one_b else probability
 
+    def probabilities(self, relation: str | None, scores: Any, *, prior: float | None = None) -> np.ndarray | None:
+        """Return what `predict_relation` says of pairs with these scores, as `recommend` and `candidates` return them.
+
+        Args:
+            relation: The relation's name; may be None where the model has only one.
+            scores: The model's scores, of any shape.
+            prior: As of `predict_relation`.
+
+        Returns:
+            float64 of the same shape; None where the relation is not calibrated.
+
+        Raises:
+            KeyError: The relation is unknown.
+            UserError: The relation is None where there are several, or a prior is not between 0 and 1.
+        """
+        name = self.relations[self._relation(relation)[0]]
+        if not self._calibrations.are_of(name):
+            return None
+        return sigmoid(self._calibrations.log_odds(name, np.asarray(scores), prior))
+
     def queries(self, relation: str | None, heads: Any) -> np.ndarray:
         """Return heads (ids, or vectors `[n, D]`) as the relation's operator makes them, float32 `[n, D]`.
 
@@ -498,9 +518,10 @@ class TwhinEmbeddings:
                 takes the index where there is one ([indexes](../how-to/indexes.md)).
 
         Returns:
-            Of one head a list of (id, score); the score is the model's, as of `candidates`. Else a stream of Arrow
-            record batches with the columns `lhs`, `rhs`, `rank` (from 1) and `score`: a row for each recommendation, so
-            that it can be written, joined and filtered as it comes. Iterate it once; or take `read_all()` for a table,
+            Of one head a list of (id, score); the score is the model's, as of `candidates`, and `probabilities` says
+            what it means. Else a stream of Arrow record batches with the columns `lhs`, `rhs`, `rank` (from 1), `score`
+            and `probability` (null where the relation is not calibrated): a row for each recommendation, so that it can
+            be written, joined and filtered as it comes. Iterate it once; or take `read_all()` for a table,
             or `read_pandas()` for a data frame. DuckDB and Polars read it too.
 
         Raises:
@@ -546,7 +567,12 @@ class TwhinEmbeddings:
 
         # What neighbors engaged with is in memory too, for all heads of a batch.
         heads = HEADS_AT_ONCE if interests is None else HEADS_AT_ONCE // 8
-        return answer(chosen, tails, k, best, ("lhs", "rhs", "score"), heads)
+        probable = partial(self.probabilities, self.relations[number])
+        return answer(chosen, tails, k, best, ("lhs", "rhs", "score"), heads, probable)
+
+    def prepare_interests(self, relation: str | None, interests: Interests) -> None:
+        """Make the clusters that `recommend` with `interests` searches by; the first such call does it otherwise."""
+        self._mixture(self._relation(relation)[0], interests)
 
     def map_known_edges(self) -> None:
         """Map the snapshot's edges from files that processes share; they are made where they are missing.
