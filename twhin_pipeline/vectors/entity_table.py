@@ -34,6 +34,10 @@ class UnknownId(KeyError, UserError):  # noqa: N818 - it is a KeyError, and read
         return str(self.args[0])
 
 
+class UnknownName(UnknownId):
+    """An entity type or a relation that the model does not have: a KeyError that names the nearest ones."""
+
+
 class EntityTable:
     """N entities of one type: `vectors` float32 `[N, D]` and their ids, both in row order, mapped from local files.
 
