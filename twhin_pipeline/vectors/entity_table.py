@@ -46,11 +46,11 @@ class EntityTable:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
-        self.vectors: np.ndarray = np.load(folder / "vectors.npy", mmap_mode="r")
+        self.vectors: np.ndarray = np.asarray(np.load(folder / "vectors.npy", mmap_mode="r"))
         self.trained: np.ndarray | None = None
         """Whether a training edge has the entity, bool `[N]`; None where the table does not say it."""
         if (folder / "trained.npy").exists():
-            self.trained = np.load(folder / "trained.npy", mmap_mode="r")
+            self.trained = np.asarray(np.load(folder / "trained.npy", mmap_mode="r"))
         self.index = IdIndex(folder)
         self.searched_rows = SEARCHED_ROWS
         self._lengths: np.ndarray | None = None
