@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from edge_files import make_config, pass_checks, write
 
@@ -282,6 +283,32 @@ BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("relations_match_model", "embeddings/relations", first(operator="identity")),
     ("relations_match_model", "embeddings/relations", first(embedding=[float("nan")] * 4)),
 ]  # fmt: skip
+
+
+def test_checks_of_very_many_pools_pass(tmp_path):
+    """DuckDB 2.0.0 ended `negatives_distributed` of 50,000 pools with an internal error (`database.connect`)."""
+    rng = np.random.default_rng(0)
+    rows = {"lhs": (8_000 * rng.random(10_000)).astype(int), "rhs": (10_000 * rng.random(10_000)).astype(int)}
+    pq.write_table(pa.table(rows | {"rel": ["fav"] * 10_000}), tmp_path / "e.parquet")
+    data = {"global_negatives": 5, "in_batch_negatives": 0}
+    config = make_config(
+        tmp_path / "e.parquet",
+        model={
+            "embeddings": {"tables": [{"name": "user"}, {"name": "item"}]},
+            "relations": [{"name": "fav", "lhs": "user", "rhs": "item"}],
+        },
+        negatives={"chunk_size": 2, "epochs": 10, "sides": "rhs"},
+        train_data=data,
+        validation_data=data,
+    )
+    store = Store(str(tmp_path / "home"))
+    raw_edges.ingest(config, store, NOW)
+    vocabulary.build(config, store, NOW)
+    pass_checks(store, NOW)
+    positives.build_positives(config, store, NOW)
+    negatives.build(config, store, NOW)
+    assert store.manifest("training_set/negatives", NOW).rows > 40_000
+    assert not checks.run_blocking(config, store, NOW, ["training_set/negatives"])
 
 
 SOUND = {

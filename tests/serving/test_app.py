@@ -83,6 +83,8 @@ def test_recommendations_have_the_probability_that_the_service_says_of_their_edg
             said = client.post("/score", json=edges).json()["probabilities"]
             assert [tail["probability"] for tail in head["tails"]] == pytest.approx(said, rel=1e-5)
             assert len(said) == 4 and said == sorted(said, reverse=True)
+    explored = client.get("/explore/api/recommendations", params={"id": USERS[2], "relation": "likes", "count": 4})
+    assert [one["probability"] for one in explored.json()["recommended"]] == pytest.approx(said, rel=1e-5)
     uncalibrated = client.get("/recommend", params={"id": USERS[0], "relation": "rates", "k": 2}).json()
     assert [tail["probability"] for tail in uncalibrated["results"][0]["tails"]] == [None, None]
 

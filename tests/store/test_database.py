@@ -6,7 +6,6 @@ import duckdb
 import pytest
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.store import database
 from twhin_pipeline.store.database import explained
 
 LATE = "SELECT CAST(CASE WHEN a = 2_900_000 THEN 'x' ELSE '1' END AS INTEGER) AS b FROM range(3_000_000) t(a)"
@@ -36,11 +35,3 @@ def test_other_errors_stay_what_they_are() -> None:
         raise FileNotFoundError("no.parquet")
     with pytest.raises(duckdb.CatalogException), explained("edges"):
         duckdb.connect().execute("SELECT * FROM nothing")
-
-
-def test_small_results_are_not_collected_where_duckdb_may_fail_by_it() -> None:
-    with database.connect() as con:
-        assert con.execute("SELECT current_setting('debug_enable_caching_operators')").fetchone() in [
-            (False,),
-            ("false",),
-        ]
