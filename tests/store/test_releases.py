@@ -15,11 +15,6 @@ from twhin_pipeline.store import Store, releases
 S = "2025-01-01"
 
 
-@pytest.fixture(params=["local", "remote"])
-def store(request, tmp_path):
-    return Store(str(tmp_path / "home") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
-
-
 def write(store: Store, asset: str, value: int, **parents: str) -> str:
     with store.replace(asset, S, config_hash="c", parents=parents) as draft:
         draft.write(pa.table({"a": [value]}))

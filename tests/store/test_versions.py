@@ -22,12 +22,6 @@ from twhin_pipeline.store import Draft, Store, Verdict, locks
 S, BEFORE = "2025-01-02", "2025-01-01"
 
 
-@pytest.fixture(params=["local", "remote"])
-def store(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "WAIT_S", 0.3)
-    return Store(str(tmp_path / "home") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
-
-
 def write(store: Store, values: list[int], asset: str = "raw_edges", snapshot: str = S):
     with store.replace(asset, snapshot, config_hash="c") as draft:
         draft.write(pa.table({"a": values}))

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
-import fsspec
 
-from twhin_pipeline import errors, interrupts, scratch
+from twhin_pipeline import errors, interrupts, remote, scratch
 from twhin_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def threads(config: TwhinConfig) -> int:
 
 def register(con: duckdb.DuckDBPyConnection, url: str) -> None:
     """Let `con` read what `url`'s fsspec filesystem holds. A local path needs nothing."""
-    fs, _ = fsspec.core.url_to_fs(url)
+    fs, _ = remote.filesystem(url)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if protocols & {"file", "local"} or any(con.filesystem_is_registered(protocol) for protocol in protocols):
         return

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twhin_pipeline import scratch
+from twhin_pipeline.store import locks
 from twhin_pipeline.store.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Draft:
             parts=parts,
             settings=settings or {},
         )
+        locks.confirm(self.store.path(self.asset, self.snapshot))
         self.store.put(base + MANIFEST, manifest.to_json())
         if self.store._pins is not None:
             self.store._pins[self.asset, self.snapshot] = self.version
