@@ -60,6 +60,10 @@ def serving(host: str = "127.0.0.1") -> Iterator[Server]:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
+    class Quiet(MotoRequestHandler):
+        def log_request(self, *_: Any) -> None:
+            """Print nothing."""
+
     inner = DomainDispatcherApplication(create_backend_app)
     one_at_a_time = threading.Lock()
 
@@ -76,7 +80,7 @@ def serving(host: str = "127.0.0.1") -> Iterator[Server]:
         with one_at_a_time:
             return list(inner(environ, start))
 
-    made = make_server(host, 0, application, threaded=True, request_handler=MotoRequestHandler)
+    made = make_server(host, 0, application, threaded=True, request_handler=Quiet)
     server = Server(f"http://{host}:{made.server_port}")
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -86,6 +90,9 @@ def serving(host: str = "127.0.0.1") -> Iterator[Server]:
         made.shutdown()
         thread.join()
         made.server_close()
+
+
+_used: list[str] = []
 
 
 @cache
@@ -104,5 +111,7 @@ def use(monkeypatch: Any, server: Server | None = None) -> str:
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     import s3fs
 
-    s3fs.S3FileSystem.clear_instance_cache()  # of another server
+    if _used[-1:] != [server.url]:  # its clients are kept, since making one takes a quarter of a second
+        s3fs.S3FileSystem.clear_instance_cache()
+        _used.append(server.url)
     return f"s3://{server.bucket()}"
