@@ -26,7 +26,9 @@ class Server:
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method, and path with query."""
     fault: Callable[[dict[str, Any]], tuple[str, str] | None] | None = None
-    """Returns the status and the code of an error to answer a request with, in place of an answer; None: none."""
+    """Returns the status and the code of an error to answer a request with, and nothing is done; None: none."""
+    lost_answer: Callable[[dict[str, Any]], bool] | None = None
+    """Tells whether a request is done, and its answer is lost: the client gets an error, and tries again."""
     ignores_conditions: bool = False
 
     @property
@@ -67,17 +69,23 @@ def serving(host: str = "127.0.0.1") -> Iterator[Server]:
     inner = DomainDispatcherApplication(create_backend_app)
     one_at_a_time = threading.Lock()
 
+    def failing(start: Callable[..., Any], status: str, code: str) -> Iterable[bytes]:
+        start(status, [("Content-Type", "application/xml")])
+        return [f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode()]
+
     def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"] + (f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else "")
         server.requests.append((environ["REQUEST_METHOD"], path))
         if server.fault is not None and (answer := server.fault(environ)) is not None:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            status, code = answer
-            start(status, [("Content-Type", "application/xml")])
-            return [f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode()]
+            return failing(start, *answer)
         if server.ignores_conditions:
             environ = {k: v for k, v in environ.items() if k not in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH")}
+        lost = server.lost_answer is not None and server.lost_answer(environ)
         with one_at_a_time:
+            if lost:
+                list(inner(environ, lambda *_: None))
+                return failing(start, "500 Internal Server Error", "InternalError")
             return list(inner(environ, start))
 
     made = make_server(host, 0, application, threaded=True, request_handler=Quiet)
