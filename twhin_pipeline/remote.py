@@ -62,6 +62,26 @@ def reason(error: BaseException) -> str:
     return text if text and len(text) > 5 else f"{type(error).__name__} {text}".strip()
 
 
+def refused(error: BaseException) -> UserError | None:
+    """Return what to tell of an error of the library that speaks to an object store; None of any other error.
+
+    Its messages hold no credentials: those are sent as a signature in headers.
+    """
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        if type(one).__module__.partition(".")[0] in ("botocore", "aiobotocore"):
+            kind = UnavailableError if is_away(error) else UserError
+            return kind(
+                f"the object store cannot be used ({reason(error)}); see that the bucket is there and may be read and "
+                "written, that the environment has the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                "AWS_PROFILE), and that the server answers (AWS_ENDPOINT_URL, if it is not Amazon's)"
+            )
+        one = one.__cause__ or one.__context__
+    return None
+
+
 def filesystem(url: str) -> tuple[Any, str]:
     """Return the file system of a URL and the path in it; one by HTTP waits `STALL_S` seconds at most for an answer.
 

@@ -110,12 +110,10 @@ class Store:
                 manifest is damaged.
         """
         version = version or self._readable(asset, snapshot)
-        place = "" if version is None else self._manifest_place(asset, snapshot, version)
-        try:
-            if version is not None:
-                return Manifest.from_json(self._text(place), place)
-        except FileNotFoundError:
-            pass
+        if version is not None:
+            for place in (self.path(asset, snapshot, version, MANIFEST), self.path(asset, snapshot, FORMER)):
+                with suppress(FileNotFoundError):
+                    return Manifest.from_json(self._text(place), place)
         stage = maker(asset)
         if version is None and (refused := self._committed(asset, snapshot)):
             verdict = self.verdict(asset, snapshot, refused[-1])
@@ -271,11 +269,6 @@ class Store:
         if FORMER in names and (former := self._former(asset, snapshot)) is not None:
             result.append(former)
         return sorted(set(result))
-
-    def _manifest_place(self, asset: str, snapshot: str, version: str) -> str:
-        place = self.path(asset, snapshot, version, MANIFEST)
-        former = self.path(asset, snapshot, FORMER)
-        return former if not self.fs.exists(place) and self.fs.exists(former) else place
 
     def _children(self, *parts: str) -> list[str]:
         """Return the names in a folder, sorted. It is listed, not matched: a path may hold `[` or `?`."""
