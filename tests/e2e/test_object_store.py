@@ -1,4 +1,4 @@
-"""A store on an object store, through the front door: chain, resume, promotion, models, service, Dagster, and secrets."""
+"""A store behind S3, through the front door: chain, resume, promotion, models, service, Dagster; and no secrets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import days
@@ -86,14 +85,9 @@ def started(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.fixture
-def server() -> Iterator[s3_server.Server]:
-    yield s3_server.shared()
-
-
 @pytest.mark.long
 def test_the_chain_is_cancelled_and_resumed_behind_a_url_and_the_secret_is_nowhere(
-    root: str, monkeypatch: pytest.MonkeyPatch, server: s3_server.Server
+    root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TWHIN_NO_TRACKING")
     numbers = ["--users", "400", "--items", "200", "--edges", "12000", "--communities", "8"]
@@ -110,9 +104,7 @@ def test_the_chain_is_cancelled_and_resumed_behind_a_url_and_the_secret_is_nowhe
 
     store = Store(root)
     with database.connect(store=store) as con:
-        (edges,) = con.execute(
-            f"SELECT count(*) FROM {database.scan(store, 'raw_edges', '2025-01-01')}"
-        ).fetchone()
+        (edges,) = con.execute(f"SELECT count(*) FROM {database.scan(store, 'raw_edges', '2025-01-01')}").fetchone()
     assert edges == store.manifest("raw_edges", "2025-01-01").rows
     assert load_model(f"{root}@current").get_user_embedding("user_0").shape == (16,)
 

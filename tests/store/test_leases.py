@@ -89,7 +89,9 @@ def test_of_many_that_wait_for_a_dead_writer_one_takes_its_place(remote_store):
 def test_without_conditional_writes_a_dead_writers_place_is_not_taken(remote_store, monkeypatch):
     monkeypatch.setattr(conditional, "excludes", lambda fs: False)
     put_lease(remote_store, renewed=0)
-    with pytest.raises(UnavailableError, match=rf"process 7 on far.* no conditional writes.* remove {lease(remote_store)}"):
+    with pytest.raises(
+        UnavailableError, match=rf"process 7 on far.* no conditional writes.* remove {lease(remote_store)}"
+    ):
         remote_store.begin("raw_edges", S)
     remote_store.fs.rm_file(lease(remote_store))
     write(remote_store, 1)
@@ -111,9 +113,7 @@ def test_a_lease_is_renewed_while_its_writer_lives(remote_store, monkeypatch):
     monkeypatch.setattr(locks, "RENEW_S", 0.05)
     draft = remote_store.begin("raw_edges", S)
     first = json.loads(remote_store.fs.cat_file(lease(remote_store)))["renewed"]
-    wait_for(
-        lambda: json.loads(remote_store.fs.cat_file(lease(remote_store)))["renewed"] != first, 30, "it is renewed"
-    )
+    wait_for(lambda: json.loads(remote_store.fs.cat_file(lease(remote_store)))["renewed"] != first, 30, "it is renewed")
     draft.discard()
     assert not remote_store.fs.exists(lease(remote_store))
 

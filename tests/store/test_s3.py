@@ -64,10 +64,14 @@ def test_a_large_file_is_uploaded_in_parts_and_one_that_fails_leaves_none(store,
     assert len(parts) == 3 and store.sizes(draft.location) == {"part-00000.parquet": 12 << 20}
 
     store.remove(draft.location)
-    server.fault = lambda environ: ("403 Forbidden", "AccessDenied") if "partNumber=2" in environ["QUERY_STRING"] else None
+    server.fault = lambda environ: (
+        ("403 Forbidden", "AccessDenied") if "partNumber=2" in environ["QUERY_STRING"] else None
+    )
     with pytest.raises(PermissionError):
         upload()
-    assert any(method == "DELETE" and "uploadId=" in path for method, path in server.requests), "what was sent is removed"
+    assert any(method == "DELETE" and "uploadId=" in path for method, path in server.requests), (
+        "what was sent is removed"
+    )
     assert store.sizes(draft.location) == {}
 
 

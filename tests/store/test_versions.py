@@ -7,13 +7,11 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from patience import wait_for
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Draft, Store, Verdict, locks

@@ -19,9 +19,7 @@ from typing import IO, Any
 import psutil
 
 ROOT = Path(__file__).parents[2]
-_IN_NODE = (
-    "for other in {others}; do mount -t tmpfs none \"$other\" || exit 97; done; cd {folder} || exit 98; exec \"$@\""
-)
+_IN_NODE = 'for other in {others}; do mount -t tmpfs none "$other" || exit 97; done; cd {folder} || exit 98; exec "$@"'
 
 
 def reason_against() -> str | None:
@@ -80,11 +78,11 @@ class Network:
     def start(
         self, node: int, command: Sequence[str], env: Mapping[str, str] | None = None, output: IO[str] | None = None
     ) -> subprocess.Popen[str]:
-        """Start a command in a node's folder. The other nodes' folders are empty for it, and it sees no process of them.
+        """Start a command in a node's folder. It finds other nodes' folders empty, and none of their processes.
 
         Where it is killed, all processes that it started end with it, as those of a machine that loses its power.
         """
-        folder, inside = self.folders[node], "cd /; exec \"$@\""
+        folder, inside = self.folders[node], 'cd /; exec "$@"'
         more: dict[str, str] = {}
         if folder.parent.exists():
             for name in ("", "tmp", "cache"):

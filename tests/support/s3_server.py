@@ -1,4 +1,4 @@
-"""A server of S3 on this machine (moto's), for tests: one a process, with listings in short pages, and faults on demand."""
+"""A server of S3 on this machine (moto's), for tests, with listings in short pages, and faults on demand."""
 
 from __future__ import annotations
 

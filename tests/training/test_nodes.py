@@ -185,7 +185,7 @@ def test_node_0_has_rank_0_whatever_the_addresses_are() -> None:
 
 @pytest.mark.parametrize("endpoint", [":29400", "a:", "a:b"])
 def test_an_endpoint_of_another_form_is_refused(endpoint: str) -> None:
-    with pytest.raises(UserError, match="launch.rdzv_endpoint: .* host:port"):
+    with pytest.raises(UserError, match=r"launch.rdzv_endpoint: .* host:port"):
         nodes.endpoint(several(rdzv_endpoint=endpoint))
 
 

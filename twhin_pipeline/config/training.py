@@ -253,8 +253,8 @@ class LaunchConfig(Section):
     rdzv_endpoint: str | None = None
     """host:port of the first node, where `nnodes` is above 1."""
     max_restarts: int = Field(0, ge=0, le=1_000)
-    """How often a training is started again where a process or a node was lost. It goes on from the last checkpoint. The
-    nodes that are left wait for one that comes back with the same command."""
+    """How often a training is started again where a process or a node was lost. It goes on from the last checkpoint;
+    the nodes that are left wait for one that comes back with the same command."""
     join_timeout_s: float = Field(600, gt=0)
     """How long a node waits for the others to come, or to come back, where `nnodes` is above 1; seconds."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

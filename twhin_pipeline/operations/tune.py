@@ -105,8 +105,8 @@ def refuse_nodes(config: TwhinConfig) -> None:
     """Raise UserError where trials would train on several nodes: a trial's configuration is known on this one alone."""
     if config.launch.nnodes > 1:
         raise UserError(
-            f"launch.nnodes is {config.launch.nnodes}: a search runs on one node; search with launch.nnodes=1, and give "
-            "what it finds to all nodes"
+            f"launch.nnodes is {config.launch.nnodes}: a search runs on one node; search with launch.nnodes=1, and "
+            "give what it finds to all nodes"
         )
 
 

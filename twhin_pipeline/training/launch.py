@@ -291,7 +291,9 @@ class _Failed:
             if self.signalled:  # before a rank could write a checkpoint, or after it had ended
                 return TrainingCancelled("training was stopped by a signal; the same command trains again")
             last = _last_lines(self.output)
-            return TrainingFailed(f"torchrun ended with exit code {self.code} before any rank failed; its last lines:\n{last}")
+            return TrainingFailed(
+                f"torchrun ended with exit code {self.code} before any rank failed; its last lines:\n{last}"
+            )
         if (mistake := mistake_of(self.cause)) is not None:
             return mistake
         if self.cause.kind == "TrainingCancelled":
@@ -405,9 +407,9 @@ def _deaths(output_of_torchrun: str, files: Sequence[str]) -> list[tuple[int, Fa
     deaths = []
     ranks = [match.groupdict() for match in _FAILED_RANK.finditer(output_of_torchrun)]
     times = [datetime.fromisoformat(each["time"]) for each in ranks]
-    for each, time in zip(ranks, times, strict=True):
+    for each, at in zip(ranks, times, strict=True):
         rank, local_rank, code = each["rank"], each["local_rank"], int(each["code"])
-        if each["file"].strip() != "<N/A>" or code == -signal.SIGTERM or time - min(times) > timedelta(seconds=2):
+        if each["file"].strip() != "<N/A>" or code == -signal.SIGTERM or at - min(times) > timedelta(seconds=2):
             continue
         logs = [Path(file) for file in files if file.endswith(f"/{local_rank}/stderr.log")]
         when = logs[0].stat().st_mtime_ns if logs else 0

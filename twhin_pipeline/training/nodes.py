@@ -1,7 +1,7 @@
 """Several nodes that train together: how each finds the first one, by which interface, and how long it waits for it.
 
-Node 0 (`launch.node_rank`) holds the meeting place, `launch.rdzv_endpoint`, and rank 0. It does all that is not training.
-The others take part in its trainings: they wait until the place opens, train, and wait until it closes.
+Node 0 (`launch.node_rank`) holds the meeting place, `launch.rdzv_endpoint`, and rank 0, and does all that is not
+training. The others take part in its trainings: they wait until the place opens, train, and wait until it closes.
 """
 
 from __future__ import annotations

@@ -274,8 +274,8 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: s
 
     Args:
         path: A store (path or URL); one of its snapshots (`<store>@YYYY-MM-DD`, or the folder
-            `<store>/twhin_model/YYYY-MM-DD`) or releases (`<store>@<its name>`, `<store>@current`); or an MLflow model URI
-            (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
+            `<store>/twhin_model/YYYY-MM-DD`) or releases (`<store>@<its name>`, `<store>@current`); or an MLflow model
+            URI (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
         asset: The table to find there.
         snapshot: The snapshot, where `path` does not name one. Left out: that of the current release, and where
             nothing has been published the newest that has the table.
