@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import twhin_pipeline.store.locks as locks
 from twhin_pipeline import scratch
-from twhin_pipeline.store import locks
 from twhin_pipeline.store.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:

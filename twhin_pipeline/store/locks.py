@@ -28,8 +28,8 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+import twhin_pipeline.store.conditional as conditional
 from twhin_pipeline.errors import UnavailableError, UserError
-from twhin_pipeline.store import conditional
 from twhin_pipeline.store.conditional import Changed
 
 LOCK, WRITER = ".lock", ".writer.json"
@@ -165,8 +165,8 @@ class _Lease:
                 pass
             try:
                 content, tag = conditional.read(self.fs, self.path)
-            except FileNotFoundError:
-                continue
+            except FileNotFoundError:  # its writer has just let go
+                content, tag = b"", ""
             writer = _parsed(content)
             if writer.get("token") == self.mine["token"]:  # written, but the answer was lost, and a retry refused
                 self.tag = tag
@@ -225,7 +225,7 @@ class _Lease:
 
     def release(self) -> None:
         """Let others write, unless another has taken its place."""
-        with self.changing, suppress(Changed, OSError):
+        with self.changing, suppress(Exception):  # what a store that is away keeps, ends by itself
             if not self.lost:
                 conditional.remove(self.fs, self.path, self.tag)
 

@@ -27,10 +27,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+import twhin_pipeline.store.conditional as conditional
 import twhin_pipeline.store.removals as removals
 from twhin_pipeline import remote
 from twhin_pipeline.errors import UnavailableError, UserError
-from twhin_pipeline.store import conditional
 from twhin_pipeline.store.draft import Draft, has_rows, is_data, unfinished
 from twhin_pipeline.store.locks import is_written
 from twhin_pipeline.store.locks import writing as locked
