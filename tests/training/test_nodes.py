@@ -114,7 +114,11 @@ def test_two_nodes_that_share_nothing_but_an_object_store_train_one_model(
     assert not training.store.is_written("twhin_model", SNAPSHOT)
 
 
-LONG = ("training.num_epochs=40", "training.checkpoint_every_n=20", "launch.max_restarts=3")
+LONG = (
+    "training.num_epochs=20", "training.checkpoint_every_n=20", "training.train_log_every_n=16",
+    "training.num_eval_steps=0", "launch.max_restarts=3",
+)  # fmt: skip
+"""Without validation the model is that of the last step, which all others lead to."""
 
 
 def _mid(training: Training, number: int) -> None:
@@ -147,7 +151,7 @@ def test_a_node_that_loses_its_power_and_comes_back_changes_no_bit(
     waits[lost]()
     waits[lost] = training.start(lost)
     assert [wait() for wait in waits] == [0, 0], training.all()
-    assert "resumed from step" in training.all()
+    assert any("resumed from step" in training.said(number) for number in range(len(training.runs)))
     assert bits(training.model()) == undisturbed(2)
 
 
