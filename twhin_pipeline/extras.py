@@ -35,6 +35,7 @@ EXTRA_OF = {
     "psycopg": "postgres",
     "umap": "map",
     "sklearn": "map",
+    "kubernetes": "kubernetes",
     "deltalake": "delta",
     "pyiceberg": "iceberg",
 }

@@ -16,8 +16,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.reporting import (
+    KINDS,
     PROGRESS,
     RECORDS_ENV,
     VALIDATION,
@@ -65,6 +67,13 @@ class Failure:
     """The exception's name."""
     message: str
     traceback: str
+    when: int = 0
+    """Nanoseconds since the epoch, by the clock of the rank's machine."""
+
+    @property
+    def words(self) -> str:
+        """Which rank failed, and its traceback; of a job that failed as a whole, what it is known to have done."""
+        return self.traceback if self.rank < 0 else f"rank {self.rank} failed:\n{self.traceback}"
 
 
 def die_with_parent() -> None:
@@ -75,6 +84,34 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         os._exit(1)
+
+
+def command(
+    config: TwhinConfig,
+    config_path: str,
+    store: Store,
+    snapshot: str,
+    log_dir: str,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """Return the command that trains `snapshot` where `launch.kind` says, and ends with its parent.
+
+    On this machine it is torchrun. Else it is a process that submits a job, prints the lines of its ranks, cancels it
+    on a signal, and leaves its first failure in `log_dir`, as torchrun does. The arguments are `torchrun_command`'s.
+    """
+    if config.launch.kind == "local":
+        return torchrun_command(config, config_path, store, snapshot, log_dir, overrides)
+    submitter = [sys.executable, "-m", "twhin_pipeline.launchers.submit", "--log-dir", log_dir]
+    return [*submitter, *train_arguments(config_path, store, snapshot, overrides)]
+
+
+def train_arguments(config_path: str, store: Store, snapshot: str, overrides: Sequence[str]) -> list[str]:
+    """Return the command-line arguments by which `train.main` finds what to train."""
+    arguments = ["--config", config_path, "--snapshot", snapshot, "--home", store.root]
+    arguments += ["--view", store.view] if store.view else []
+    for override in overrides:
+        arguments += ["--set", override]
+    return arguments
 
 
 def torchrun_command(
@@ -109,10 +146,7 @@ def torchrun_command(
         "--tee=3",
         f"--log-dir={log_dir}",
     ]
-    train = ["--config", config_path, "--snapshot", snapshot, "--home", store.root]
-    train += ["--view", store.view] if store.view else []
-    for override in overrides:
-        train += ["--set", override]
+    train = train_arguments(config_path, store, snapshot, overrides)
     wrapper = [sys.executable, "-m", "twhin_pipeline.training.launch"]
     return [
         *wrapper,
@@ -152,7 +186,7 @@ def check_meeting(config: TwhinConfig) -> None:
     Raises:
         UserError: They cannot.
     """
-    if config.launch.nnodes > 1:
+    if config.launch.nnodes > 1 or config.launch.kind != "local":
         return
     try:
         with (
@@ -205,8 +239,10 @@ def run(
     log_dir: str | None = None,
     output: Callable[[str], None] | None = None,
     on_validation: Callable[[ValidationRecord], None] | None = None,
+    on_record: Callable[[str, dict[str, Any]], None] | None = None,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> None:
-    """Train under torchrun and wait for it; SIGINT and SIGTERM are passed on, once each.
+    """Train where `launch.kind` says and wait for it; SIGINT and SIGTERM are passed on, once each.
 
     torchrun's own lines go to `<log_dir>/torchrun.log`.
 
@@ -219,6 +255,9 @@ def run(
         log_dir: Where ranks' logs go; left out, `default_log_dir`.
         output: Gets the ranks' lines; left out, they are printed, with a progress bar on a terminal.
         on_validation: Gets each evaluation, from the thread that called this.
+        on_record: Gets the kind and the values of every record of rank 0 (`reporting.KINDS`), in place of `output` and
+            `on_validation`.
+        on_failure: Gets the failure of the rank that failed first, before the error is raised.
 
     Raises:
         UserError: A rank met a mistake of the user's.
@@ -226,26 +265,30 @@ def run(
         TrainingFailed: Anything else, with the failing rank's traceback.
     """
     check_meeting(config)
-    check_places(config)
+    if config.launch.kind == "local":  # else each node looks for itself
+        check_places(config)
     folder = Path(log_dir or default_log_dir(store, snapshot))
     folder.mkdir(parents=True, exist_ok=True)
     # Failures of earlier launches must not be taken for this one's.
     before = set(_rank_files(str(folder)))
-    command = torchrun_command(config, config_path, store, snapshot, str(folder), overrides)
+    starting = command(config, config_path, store, snapshot, str(folder), overrides)
     env = {**os.environ, **environment(config)}
     handlers: dict[str, Callable[[dict[str, Any]], None]] = {}
     if on_validation is not None:
         handlers[VALIDATION] = lambda values: on_validation(ValidationRecord(**values))
+    if on_record is not None:
+        handlers = {kind: partial(on_record, kind) for kind in KINDS}
     with _display(output) as (show, bar):
         if bar is not None:
             handlers[PROGRESS] = lambda values: bar.update(**values)
         env[RECORDS_ENV] = ",".join(handlers)
         # Libraries load for some 10 s, and loops that are new compile for longer: silence would look like a hang.
         ranks = config.launch.nproc_per_node
-        show(f"starting {ranks} training process{'es' if ranks > 1 else ''}; the first step is taken in 10 to 60 s")
+        if config.launch.kind == "local":
+            show(f"starting {ranks} training process{'es' if ranks > 1 else ''}; the first step is taken in 10 to 60 s")
         # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
         process = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+            starting, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
             start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
@@ -265,12 +308,15 @@ def run(
         if forwarded:  # before a rank could write a checkpoint, or after it had ended
             raise TrainingCancelled("training was stopped by a signal; the same command trains again")
         last = _last_lines(output_of_torchrun)
-        raise TrainingFailed(f"torchrun ended with exit code {code} before any rank failed; its last lines:\n{last}")
+        starter = "torchrun" if config.launch.kind == "local" else "the job's submitter"
+        raise TrainingFailed(f"{starter} ended with exit code {code} before any rank failed; its last lines:\n{last}")
+    if on_failure is not None:
+        on_failure(cause)
     if (mistake := mistake_of(cause)) is not None:
         raise mistake
     if cause.kind == "TrainingCancelled":
         raise TrainingCancelled(cause.message)
-    raise TrainingFailed(f"rank {cause.rank} failed:\n{cause.traceback}")
+    raise TrainingFailed(cause.words)
 
 
 def mistake_of(cause: Failure) -> UserError | None:
@@ -307,7 +353,10 @@ def first_failure(log_dir: str, ignoring: Collection[str] = (), output_of_torchr
         failure = Failure(int(rank) if rank.isdigit() else -1, kind, rest, str(extra.get("py_callstack") or text))
         # torch's own timestamp has whole seconds, within which the others already feel the broken connection.
         result.append((Path(path).stat().st_mtime_ns, failure))
-    return min(result, key=lambda item: (item[0], item[1].rank))[1] if result else None
+    if not result:
+        return None
+    when, failure = min(result, key=lambda item: (item[0], item[1].rank))
+    return replace(failure, when=when)
 
 
 def _rank_files(log_dir: str) -> list[str]:
