@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import time
@@ -41,6 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--endpoint", required=True, help="host:port at which the first node waits for the others")
     parser.add_argument("--log-dir", required=True, help="gets a folder for each node")
     options = parser.parse_args(arguments)
+    # `launch.run` passes SIGTERM on to torchrun.
+    signal.signal(launch.STOP_SIGNAL, lambda *_: signal.raise_signal(signal.SIGTERM))
     failed: list[Failure] = []
     number, nodes = 0, 1
     try:

@@ -23,6 +23,7 @@ from twhin_pipeline.config.configuration_file import LARGEST
 from twhin_pipeline.config.schedulers import SlurmConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.launchers.job import ENDED, State, Training
+from twhin_pipeline.training.launch import STOP_SIGNAL
 from twhin_pipeline.training.reporting import RECORD_MARK, parse_record
 
 CHECKPOINT_S = 120
@@ -63,7 +64,7 @@ def script(config: TwhinConfig, training: Training, config_path: str, output: st
         "partition": asked.partition,
         "account": asked.account,
         "time": asked.time,
-        "signal": None if asked.time is None else f"TERM@{CHECKPOINT_S}",
+        "signal": None if asked.time is None else f"{STOP_SIGNAL.name.removeprefix('SIG')}@{CHECKPOINT_S}",
         "gpus-per-node": asked.gpus_per_node,
         "cpus-per-task": asked.cpus_per_node,
     }
@@ -200,7 +201,7 @@ class SlurmJob:
     def stop(self) -> None:
         """Let torchrun end the ranks after a checkpoint; a job that has not printed anything has none to write."""
         started = self._output is not None and self._output.tell() > 0
-        self._cancel(["--signal=TERM"] if started else [])
+        self._cancel([f"--signal={STOP_SIGNAL.name}"] if started else [])
 
     def kill(self) -> None:
         """Cancel the job."""

@@ -40,6 +40,9 @@ from twhin_pipeline.training.reporting import (
 
 PR_SET_PDEATHSIG = 1
 LOOPBACK = "127.0.0.1"
+STOP_SIGNAL = signal.SIGUSR1
+"""By which a scheduler stops a node (`launchers/node.py`). It may reach every process of the node; one SIGTERM must
+come to torchrun, and from it to the ranks, of which a second one would end the writing of a checkpoint."""
 CANCELLED_EXIT = 75
 """A rank's exit code after it was told to stop and has written a checkpoint (EX_TEMPFAIL: try again later)."""
 # A rank in torchrun's list of failures.
@@ -451,4 +454,5 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python -m twhin_pipeline.training.launch COMMAND [ARGUMENT]...")
     die_with_parent()
+    signal.signal(STOP_SIGNAL, signal.SIG_IGN)  # which torchrun and its ranks inherit
     os.execvp(sys.argv[1], sys.argv[1:])

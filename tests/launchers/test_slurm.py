@@ -1,0 +1,200 @@
+"""A training as a job of a real Slurm, and what its submitter makes of every way in which a job ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+from dagster_home import Home
+from helpers import SNAPSHOT, planted_config, write_config, write_planted
+from patience import wait_for
+
+from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.errors import UserError
+from twhin_pipeline.launchers import printed, submit
+from twhin_pipeline.launchers.job import Training
+from twhin_pipeline.launchers.slurm import SlurmJob, script
+from twhin_pipeline.store import Store
+from twhin_pipeline.training import launch, train
+from twhin_pipeline.training.launch import Failure
+
+needs_slurm = pytest.mark.skipif(bool(slurm_cluster.why_not()), reason=slurm_cluster.why_not())
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cluster of two nodes, which sbatch in this process and its children reaches."""
+    with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as env, pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        yield
+
+
+def slurm_config(setup: list[str] | None = None, **sections: dict) -> TwhinConfig:
+    """Two nodes of one rank each, which fit a machine of two cores."""
+    asked = {"kind": "slurm", "nnodes": 2, "nproc_per_node": 1, "slurm": {"partition": "main", "setup": setup or []}}
+    return planted_config(**{"launch": asked, **sections})
+
+
+def training(config: TwhinConfig, tmp_path: Path) -> Training:
+    return Training(write_config(config, tmp_path), Store(str(tmp_path / "home")), SNAPSHOT)
+
+
+def outcome(config: TwhinConfig, tmp_path: Path, stop: threading.Event | None = None) -> Failure | None:
+    """Submit a job and follow it, as the submitter does."""
+    job = SlurmJob(config, training(config, tmp_path), str(tmp_path / "logs"))
+    return submit.follow(job, submit.Relay(None, set()), stop or threading.Event())
+
+
+def jobs() -> list[str]:
+    """Return the numbers of the jobs that are not over."""
+    return subprocess.run(["squeue", "--noheader", "--format=%i"], capture_output=True, text=True).stdout.split()
+
+
+@needs_slurm
+def test_a_job_on_two_nodes_shows_its_lines_live_stops_after_a_checkpoint_and_resumes(
+    slurm: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = slurm_config(training={"num_epochs": 2_000, "num_eval_steps": 0})
+    store = Store(str(tmp_path / "home"))
+    write_planted(store, config)
+    path = write_config(config, tmp_path)
+    code = (
+        "from twhin_pipeline.training import launch; from twhin_pipeline.config import load_config\n"
+        "from twhin_pipeline.store import Store\n"
+        f"launch.run(load_config({path!r}), {path!r}, [], Store({store.root!r}), {SNAPSHOT!r})"
+    )
+    env = {**os.environ, "TWHIN_NO_TRACKING": "1"}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as parent:  # fmt: skip
+        assert parent.stdout is not None and parent.stderr is not None
+        lines = []
+        for line in parent.stdout:
+            lines.append(line)
+            if "step 20 of" in line:
+                break
+        assert parent.poll() is None, "the line came while the job ran"
+        assert any("submitted" in line for line in lines) and any("2 process(es)" in line for line in lines)
+        parent.send_signal(signal.SIGINT)
+        _, error = parent.communicate(timeout=120)
+    assert "TrainingCancelled" in error and "checkpoint" in error
+    wait_for(lambda: not jobs(), 30, "the job is gone")
+    # The same training in this process: told to stop at once, and early enough only if it goes on from a checkpoint.
+    stop = threading.Event()
+    stop.set()
+    alone = planted_config(training={"num_epochs": 2_000, "num_eval_steps": 0})
+    capsys.readouterr()
+    with pytest.raises(launch.TrainingCancelled):
+        train.run(alone, store, SNAPSHOT, stop=stop)
+    resumed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed from step"))
+    assert int(resumed.split()[3].replace(",", "")) >= 20
+
+
+@needs_slurm
+def test_a_job_that_fails_before_torchrun_is_a_failure_with_its_last_lines(slurm: None, tmp_path: Path) -> None:
+    found = outcome(slurm_config(["echo no such module: cuda", "exit 7"]), tmp_path)
+    assert found is not None and found.rank == -1
+    assert "ended as FAILED" in found.traceback and found.traceback.endswith("no such module: cuda")
+
+
+@needs_slurm
+def test_a_job_that_someone_cancels_says_how_to_go_on(slurm: None, tmp_path: Path) -> None:
+    canceller = threading.Thread(target=lambda: [wait_for(jobs, 30, "it is there"), os.system(f"scancel {jobs()[0]}")])
+    canceller.start()
+    found = outcome(slurm_config(["sleep 60"]), tmp_path)
+    canceller.join()
+    assert found is not None and "CANCELLED; the same command trains again" in found.message
+
+
+@needs_slurm
+def test_a_second_try_waits_for_the_first_and_a_signal_takes_it_out_of_the_queue(
+    slurm: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The submitter of the first may have been killed: two jobs of one training would write the same checkpoints."""
+    config = slurm_config(["sleep 60"])
+    first = SlurmJob(config, training(config, tmp_path), str(tmp_path / "logs"))
+    first.start()
+    wait_for(lambda: first.state().phase == "running", 30, "the first job runs")
+    stop = threading.Event()
+    shown: list[str] = []
+
+    class Stopping(SlurmJob):
+        def state(self):  # type: ignore[no-untyped-def]
+            state = super().state()
+            if state.phase == "waiting" and state.text:
+                shown.append(state.text)
+                stop.set()
+            return state
+
+    second = Stopping(config, training(config, tmp_path), str(tmp_path / "logs"))
+    found = submit.follow(second, submit.Relay(None, set()), stop)
+    assert shown[0] == "waits (Dependency)" and found is not None and found.kind == "TrainingCancelled"
+    first.kill()
+    wait_for(lambda: not jobs(), 30, "both are gone")
+
+
+@needs_slurm
+def test_a_setting_that_slurm_refuses_is_the_users_mistake_with_slurms_words(slurm: None, tmp_path: Path) -> None:
+    config = planted_config(launch={"kind": "slurm", "slurm": {"partition": "nope"}})
+    with pytest.raises(UserError, match=r"Slurm refuses the job: .*invalid partition.*nope.*correct launch.slurm"):
+        launch.run(config, write_config(config, tmp_path), [], Store(str(tmp_path / "home")), SNAPSHOT)
+
+
+@pytest.mark.long
+@needs_slurm
+def test_dagster_trains_by_slurm_and_shows_what_rank_0_reported(slurm: None, tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    done = home.materialize_quickly("key:twhin_model*", launcher={"kind": "slurm", "nnodes": 2, "nproc_per_node": 1})
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6_000:]
+
+
+def test_a_machine_without_slurm_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = slurm_config()
+    with pytest.raises(UserError, match="needs sbatch, which is not here"):
+        SlurmJob(config, training(config, tmp_path), str(tmp_path / "logs")).start()
+    assert not (tmp_path / "logs").exists()
+
+
+def test_the_script_asks_for_what_the_section_says_and_holds_nothing_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-key")
+    section = {
+        "partition": "gpu", "account": "lab", "time": "12:00:00", "gpus_per_node": 8, "cpus_per_node": 64,
+        "sbatch": ["--constraint=a100", "--exclusive"], "setup": ["module load cuda"],
+    }  # fmt: skip
+    config = planted_config(launch={"kind": "slurm", "nnodes": 3, "slurm": section})
+    made = training(config, tmp_path)
+    found = script(config, made, "/shared/c.yaml", "/shared/a folder/job-%j.out", "/shared/logs").splitlines()
+    assert found[0] == "#!/bin/bash"
+    asked = {line.removeprefix("#SBATCH ") for line in found if line.startswith("#SBATCH ")}
+    assert asked >= {
+        "--nodes=3", "--ntasks-per-node=1", "--partition=gpu", "--account=lab", "--time=12:00:00", "--gpus-per-node=8",
+        "--cpus-per-task=64", "--constraint=a100", "--exclusive", "--signal=USR1@120", "--dependency=singleton",
+        '--output="/shared/a folder/job-%j.out"', f"--job-name={made.name}",
+    }  # fmt: skip
+    last = next(i for i, line in enumerate(found) if line.startswith("srun "))
+    assert "--cpus-per-task=64" in found[last] and "--config /shared/c.yaml" in found[last]
+    assert found.index("module load cuda") < last
+    assert "a-secret-key" not in "\n".join(found)
+
+
+def test_the_printed_script_is_valid_for_the_shell(tmp_path: Path) -> None:
+    config = slurm_config(["module load cuda"])
+    text = printed.text(
+        config, write_config(config, tmp_path), ["training.num_epochs=3"], Store(str(tmp_path)), SNAPSHOT
+    )
+    done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+    assert done.returncode == 0 and done.stderr == "" and "--set training.num_epochs=3" in text
+    with pytest.raises(UserError, match=r"launch\.kind is local"):
+        printed.text(planted_config(), "unused", [], Store(str(tmp_path)), SNAPSHOT)
