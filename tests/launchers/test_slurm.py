@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
+import psutil
 import pytest
 import slurm_cluster
-from dagster_home import Home
+from dagster_home import Home, end
 from helpers import SNAPSHOT, planted_config, write_config, write_planted
 from patience import wait_for
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.launchers import printed, submit
+from twhin_pipeline.launchers import slurm as slurm_jobs
 from twhin_pipeline.launchers.job import Training
 from twhin_pipeline.launchers.slurm import SlurmJob, script
 from twhin_pipeline.store import Store
@@ -32,6 +36,9 @@ needs_slurm = pytest.mark.skipif(bool(slurm_cluster.why_not()), reason=slurm_clu
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cluster of two nodes, which sbatch in this process and its children reaches."""
     with slurm_cluster.cluster(tmp_path_factory.mktemp("slurm")) as env, pytest.MonkeyPatch.context() as patch:
+        # Nothing is asked of a controller of a thousand jobs here.
+        patch.setattr(slurm_jobs, "ASK_S", 0.3)
+        patch.setattr(slurm_jobs, "OUTPUT_S", 0.5)
         for name, value in env.items():
             patch.setenv(name, value)
         yield
@@ -149,10 +156,54 @@ def test_a_setting_that_slurm_refuses_is_the_users_mistake_with_slurms_words(slu
 
 @pytest.mark.long
 @needs_slurm
-def test_dagster_trains_by_slurm_and_shows_what_rank_0_reported(slurm: None, tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    done = home.materialize_quickly("key:twhin_model*", launcher={"kind": "slurm", "nnodes": 2, "nproc_per_node": 1})
+def test_in_dagster_a_job_is_cancelled_resumed_ended_with_its_step_and_shows_what_rank_0_reported(
+    slurm: None, tmp_path: Path
+) -> None:
+    fields = {"num_epochs": 2_000, "num_train_steps": 100_000, "checkpoint_every_n": 10, "train_log_every_n": 5}
+    asked = {"kind": "slurm", "nnodes": 2, "nproc_per_node": 1}
+    home = Home(tmp_path, training=fields, negatives={"chunk_size": 100, "epochs": 2}, launch=asked)
+    done = home.materialize_quickly("not key:twhin_model+")
     assert done.returncode == 0, (done.stdout + done.stderr)[-6_000:]
+
+    def start() -> subprocess.Popen[bytes]:
+        process = home.start("key:twhin_model")
+        wait_for(lambda: checkpoint(home) > before, 120, "a new checkpoint of a running job")
+        return process
+
+    before = 0
+    process = start()
+    try:
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+        wait_for(lambda: not jobs() and not home.ranks(), 20, "the job is gone")
+    finally:
+        end(process)
+    with sqlite3.connect(home.store / "mlflow.db") as database:
+        assert database.execute("SELECT status FROM runs").fetchall() == [("KILLED",)]
+    before = checkpoint(home)
+    process = start()
+    try:
+        assert f"resumed from step {before:,} (" in (home.folder / "started.log").read_text()
+        for pid in {
+            psutil.Process(one).ppid() for one in home.ranks() if "submit" in " ".join(psutil.Process(one).cmdline())
+        }:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not jobs() and not home.ranks(), 60, "no job outlives a step that was killed")
+    finally:
+        end(process)
+    done = home.materialize_quickly("key:twhin_model", configuration={"set": ["training.num_epochs=3"]})
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6_000:]
+    with dg.DagsterInstance.from_config(home.env["DAGSTER_HOME"]) as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey("twhin_model"))
+    assert event is not None and event.asset_materialization is not None
+    shown = event.asset_materialization.metadata
+    assert shown["world_size"].value == 2 and shown["final_loss"].value < shown["first_loss"].value
+
+
+def checkpoint(home: Home) -> int:
+    """Return the step of the newest checkpoint."""
+    paths = home.store.glob(f"twhin_model/{SNAPSHOT}/checkpoints/*/step-*")
+    return max((int(path.name.partition("-")[2].partition(".")[0]) for path in paths), default=0)
 
 
 def test_a_machine_without_slurm_is_told_before_anything_is_written(

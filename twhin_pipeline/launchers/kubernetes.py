@@ -76,7 +76,7 @@ def manifests(config: TwhinConfig, training: Training) -> list[dict[str, Any]]:
         "env": [{"name": key, "value": value} for key, value in _environment(config, training).items()],
         **({"envFrom": [{"secretRef": {"name": asked.secret}}]} if asked.secret else {}),
         **({"resources": {"requests": resources, "limits": resources}} if resources else {}),
-        "ports": [{"containerPort": PORT}],
+        "ports": [{"containerPort": PORT, "protocol": "TCP"}],
         "volumeMounts": mounts,
     }
     pod: dict[str, Any] = {
@@ -264,7 +264,8 @@ class KubernetesJob:
 
     def _look(self) -> State:
         found = self._found()
-        outcome = "deleted" if found is None else _outcome(found)
+        leaving = found is not None and "deletionTimestamp" in found["metadata"]
+        outcome = "deleted" if found is None else None if leaving else _outcome(found)
         pods = self._core.list_namespaced_pod(self.namespace, label_selector=f"{PODS_OF}={self.name}").items
         first, waits_for = next((pod for pod in pods if _index(pod) == 0), None), "no pod yet"
         if first is not None and first.status.phase == "Pending":
@@ -272,6 +273,8 @@ class KubernetesJob:
         if first is not None and self._reader is None:
             self._reader = threading.Thread(target=self._read, args=(first.metadata.name,), daemon=True)
             self._reader.start()
+        if leaving:
+            return State("running", "is being deleted")
         if outcome is None:
             if first is None:
                 return State("waiting", f"waits ({waits_for})")
