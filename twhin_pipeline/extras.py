@@ -36,6 +36,7 @@ EXTRA_OF = {
     "umap": "map",
     "sklearn": "map",
     "kubernetes": "kubernetes",
+    "urllib3": "kubernetes",
     "deltalake": "delta",
     "pyiceberg": "iceberg",
 }

@@ -203,7 +203,7 @@ def test_a_refusal_of_the_api_server_and_a_jobset_that_runs_already_are_the_user
 ) -> None:
     with served(tmp_path, shell("sleep 30"), monkeypatch) as fake:
         fake.forbidden = True
-        with pytest.raises(UserError, match=r'refuses the JobSet .* "ann" cannot create'):
+        with pytest.raises(UserError, match=r'refuses the training: .* "ann" cannot create'):
             outcome(tmp_path)
         fake.forbidden = False
         config = config_of()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -15,14 +16,15 @@ import dagster as dg
 import psutil
 import pytest
 import slurm_cluster
-from dagster_home import Home, end
+from dagster_home import BIN, ROOT, Home, end
 from helpers import SNAPSHOT, planted_config, write_config, write_planted
 from patience import wait_for
 
+from twhin_pipeline.cli import run_arguments
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.launchers import printed, submit
 from twhin_pipeline.launchers import slurm as slurm_jobs
+from twhin_pipeline.launchers import submit
 from twhin_pipeline.launchers.job import Training
 from twhin_pipeline.launchers.slurm import SlurmJob, script
 from twhin_pipeline.store import Store
@@ -240,12 +242,33 @@ def test_the_script_asks_for_what_the_section_says_and_holds_nothing_of_the_envi
     assert "a-secret-key" not in "\n".join(found)
 
 
-def test_the_printed_script_is_valid_for_the_shell(tmp_path: Path) -> None:
-    config = slurm_config(["module load cuda"])
-    text = printed.text(
-        config, write_config(config, tmp_path), ["training.num_epochs=3"], Store(str(tmp_path)), SNAPSHOT
-    )
+def test_the_printed_script_is_valid_for_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_config(slurm_config(["module load cuda"]), tmp_path)
+    options = ["--config", path, "--home", str(tmp_path / "home"), "--snapshot", SNAPSHOT]
+    assert run_arguments(["job", *options, "--set", "training.num_epochs=3"]) == 0
+    text = capsys.readouterr().out
     done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
     assert done.returncode == 0 and done.stderr == "" and "--set training.num_epochs=3" in text
-    with pytest.raises(UserError, match=r"launch\.kind is local"):
-        printed.text(planted_config(), "unused", [], Store(str(tmp_path)), SNAPSHOT)
+    assert run_arguments(["job", *options, "--set", "launch.kind=local", "--set", "launch.slurm=null",
+                          "--set", "launch.nnodes=1"]) == 2  # fmt: skip
+    assert "launch.kind is local" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@needs_slurm
+def test_the_command_of_the_page_runs_the_whole_chain_with_both_trainings_as_jobs(slurm: None, tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/several-machines.md").read_text()
+    (command,) = re.findall(r"^twhin (run .*launch\.kind=slurm.*)$", page, re.MULTILINE)
+    home = Home(tmp_path, training={"num_epochs": 4})
+    mine = {
+        "my.yaml": home.env["TWHIN_CONFIG"],
+        "STORE": str(home.store),
+        "launch.nproc_per_node=8": "launch.nproc_per_node=1",
+    }
+    arguments = [mine.get(word, word) for word in command.split()]
+    done = subprocess.run([str(BIN / "twhin"), *arguments], env=home.env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6_000:]
+    assert done.stdout.count("submitted") == 2
+    store = Store(str(home.store))
+    for seen in (store, store.seen_as("refit")):
+        assert seen.manifest("twhin_model", SNAPSHOT).details["world_size"] == 2

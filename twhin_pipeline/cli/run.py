@@ -185,7 +185,7 @@ def tune_command(
     print(f"written to {best.file}" + (f"; MLflow run {best.mlflow_run_id}" if best.mlflow_run_id else ""))
 
 
-@commands.command("job", rich_help_panel="Run one stage")
+@commands.command("job", rich_help_panel="Operate")
 def job_command(
     config: ConfigPath = None,
     snapshot: Snapshot = None,

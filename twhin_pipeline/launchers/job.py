@@ -25,8 +25,6 @@ class State:
     text: str = ""
     """What a person should know: why it waits, or how it ended."""
     succeeded: bool = False
-    mistake: bool = False
-    """Whether it ended because of a setting, which another try would not change."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Job(Protocol):
         """Ask the scheduler. Called several times a second: it must not ask more often than the scheduler bears."""
 
     def stop(self) -> None:
-        """Let its ranks write a checkpoint and end."""
+        """Let its ranks write a checkpoint and end. Raises UserError where the scheduler does not do it, as `kill`."""
 
     def kill(self) -> None:
         """End it, whatever its ranks do."""

@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -165,12 +166,11 @@ class KubernetesJob:
         """
         extras.need("kubernetes", "launch.kind: kubernetes")
         from kubernetes import client
-        from urllib3.exceptions import HTTPError
 
         config_map, job_set = manifests(self.config, self.training)
         api = self._connect()
         self._core, self._custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
-        try:
+        with _asking():
             self._make_room()
             made = self._custom.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, job_set)
             # Removed with the JobSet. Pods wait until it is there.
@@ -182,10 +182,6 @@ class KubernetesJob:
                 if error.status != 409:
                     raise
                 self._core.replace_namespaced_config_map(self.name, self.namespace, config_map)
-        except client.ApiException as error:
-            raise UserError(f"Kubernetes refuses the JobSet {self.name}: {_reason(error)}") from error
-        except HTTPError as error:
-            raise UnavailableError(f"the API server {api.configuration.host} does not answer ({error})") from error
         return f"JobSet {self.name} in namespace {self.namespace}"
 
     def _connect(self) -> Any:
@@ -297,10 +293,11 @@ class KubernetesJob:
 
         last = ""
         while True:
+            known = last
             try:
                 for line in self._log(pod, follow=True, timestamps=True):
                     when, _, text = line.partition(" ")
-                    if when > last:
+                    if when > known:
                         last = when
                         self._lines.put(text)
                 status = self._core.read_namespaced_pod(pod, self.namespace).status
@@ -348,25 +345,33 @@ class KubernetesJob:
 
     def kill(self) -> None:
         """Delete the pods without grace."""
-        from kubernetes.client import ApiException
-
-        try:
+        with _asking():
             self._core.delete_collection_namespaced_pod(
                 self.namespace, label_selector=f"{PODS_OF}={self.name}", grace_period_seconds=0
             )
-        except ApiException as error:
-            self._state = State(self._state.phase, f"could not be ended: {_reason(error)}")
 
     def _delete(self) -> None:
-        from kubernetes.client import ApiException
-
-        try:
+        with _asking(may_be_gone=True):
             self._custom.delete_namespaced_custom_object(
                 GROUP, VERSION, self.namespace, PLURAL, self.name, propagation_policy="Foreground"
             )
-        except ApiException as error:
-            if error.status != 404:
-                raise UserError(f"JobSet {self.name} could not be deleted: {_reason(error)}") from error
+
+
+@contextmanager
+def _asking(may_be_gone: bool = False) -> Iterator[None]:
+    """Raise UserError where the API server refuses what the block asks, and UnavailableError where it is away."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ApiException as error:
+        if error.status == 404 and may_be_gone:
+            return
+        hint = "; is JobSet's controller on the cluster?" if error.status == 404 else ""
+        raise UserError(f"Kubernetes refuses the training: {_reason(error)}{hint}") from error
+    except HTTPError as error:
+        raise UnavailableError(f"Kubernetes' API server does not answer ({error})") from error
 
 
 def _outcome(job_set: dict[str, Any]) -> str | None:

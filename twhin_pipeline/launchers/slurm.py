@@ -21,7 +21,7 @@ from twhin_pipeline import remote
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.configuration_file import LARGEST
 from twhin_pipeline.config.schedulers import SlurmConfig
-from twhin_pipeline.errors import UserError
+from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.launchers.job import ENDED, State, Training
 from twhin_pipeline.training.launch import STOP_SIGNAL
 from twhin_pipeline.training.reporting import RECORD_MARK, parse_record
@@ -129,6 +129,7 @@ class SlurmJob:
 
         Raises:
             UserError: Slurm is not installed here, or refuses the job.
+            UnavailableError: Its controller does not answer.
         """
         if shutil.which("sbatch") is None:
             raise UserError(
@@ -146,6 +147,8 @@ class SlurmJob:
         done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
         if done.returncode:
             said = " ".join(done.stderr.replace("sbatch: error:", "").split())
+            if re.search(r"[Uu]nable to contact|timed out", said):
+                raise UnavailableError(f"Slurm's controller does not take the job now: {said}; try again later")
             raise UserError(f"Slurm refuses the job: {said}; correct launch.slurm, or see {path}")
         self.number = done.stdout.strip().partition(";")[0]
         self.output = folder / f"job-{self.number}.out"
@@ -208,5 +211,7 @@ class SlurmJob:
         self._cancel([])
 
     def _cancel(self, options: Sequence[str]) -> None:
-        subprocess.run(["scancel", *options, self.number], capture_output=True)
+        done = subprocess.run(["scancel", *options, self.number], capture_output=True, text=True)
         self._asked = float("-inf")
+        if done.returncode and not re.search(r"already completing|Invalid job id", done.stderr):
+            raise UnavailableError(" ".join(done.stderr.split()))

@@ -38,6 +38,7 @@ from twhin_pipeline.training.reporting import (
 )
 
 POLL_S = 0.2
+RETRY_S = 5.0
 STOP_S = 45.0
 """How long ranks may take to write a checkpoint and end: torchrun's own grace of 30 s, and time to notice."""
 
@@ -103,21 +104,24 @@ def follow(job: Job, relay: Relay, stop: threading.Event, stop_s: float = STOP_S
     """
     name = job.start()
     note(f"{name} submitted")
-    shown, asked, killed = "", 0.0, False
+    shown, phase, asked, act_at = "", "waiting", False, 0.0
     while True:
         for line in job.lines():
             relay.take(line)
-        if stop.is_set() and not asked:
-            asked = time.monotonic()
-            note(f"{name}: asked to write a checkpoint and end")
-            job.stop()
-        if asked and not killed and time.monotonic() - asked > stop_s:
-            killed = True
-            note(f"{name}: ended, because it did not within {stop_s:.0f} s")
-            job.kill()
+        if stop.is_set() and time.monotonic() > act_at:
+            note(f"{name}: ended, because it did not end by itself" if asked else f"{name}: asked to end")
+            try:
+                job.kill() if asked else job.stop()
+                asked, act_at = True, time.monotonic() + stop_s
+            except UserError as error:  # the scheduler may be away for a moment
+                note(f"{name}: {error}; trying again")
+                act_at = time.monotonic() + RETRY_S
         state = job.state()
         if state.phase == "ended":
             break
+        if (phase, state.phase) == ("running", "waiting"):  # queued anew: what failed before is no cause any more
+            relay.failures.clear()
+        phase = state.phase
         if state.text and state.text != shown:
             shown = state.text
             note(f"{name} {state.text}")
@@ -130,10 +134,9 @@ def follow(job: Job, relay: Relay, stop: threading.Event, stop_s: float = STOP_S
         text = "training was stopped by a signal; the same command trains again"
         return relay.cause(Failure(-1, "TrainingCancelled", text, text))
     text = f"{name} {state.text}"
-    if relay.last and not state.mistake:
+    if relay.last:
         text += "; its last lines:\n" + "\n".join(relay.last)
-    kind = UserError if state.mistake else RuntimeError
-    return relay.cause(Failure(-1, kind.__name__, text, text))
+    return relay.cause(Failure(-1, "JobFailed", text, text))
 
 
 def note(text: str) -> None:
