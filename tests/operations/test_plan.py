@@ -153,7 +153,7 @@ def test_of_a_steps_sample_no_more_is_looked_up_than_is_drawn():
 def test_the_block_of_scores_is_that_of_training():
     from twhin_pipeline.model import all_candidates
 
-    assert plan.BLOCK_BYTES == all_candidates.BLOCK_BYTES
+    assert all_candidates.BLOCK_BYTES["cpu"] == plan.BLOCK_BYTES
 
 
 def test_the_tiles_and_blocks_of_evaluation_and_writing_are_those_of_the_code():

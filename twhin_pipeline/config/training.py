@@ -259,12 +259,22 @@ class LaunchConfig(Section):
     """`auto` takes CUDA (NCCL) where it is there, else the CPU (gloo)."""
     threads_per_process: int | None = Field(None, ge=1, le=1_024)
     """Threads of a rank's matrix products; left out, the node's cores divided by its ranks."""
-    sharding: Literal["row_wise", "table_wise"] = "row_wise"
-    """How tables are laid on ranks."""
+    sharding: Literal["row_wise", "table_wise", "auto"] = "row_wise"
+    """How tables are laid on ranks: a part of the rows of each table on each rank; whole tables on a rank each; or, for
+    each table, which of the two torchrec's planner expects to be faster."""
     hbm_gib: float | None = Field(None, gt=0)
     """Memory a rank's tables may take, for the sharding planner; left out, what the device has."""
+    uvm_cache: float | None = Field(None, gt=0, le=1)
+    """Tables that do not fit into a GPU's memory stay in the host's, and the GPU keeps this share of their rows in a
+    cache (fbgemm's UVM caching). Left out: they have to fit."""
+    exchange: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Element type of the vectors and gradients that ranks send each other. Tables, losses and updates stay as they
+    are. Ranks on the CPU know no `bf16`, and send nothing to ranks of their own machine."""
     prefetch_batches: int = Field(4, ge=1, le=10_000)
     """Batches read ahead in the background."""
+    reader_threads: int | None = Field(None, ge=1, le=1_024)
+    """Threads of a rank that assemble batches. Left out: one on a CPU; for a GPU as many as the rank has, eight at
+    most."""
     env: dict[str, str] = {}
     """Environment variables of the training processes."""
     duckdb_memory_limit: str = "4GB"

@@ -15,8 +15,9 @@ from twhin_pipeline.words import Side
 
 Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# The size of a block's scores. A few tensors of this size are alive at a time; larger ones do not fit the caches.
-BLOCK_BYTES = 24 << 20
+BLOCK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
+"""The size of a block's scores, by device. A few tensors of this size are alive at a time: on a CPU larger ones do not
+fit the caches, on a GPU smaller ones leave it waiting for the next kernel."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class _BlockedLoss(torch.autograd.Function):
         compare: Compare,
         loss: Loss,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        size = max(1, BLOCK_BYTES // (4 * max(len(candidates), 1)))
+        size = max(1, BLOCK_BYTES[queries.device.type] // (4 * max(len(candidates), 1)))
         starts = torch.arange(0, len(queries) + size, size, device=queries.device)
         edge_cuts = torch.searchsorted(query, starts).tolist()
         mask_cuts = torch.searchsorted(mask[:, 0].contiguous(), starts).tolist()

@@ -32,6 +32,7 @@ from twhin_pipeline.sharding.placement import (
     table_weights,
     unwrapped,
 )
+from twhin_pipeline.sharding.torchrec_tables import empty_caches
 from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 from twhin_pipeline.store import Draft, Store, database
 from twhin_pipeline.tracking import QuietRun, Run, open_run
@@ -78,7 +79,7 @@ class Trainer:
         """By entity type, the snapshot that numbered its rows anew: a checkpoint says whose rows it has."""
         self.started_from: tuple[ancestors.Origin, ...] = ()
         """The models whose vectors the tables started from."""
-        self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size)
+        self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size, ranks.device)
         self.steps_before = 0
         """Steps that the optimizers' state had seen when the tables started from an earlier model."""
         self.anchors: dict[str, Anchor] = {}
@@ -89,7 +90,8 @@ class Trainer:
         if config.model.operator_init == "random":
             torch.manual_seed(training.seed)  # tables that are not to be sharded have drawn numbers
         model = TwhinModel(config.model, tables, ranks.device)
-        self.sharded = maybe_shard_model(apply_optimizers(model, config.model), ranks.device, config.launch)
+        edges = self.dataset.chunks_per_step * int(self.dataset.positives.lengths.max())
+        self.sharded = maybe_shard_model(apply_optimizers(model, config.model), ranks.device, config.launch, edges)
         self.optimizer, self.schedule = build_optimizer(self.sharded, config.model, self._total_steps(done=0))
         loss = LOSSES[config.loss.name](config.loss)
         self.model = TwhinModelAndLoss(self.sharded, loss, config.model, amp=config.runtime.enable_amp).to(ranks.device)
@@ -347,7 +349,9 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Any]:
         """Return the tensors of a checkpoint; they share the run's memory, so that loading fills them in place."""
-        return {"model": self.sharded.state_dict(), "optimizer": self.optimizer.state_dict()["state"]}
+        tensors = {"model": self.sharded.state_dict(), "optimizer": self.optimizer.state_dict()["state"]}
+        empty_caches(self.sharded)
+        return tensors
 
     def _save(self, wait: bool = False) -> None:
         """Write a checkpoint of this step."""
@@ -408,8 +412,8 @@ class Trainer:
         progress, ranks = self.progress, self.ranks
         carried = self.config.training.carry_optimizer_state
         if progress.best_step is not None and progress.best_step != progress.step:
-            best = self._tensors() if carried else {"model": self.sharded.state_dict()}
-            self.checkpoints.load(progress.best_step, best)
+            tensors = self._tensors()
+            self.checkpoints.load(progress.best_step, tensors if carried else {"model": tensors["model"]})
         details = progress.details(self.config, self.dataset.epoch_of_last_batch + 1) | {
             "epochs": self.dataset.epoch,
             "world_size": ranks.world_size,
