@@ -157,6 +157,7 @@ def test_a_setting_that_slurm_refuses_is_the_users_mistake_with_slurms_words(slu
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1_800)
 @needs_slurm
 def test_in_dagster_a_job_is_cancelled_resumed_ended_with_its_step_and_shows_what_rank_0_reported(
     slurm: None, tmp_path: Path
@@ -255,6 +256,7 @@ def test_the_printed_script_is_valid_for_the_shell(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1_800)
 @needs_slurm
 def test_the_command_of_the_page_runs_the_whole_chain_with_both_trainings_as_jobs(slurm: None, tmp_path: Path) -> None:
     page = (ROOT / "docs/how-to/several-machines.md").read_text()

@@ -154,6 +154,14 @@ def test_slurm_is_looked_at_where_it_starts_the_training(script, status, told, t
     assert found.status == status and told in found.line
 
 
+def test_kubernetes_client_is_looked_at_where_it_starts_the_training(monkeypatch):
+    launch = LaunchConfig(kind="kubernetes", kubernetes={"image": "twhin:1"})
+    assert [found.status for found in doctor.scheduler(launch)] == ["ok"]
+    monkeypatch.setattr(doctor.extras, "find_spec", lambda name: None)
+    (found,) = doctor.scheduler(launch)
+    assert found.status == "wrong" and "twhin-pipeline[kubernetes]" in found.line
+
+
 def test_the_command_looks_at_slurm_with_a_configuration_that_asks_for_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "training", lambda versions: [])
     monkeypatch.setenv("PATH", str(tmp_path))
