@@ -20,7 +20,7 @@ from helpers import SNAPSHOT, planted_config, write_config, write_planted
 from kubeflow_trainer_api.models import IoK8sApiCoreV1ConfigMap, JobsetV1alpha2JobSet
 
 from twhin_pipeline.config import TwhinConfig, load_config
-from twhin_pipeline.errors import UserError
+from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.launchers import kubernetes, printed, submit
 from twhin_pipeline.launchers.job import Training
 from twhin_pipeline.launchers.kubernetes import KubernetesJob, manifests
@@ -210,6 +210,25 @@ def test_a_refusal_of_the_api_server_and_a_jobset_that_runs_already_are_the_user
         KubernetesJob(config, training(config, tmp_path)).start()
         with pytest.raises(UserError, match=r"trains this already.*kubectl delete jobset"):
             outcome(tmp_path)
+
+
+def test_no_cluster_is_one_line_that_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(UserError, match=r"needs a cluster: .*set KUBECONFIG") as error:
+        outcome(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cluster_without_jobset_and_one_that_is_away_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, shell("true"), monkeypatch):
+        monkeypatch.setattr(kubernetes, "PLURAL", "others")
+        with pytest.raises(UserError, match=r"is JobSet's controller on the cluster\?"):
+            outcome(tmp_path)
+    with pytest.raises(UnavailableError, match="does not answer"):
+        outcome(tmp_path)
 
 
 def test_a_jobset_that_has_ended_makes_room_for_the_next_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

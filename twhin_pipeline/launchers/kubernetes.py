@@ -272,9 +272,10 @@ class KubernetesJob:
         if leaving:
             return State("running", "is being deleted")
         if outcome is None:
-            if first is None:
+            if self._reader is None:
                 return State("waiting", f"waits ({waits_for})")
-            return State("running", f"runs, its first pod {first.metadata.name} on {first.spec.node_name}")
+            where = "" if first is None else f"runs, its first pod {first.metadata.name} on {first.spec.node_name}"
+            return State("running", where)
         if self._reader is not None:
             self._reader.join(timeout=10)
         if outcome == "completed":

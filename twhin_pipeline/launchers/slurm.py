@@ -140,6 +140,7 @@ class SlurmJob:
         folder = self.folder.with_name(f"{self.folder.name}.nodes") / str(time.time_ns())
         folder.mkdir(parents=True)
         copy = folder / "config.yaml"
+        copy.touch(0o600)  # its owner may have kept the original to himself
         copy.write_text(remote.text(self.training.config_path, LARGEST, "a YAML file"), encoding="utf-8")
         output = str(folder).replace("%", "%%") + "/job-%j.out"
         path = folder / "job.sbatch"
@@ -198,8 +199,8 @@ class SlurmJob:
             return State("ended", f"ended as {state}{REMEDY.get(state, '')}", succeeded=state == "COMPLETED")
         if state == "PENDING":
             return State("waiting", f"waits ({values.get('Reason', 'no reason given')})")
-        nodes = values.get("NodeList", "")
-        return State("running", f"runs on {nodes}" if nodes else "")
+        nodes = values.get("NodeList", "(null)")
+        return State("running", "" if nodes == "(null)" else f"runs on {nodes}")
 
     def stop(self) -> None:
         """Let torchrun end the ranks after a checkpoint; a job that has not printed anything has none to write."""
