@@ -24,6 +24,7 @@ ORDER = (
     "vectors",
     "evaluation",
     "training",
+    "launchers",
     "checks",
     "lifecycle",
     "views",

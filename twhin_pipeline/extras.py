@@ -35,6 +35,8 @@ EXTRA_OF = {
     "psycopg": "postgres",
     "umap": "map",
     "sklearn": "map",
+    "kubernetes": "kubernetes",
+    "urllib3": "kubernetes",
     "deltalake": "delta",
     "pyiceberg": "iceberg",
     "s3fs": "s3",

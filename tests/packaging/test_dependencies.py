@@ -34,6 +34,7 @@ COMES_WITH = {
     "llvmlite": "numba",
     "sklearn": "umap",
     "starlette": "fastapi",
+    "urllib3": "kubernetes",
 }
 """Modules whose distribution is required, in the one release that fits, by another that we ask for."""
 BY_URL = {"s3fs": "s3"}

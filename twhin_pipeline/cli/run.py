@@ -194,6 +194,20 @@ def tune_command(
     print(f"written to {best.file}" + (f"; MLflow run {best.mlflow_run_id}" if best.mlflow_run_id else ""))
 
 
+@commands.command("job", rich_help_panel="Operate")
+def job_command(
+    config: ConfigPath = None,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print what `train` submits with launch.kind: the batch script for Slurm, or the manifests for Kubernetes."""
+    from twhin_pipeline.launchers import printed
+
+    run, _ = make_run(config, home, snapshot, overrides)
+    print(printed.text(run.config, run.config_path, run.overrides, run.store, run.snapshot))
+
+
 def _stage_command(name: str, text: str) -> None:
     def command(
         config: ConfigPath = None,
