@@ -8,7 +8,7 @@ import shutil
 import uuid
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,10 @@ def connect(config: TwhinConfig | None = None, store: Store | None = None) -> du
     con.execute("SET TimeZone = 'UTC'")
     con.execute("SET enable_progress_bar = false")
     con.execute("SET autoinstall_known_extensions = false")
+    with suppress(duckdb.CatalogException):  # a version that has no such setting
+        # Where DuckDB 2.0.0 collects an operator's small results, a dictionary that changes among them is an error
+        # ("global dictionary column … changed identity"). Not collecting them takes no more time.
+        con.execute("SET debug_enable_caching_operators = false")
     if config is not None:
         limit = config.launch.duckdb_memory_limit
         try:
