@@ -101,6 +101,17 @@ def test_the_table_has_each_relations_recall_at_each_k_and_passes_its_check(tmp_
     assert verdict is not None and verdict.status == "passed"
 
 
+def test_the_least_recall_of_each_type_is_logged_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, float] = {}
+    monkeypatch.setattr("twhin_pipeline.tracking.log_evaluation", lambda store, model, metrics: logged.update(metrics))
+    small = made(tmp_path, kind="hnsw")
+    run_stage(small)
+    found = {name: small.store.manifest(f"index/{name}", SNAPSHOT).details["least_recall"] for name in NUM}
+    assert logged == {f"index_recall/{name}": least for name, least in found.items()} and min(found.values()) > 0
+
+
 def test_a_recall_below_the_wanted_one_holds_the_index_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = made(tmp_path, kind="flat")
     monkeypatch.setattr(vector_index, "recall", lambda found, best, k: 0.9 if k == 3 else 0.96)
