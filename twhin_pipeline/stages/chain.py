@@ -162,10 +162,15 @@ def _require_passed(run: Run) -> None:
 
 
 def index(run: Run) -> None:
-    """Build an index for each entity type that is large enough for one."""
+    """Build an index for each entity type that is large enough for one; add its recall to the model's run in MLflow."""
+    from twhin_pipeline import tracking
+    from twhin_pipeline.stages import refit as again
     from twhin_pipeline.vectors import indexing
 
-    indexing.build(run.config, run.store, run.snapshot, stage_settings.settings(run.config, "index"))
+    made = indexing.build(run.config, run.store, run.snapshot, stage_settings.settings(run.config, "index"))
+    recalls = {f"index_recall/{name.partition('/')[2]}": one.details.get("least_recall") for name, one in made.items()}
+    model = again.published(run.config, run.store, run.snapshot).manifest("twhin_model", run.snapshot)
+    tracking.log_evaluation(run.store, model, recalls)
 
 
 def _no_index(run: Run) -> str | None:
