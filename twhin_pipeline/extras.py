@@ -37,6 +37,7 @@ EXTRA_OF = {
     "sklearn": "map",
     "deltalake": "delta",
     "pyiceberg": "iceberg",
+    "pyspark": "spark",
 }
 """The extra that brings a package, by the name it is imported by."""
 

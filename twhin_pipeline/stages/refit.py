@@ -58,13 +58,12 @@ def prepare(run: Run) -> tuple[Run, dict[str, Manifest]]:
         UserError: There is no trained model yet, or a table is missing.
     """
     from twhin_pipeline.config import relations
-    from twhin_pipeline.training_set import negatives, positives
+    from twhin_pipeline.stages import engine
 
     store = run.store.seen_as(VIEW)
     more = [*run.overrides, *overrides(run.store, run.snapshot)]
     config = relations.resolve(load_config(run.config_path, more), run.store, run.snapshot)
-    positives.build_positives(config, store, run.snapshot)
-    negatives.build(config, store, run.snapshot)
+    engine.sample(config, store, run.snapshot)
     made = {
         table: store.manifest(table, run.snapshot) for table in ("training_set/positives", "training_set/negatives")
     }
