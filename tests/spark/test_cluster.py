@@ -43,6 +43,7 @@ def differing(one: Store, other: Store, table: str, columns: str) -> int:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_two_workers_of_a_standalone_master_prepare_a_million_edges_as_one_process_does(
     java: None, tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_two_workers_of_a_standalone_master_prepare_a_million_edges_as_one_proce
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_training_on_either_engines_tables_is_equally_good(
     spark: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

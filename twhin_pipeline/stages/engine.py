@@ -36,11 +36,12 @@ def vocabulary(config: TwhinConfig, store: Store, snapshot: str, *, compact: boo
 def sample(config: TwhinConfig, store: Store, snapshot: str) -> None:
     """Write the training set and what is held out."""
     if config.engine.name == "spark":
-        from twhin_pipeline.spark import examples
+        from twhin_pipeline.spark import examples, session
         from twhin_pipeline.spark import negatives as on_spark
 
-        examples.build(config, store, snapshot)
-        on_spark.build(config, store, snapshot)
+        with session.session(config):  # one for both
+            examples.build(config, store, snapshot)
+            on_spark.build(config, store, snapshot)
         return
     from twhin_pipeline.training_set import negatives, positives
 
