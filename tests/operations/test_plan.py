@@ -80,6 +80,8 @@ def test_one_rank_sends_nothing_and_two_send_the_lookups():
     places = 2 * 10 + 2 * 5
     operators = 2 * 1 * 8 * 4
     assert plan.estimate(config, ROWS, 2).sent_per_step == (places * (8 + 2 * 8 * 4) + operators) // 2
+    halved = config.model_copy(update={"launch": config.launch.model_copy(update={"exchange": "fp16"})})
+    assert plan.estimate(halved, ROWS, 2).sent_per_step == (places * (8 + 2 * 8 * 2) + operators) // 2
 
 
 def with_sides(first, second, **changes):

@@ -59,6 +59,7 @@ CASES = (
     "all candidates reciprocal",
     "sampled candidates reciprocal",
     "one table table_wise",
+    "rowwise_adagrad auto",
 )
 
 
@@ -93,6 +94,22 @@ def test_ranks_train_the_same_bits_into_however_many_samples_their_rows_are_divi
     for rank in ranks:
         for seen in ("losses", "last", "relations"):
             assert rank["in_samples"][case][seen] == rank["exchanged"][case][seen], seen
+
+
+@pytest.mark.parametrize("case", ranks_script.HALVED)
+def test_ranks_that_send_half_precision_train_nearly_the_same(ranks, case):
+    for rank in ranks:
+        halved, exchanged = rank["halved"][case], rank["exchanged"][case]
+        assert halved["plan"].endswith("they send fp16")
+        assert halved["last"] != exchanged["last"]
+        assert halved["losses"] == pytest.approx(exchanged["losses"], rel=1e-3)
+        for table, rows in exchanged["last"].items():
+            np.testing.assert_allclose(halved["last"][table], rows, atol=1e-2)
+
+
+def test_a_type_that_the_backend_does_not_send_is_refused_on_every_rank(ranks):
+    for rank in ranks:
+        assert rank["refused"]["bf16"].startswith("launch.exchange: ranks on the CPU send no bf16")
 
 
 @pytest.mark.parametrize("case", ["sgd table_wise", "fp16 row_wise"])
@@ -165,7 +182,10 @@ def test_the_plan_tells_each_tables_rows_by_rank_and_is_printed_once(torchrun):
     plan = ranks[0]["cases"]["rowwise_adagrad row_wise"]["plan"]
     assert "user: 9,001 x 8 float32 (0.3 MiB), row_wise, fused; rows on rank 0: 4,501, rank 1: 4,500" in plan
     assert ranks[1]["cases"]["rowwise_adagrad row_wise"]["plan"] == plan
-    assert printed.count("sharding plan for 2 ranks") == len(CASES) + 2 * len(ranks_script.EXCHANGED) + 3
+    assert (
+        printed.count("sharding plan for 2 ranks")
+        == len(CASES) + 2 * len(ranks_script.EXCHANGED) + len(ranks_script.HALVED) + 3
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -96,6 +96,7 @@ CASES: dict[str, tuple[TwhinConfig, str, str]] = {
         "row_wise",
     ),
     "one table table_wise": (alone(), "softmax", "table_wise"),
+    "rowwise_adagrad auto": (configured(ROWWISE), "softmax", "auto"),
 }
 
 # Cases that ranks of one machine train in shared memory, and others by exchanging vectors.
@@ -107,13 +108,16 @@ EXCHANGED = (
     "one table table_wise",
 )
 
+HALVED = ("rowwise_adagrad row_wise", "rowwise_adagrad table_wise")
 
-def train(config: TwhinConfig, loss_name: str, sharding: str) -> dict[str, Any]:
+
+def train(config: TwhinConfig, loss_name: str, sharding: str, exchange: str = "fp32") -> dict[str, Any]:
     """Train a few steps, only rank 0 having edges in the first and the last but one; return what can be seen."""
     grouped = dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
     model = apply_optimizers(TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)), config.model)
-    sharded = maybe_shard_model(model, "cpu", LaunchConfig(nproc_per_node=world_size, sharding=sharding))
+    launch = LaunchConfig(nproc_per_node=world_size, sharding=sharding, exchange=exchange)
+    sharded = maybe_shard_model(model, "cpu", launch, edges_per_step=20)
     init_tables(sharded, seed=3)
     first = {table: gathered(weight) for table, weight in table_weights(sharded).items()}
     optimizer, schedule = build_optimizer(sharded, config.model)
@@ -162,6 +166,12 @@ def exchanged() -> dict[str, Any]:
     """What is trained where ranks exchange vectors, though all are on this machine."""
     with mock.patch("twhin_pipeline.sharding.placement.share_tables", return_value="as asked"):
         return {name: train(*CASES[name]) for name in EXCHANGED}
+
+
+def halved() -> dict[str, Any]:
+    """The same, vectors and gradients being sent in half precision."""
+    with mock.patch("twhin_pipeline.sharding.placement.share_tables", return_value="as asked"):
+        return {name: train(*CASES[name], exchange="fp16") for name in HALVED}
 
 
 def in_samples() -> dict[str, Any]:
@@ -232,6 +242,7 @@ def refusals() -> dict[str, str]:
         ("memory", configured(ROWWISE), LaunchConfig(hbm_gib=1e-6)),
         ("adam", configured({"adam": {"lr": 0.1}}), LaunchConfig()),
         ("rmsprop", configured({"rmsprop": {"lr": 0.1}}), LaunchConfig()),
+        ("bf16", configured(ROWWISE), LaunchConfig(exchange="bf16")),
     ):
         try:
             model = apply_optimizers(TwhinModel(config.model, UnshardedTables(config.model, tiny.ROWS)), config.model)
@@ -246,7 +257,13 @@ def main() -> None:
     tiny.ROWS.update(ROWS)
     dist.init_process_group("gloo")
     seen = {"cases": {name: train(*case) for name, case in CASES.items()}, "metrics": metrics(), "refused": refusals()}
-    seen |= {"exchanged": exchanged(), "in_samples": in_samples(), "unmapped": unmapped(), "few": few()}
+    seen |= {
+        "exchanged": exchanged(),
+        "in_samples": in_samples(),
+        "halved": halved(),
+        "unmapped": unmapped(),
+        "few": few(),
+    }
     everything: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everything, seen)
     if dist.get_rank() == 0:

@@ -14,10 +14,11 @@ import pytest
 import torch
 from helpers import SNAPSHOT, planted_config, write_config, write_planted
 from stopped import stop_after
+from torchrec.distributed.types import CacheParams
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.evaluation.evaluate import evaluate
-from twhin_pipeline.sharding import torchrec_tables, unsharded_tables
+from twhin_pipeline.sharding import placement, torchrec_tables, unsharded_tables
 from twhin_pipeline.store import Store
 from twhin_pipeline.training import launch, train
 from twhin_pipeline.training.launch import TrainingCancelled
@@ -137,6 +138,38 @@ def test_fbgemm_s_kernels_hold_the_tables_but_for_an_optimizer_that_they_lack(
         asked.clear()
         trained(tmp_path / name, configured("cuda", **LEARNS[name], training={"num_epochs": 1}))
         assert set(asked) == {kind}
+
+
+def cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave tables in the host's memory, as a plan does that finds no room on the GPU."""
+    planned = placement.plan_tables
+
+    def plan_tables(*arguments: Any) -> Any:
+        plan = planned(*arguments)
+        for sharding in plan.get_plan_for_module("embeddings").values():
+            sharding.compute_kernel = "fused_uvm_caching"
+            sharding.cache_params = CacheParams(load_factor=0.3)
+        return plan
+
+    monkeypatch.setattr(placement, "plan_tables", plan_tables)
+
+
+@pytest.mark.parametrize("name", ["rowwise_adagrad", "adam"])
+def test_tables_in_the_hosts_memory_train_as_on_the_gpu(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints, and the best step that is gone back to, see what is in the cache; and nothing old stays there."""
+    config = configured("cuda", **LEARNS[name])
+    on_gpu = trained(tmp_path / "gpu", config)
+    cached(monkeypatch)
+    store = trained(tmp_path / "cached", config)
+    assert "fused_uvm_caching" in store.manifest("twhin_model", SNAPSHOT).details["plan"]
+    assert_close(on_gpu, store, 1e-3)
+    with monkeypatch.context() as patch, pytest.raises(TrainingCancelled, match="step 10;"):
+        trained(tmp_path / "stopped", config, stop=stop_after(10, patch))
+    resumed = Store(str(tmp_path / "stopped"))
+    train.run(config, resumed, SNAPSHOT)
+    assert_close(on_gpu, resumed, 1e-3)
 
 
 @pytest.mark.parametrize("name", ["rowwise_adagrad", "adam", "rmsprop"])

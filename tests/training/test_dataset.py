@@ -108,6 +108,32 @@ def test_epochs_have_different_orders_and_a_seed_gives_the_same_ones(config: Twh
     assert edges_of(first[0], config) != edges_of(next(iter(other)), config)
 
 
+def test_several_reader_threads_make_the_batches_of_one_in_its_order(config: TwhinConfig, store: Store) -> None:
+    several = planted_config(training={"num_epochs": 3}, launch={"reader_threads": 3})
+    for a, b in zip(EdgesDataset(config, store, SNAPSHOT), EdgesDataset(several, store, SNAPSHOT), strict=True):
+        equal(a, b)
+
+
+def test_a_pinned_batch_has_the_same_tensors_in_one_piece_of_memory(
+    config: TwhinConfig, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine without CUDA no memory can be page-locked; all else is the same."""
+    empty = torch.empty
+
+    def unlocked(*shape: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        assert pin_memory
+        return empty(*shape, **kwargs)
+
+    for batch in (next(iter(EdgesDataset(config, store, SNAPSHOT))), EdgeBatch.empty(config.model, 7)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", unlocked)
+            pinned = batch.pinned()
+        equal(dataclasses.replace(pinned, memory=None), batch)
+        assert pinned.memory is not None
+        places = [pinned.relation, pinned.rhs_log_q, *pinned.ids.values()]
+        assert {tensor.untyped_storage().data_ptr() for tensor in places} == {pinned.memory.data_ptr()}
+
+
 def test_a_saved_position_goes_on_with_the_batches_that_would_have_come(config: TwhinConfig, store: Store) -> None:
     whole = list(EdgesDataset(config, store, SNAPSHOT))
     first = EdgesDataset(config, store, SNAPSHOT)

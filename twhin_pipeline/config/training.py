@@ -237,6 +237,10 @@ class ExportConfig(Section):
     """Rows of one Parquet file (128 MiB of 128 numbers). Several files are written at once."""
 
 
+SECRETS = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+"""In names of environment variables whose values must not be written to tables, logs or MLflow."""
+
+
 class LaunchConfig(Section):
     """Processes and memory."""
 
@@ -248,16 +252,31 @@ class LaunchConfig(Section):
     """This node's number, where `nnodes` is above 1."""
     rdzv_endpoint: str | None = None
     """host:port of the first node, where `nnodes` is above 1."""
+    max_restarts: int = Field(0, ge=0, le=1_000)
+    """How often a training is started again where a process or a node was lost. It goes on from the last checkpoint;
+    the nodes that are left wait for one that comes back with the same command."""
+    join_timeout_s: float = Field(600, gt=0)
+    """How long a node waits for the others to come, or to come back, where `nnodes` is above 1; seconds."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA (NCCL) where it is there, else the CPU (gloo)."""
     threads_per_process: int | None = Field(None, ge=1, le=1_024)
     """Threads of a rank's matrix products; left out, the node's cores divided by its ranks."""
-    sharding: Literal["row_wise", "table_wise"] = "row_wise"
-    """How tables are laid on ranks."""
+    sharding: Literal["row_wise", "table_wise", "auto"] = "row_wise"
+    """How tables are laid on ranks: a part of the rows of each table on each rank; whole tables on a rank each; or, for
+    each table, which of the two torchrec's planner expects to be faster."""
     hbm_gib: float | None = Field(None, gt=0)
     """Memory a rank's tables may take, for the sharding planner; left out, what the device has."""
+    uvm_cache: float | None = Field(None, gt=0, le=1)
+    """Tables that do not fit into a GPU's memory stay in the host's, and the GPU keeps this share of their rows in a
+    cache (fbgemm's UVM caching). Left out: they have to fit."""
+    exchange: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Element type of the vectors and gradients that ranks send each other. Tables, losses and updates stay as they
+    are. Ranks on the CPU know no `bf16`, and send nothing to ranks of their own machine."""
     prefetch_batches: int = Field(4, ge=1, le=10_000)
     """Batches read ahead in the background."""
+    reader_threads: int | None = Field(None, ge=1, le=1_024)
+    """Threads of a rank that assemble batches. Left out: one on a CPU; for a GPU as many as the rank has, eight at
+    most."""
     env: dict[str, str] = {}
     """Environment variables of the training processes."""
     duckdb_memory_limit: str = "4GB"
@@ -271,4 +290,7 @@ class LaunchConfig(Section):
             raise ValueError("nnodes above 1 needs rdzv_endpoint, the host:port of the first node")
         if self.node_rank >= self.nnodes:
             raise ValueError(f"node_rank {self.node_rank} must be below nnodes {self.nnodes}")
+        for name in self.env:
+            if SECRETS.search(name):
+                raise ValueError(f"env: {name} looks like a secret, and a run keeps its configuration; set it outside")
         return self

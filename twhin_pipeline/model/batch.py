@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -77,16 +78,49 @@ class EdgeBatch:
     sample_log_q: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     """With `loss.log_q`: table to `float32 [N]`, the log of the probability that each is in the sample."""
 
+    memory: torch.Tensor | None = dataclasses.field(default=None, repr=False)
+    """`uint8 [bytes]`: what all tensors are views of, after `pinned`."""
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> EdgeBatch:
-        """Return a copy with every tensor on `device`."""
+        """Return a copy with every tensor on `device`: one transfer where the batch is `pinned`."""
+        if self.memory is not None and torch.device(device).type == "cuda":
+            return self._over(self.memory.to(device, non_blocking=non_blocking))
+        return self._with({place: value.to(device, non_blocking=non_blocking) for place, value in self._tensors()})
 
-        def move(value: Any) -> Any:
-            return value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
+    def pinned(self) -> EdgeBatch:
+        """Return a copy in one piece of page-locked memory, which a GPU reads by itself and at once."""
+        size = sum(_aligned(value.nbytes) for _, value in self._tensors())
+        batch = self._over(torch.empty(size, dtype=torch.uint8, pin_memory=True))
+        for (_, value), (_, copy) in zip(self._tensors(), batch._tensors(), strict=True):
+            copy.copy_(value)
+        return batch
 
-        fields = {field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        for name in ("ids", "sample", "sample_log_q"):
-            fields[name] = {table: move(rows) for table, rows in getattr(self, name).items()}
-        return EdgeBatch(**fields)
+    def _tensors(self) -> Iterator[tuple[tuple[str, str | None], torch.Tensor]]:
+        """Yield each tensor, after its place: its field, and its table where the field has one for each table."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, dict):
+                yield from (((field.name, table), rows) for table, rows in value.items())
+            elif isinstance(value, torch.Tensor) and field.name != "memory":
+                yield (field.name, None), value
+
+    def _with(self, tensors: dict[tuple[str, str | None], torch.Tensor], **changes: Any) -> EdgeBatch:
+        """Return a copy with other tensors in the same places."""
+        fields: dict[str, Any] = {name: {} for name in ("ids", "sample", "sample_log_q")}
+        for (name, table), value in tensors.items():
+            if table is None:
+                fields[name] = value
+            else:
+                fields[name][table] = value
+        return dataclasses.replace(self, **fields, **changes)
+
+    def _over(self, memory: torch.Tensor) -> EdgeBatch:
+        """Return a batch of tensors of the same shapes that are views of `memory`."""
+        views, start = {}, 0
+        for place, value in self._tensors():
+            views[place] = memory[start : start + value.nbytes].view(value.dtype).view(value.shape)
+            start += _aligned(value.nbytes)
+        return self._with(views, memory=memory)
 
     @classmethod
     def empty(cls, model_config: TwhinModelConfig, global_edges: int) -> EdgeBatch:
@@ -118,3 +152,8 @@ class EdgeBatch:
             num_edges=0,
             global_edges=global_edges,
         )
+
+
+def _aligned(size: int) -> int:
+    """Return the bytes from one tensor's begin to the next one's: any element type may begin there."""
+    return -(-size // 16) * 16

@@ -89,8 +89,9 @@ class _Take(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         total = gradients[0].new_zeros(ctx.shape)
-        for index, gradient in zip(ctx.saved_tensors, gradients, strict=True):
-            add_to_rows(total, index.flatten(), gradient.reshape(-1, ctx.shape[1]))
+        # At once: on CUDA each call sorts its index.
+        index = torch.cat([i.flatten() for i in ctx.saved_tensors])
+        add_to_rows(total, index, torch.cat([gradient.reshape(-1, ctx.shape[1]) for gradient in gradients]))
         return total, *(None for _ in gradients)
 
 

@@ -18,7 +18,7 @@ from twhin_pipeline.operations.rates import Rates, StepTime, Work, step_time
 from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
 
-ELEMENT_BYTES = {"fp32": 4, "fp16": 2}
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 CHUNK_BYTES = 150  # a chunk in a rank's memory: where its edges, pools and masks begin, and its place in the order
 PROCESS_BYTES = (
     330 * 2**20
@@ -195,8 +195,8 @@ def estimate(
     dim = config.model.embedding_dim
     elsewhere = (world_size - 1) / world_size
     shared = _shares_memory(config, world_size, rates)
-    # Row-wise, all-to-all: an id of 8 bytes goes out, a float32 vector comes back, and its gradient goes out again.
-    sent = 0 if shared else step.looked_up * (8 + 2 * dim * 4) * elsewhere
+    # Row-wise, all-to-all: an id of 8 bytes goes out, a vector comes back, and its gradient goes out again.
+    sent = 0 if shared else step.looked_up * (8 + 2 * dim * ELEMENT_BYTES[config.launch.exchange]) * elsewhere
     # A ring all-reduce of the operators' gradients sends each element twice.
     sent += 2 * operator_parameters(config) * 4 * elsewhere
     steps = work = None

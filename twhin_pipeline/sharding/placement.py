@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingEnv, ShardingPlan
 
@@ -21,9 +20,9 @@ from twhin_pipeline.config.training import LaunchConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding.distributed import Ranks
-from twhin_pipeline.sharding.planner import plan_tables
+from twhin_pipeline.sharding.planner import plan_tables, sharder
 from twhin_pipeline.sharding.shared_tables import SharedTables, share_tables
-from twhin_pipeline.sharding.torchrec_tables import TorchrecTables, use_compiled_loops
+from twhin_pipeline.sharding.torchrec_tables import TorchrecTables, empty_caches, use_compiled_loops
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,9 @@ BLOCK_ROWS = 65_536
 LocalShards = list[tuple[int, torch.Tensor]]
 
 
-def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: LaunchConfig) -> nn.Module:
+def maybe_shard_model(
+    model: TwhinModel, device: torch.device | str, launch: LaunchConfig, edges_per_step: int = 1
+) -> nn.Module:
     """Distribute the model's tables over the process group's ranks, by an explicit plan; without one, keep the model.
 
     The operators' parameters are on every rank, kept equal by DistributedDataParallel. The plan is printed by rank 0
@@ -44,7 +45,8 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
     Args:
         model: After `apply_optimizers`.
         device: This rank's device.
-        launch: `sharding` and `hbm_gib`.
+        launch: `sharding`, `hbm_gib`, `uvm_cache` and `exchange`.
+        edges_per_step: Of all ranks, by which a step's loss is divided.
 
     Returns:
         A DistributedModelParallel of the model, or the model itself on `device`.
@@ -73,7 +75,7 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
             env=ShardingEnv.from_process_group(dist.group.WORLD),
             device=device,
             plan=plan,
-            sharders=[EmbeddingCollectionSharder()],
+            sharders=[sharder(launch, device.type, edges_per_step)],
         )
     tables = TorchrecTables(model.table_names, model.embeddings)
     model.use_tables(tables)
@@ -85,6 +87,8 @@ def maybe_shard_model(model: TwhinModel, device: torch.device | str, launch: Lau
             text += "\n  ranks look rows up in each other's memory"
         else:
             text += f"\n  ranks exchange vectors: {shared}"
+            if launch.exchange != "fp32":
+                text += f"; they send {launch.exchange}"
     _keep_plan(sharded, text)
     if dist.get_rank() == 0:
         print(text, flush=True)
@@ -131,6 +135,7 @@ def unwrapped(model: nn.Module) -> TwhinModel:
 def table_weights(model: nn.Module) -> dict[str, torch.Tensor | ShardedTensor]:
     """Return each table's weight: a ShardedTensor under a process group, else `[N, D]`; both in the model's memory."""
     state = unwrapped(model).embeddings.state_dict()
+    empty_caches(model)
     return {table: state[f"embeddings.{table}.weight"] for table in unwrapped(model).table_names}
 
 

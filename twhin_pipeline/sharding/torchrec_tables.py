@@ -79,6 +79,17 @@ def use_compiled_loops(model: nn.Module) -> int:
     return count
 
 
+def empty_caches(model: nn.Module) -> None:
+    """Write rows that a GPU keeps in a cache (`launch.uvm_cache`) to their tables, and empty the caches.
+
+    What then reads the tables' memory finds every update, and what writes there is not overwritten from a cache.
+    """
+    for module in _modules(model):
+        if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen) and module.weights_uvm.numel():
+            module.flush()
+            module.reset_cache_states()
+
+
 @dataclass(frozen=True)
 class Shard:
     """This rank's rows of a table, updated by compiled loops."""

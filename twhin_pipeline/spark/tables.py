@@ -182,6 +182,7 @@ def finish(draft: Draft, reports: Sequence[Any]) -> None:
     """Remove what no finished task has written, and note the checksums that tasks have computed."""
     draft.digests = {row["name"]: row["sha256"] for row in reports}
     base = draft.store.fs._strip_protocol(draft.location)
+    draft.store.fs.invalidate_cache()  # others have written
     for name in draft.store.sizes(draft.location):
         if name not in draft.digests:
             draft.store.fs.rm(f"{base}/{name}")

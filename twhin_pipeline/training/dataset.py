@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,8 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph.present import present_rows
 from twhin_pipeline.kernels import radix
 from twhin_pipeline.model.batch import EdgeBatch
-from twhin_pipeline.prefetch import Prefetcher
+from twhin_pipeline.prefetch import Prefetcher, in_order
+from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.training_tables import Negatives, Positives
 from twhin_pipeline.training_set.known_edges import KnownEdges, ranges
@@ -68,9 +70,17 @@ class EdgesDataset:
         split: Literal["train", "validation"] = "train",
         rank: int = 0,
         world_size: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
-        """Open the split. Raises UserError where it is missing, or does not fit the configuration or vocabularies."""
+        """Open the split, for batches that are used on `device`: for a GPU several threads assemble them, `pinned`.
+
+        Raises:
+            UserError: It is missing, or does not fit the configuration or vocabularies.
+        """
         self.store, self.rank, self.world_size = store, rank, world_size
+        self.on_gpu = torch.device(device).type == "cuda"
+        # On a CPU they would take the cores that the step computes on.
+        self.readers = config.launch.reader_threads or (min(8, threads_per_process(config)) if self.on_gpu else 1)
         training = split == "train"
         assets = (
             ("training_set/positives", "training_set/negatives")
@@ -172,13 +182,16 @@ class EdgesDataset:
         self.epoch, self.chunks_done = int(state["epoch"]), int(state["chunks_done"])
 
     def __iter__(self) -> Iterator[EdgeBatch]:
-        """Yield the batches that are left; an error of the background thread is raised here."""
-        with Prefetcher(self._produce(self.epoch, self.chunks_done), self.prefetch) as produced:
-            for batch, epoch, chunks_done in produced:
-                self.epoch, self.chunks_done = epoch, chunks_done
-                yield batch
+        """Yield the batches that are left; an error of a background thread is raised here."""
+        with ThreadPoolExecutor(self.readers, "reader") as pool:
+            made = in_order(pool, self._made, self._steps(self.epoch, self.chunks_done), self.readers)
+            with Prefetcher(made, self.prefetch) as produced:
+                for batch, epoch, chunks_done in produced:
+                    self.epoch, self.chunks_done = epoch, chunks_done
+                    yield batch
 
-    def _produce(self, epoch: int, done: int) -> Iterator[tuple[EdgeBatch, int, int]]:
+    def _steps(self, epoch: int, done: int) -> Iterator[tuple[Any, ...]]:
+        """Yield what `_made` gets for each step that is left."""
         for e in range(epoch, self.num_epochs):
             order = np.random.default_rng([self.seed, e]).permutation(self.num_chunks)
             file_epoch = e % len(self.files)
@@ -189,8 +202,13 @@ class EdgesDataset:
                 sample = self.present if self.sampler is None else self.sampler.draw(e, done)
                 done += len(step)
                 after = (e + 1, 0) if done == self.num_chunks else (e, done)
-                yield self._batch(chunks, negatives, sample, file_epoch, int(self.counts[step].sum())), *after
+                yield (chunks, negatives, sample, file_epoch, int(self.counts[step].sum())), *after
             done = 0
+
+    def _made(self, step: tuple[Any, ...], epoch: int, done: int) -> tuple[EdgeBatch, int, int]:
+        """Return a step's batch, and the position after it."""
+        batch = self._batch(*step)
+        return batch.pinned() if self.on_gpu else batch, epoch, done
 
     def _negatives(self, epoch: int) -> Negatives:
         lhs, rhs = (corrupts[self.positives.relation] for corrupts in self.corrupts)

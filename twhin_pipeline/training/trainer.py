@@ -32,8 +32,9 @@ from twhin_pipeline.sharding.placement import (
     table_weights,
     unwrapped,
 )
+from twhin_pipeline.sharding.torchrec_tables import empty_caches
 from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
-from twhin_pipeline.store import Draft, Store, database
+from twhin_pipeline.store import Draft, Store, database, locks
 from twhin_pipeline.tracking import QuietRun, Run, open_run
 from twhin_pipeline.training import warm_start
 from twhin_pipeline.training.checkpoint import CheckpointFolder, folder_of
@@ -78,7 +79,7 @@ class Trainer:
         """By entity type, the snapshot that numbered its rows anew: a checkpoint says whose rows it has."""
         self.started_from: tuple[ancestors.Origin, ...] = ()
         """The models whose vectors the tables started from."""
-        self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size)
+        self.dataset = EdgesDataset(config, store, snapshot, "train", ranks.rank, ranks.world_size, ranks.device)
         self.steps_before = 0
         """Steps that the optimizers' state had seen when the tables started from an earlier model."""
         self.anchors: dict[str, Anchor] = {}
@@ -89,14 +90,17 @@ class Trainer:
         if config.model.operator_init == "random":
             torch.manual_seed(training.seed)  # tables that are not to be sharded have drawn numbers
         model = TwhinModel(config.model, tables, ranks.device)
-        self.sharded = maybe_shard_model(apply_optimizers(model, config.model), ranks.device, config.launch)
+        edges = self.dataset.chunks_per_step * int(self.dataset.positives.lengths.max())
+        self.sharded = maybe_shard_model(apply_optimizers(model, config.model), ranks.device, config.launch, edges)
         self.optimizer, self.schedule = build_optimizer(self.sharded, config.model, self._total_steps(done=0))
         loss = LOSSES[config.loss.name](config.loss)
         self.model = TwhinModelAndLoss(self.sharded, loss, config.model, amp=config.runtime.enable_amp).to(ranks.device)
 
         folder = folder_of(config, store, snapshot, save_dir)
         self.checkpoints = CheckpointFolder(folder, ranks, training.checkpoint_max_to_keep)
-        self.checkpoints.acquire()
+        # Of several nodes the one that held the leases may have died, and come back as another machine.
+        self.wait_s = locks.LEASE_S + locks.RENEW_S if config.launch.nnodes > 1 else None
+        self.checkpoints.acquire(self.wait_s)
         self.interval = Interval(config.model.relation_names, ranks)
         self.progress = Progress()
         self.tracking: Run | QuietRun = QuietRun()
@@ -130,7 +134,7 @@ class Trainer:
         problem = None
         if self.ranks.rank == 0:
             try:
-                locked.enter_context(self.store.writing(self.snapshot, [ASSET]))
+                locked.enter_context(self.store.writing(self.snapshot, [ASSET], self.wait_s))
             except UserError as error:
                 problem = str(error)
         problem = self.ranks.broadcast(problem)
@@ -347,7 +351,9 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Any]:
         """Return the tensors of a checkpoint; they share the run's memory, so that loading fills them in place."""
-        return {"model": self.sharded.state_dict(), "optimizer": self.optimizer.state_dict()["state"]}
+        tensors = {"model": self.sharded.state_dict(), "optimizer": self.optimizer.state_dict()["state"]}
+        empty_caches(self.sharded)
+        return tensors
 
     def _save(self, wait: bool = False) -> None:
         """Write a checkpoint of this step."""
@@ -408,8 +414,8 @@ class Trainer:
         progress, ranks = self.progress, self.ranks
         carried = self.config.training.carry_optimizer_state
         if progress.best_step is not None and progress.best_step != progress.step:
-            best = self._tensors() if carried else {"model": self.sharded.state_dict()}
-            self.checkpoints.load(progress.best_step, best)
+            tensors = self._tensors()
+            self.checkpoints.load(progress.best_step, tensors if carried else {"model": tensors["model"]})
         details = progress.details(self.config, self.dataset.epoch_of_last_batch + 1) | {
             "epochs": self.dataset.epoch,
             "world_size": ranks.world_size,

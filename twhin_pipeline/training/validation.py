@@ -130,7 +130,7 @@ class Sampled:
 
     def __init__(self, config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks, seen: SeenBefore) -> None:
         self.ranks = ranks
-        self.dataset = EdgesDataset(config, store, snapshot, "validation", ranks.rank, ranks.world_size)
+        self.dataset = EdgesDataset(config, store, snapshot, "validation", ranks.rank, ranks.world_size, ranks.device)
         if len(seen):
             self.dataset.leave_out(seen.edges)
         limit = config.training.num_eval_steps
