@@ -5,7 +5,8 @@
 Each run is a process of its own: `twhin ingest`, `vocabulary` and `sample` without checks (a pool of 32 uniform and 32
 popular candidates for each chunk and side, one epoch, masks of all training edges). The embedded engine has `--cores`
 threads; Spark has a standalone master and workers of one core on this machine's loopback, with 1 GiB each: one worker,
-and `--cores` of them. Starting Java and workers counts. Both engines' tables are compared by their numbers of edges.
+and `--cores` of them. Starting Java and workers counts. Seconds of processors are printed too: on a machine that others
+use, they say more than those of the clock. Both engines' tables are compared by their numbers of edges.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import spark_cluster
 import yaml
 
@@ -58,17 +63,50 @@ def work(stage: str) -> None:
     getattr(engine, stage)(config, store, SNAPSHOT)
 
 
-def timed(config: str, home: Path) -> dict[str, float]:
-    """Run the stages, and return the seconds of each."""
+class CpuTime:
+    """Seconds of processors that processes take, and those that they start, until the block ends."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self.pids, self.seen, self.ended = [*pids, os.getpid()], {}, threading.Event()
+        self.before = self._look()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _look(self) -> dict[tuple[int, float], float]:
+        for pid in self.pids:
+            with suppress(psutil.Error):
+                root = psutil.Process(pid)
+                for process in [root, *root.children(recursive=True)]:
+                    with suppress(psutil.Error):
+                        times = process.cpu_times()
+                        self.seen[process.pid, process.create_time()] = times.user + times.system
+        return dict(self.seen)
+
+    def _watch(self) -> None:
+        while not self.ended.wait(0.2):
+            self._look()
+
+    def __enter__(self) -> CpuTime:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.seconds = sum(now - self.before.get(key, 0.0) for key, now in self._look().items())
+
+
+def timed(config: str, home: Path, pids: Sequence[int] = ()) -> dict[str, float]:
+    """Run the stages, and return the seconds of each, and those of processors (`cpu`) of all."""
     seconds = {}
     paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    for stage in STAGES:
-        started = time.perf_counter()
-        command = [sys.executable, "-c", f"import engines; engines.work({stage!r})", config, str(home)]
-        subprocess.run(command, check=True, env=env)
-        seconds[stage] = time.perf_counter() - started
-    return seconds
+    with CpuTime(pids) as used:
+        for stage in STAGES:
+            started = time.perf_counter()
+            command = [sys.executable, "-c", f"import engines; engines.work({stage!r})", config, str(home)]
+            subprocess.run(command, check=True, env=env)
+            seconds[stage] = time.perf_counter() - started
+    return seconds | {"cpu": used.seconds}
 
 
 def rows(home: Path) -> dict[str, int]:
@@ -96,18 +134,25 @@ def main(arguments: list[str] | None = None) -> int:
         counts = {"embedded": rows(base / "embedded")}
         for workers in sorted({1, chosen.cores}):
             name = f"spark, {workers} workers" if workers > 1 else "spark, 1 worker"
-            with spark_cluster.cluster(base / f"cluster-{workers}", workers) as master:
+            with spark_cluster.cluster(base / f"cluster-{workers}", workers) as made:
                 conf = {"spark.executor.memory": "1g", "spark.driver.memory": "1g"}
-                on_spark = {"name": "spark", "master": master, "conf": conf}
-                figures["runs"][name] = timed(configured(graph, chosen.cores, on_spark), base / f"spark-{workers}")
+                on_spark = {"name": "spark", "master": made.url, "conf": conf}
+                figures["runs"][name] = timed(
+                    configured(graph, chosen.cores, on_spark), base / f"spark-{workers}", made.pids
+                )
             counts[name] = rows(base / f"spark-{workers}")
     same = all(one[table] == counts["embedded"][table] for one in counts.values() for table in TABLES[:-1])
     print(f"{chosen.edges:,} edges, load {figures['load']:.1f}; tables of the same numbers of edges: {same}")
-    print(f"{'':<18}" + "".join(f"{stage:>12}" for stage in STAGES) + f"{'all':>10}{'edges/s':>10}")
+    print(
+        f"{'':<18}"
+        + "".join(f"{stage:>12}" for stage in STAGES)
+        + f"{'all':>10}{'edges/s':>10}{'CPU':>10}{'edges/CPU s':>14}"
+    )
     for name, seconds in figures["runs"].items():
-        total = sum(seconds.values())
+        total = sum(seconds[stage] for stage in STAGES)
         cells = "".join(f"{seconds[stage]:>10.1f} s" for stage in STAGES)
-        print(f"{name:<18}{cells}{total:>8.1f} s{chosen.edges / total:>10,.0f}")
+        rates = f"{chosen.edges / total:>10,.0f}{seconds['cpu']:>8.1f} s{chosen.edges / seconds['cpu']:>14,.0f}"
+        print(f"{name:<18}{cells}{total:>8.1f} s{rates}")
     if chosen.json:
         Path(chosen.json).write_text(json.dumps(figures | {"rows": counts, "same": same}, indent=1), encoding="utf-8")
     return 0 if same else 1

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyspark
@@ -17,9 +18,17 @@ CLASS = "org.apache.spark.deploy"
 PATIENCE_S = 120.0
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster: its master's URL, and its processes' numbers."""
+
+    url: str
+    pids: list[int]
+
+
 @contextmanager
-def cluster(folder: Path, workers: int, cores: int = 1, memory: str = "1g") -> Iterator[str]:
-    """Start a master and workers, and yield the master's URL; they end with the block.
+def cluster(folder: Path, workers: int, cores: int = 1, memory: str = "1g") -> Iterator[Cluster]:
+    """Start a master and workers; they end with the block.
 
     Args:
         folder: For logs, and for the workers' files.
@@ -30,20 +39,21 @@ def cluster(folder: Path, workers: int, cores: int = 1, memory: str = "1g") -> I
     with ExitStack() as stack:
         log = folder / "master.log"
         options = ["--host", "127.0.0.1", "--port", "0", "--webui-port", "0"]
-        stack.enter_context(_process(f"{CLASS}.master.Master", options, log))
+        processes = [stack.enter_context(_process(f"{CLASS}.master.Master", options, log))]
         url = _found(log, r"Starting Spark master at (spark://[\d.]+:\d+)")
         for number in range(workers):
             own = folder / f"worker-{number}"
             options = ["--host", "127.0.0.1", "--port", "0", "--webui-port", "0", "--cores", str(cores)]
             options += ["--memory", memory, "--work-dir", str(own), url]
-            stack.enter_context(_process(f"{CLASS}.worker.Worker", options, folder / f"worker-{number}.log"))
+            log = folder / f"worker-{number}.log"
+            processes.append(stack.enter_context(_process(f"{CLASS}.worker.Worker", options, log)))
         for number in range(workers):
             _found(folder / f"worker-{number}.log", r"(Successfully registered with master)")
-        yield url
+        yield Cluster(url, [process.pid for process in processes])
 
 
 @contextmanager
-def _process(name: str, options: list[str], log: Path) -> Iterator[None]:
+def _process(name: str, options: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     home = Path(pyspark.__file__).parent
     paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {
@@ -58,7 +68,7 @@ def _process(name: str, options: list[str], log: Path) -> Iterator[None]:
         # `spark-class` replaces itself by Java, so that the process is ours to end.
         process = subprocess.Popen([home / "bin" / "spark-class", name, *options], env=env, stdout=file, stderr=file)
         try:
-            yield
+            yield process
         finally:
             process.terminate()
             process.wait(30)

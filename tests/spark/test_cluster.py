@@ -53,8 +53,8 @@ def test_two_workers_of_a_standalone_master_prepare_a_million_edges_as_one_proce
     config = generate(str(tmp_path / "graph.parquet"), users=100_000, items=20_000, edges=EDGES)
     settings = [option for one in SAMPLED for option in ("--set", one)]
     stages = ("ingest", "vocabulary", "sample")
-    with cluster(tmp_path / "cluster", workers=2) as master:
-        chosen = ["engine.name=spark", f"engine.master={master}", "engine.conf={spark.executor.memory: 1g}"]
+    with cluster(tmp_path / "cluster", workers=2) as made:
+        chosen = ["engine.name=spark", f"engine.master={made.url}", "engine.conf={spark.executor.memory: 1g}"]
         on_spark = [option for one in chosen for option in ("--set", one)]
         for stage in stages:
             twhin(stage, "--config", config, *settings, *on_spark, home=tmp_path / "spark")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3_server
 from edge_files import SNAPSHOT, pass_checks, write
 from lake_tables import WRITERS
 from two_engines import BAD, COLUMNS, Both, rows
@@ -14,6 +17,7 @@ from two_engines import BAD, COLUMNS, Both, rows
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.spark import negatives
 from twhin_pipeline.stages import engine
+from twhin_pipeline.store import Store
 
 VOCABULARIES = ["vocabulary/user", "vocabulary/item"]
 SAMPLED = [
@@ -180,6 +184,45 @@ def test_a_vocabulary_is_compacted_alike(tmp_path: Path) -> None:
         engine.vocabulary(config, store, days[2], compact=True)
     both.assert_equal(VOCABULARIES, days[2])
     assert both.stores[1].manifest("vocabulary/user", days[2]).details["left_out"] > 0
+
+
+@pytest.mark.long
+def test_spark_goes_on_with_edges_of_the_embedded_engine_which_refuses_sparks(tmp_path: Path) -> None:
+    path = write(tmp_path / "e.parquet", rows(700), COLUMNS)
+    dated = {"columns": {"weight": "w", "time": "t"}, "repeat_weight": "sum"}
+    both = Both(tmp_path, path, source=dated, split={"strategy": "temporal", "validation": 0.1, "test": 0.1})
+    both.prepare(SNAPSHOT)
+    (embedded, home), (on_spark, other) = both.each
+    with pytest.raises(UserError, match="lacks the indices of its ids: Spark or an earlier version made it"):
+        engine.vocabulary(embedded, other, SNAPSHOT)
+    before = {table: home.read(table, SNAPSHOT) for table in SAMPLED[:3]}
+    engine.sample(on_spark, home, SNAPSHOT)
+    assert home.manifest(SAMPLED[0], SNAPSHOT).details["engine"] == "spark"
+    assert all(home.read(table, SNAPSHOT).equals(rows) for table, rows in before.items())
+
+
+@pytest.mark.long
+def test_a_store_of_s3_gets_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "e.parquet", [*rows(500), *BAD], COLUMNS)
+    both = Both(tmp_path, path, source={"columns": {"weight": "w"}, "max_rejected_share": 1})
+    both.prepare(SNAPSHOT)
+    both.stores[1] = Store(f"{s3_server.use(monkeypatch)}/home")
+    config = tmp_path / "config.yaml"
+    config.write_text(both.configs[1].to_yaml(), encoding="utf-8")
+    # In processes of their own: Spark's workers have the environment that it was started in.
+    for stage in ("ingest", "vocabulary", "sample"):
+        command = [sys.executable, "-m", "twhin_pipeline.cli", stage, "-c", str(config), "--snapshot", SNAPSHOT]
+        done = subprocess.run([*command, "--home", both.stores[1].root], capture_output=True, text=True)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    both.assert_equal(EVERY, SNAPSHOT)
+    names = both.stores[1].sizes(both.stores[1].path("training_set/negatives"))
+    assert not [name for name in names if "_work" in name or "/." in name]
+
+
+def test_a_store_that_workers_do_not_share_is_one_clear_error(tmp_path: Path) -> None:
+    both = Both(tmp_path, write(tmp_path / "e.parquet", rows(50), COLUMNS))
+    with pytest.raises(UserError, match=r"a worker of Spark has written part-\d+\.parquet, and it is not there"):
+        engine.ingest(both.configs[1], Store("memory://not-shared"), SNAPSHOT)
 
 
 def test_a_source_without_an_edge_is_one_clear_error(tmp_path: Path) -> None:

@@ -163,8 +163,8 @@ class IndexedEdges:
         names = {file["path"] for file in manifest.files}
         if not {IDS, ENDS} <= names:
             raise UserError(
-                f"raw_edges of snapshot {snapshot} lacks the indices of its ids, as before this version; make it again "
-                f"with `twhin ingest --snapshot {snapshot}`"
+                f"raw_edges of snapshot {snapshot} lacks the indices of its ids: Spark or an earlier version made it; "
+                f"make it again with `twhin ingest --snapshot {snapshot}`, or set engine.name to spark"
             )
         self.store, self.snapshot = store, snapshot
         folder = store.path("raw_edges", snapshot, manifest.version)

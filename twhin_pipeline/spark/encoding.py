@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from twhin_pipeline.config import TwhinConfig
+    from twhin_pipeline.store import Manifest
 
 Array = np.ndarray[Any, Any]
 _TOP = np.uint64(1 << 63)
@@ -95,7 +96,7 @@ def _hashed(
     ends = np.array([(types[one.lhs], types[one.rhs]) for one in config.model.relations], np.int32)
     with database.connect(config) as con:
         seeded = relation_hashes(con, config)
-    steps = {file["path"] for file in manifest.files if file["path"].startswith(f"{edge_file.STEPS_FOLDER}/")}
+    steps = steps_of(store, manifest) if before is not None else {}
     base = store.path("raw_edges", snapshot, manifest.version)
     root = store.root
     text = tables.sql_type(manifest.schema["lhs"]) == "string"
@@ -107,13 +108,13 @@ def _hashed(
 
     def read(item: tuple[str, list[int]]) -> tables.Batches:
         path, groups = item
-        own_steps = f"{edge_file.STEPS_FOLDER}/{path.rpartition('/')[2]}"
+        own_steps = steps.get(path.rpartition("/")[2])
         here = Store(root)
         with database.connect(config) as con, here.parquet(path) as file:
             con.execute("SET threads = 1")
             for group in groups:
                 columns = edge_file.columns_of(file, group, wanted)
-                if before is not None and own_steps in steps:
+                if before is not None and own_steps is not None:
                     with here.parquet(f"{base}/{own_steps}") as grown:
                         columns["weight"] = edge_file.known_weight(
                             grown, group, columns["weight"], columns["first_time"], before
@@ -132,6 +133,18 @@ def _hashed(
     more = "".join(f", {name} {KINDS[name]}" for name in wanted)
     ddl = f"rel int, ltype int, rtype int, lhs {ids}, rhs {ids}, h bigint{more}"
     return tables.each(spark, tables.row_groups(store, tables.written(store, manifest)), read, ddl)
+
+
+def steps_of(store: Store, manifest: Manifest) -> dict[str, str]:
+    """Return, by the names of the files of `raw_edges`, those that say how their edges' weights grew."""
+    paths = [file["path"] for file in manifest.files]
+    folder = f"{edge_file.STEPS_FOLDER}/"
+    found = {path.removeprefix(folder): path for path in paths if path.startswith(folder)}
+    if edge_file.ENDS in paths:  # of the embedded engine
+        with store.parquet(store.path("raw_edges", manifest.snapshot, manifest.version, edge_file.ENDS)) as file:
+            grown = "step_time" in file.schema_arrow.names
+        found |= {path: edge_file.ENDS for path in paths if grown and not path.startswith("_")}
+    return found
 
 
 def _runs(names: pa.ChunkedArray, numbers: dict[str, int]) -> Iterator[tuple[int, int, int]]:

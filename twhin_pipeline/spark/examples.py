@@ -19,7 +19,7 @@ from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph.edge_file import NO_TIME
 from twhin_pipeline.spark import tables
-from twhin_pipeline.spark.encoding import encoded, unsigned
+from twhin_pipeline.spark.encoding import encoded, steps_of, unsigned
 from twhin_pipeline.spark.session import expect, session
 from twhin_pipeline.training_set import positives, split
 from twhin_pipeline.training_set.held_edges import HELD
@@ -74,7 +74,7 @@ class _Split:
             self.all = self._keep(encoded(spark, config, store, snapshot, ["time", "first_time"], None))
             strategy: split.Strategy = _temporal(config, self.all)
             before = strategy.before
-            if before is not None and any(file["path"].startswith("_steps/") for file in self._files(store, snapshot)):
+            if before is not None and steps_of(store, store.manifest("raw_edges", snapshot)):
                 self.all = self._keep(encoded(spark, config, store, snapshot, ["time", "first_time"], before))
         else:
             strategy = (
@@ -98,10 +98,6 @@ class _Split:
         """Raw edges with an entity in no vocabulary, by part and relation."""
         for row in self.all.where("lhs < 0 OR rhs < 0").groupBy(part.alias("part"), "rel").count().collect():
             self.without_row[row["part"], row["rel"]] = row["count"]
-
-    @staticmethod
-    def _files(store: Store, snapshot: str) -> list[dict[str, Any]]:
-        return store.manifest("raw_edges", snapshot).files
 
     def _keep(self, frame: DataFrame) -> DataFrame:
         self.kept.append(frame.persist(tables.on_disk()))

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twhin_pipeline import scratch
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.spark.session import ROWS_AT_ONCE
 from twhin_pipeline.store import Store
 
@@ -179,13 +180,22 @@ def first_filled(batches: Batches) -> Batches | None:
 
 
 def finish(draft: Draft, reports: Sequence[Any]) -> None:
-    """Remove what no finished task has written, and note the checksums that tasks have computed."""
+    """Remove what no finished task has written, and note the checksums that tasks have computed.
+
+    Raises:
+        UserError: What a worker has written is not there.
+    """
     draft.digests = {row["name"]: row["sha256"] for row in reports}
     base = draft.store.fs._strip_protocol(draft.location)
     draft.store.fs.invalidate_cache()  # others have written
-    for name in draft.store.sizes(draft.location):
-        if name not in draft.digests:
-            draft.store.fs.rm(f"{base}/{name}")
+    there = set(draft.store.sizes(draft.location))
+    if missing := sorted(set(draft.digests) - there):
+        raise UserError(
+            f"{draft.location}: a worker of Spark has written {missing[0]}, and it is not there; give a store (--home) "
+            "that all machines see by the same path or URL: a shared folder, or an object store"
+        )
+    for name in there - set(draft.digests):
+        draft.store.fs.rm(f"{base}/{name}")
 
 
 def written(store: Store, manifest: Manifest) -> list[str]:
