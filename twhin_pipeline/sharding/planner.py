@@ -119,7 +119,7 @@ def plan_tables(
         debug=False,
     )
     try:
-        return planner.plan(model, [sharder(launch, device)])
+        return planner.plan(model, [EmbeddingCollectionSharder()])
     except PlannerError as error:
         reason = str(error).splitlines()[0].strip(" .")
         size = sum(weight.numel() * weight.element_size() for weight in model.embeddings.parameters()) / 2**30
