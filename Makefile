@@ -1,8 +1,8 @@
 # make demo     the whole pipeline on the bundled graph, with a summary at the end
 # make test     every test but the longest (make test-long)
-# make ui       Dagster on http://127.0.0.1:3000 and MLflow on http://127.0.0.1:5000
+# make ui       Dagster on http://127.0.0.1:3000, MLflow on :5000, the explorer on :8000
 # make docs     the documentation as a site, in site/
-# `make help` lists the rest. Variables: UI_PORT=…, MLFLOW_PORT=…, VARIANT=gpu, PYTHON=…, TORCH_INDEX_URL=…, TWHIN_HOME=…, TWHIN_CONFIG=…
+# `make help` lists the rest. Variables: UI_PORT=…, MLFLOW_PORT=…, SERVICE_PORT=…, VARIANT=gpu, PYTHON=…, TORCH_INDEX_URL=…, TWHIN_HOME=…, TWHIN_CONFIG=…
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,6 +14,7 @@ TWHIN_HOME ?= .twhin
 SNAPSHOT ?= 2025-08-09
 UI_PORT ?= 3000
 MLFLOW_PORT ?= 5000
+SERVICE_PORT ?= 8000
 export VARIANT PYTHON TORCH_INDEX_URL
 # Dagster's and MLflow's processes run in other folders, so they get whole paths.
 export TWHIN_HOME := $(if $(findstring ://,$(TWHIN_HOME)),$(TWHIN_HOME),$(abspath $(TWHIN_HOME)))
@@ -60,8 +61,8 @@ chromium:
 debian:
 	@packaging/debian.sh
 
-ui: $(READY) $(DAGSTER_HOME)/dagster.yaml ## Dagster's UI and daemon, and MLflow's UI (UI_PORT=3000, MLFLOW_PORT=5000)
-	@exec $(BIN)/python scripts/ui.py --dagster-port $(UI_PORT) --mlflow-port $(MLFLOW_PORT)
+ui: $(READY) $(DAGSTER_HOME)/dagster.yaml ## Dagster, MLflow and the explorer (UI_PORT=3000, MLFLOW_PORT=5000, SERVICE_PORT=8000)
+	@exec $(BIN)/python scripts/ui.py --dagster-port $(UI_PORT) --mlflow-port $(MLFLOW_PORT) --service-port $(SERVICE_PORT)
 
 mlflow: $(READY) ## MLflow's UI alone (MLFLOW_PORT=5000)
 	@exec $(BIN)/twhin mlflow --host 127.0.0.1 --port $(MLFLOW_PORT)

@@ -86,6 +86,8 @@ class LauncherResource(dg.ConfigurableResource):
                 done = client.run(context=context, command=command, env=env)
         except DagsterPipesExecutionError as error:
             raise self.failure(log_dir, str(error)) from None
+        finally:
+            launch.keep_logs(store, snapshot, config, log_dir)
         if not done.get_results(implicit_materializations=False):
             raise dg.Failure(
                 "training ended without an error and reported nothing; see the ranks' logs",

@@ -1,4 +1,4 @@
-"""`make ui`: Dagster's UI and daemon, and MLflow's UI on the same runs, in one terminal. Both end together."""
+"""`make ui`: Dagster, MLflow's pages of the same runs, and the explorer, in one terminal. They end together."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def serve(commands: Mapping[str, Sequence[str]], env: Mapping[str, str]) -> int:
         while True:
             for name, process in servers.items():
                 if (code := process.poll()) is not None:
-                    print(f"{name} ended with exit code {code}; the other one is ended too", file=sys.stderr)
+                    print(f"{name} ended with exit code {code}; the others are ended too", file=sys.stderr)
                     return code or 1
             time.sleep(0.3)
     except KeyboardInterrupt:
@@ -79,7 +79,7 @@ def in_use(port: int) -> bool:
 
 
 def main() -> int:
-    """Start both and wait; return the exit code."""
+    """Start them and wait; return the exit code."""
     from twhin_pipeline import tracking
     from twhin_pipeline.store import Store
     from twhin_pipeline.tracking import pages
@@ -87,10 +87,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dagster-port", type=int, default=3000)
     parser.add_argument("--mlflow-port", type=int, default=5000)
+    parser.add_argument("--service-port", type=int, default=8000)
     ports = parser.parse_args()
     uri = tracking.uri(Store())
     served_elsewhere = uri.startswith(("http://", "https://", "databricks"))
     wanted = {"UI_PORT": ports.dagster_port} | ({} if served_elsewhere else {"MLFLOW_PORT": ports.mlflow_port})
+    if not (service := os.environ.get(pages.SERVICE_ENV)):
+        wanted["SERVICE_PORT"] = ports.service_port
     for name, port in wanted.items():
         if in_use(port):
             print(f"port {port} is in use; choose another one: make ui {name}={port + 1}", file=sys.stderr)
@@ -104,12 +107,17 @@ def main() -> int:
         env[pages.MLFLOW_ENV] = f"http://{HOST}:{ports.mlflow_port}"
         mlflow = [sys.executable, "-m", "twhin_pipeline.cli", "mlflow", "--host", HOST]
         commands["MLflow"] = [*mlflow, "--port", str(ports.mlflow_port)]
+    if not service:
+        env[pages.SERVICE_ENV] = service = f"http://{HOST}:{ports.service_port}"
+        explorer = [sys.executable, "-m", "twhin_pipeline.cli", "serve", "--host", HOST, "--no-access-log"]
+        commands["twhin serve"] = [*explorer, "--port", str(ports.service_port)]
     configuration = os.environ.get("TWHIN_CONFIG") or "the bundled configs/debian.yaml, as TWHIN_CONFIG is not set"
     print(f"Dagster:       {env[pages.DAGSTER_ENV]} (its state is in {os.environ.get('DAGSTER_HOME', '.')})")
     runs = f"/#/experiments/{tracking.experiment_id(Store())}/runs?{pages.MODEL_TRAINING}"
     print(f"MLflow:        {env[pages.MLFLOW_ENV] + runs if pages.MLFLOW_ENV in env else uri}")
+    print(f"Explorer:      {service.rstrip('/')}/explore/")
     print(f"Configuration: {configuration}")
-    print("Ctrl-c ends both.", flush=True)
+    print("Ctrl-c ends them all.", flush=True)
     return serve(commands, env)
 
 

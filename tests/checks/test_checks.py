@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from edge_files import make_config, pass_checks, write
 
@@ -22,7 +23,7 @@ from twhin_pipeline.graph import raw_edges, vocabulary
 from twhin_pipeline.store import Store, Verdict
 from twhin_pipeline.training_set import negatives, positives
 from twhin_pipeline.vectors import indexing
-from twhin_pipeline.vectors.calibration import Calibration
+from twhin_pipeline.vectors.calibration import RELIABILITY_SCHEMA, THRESHOLDS_SCHEMA, Calibration
 
 BEFORE, NOW = "2025-01-01", "2025-02-01"
 Rows = list[dict[str, Any]]
@@ -282,6 +283,73 @@ BREAKAGES: list[tuple[str, str, Callable[[Rows], Rows]]] = [
     ("relations_match_model", "embeddings/relations", first(operator="identity")),
     ("relations_match_model", "embeddings/relations", first(embedding=[float("nan")] * 4)),
 ]  # fmt: skip
+
+
+def test_checks_of_very_many_pools_pass(tmp_path):
+    """DuckDB 2.0.0 ended `negatives_distributed` of 50,000 pools with an internal error (`database.connect`)."""
+    rng = np.random.default_rng(0)
+    rows = {"lhs": (8_000 * rng.random(10_000)).astype(int), "rhs": (10_000 * rng.random(10_000)).astype(int)}
+    pq.write_table(pa.table(rows | {"rel": ["fav"] * 10_000}), tmp_path / "e.parquet")
+    data = {"global_negatives": 5, "in_batch_negatives": 0}
+    config = make_config(
+        tmp_path / "e.parquet",
+        model={
+            "embeddings": {"tables": [{"name": "user"}, {"name": "item"}]},
+            "relations": [{"name": "fav", "lhs": "user", "rhs": "item"}],
+        },
+        negatives={"chunk_size": 2, "epochs": 10, "sides": "rhs"},
+        train_data=data,
+        validation_data=data,
+    )
+    store = Store(str(tmp_path / "home"))
+    raw_edges.ingest(config, store, NOW)
+    vocabulary.build(config, store, NOW)
+    pass_checks(store, NOW)
+    positives.build_positives(config, store, NOW)
+    negatives.build(config, store, NOW)
+    assert store.manifest("training_set/negatives", NOW).rows > 40_000
+    assert not checks.run_blocking(config, store, NOW, ["training_set/negatives"])
+
+
+SOUND = {
+    "thresholds": [
+        {"relation": "fav", "probability": 0.9, "precision": 0.8, "recall": 0.5, "edges": 60},
+        {"relation": "fav", "probability": 0.4, "precision": 0.5, "recall": 1.0, "edges": 120},
+    ],
+    "reliability": [
+        {"relation": "fav", "bin": 0, "predicted": 0.1, "uncalibrated": 0.3, "observed": 0.1, "pairs": 40},
+        {"relation": "all", "bin": 0, "predicted": 0.1, "uncalibrated": 0.3, "observed": 0.0, "pairs": 90},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "row", "change"),
+    [
+        ("thresholds", 0, {}),
+        ("thresholds", 0, {"relation": "likes"}),
+        ("thresholds", 0, {"precision": float("nan")}),
+        ("thresholds", 0, {"probability": 1.2}),
+        ("thresholds", 1, {"recall": 0.4}),
+        ("thresholds", 1, {"edges": 59}),
+        ("reliability", 0, {"observed": -0.1}),
+        ("reliability", 1, {"predicted": float("nan")}),
+        ("reliability", 1, {"pairs": 0}),
+    ],
+)
+def test_thresholds_and_bins_that_are_no_shares_or_fall_are_found(broken, part, row, change):
+    config, store = broken
+    rows = store.read("calibration", NOW)
+    parts = {name: [dict(one) for one in some] for name, some in SOUND.items()}
+    parts[part][row] |= change
+    with store.replace("calibration", NOW, config_hash="test", parents={}) as draft:
+        draft.write(rows)
+        for name, schema in (("thresholds", THRESHOLDS_SCHEMA), ("reliability", RELIABILITY_SCHEMA)):
+            draft.write(pa.Table.from_pylist(parts[name], schema=schema), f"{name}.parquet")
+    result = checks.run("calibration_parts_sound", config, store, NOW, "calibration")
+    assert result.passed == (not change)
+    if change:
+        assert result.offending["part"].to_pylist() == [part]
 
 
 @pytest.mark.parametrize(

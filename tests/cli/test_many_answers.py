@@ -13,6 +13,7 @@ import small_store
 from small_store import SNAPSHOT, Small
 
 from twhin_pipeline.cli import run_arguments
+from twhin_pipeline.evaluation.evaluate import evaluate
 from twhin_pipeline.vectors.export import export
 from twhin_pipeline.vectors.opening import load_model
 from twhin_pipeline.vectors.reader import TwhinEmbeddings
@@ -50,6 +51,25 @@ def test_all_heads_are_written_as_the_api_gives_them(small, model, tmp_path, cap
     captured = capsys.readouterr()
     assert captured.out.strip() == str(path) and captured.err == f"twhin: {len(expected):,} rows\n"
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_where_a_relation_is_calibrated_the_command_shows_probabilities(tmp_path, capsys):
+    small = small_store.make(tmp_path, config=small_store.config())
+    evaluate(small.config, small.store, SNAPSHOT)
+    export(small.config, small.store, SNAPSHOT)
+    model = load_model(small.store.root)
+    chances = model.predict_relation("u01", [tail for tail, _ in model.candidates("likes", "u01", 3)], "likes")
+
+    def told(*arguments: str) -> str:
+        assert run(small, "recommend", *arguments, "-r", "likes", "-k", "3") == 0
+        return capsys.readouterr().out
+
+    found = json.loads(told("u01", "--json"))["tails"]
+    assert [one["probability"] for one in found] == pytest.approx(chances, rel=1e-4)
+    many = json.loads(told("u01", "u02", "--json"))["answers"]
+    assert [one["probability"] for one in many[0]["tails"]] == pytest.approx(chances, rel=1e-4)
+    for lines in (told("u01").splitlines(), told("u01", "u02").splitlines()):
+        assert lines[0].split()[-2:] == ["score", "probability"] and lines[1].endswith(f"{chances[0]:.4f}")
 
 
 def test_a_run_that_breaks_off_leaves_the_file_as_it_was(small, tmp_path, monkeypatch):

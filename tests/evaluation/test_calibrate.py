@@ -203,6 +203,30 @@ def test_ranking_by_probability_is_ranking_by_score(tmp_path) -> None:
     assert (np.diff(probability) < 0).all() and ((probability > 0) & (probability < 1)).all()
 
 
+def test_scores_of_recommendations_become_the_probabilities_of_their_pairs(tmp_path) -> None:
+    small = made(tmp_path)
+    evaluate(small.config, small.store, SNAPSHOT)
+    model = opened(small)
+    users = small_store.ids("user")[:5]
+    with pytest.warns(UserWarning, match="known edges are not left out"):
+        found = model.recommend("likes", users, 6).read_all()
+    pairs = found["lhs"].to_pylist(), found["rhs"].to_pylist()
+    said = model.predict_relation(*pairs, "likes")
+    assert found["probability"].to_pylist() == pytest.approx(said, rel=1e-4) and len(said) == 30
+    scores = [score for _, score in model.candidates("likes", users[0], 6)]
+    assert model.probabilities("likes", scores) == pytest.approx(said[:6], rel=1e-4)
+    rare = model.predict_relation(*pairs, "likes", prior=0.01)
+    assert model.probabilities("likes", found["score"], prior=0.01) == pytest.approx(rare, rel=1e-4)
+
+
+def test_without_a_calibration_recommendations_have_no_probability(tmp_path) -> None:
+    model = opened(small_store.make(tmp_path, config=small_store.config()))
+    with pytest.warns(UserWarning, match="known edges are not left out"):
+        found = model.recommend("likes", small_store.ids("user")[:2], 3).read_all()
+    assert found["probability"].null_count == found.num_rows == 6
+    assert model.probabilities("likes", [1.0]) is None
+
+
 def test_a_prior_shifts_the_odds_of_probabilities_and_of_precision(tmp_path) -> None:
     small = made(tmp_path)
     evaluate(small.config, small.store, SNAPSHOT)

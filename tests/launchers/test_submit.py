@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -124,18 +123,6 @@ def test_a_node_trains_as_a_machine_that_was_started_by_hand(tmp_path: Path) -> 
     assert (found.kind, found.node_rank, found.rdzv_endpoint, found.slurm) == ("local", 2, "first:29500", None)
     alone = write_config(planted_config(launch={"kind": "slurm"}), tmp_path)
     assert load_config(alone, node.local(0, 1, "first:29500")).launch.rdzv_endpoint is None
-
-
-def test_a_node_waits_until_the_first_one_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
-    waiting = threading.Thread(target=node.wait_for, args=(f"127.0.0.1:{port}", 0.05))
-    waiting.start()
-    waiting.join(0.3)
-    assert waiting.is_alive()
-    with socket.create_server(("127.0.0.1", port)):
-        waiting.join(10)
-    assert not waiting.is_alive()
 
 
 def test_a_mistake_of_the_user_on_a_node_is_a_record_and_exit_code_2(

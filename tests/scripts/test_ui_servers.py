@@ -1,4 +1,4 @@
-"""`make ui` runs two servers that end together, with every process that they started."""
+"""`make ui` runs servers that end together, with every process that they started."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
 from patience import wait_for
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
@@ -59,3 +61,19 @@ def test_a_port_that_is_in_use_is_found():
         server.bind((ui.HOST, 0))
         server.listen()
         assert ui.in_use(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("elsewhere", ["", "https://recommend.example/"])
+def test_the_explorer_is_served_too_unless_it_is_elsewhere(tmp_path, monkeypatch, capsys, elsewhere):
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(ui, "serve", lambda commands, env: found.update(commands=commands, env=env) or 0)
+    monkeypatch.setattr(sys, "argv", ["ui.py", "--dagster-port", "0", "--mlflow-port", "0", "--service-port", "0"])
+    monkeypatch.setenv("TWHIN_HOME", str(tmp_path))
+    monkeypatch.setenv("TWHIN_SERVICE_URL", elsewhere)
+    assert ui.main() == 0
+    assert ("twhin serve" in found["commands"]) == (not elsewhere)
+    address = elsewhere or f"http://{ui.HOST}:0"
+    assert found["env"]["TWHIN_SERVICE_URL"] == address
+    assert f"{address.rstrip('/')}/explore/" in capsys.readouterr().out
+    if not elsewhere:
+        assert found["commands"]["twhin serve"][-2:] == ["--port", "0"]

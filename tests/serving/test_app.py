@@ -11,6 +11,7 @@ from typing import Any
 
 import days
 import httpx
+import pyarrow as pa
 import pytest
 import small_store
 from service_process import served
@@ -20,7 +21,10 @@ from twhin_pipeline.errors import UnavailableError
 from twhin_pipeline.serving.app import create_app
 from twhin_pipeline.serving.options import ServeOptions
 from twhin_pipeline.store import Store, releases
+from twhin_pipeline.vectors import calibration, mixture
+from twhin_pipeline.vectors.interests import Interests
 from twhin_pipeline.vectors.reader import TwhinEmbeddings
+from twhin_pipeline.words import CALIBRATION
 
 KEY = "a key of a test".replace(" ", "-") + "-0123456789"
 USERS, ITEMS = small_store.ids("user"), small_store.ids("item")
@@ -30,6 +34,13 @@ USERS, ITEMS = small_store.ids("user"), small_store.ids("item")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(str(tmp_path_factory.mktemp("serving") / "home"))
     days.make(store, 0)
+    of_likes = {
+        "relation": ["likes"], "method": ["platt"], "edges": [99], "negatives": [10], "scores": [[0.0, 1.0]],
+        "log_odds": [[-1.0, 0.5]],
+    }  # fmt: skip
+    parents = store.versions(days.name(0), ["twhin_model"])
+    with store.replace(CALIBRATION, days.name(0), config_hash="c", parents=parents) as draft:
+        draft.write(pa.table(of_likes, schema=calibration.SCHEMA))
     return store
 
 
@@ -62,6 +73,41 @@ def test_recommendations_are_the_models_for_one_head_and_for_many(client, model,
     asked = {"id": heads[2], "relation": "likes", "k": 5, "exclude_known": str(known).lower()}
     one = client.get("/recommend", params=asked)
     assert [tail["id"] for tail in one.json()["results"][0]["tails"]] == [id for id, _ in plain[2]]
+
+
+def test_recommendations_have_the_probability_that_the_service_says_of_their_edges(client):
+    for ids in (USERS[:1], USERS[:3]):
+        asked = {"ids": ids, "relation": "likes", "k": 4}
+        for head in client.post("/recommend", json=asked).json()["results"]:
+            edges = {"lhs": [head["id"]], "rhs": [tail["id"] for tail in head["tails"]], "relation": "likes"}
+            said = client.post("/score", json=edges).json()["probabilities"]
+            assert [tail["probability"] for tail in head["tails"]] == pytest.approx(said, rel=1e-5)
+            assert len(said) == 4 and said == sorted(said, reverse=True)
+    explored = client.get("/explore/api/recommendations", params={"id": USERS[2], "relation": "likes", "count": 4})
+    assert [one["probability"] for one in explored.json()["recommended"]] == pytest.approx(said, rel=1e-5)
+    uncalibrated = client.get("/recommend", params={"id": USERS[0], "relation": "rates", "k": 2}).json()
+    assert [tail["probability"] for tail in uncalibrated["results"][0]["tails"]] == [None, None]
+
+
+def test_a_service_that_prepares_interests_recommends_by_them_and_another_says_how(client, store, model):
+    asked = {"ids": USERS[:2], "relation": "likes", "k": 5, "interests": True}
+    refused = client.post("/recommend", json=asked)
+    assert refused.status_code == 400 and "serve with --interests" in refused.json()["error"]
+    wanted = model.recommend("likes", USERS[:2], 5, interests=Interests()).read_all()["rhs"].to_pylist()
+    plain = model.recommend("likes", USERS[:2], 5).read_all()["rhs"].to_pylist()
+    with served(store.root, interests=True) as other, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixture.Mixture, "__init__", lambda *_: pytest.fail("made in a request"))
+        found = other.post("/recommend", json=asked).json()["results"]
+    assert [tail["id"] for head in found for tail in head["tails"]] == wanted != plain
+
+
+def test_how_a_request_is_searched_can_be_chosen(client, model):
+    asked = {"id": USERS[0], "relation": "likes", "k": 5}
+    exact = client.get("/recommend", params={**asked, "search": "exact"})
+    assert exact.json() == client.get("/recommend", params=asked).json()
+    for path, more in (("/recommend", asked), ("/neighbors", {"entity": "item", "id": ITEMS[0]})):
+        refused = client.get(path, params={**more, "search": "index"})
+        assert refused.status_code == 400 and "has no index of item" in refused.json()["error"]
 
 
 def test_tails_that_a_request_excludes_are_left_out_and_others_take_their_places(client, model):

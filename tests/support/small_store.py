@@ -109,8 +109,14 @@ def write_model(store: Store, config: TwhinConfig, vectors: dict[str, np.ndarray
         draft.details = {**manifest_details(config), "mlflow_run_id": "abc"}
 
 
-def make(folder: Path | str, *, config: TwhinConfig, splits: dict[str, np.ndarray] | None = None) -> Small:
-    """Write everything, below a folder or URL. The table `item` has more rows than its vocabulary."""
+def make(
+    folder: Path | str,
+    *,
+    config: TwhinConfig,
+    splits: dict[str, np.ndarray] | None = None,
+    vectors: dict[str, np.ndarray] | None = None,
+) -> Small:
+    """Write everything, below a folder or URL. The table `item` has more rows than its vocabulary, unless given."""
     store = Store(f"{folder}/home")
     splits = edges() if splits is None else splits
     for entity in NUM:
@@ -120,7 +126,8 @@ def make(folder: Path | str, *, config: TwhinConfig, splits: dict[str, np.ndarra
     write_edges(store, "held_out/test", splits["test"])
     rng = np.random.default_rng(2)
     rows = {"user": NUM["user"], "item": NUM["item"] + 5}
-    vectors = {name: rng.normal(size=(n, DIM)).astype(np.float32) for name, n in rows.items()}
+    drawn = {name: rng.normal(size=(n, DIM)).astype(np.float32) for name, n in rows.items()}
+    vectors = drawn if vectors is None else vectors
     fresh = Scorer(config.model).state_rows()
     moved = {name: torch.from_numpy(rng.normal(size=len(row)).astype(np.float32)) for name, row in fresh.items()}
     scorer = Scorer.from_rows(config.model, moved)

@@ -126,7 +126,7 @@ def test_where_the_index_finds_too_few_every_row_is_compared(
     assert asked["exact"] == [10]  # the index is not asked for more rows than it finds faster
 
 
-def test_neighbors_are_found_by_the_index_where_it_finds_by_the_cosine(
+def test_neighbors_of_a_small_type_are_found_by_the_index_where_it_finds_by_the_cosine(
     model: TwhinEmbeddings, asked: dict[str, list[int]]
 ) -> None:
     item = small_store.ids("item")[7]
@@ -138,7 +138,7 @@ def test_neighbors_are_found_by_the_index_where_it_finds_by_the_cosine(
     np.testing.assert_allclose([s for _, s in found], [s for _, s in exact], rtol=1e-4)
     assert bool(asked["index"]) == (model.config.comparator == "cosine")
     if model.config.comparator != "cosine":
-        with pytest.raises(UserError, match="index of item finds by the model's comparator"):
+        with pytest.raises(UserError, match="no index of item for neighbors, which of fewer than 9,984"):
             model.neighbors("item", item, 5, search="index")
 
 

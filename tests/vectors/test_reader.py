@@ -248,7 +248,7 @@ def test_tables_of_two_exports_are_not_mixed(tmp_path):
 
 def test_vectors_are_mapped_from_one_local_copy_of_each_version(tmp_path):
     small, model = make(tmp_path)
-    assert isinstance(model.tables["user"].vectors, np.memmap)
+    assert isinstance(model.tables["user"].vectors.base, np.memmap)
     copies = sorted((tmp_path / "home").rglob("vectors.npy"))
     written = [path.stat().st_mtime_ns for path in copies]
     load_model(small.store.root)

@@ -27,6 +27,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.evaluation.results import LEAST_EDGES
 from twhin_pipeline.store import database
 from twhin_pipeline.training_set.split import splittable
+from twhin_pipeline.vectors.calibration import RELIABILITY, THRESHOLDS
 from twhin_pipeline.words import CALIBRATION, INDEX, SIDES, sides_word
 
 if TYPE_CHECKING:
@@ -348,6 +349,11 @@ class _Views:
         files = self._files(CALIBRATION) if self.table == CALIBRATION else []
         empty = "'' AS relation, '' AS method, 0 AS edges, 0 AS negatives, [0.0] AS scores, [0.0] AS log_odds"
         self._view(CALIBRATION, f"SELECT * FROM {self._scan(files, empty)}")
+        shares = "'' AS relation, 0.0 AS probability, 0.0 AS precision, 0.0 AS recall, 0 AS edges, 0.0 AS predicted"
+        for part in (THRESHOLDS, RELIABILITY) if files else ():
+            found = self.store.part_files(self.store.manifest(CALIBRATION, self.snapshot)).get(part)
+            empty = f"{shares}, 0.0 AS uncalibrated, 0.0 AS observed, 0 AS pairs"
+            self._view(f"{CALIBRATION}_{part}", f"SELECT * FROM {self._scan([found] if found else [], empty)}")
         kind, _, name = self.table.partition("/")
         if kind == INDEX:
             self._view("search", f"SELECT * FROM {self._scan(self._files(self.table), '1')}")

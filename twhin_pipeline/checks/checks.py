@@ -146,6 +146,7 @@ CHECKS: dict[str, Check] = {
         Check("beats_popular", ("evaluation",), blocking=False),
         Check("probabilities_hold", ("evaluation",), blocking=False, severity="WARN"),
         Check("calibration_sound", ("calibration",)),
+        Check("calibration_parts_sound", ("calibration",)),
         Check("vectors_match_vocabulary", _EMBEDDINGS),
         Check("vectors_finite", _EMBEDDINGS),
         Check("norms_sound", _EMBEDDINGS),

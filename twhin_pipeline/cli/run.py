@@ -59,6 +59,10 @@ def run_command(
     if tune is not None:
         overrides = [*(overrides or []), f"tune.minutes={tune:f}"]
     run, line = make_run(config, home, snapshot, overrides)
+    if run.config.launch.node_rank:
+        print(line)
+        pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
+        return
     with redirect_stdout(sys.stderr) if as_json else nullcontext(), remembered(run):
         print(line)
         with nights.noted(run.config, run.store, run.snapshot):
@@ -114,6 +118,11 @@ def backfill_command(
     untracked(no_tracking)
     store = open_store(home)
     loaded, path = read_config(config, overrides, store)
+    if loaded.launch.node_rank:
+        raise UserError(
+            "launch.node_rank: backfill runs on node 0 alone; the other nodes join each of its snapshots with "
+            "`twhin run --snapshot DAY`"
+        )
     for day in (first, last):
         if day is not None:
             source.check_snapshot(day)

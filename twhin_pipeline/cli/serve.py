@@ -35,6 +35,9 @@ def serve(
     max_results: Annotated[int, typer.Option(min=1, help="Results of one request at most, ids times k.")] = 100_000,
     max_body: Annotated[int, typer.Option(min=1_000, help="Bytes of a request's body at most.")] = 1 << 20,
     time_limit: Annotated[float, typer.Option(min=0.1, help="Seconds that a request may take.")] = 10.0,
+    interests: Annotated[
+        bool, typer.Option("--interests", help="Let recommendations be asked for by many interests.")
+    ] = False,
     access_log: Annotated[bool, typer.Option(help="Log a line for each request, without ids.")] = True,
 ) -> None:
     """Answer recommendations, neighbors, probabilities and vectors over HTTP.
@@ -60,6 +63,7 @@ def serve(
             max_results=max_results,
             max_body=max_body,
             time_limit=time_limit,
+            interests=interests,
             access_log=access_log,
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -142,6 +143,9 @@ def recommend(
         typer.Option(help="Leave out tails that the head has by the relation, or by any between the two types."),
     ] = "relation",
     untrained: Annotated[bool, typer.Option("--untrained", help="Show tails without training edges too.")] = False,
+    many_interests: Annotated[
+        bool, typer.Option("--interests", help="Search by several vectors a head, one for each of its interests.")
+    ] = False,
     search: SearchBy = "auto",
     snapshot: Snapshot = None,
     home: Home = None,
@@ -152,6 +156,7 @@ def recommend(
     Tails that the head already has in the snapshot's edges are left out.
     """
     from twhin_pipeline.vectors import opening, recommendation
+    from twhin_pipeline.vectors.interests import Interests
     from twhin_pipeline.views import console
 
     asked = _asked(ids, ids_file, every, output)
@@ -166,13 +171,16 @@ def recommend(
     try:
         if asked:
             relation, note = recommendation.choose_relation(model, asked[0], relation, entity, edges)
+        interests = Interests() if many_interests else None
+        ask = partial(
+            model.recommend, relation, k=k, exclude_known=which[exclude], untrained=untrained, interests=interests,
+            search=search,
+        )  # fmt: skip
         if single is None:
-            missing = _missing(asked, skip_unknown)
-            answers = model.recommend(
-                relation, asked, k, which[exclude], untrained=untrained, missing=missing, search=search
-            )
+            answers = ask(ids=asked, missing=_missing(asked, skip_unknown))
         else:
-            best = model.recommend(relation, single, k, which[exclude], untrained=untrained, search=search)
+            best = ask(ids=single)
+            chances = model.probabilities(relation, [score for _, score in best])
     except KeyError as error:
         raise UserError(str(error.args[0])) from error
     if note is not None:
@@ -181,9 +189,14 @@ def recommend(
         _show(answers, output, as_json, {"snapshot": snapshot, "relation": relation or model.relations[0]}, "tails")
     elif as_json:
         tails = [{"id": tail, "score": score} for tail, score in best]
+        if chances is not None:
+            tails = [one | {"probability": chance} for one, chance in zip(tails, chances.tolist(), strict=True)]
         console.print_json({"snapshot": snapshot, "id": single, "relation": relation, "tails": tails})
-    else:
+    elif chances is None:
         console.print_table(["id", "score"], [(tail, f"{score:.4f}") for tail, score in best])
+    else:
+        shown = [(tail, f"{score:.4f}", f"{chance:.4f}") for (tail, score), chance in zip(best, chances, strict=True)]
+        console.print_table(["id", "score", "probability"], shown)
 
 
 def _asked(ids: list[str] | None, file: Path | None, every: bool, output: Path | None) -> list[str] | None:
@@ -219,17 +232,18 @@ def _show(answers: pa.RecordBatchReader, output: Path | None, as_json: bool, bes
         print(output)
         to_stderr(f"{rows:,} rows")
         return
-    query, other, rank, score = answers.schema.names
-    rows_of = answers.read_all().to_pylist()
+    table = answers.read_all()
+    table = table.select([name for name in table.column_names if table[name].null_count < max(table.num_rows, 1)])
+    query, other, rank, *values = table.column_names
+    rows_of = table.to_pylist()
     if as_json:
         grouped: dict[Any, list[dict[str, Any]]] = {}
         for row in rows_of:
-            name = "similarity" if score == "similarity" else "score"
-            grouped.setdefault(row[query], []).append({"id": row[other], name: row[score]})
+            grouped.setdefault(row[query], []).append({"id": row[other]} | {name: row[name] for name in values})
         console.print_json({**beside, "answers": [{"id": one, what: found} for one, found in grouped.items()]})
     else:
-        shown = [(row[query], row[other], str(row[rank]), f"{row[score]:.4f}") for row in rows_of]
-        console.print_table([query, other, rank, score], shown)
+        shown = [(row[query], row[other], str(row[rank]), *(f"{row[name]:.4f}" for name in values)) for row in rows_of]
+        console.print_table([query, other, rank, *values], shown)
 
 
 @commands.command(rich_help_panel="Use")

@@ -238,6 +238,10 @@ class ExportConfig(Section):
     """Rows of one Parquet file (128 MiB of 128 numbers). Several files are written at once."""
 
 
+SECRETS = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+"""In names of environment variables whose values must not be written to tables, logs or MLflow."""
+
+
 class LaunchConfig(Section):
     """Processes and memory."""
 
@@ -251,6 +255,11 @@ class LaunchConfig(Section):
     """This node's number, where `nnodes` is above 1 and `kind` is `local`."""
     rdzv_endpoint: str | None = None
     """host:port of the first node, where `nnodes` is above 1 and `kind` is `local`."""
+    max_restarts: int = Field(0, ge=0, le=1_000)
+    """How often a training is started again where a process or a node was lost. It goes on from the last checkpoint;
+    the nodes that are left wait for one that comes back with the same command."""
+    join_timeout_s: float = Field(600, gt=0)
+    """How long a node waits for the others to come, or to come back, where `nnodes` is above 1; seconds."""
     slurm: SlurmConfig | None = None
     """What a job of Slurm asks for; only with `kind: slurm`."""
     kubernetes: KubernetesConfig | None = None
@@ -299,4 +308,7 @@ class LaunchConfig(Section):
             raise ValueError("nnodes above 1 needs rdzv_endpoint, the host:port of the first node")
         if self.node_rank >= self.nnodes:
             raise ValueError(f"node_rank {self.node_rank} must be below nnodes {self.nnodes}")
+        for name in self.env:
+            if SECRETS.search(name):
+                raise ValueError(f"env: {name} looks like a secret, and a run keeps its configuration; set it outside")
         return self

@@ -51,8 +51,6 @@ def main(arguments: list[str] | None = None) -> None:
         number, nodes = int(os.environ[NODE_RANK[asked.kind]]), asked.nnodes
         overrides = [*options.set, *local(number, nodes, options.endpoint)]
         config: TwhinConfig = load_config(options.config, overrides)
-        if number > 0:
-            wait_for(options.endpoint)
         store, log_dir = Store(options.home, options.view), os.path.join(options.log_dir, f"node-{number}")
         launch.run(
             config, options.config, overrides, store, options.snapshot,
@@ -79,20 +77,6 @@ def named(failure: Failure, number: int, nodes: int) -> Failure:
         return failure
     where = f"rank {failure.rank} of node {number} ({socket.gethostname()}) failed:\n"
     return replace(failure, rank=-1, traceback=where + failure.traceback)
-
-
-def wait_for(endpoint: str, pause_s: float = 1.0) -> None:
-    """Wait until the first node listens: torchrun waits for a minute only, and nodes may start far apart.
-
-    Where the first node never does, the scheduler ends the job.
-    """
-    host, _, port = endpoint.rpartition(":")
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-            return
-        except OSError:
-            time.sleep(pause_s)
 
 
 def show(number: int, line: str) -> None:

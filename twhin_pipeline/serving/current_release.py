@@ -18,6 +18,7 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.serving.metrics import Metrics
 from twhin_pipeline.store import Store, releases
 from twhin_pipeline.store.releases import CURRENT, FOLDER, Release
+from twhin_pipeline.vectors.interests import Interests
 from twhin_pipeline.vectors.opening import open_model
 from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
@@ -55,16 +56,17 @@ class Failure:
 class CurrentRelease:
     """Follows a store's current release. Until the first one is open, `opened` is None."""
 
-    def __init__(self, home: str, metrics: Metrics, interval: float = 2.0) -> None:
+    def __init__(self, home: str, metrics: Metrics, interval: float = 2.0, *, interests: bool = False) -> None:
         """Take a store; nothing is opened yet.
 
         Args:
             home: A folder or URL.
             metrics: Where changes and failures are counted.
             interval: Seconds between two looks.
+            interests: Prepare recommendations by many interests too.
         """
         self.store = Store(home)
-        self.interval = interval
+        self.interval, self.interests = interval, interests
         self.opened: Opened | None = None
         self.failure: Failure | None = None
         self._metrics = metrics
@@ -90,7 +92,7 @@ class CurrentRelease:
                 raise UserError(f"{self.store.root}: nothing has been published yet; `twhin run` does it")
             name = current.name
             if self.opened is None or self.opened.name != name:
-                self._change(open_release(self.store, current))
+                self._change(open_release(self.store, current, interests=self.interests))
         except Exception as error:  # whatever it is, the former release goes on answering
             self._failed(content, name, error)
             return
@@ -142,8 +144,8 @@ class CurrentRelease:
             self._metrics.failing.set(1)
 
 
-def open_release(store: Store, release: Release) -> Opened:
-    """Open and warm a release.
+def open_release(store: Store, release: Release, *, interests: bool = False) -> Opened:
+    """Open and warm a release; with `interests`, make the clusters of each relation's tails too.
 
     Raises:
         UserError: It cannot be opened, or another release became current meanwhile.
@@ -153,6 +155,8 @@ def open_release(store: Store, release: Release) -> Opened:
         table.searched_rows = SEARCHED_ROWS
     model.map_known_edges()
     warm(model)
+    for relation in model.relations if interests else ():
+        model.prepare_interests(relation, Interests())
     return Opened(release, model, time.time())
 
 

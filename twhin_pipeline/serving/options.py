@@ -41,6 +41,8 @@ class ServeOptions:
     """Bytes of a request's body at most."""
     time_limit: float = 10.0
     """Seconds that a request may take."""
+    interests: bool = False
+    """Make the clusters of many interests when a release is opened, so that requests may ask for them."""
     access_log: bool = True
     """Log a line for each request."""
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -13,10 +14,12 @@ from fastapi.responses import JSONResponse
 
 from twhin_pipeline.serving import schemas
 from twhin_pipeline.serving.current_release import Opened
-from twhin_pipeline.serving.service import Service, service_of
+from twhin_pipeline.serving.service import RequestError, Service, service_of
 from twhin_pipeline.vectors.entity_table import EntityTable
+from twhin_pipeline.vectors.interests import Interests
 from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
+INTERESTS = Interests()
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": schemas.Error, "description": "The release cannot answer this."},
     401: {"model": schemas.Error, "description": "The API key is missing or wrong."},
@@ -46,6 +49,8 @@ async def recommend_many(request: Request, asked: schemas.RecommendMany) -> Resp
 async def _recommend(service: Service, asked: schemas.RecommendMany) -> Response:
     service.check_k(asked.k, len(asked.ids))
     service.check_count("ids, exclude and edges", asked, "ids", "exclude", "edges")
+    if asked.interests and not service.options.interests:
+        raise RequestError(HTTPStatus.BAD_REQUEST, "interests: they are not prepared; serve with --interests")
 
     def work(opened: Opened) -> dict[str, Any]:
         model = opened.model
@@ -54,9 +59,11 @@ async def _recommend(service: Service, asked: schemas.RecommendMany) -> Response
         ids, missing = _known(model, heads, asked)
         ask = partial(
             model.recommend, asked.relation, k=asked.k, exclude_known=asked.exclude_known,
-            exclude=asked.exclude or None, untrained=asked.untrained, **_new(asked),
+            exclude=asked.exclude or None, untrained=asked.untrained, search=asked.search,
+            interests=INTERESTS if asked.interests else None, **_new(asked),
         )  # fmt: skip
         found = _found(model.tables.get(heads), ids, ask, "tails", "score")
+        _add_probabilities(model, relation, [tail for one in found for tail in one["tails"]])
         return {"relation": relation, "results": found, "missing": missing}
 
     return await service.answer(work)
@@ -82,7 +89,9 @@ async def _neighbors(service: Service, asked: schemas.NeighborsMany) -> Response
     def work(opened: Opened) -> dict[str, Any]:
         model = opened.model
         ids, missing = _known(model, asked.entity, asked)
-        ask = partial(model.neighbors, asked.entity, k=asked.k, untrained=asked.untrained, **_new(asked))
+        ask = partial(
+            model.neighbors, asked.entity, k=asked.k, untrained=asked.untrained, search=asked.search, **_new(asked)
+        )
         found = _found(model.tables.get(asked.entity), ids, ask, "neighbors", "similarity")
         return {"entity": asked.entity, "results": found, "missing": missing}
 
@@ -167,7 +176,7 @@ def _found(
     answer = ask(ids=list(ids)).read_all() if ids else None
     if answer is None or table is None:
         return []
-    keys, others, ranks, values = (column.to_pylist() for column in answer.columns)
+    keys, others, ranks, values = (column.to_pylist() for column in answer.columns[:4])
     lists: list[dict[str, Any]] = []
     at = 0
     for id, key in zip(ids, _keys(table, ids), strict=True):
@@ -178,6 +187,13 @@ def _found(
             at += 1
         lists.append({"id": id, of: found})
     return lists
+
+
+def _add_probabilities(model: TwhinEmbeddings, relation: str, tails: list[dict[str, Any]]) -> None:
+    """Add the probability of each tail of a relation, None where it is not calibrated."""
+    found = model.probabilities(relation, [one["score"] for one in tails])
+    for tail, probability in zip(tails, [None] * len(tails) if found is None else found.tolist(), strict=True):
+        tail["probability"] = probability
 
 
 def _keys(table: EntityTable, ids: Sequence[int | str]) -> list[int | str]:

@@ -53,6 +53,15 @@ NewEdges = Annotated[
 ]
 
 
+Search = Annotated[
+    Literal["auto", "exact", "index"],
+    Field(description="Compare all, or search by an index; `auto`: where there is one."),
+]
+ManyInterests = Annotated[
+    bool, Field(description="Search by several vectors a head, one for each kind of tail that it engaged with.")
+]
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -71,6 +80,8 @@ class RecommendOne(_Request):
     exclude_known: ExcludeKnown = True
     exclude: Annotated[list[str], Field(description="Tails to leave out; may be repeated.")] = []
     untrained: Untrained = False
+    interests: ManyInterests = False
+    search: Search = "auto"
 
 
 class RecommendMany(_New):
@@ -82,6 +93,8 @@ class RecommendMany(_New):
     exclude_known: ExcludeKnown = True
     exclude: Annotated[list[Id], Field(description="Tails to leave out of every head's results.")] = []
     untrained: Untrained = False
+    interests: ManyInterests = False
+    search: Search = "auto"
 
 
 class NeighborsOne(_Request):
@@ -91,6 +104,7 @@ class NeighborsOne(_Request):
     id: Annotated[str, Field(description="The entity's id.", examples=["SKU-00012"])]
     k: Count = 10
     untrained: Untrained = False
+    search: Search = "auto"
 
 
 class NeighborsMany(_New):
@@ -100,6 +114,7 @@ class NeighborsMany(_New):
     ids: Annotated[list[Id], Field(description="The entities' ids.", min_length=1, examples=[["SKU-00012"]])]
     k: Count = 10
     untrained: Untrained = False
+    search: Search = "auto"
 
 
 class ScoreOne(_Request):
@@ -148,6 +163,12 @@ class Tail(BaseModel):
 
     id: Id
     score: Annotated[float, Field(description="The model's score; higher is better.")]
+    probability: Annotated[
+        float | None,
+        Field(
+            description="That the head has the relation to it, as of `/score`; null: the relation is not calibrated."
+        ),
+    ]
 
 
 class TailsOf(BaseModel):

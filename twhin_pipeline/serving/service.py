@@ -40,7 +40,7 @@ class Service:
         self.options = options
         self.keys = ApiKeys.read(options.api_key_file)
         self.metrics = Metrics()
-        self.current = CurrentRelease(options.home, self.metrics, options.interval)
+        self.current = CurrentRelease(options.home, self.metrics, options.interval, interests=options.interests)
         self._pool = ThreadPoolExecutor(options.threads, "twhin-compute")
 
     def opened(self) -> Opened:

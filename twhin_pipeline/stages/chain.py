@@ -375,14 +375,44 @@ def made_before(run: Run, stage: Stage, say: Say) -> dict[str, Manifest] | None:
     return made
 
 
-def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
-    """Run one stage and the checks of its tables, saying one line.
+def join(run: Run, stage: Stage, say: Say) -> None:
+    """Take part in the training of a stage, on a node other than the first (`training.nodes`); other stages pass.
 
     Raises:
-        UserError: As `make` does, or a blocking check failed.
+        UnavailableError: The first node does not open the training in time.
+        UserError, TrainingFailed, TrainingCancelled: As `training.launch.run` does.
+    """
+    from twhin_pipeline.stages import refit as again
+    from twhin_pipeline.training import nodes
+
+    if stage.function not in (train, refit) or (stage.function is refit and not again.is_in_chain(run.config)):
+        say(f"{stage.name:<11}   is left to node 0")
+        return
+    nodes.wait_for_first(run.config, say)  # it makes the tables before
+    if stage.function is train:
+        joined = _resolved(run)
+    elif (why := _not_refit(_resolved(run))) is not None:
+        say(f"{stage.name:<11}   left out: {why}")
+        return
+    else:
+        joined = again.training_run(run)
+    run.train(joined)
+    nodes.wait_for_close(run.config)
+    say(f"{stage.name:<11}   node {run.config.launch.node_rank} has taken part; node 0 goes on with the model")
+
+
+def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
+    """Run one stage and the checks of its tables, saying one line; on a node other than the first, `join` it.
+
+    Raises:
+        UserError: As `make` and `join` do, or a blocking check failed.
     """
     from twhin_pipeline.checks import checks
+    from twhin_pipeline.training import nodes
 
+    if nodes.joins(run.config):
+        join(run, stage, say)
+        return {}
     messages: list[str] = []
     started = time.perf_counter()
     made = make(run, stage, messages.append)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import twhin_pipeline.store.locks as locks
 from twhin_pipeline import scratch
 from twhin_pipeline.store.manifest import MANIFEST, Manifest
 
@@ -101,6 +102,7 @@ class Draft:
             parts=parts,
             settings=settings or {},
         )
+        locks.confirm(self.store.path(self.asset, self.snapshot))
         self.store.put(base + MANIFEST, manifest.to_json())
         if self.store._pins is not None:
             self.store._pins[self.asset, self.snapshot] = self.version

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +30,7 @@ from twhin_pipeline.config.training import PREVIOUS
 from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
+from twhin_pipeline.training import nodes
 from twhin_pipeline.training.reporting import (
     KINDS,
     PROGRESS,
@@ -138,14 +141,16 @@ def torchrun_command(
             f"--nnodes={launch.nnodes}",
             f"--node-rank={launch.node_rank}",
             "--rdzv-backend=c10d",
-            f"--rdzv-id=twhin-{snapshot}-{config.hash()}",
+            # Ranks compare their configurations, so that one that differs is an error and not a wait.
+            f"--rdzv-id=twhin-{snapshot}-{store.view or 'model'}",
             f"--rdzv-endpoint={launch.rdzv_endpoint}",
-            f"--rdzv-conf=is_host={int(launch.node_rank == 0)}",
+            f"--local-addr={nodes.label(config)}",
+            f"--rdzv-conf=is_host={int(not nodes.joins(config))},join_timeout={math.ceil(launch.join_timeout_s)}",
         ]
     torchrun = [
         *meeting,
         f"--nproc-per-node={launch.nproc_per_node}",
-        "--max-restarts=0",
+        f"--max-restarts={launch.max_restarts}",
         "--tee=3",
         f"--log-dir={log_dir}",
     ]
@@ -169,7 +174,9 @@ def environment(config: TwhinConfig) -> dict[str, str]:
     ignored = [os.environ.get("PYTHONWARNINGS"), "ignore::UserWarning:twhin_pipeline.config.twhin_config"]
     return {
         "PYTHONWARNINGS": ",".join(filter(None, ignored)),
-        **({"GLOO_SOCKET_IFNAME": interface} if (interface := _loopback(config)) else {}),
+        **({"GLOO_SOCKET_IFNAME": interface} if (interface := _interface(config)) else {}),
+        # The nodes that stay would look for the place of a former rank 0 where that came back as a new process.
+        **({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if config.launch.nnodes > 1 else {}),
         "OMP_NUM_THREADS": str(threads_per_process(config)),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
@@ -183,13 +190,18 @@ def environment(config: TwhinConfig) -> dict[str, str]:
     }
 
 
-def check_meeting(config: TwhinConfig) -> None:
-    """See whether the processes of one node can meet; torchrun would find out after minutes.
+def check_meeting(config: TwhinConfig, say: Callable[[str], None] = print) -> None:
+    """See whether the processes of one node can meet; torchrun would find out after minutes. Wait for node 0.
 
     Raises:
         UserError: They cannot.
+        UnavailableError: This node joins node 0, which does not open its training in time.
     """
-    if config.launch.nnodes > 1 or config.launch.kind != "local":
+    if config.launch.kind != "local":  # each node of the job looks for itself
+        return
+    if nodes.joins(config):
+        nodes.wait_for_first(config, say)
+    if config.launch.nnodes > 1:
         return
     try:
         with (
@@ -204,10 +216,14 @@ def check_meeting(config: TwhinConfig) -> None:
         ) from error
 
 
-def _loopback(config: TwhinConfig) -> str | None:
-    """Return the interface by which the ranks of one node meet; None where there are more, or where it is set."""
-    if config.launch.nnodes > 1 or "GLOO_SOCKET_IFNAME" in os.environ:
+def _interface(config: TwhinConfig) -> str | None:
+    """Return the interface by which ranks meet; None where it is set, or not known."""
+    if "GLOO_SOCKET_IFNAME" in os.environ:
         return None
+    if config.launch.kind != "local":
+        return None
+    if config.launch.nnodes > 1:
+        return nodes.interface(config)
     names = {name for _, name in socket.if_nameindex()}
     return next((name for name in ("lo", "lo0") if name in names), None)
 
@@ -264,6 +280,7 @@ def run(
 
     Raises:
         UserError: A rank met a mistake of the user's.
+        UnavailableError: Node 0 did not come, or not come back, in time.
         TrainingCancelled: A signal came; a checkpoint was written where a rank had begun to train.
         TrainingFailed: Anything else, with the failing rank's traceback.
     """
@@ -272,8 +289,7 @@ def run(
         check_places(config)
     folder = Path(log_dir or default_log_dir(store, snapshot))
     folder.mkdir(parents=True, exist_ok=True)
-    # Failures of earlier launches must not be taken for this one's.
-    before = set(_rank_files(str(folder)))
+    began = time.time()
     starting = command(config, config_path, store, snapshot, str(folder), overrides)
     env = {**os.environ, **environment(config)}
     handlers: dict[str, Callable[[dict[str, Any]], None]] = {}
@@ -289,37 +305,100 @@ def run(
         ranks = config.launch.nproc_per_node
         if config.launch.kind == "local":
             show(f"starting {ranks} training process{'es' if ranks > 1 else ''}; the first step is taken in 10 to 60 s")
-        # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
-        process = subprocess.Popen(
-            starting, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
-            start_new_session=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        with (
-            _forwarded_signals(process) as forwarded,
-            (folder / "torchrun.log").open("a+", encoding="utf-8", errors="replace") as log,
-        ):
-            begin = log.tell()
-            _relay(process.stdout, show, handlers, log, single=config.launch.nproc_per_node == 1)
-            code = process.wait()
-            log.seek(begin)
-            output_of_torchrun = log.read()
-    if code == 0:
+        left = config.launch.max_restarts if nodes.joins(config) else 0
+        try:
+            # torchrun itself starts ranks again. It ends where node 0 is gone, and with it the place to meet.
+            while (failed := _torchrun(starting, env, folder, show, handlers)) is not None:
+                if not (left and failed.lost_first_node):
+                    break
+                left -= 1
+                show("the connection to node 0 was lost")
+                nodes.wait_for_first(config, show)
+        finally:
+            keep_logs(store, snapshot, config, folder, began)
+    if failed is None:
         return
-    cause = first_failure(str(folder), ignoring=before, output_of_torchrun=output_of_torchrun)
-    if cause is None:
-        if forwarded:  # before a rank could write a checkpoint, or after it had ended
-            raise TrainingCancelled("training was stopped by a signal; the same command trains again")
-        last = _last_lines(output_of_torchrun)
-        starter = "torchrun" if config.launch.kind == "local" else "the job's submitter"
-        raise TrainingFailed(f"{starter} ended with exit code {code} before any rank failed; its last lines:\n{last}")
-    if on_failure is not None:
-        on_failure(cause)
-    if (mistake := mistake_of(cause)) is not None:
-        raise mistake
-    if cause.kind == "TrainingCancelled":
-        raise TrainingCancelled(cause.message)
-    raise TrainingFailed(cause.words)
+    if failed.cause is not None and on_failure is not None:
+        on_failure(failed.cause)
+    raise failed.error()
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """How a torchrun ended that did not end well."""
+
+    code: int
+    cause: Failure | None
+    signalled: bool
+    output: str
+
+    @property
+    def lost_first_node(self) -> bool:
+        """Whether the connection to node 0 was lost, which may come back."""
+        mistaken = self.cause is not None and mistake_of(self.cause) is not None
+        return not self.signalled and not mistaken and any(name in self.output for name in nodes.LOST)
+
+    def error(self) -> Exception:
+        """Return the exception to raise."""
+        if self.cause is None:
+            if self.signalled:  # before a rank could write a checkpoint, or after it had ended
+                return TrainingCancelled("training was stopped by a signal; the same command trains again")
+            last = _last_lines(self.output)
+            return TrainingFailed(
+                f"training ended with exit code {self.code} before any rank failed; its last lines:\n{last}"
+            )
+        if (mistake := mistake_of(self.cause)) is not None:
+            return mistake
+        if self.cause.kind == "TrainingCancelled":
+            return TrainingCancelled(self.cause.message)
+        return TrainingFailed(self.cause.words)
+
+
+def _torchrun(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    folder: Path,
+    show: Callable[[str], None],
+    handlers: Mapping[str, Callable[[dict[str, Any]], None]],
+) -> _Failed | None:
+    """Run torchrun to its end; return how it failed, None where it did not."""
+    # Failures of earlier launches must not be taken for this one's.
+    before = set(_rank_files(str(folder)))
+    # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with (
+        _forwarded_signals(process) as forwarded,
+        (folder / "torchrun.log").open("a+", encoding="utf-8", errors="replace") as log,
+    ):
+        begin = log.tell()
+        _relay(process.stdout, show, handlers, log, single="--nproc-per-node=1" in command)
+        code = process.wait()
+        log.seek(begin)
+        output = log.read()
+    if code == 0:
+        return None
+    return _Failed(code, first_failure(str(folder), before, output), bool(forwarded), output)
+
+
+def keep_logs(store: Store, snapshot: str, config: TwhinConfig, folder: str | Path, since: float = 0) -> None:
+    """Copy this node's logs of a training, written `since` then, to a remote store: `logs/train/<snapshot>/node-<n>`.
+
+    Where the store does not take them, training has not failed of that: they stay where they are.
+    """
+    if store.is_local or config.launch.kind != "local":  # the nodes of a job do it
+        return
+    target = store.path("logs", "train", snapshot, f"node-{config.launch.node_rank}")
+    try:
+        for path in sorted(file for file in Path(folder).rglob("*") if file.is_file()):
+            if path.stat().st_mtime < since:
+                continue
+            store.fs.put_file(str(path), f"{target}/{path.relative_to(folder)}")
+    except Exception as error:  # of any kind of store
+        print(f"the logs are in {folder} alone: {remote.reason(error)}", file=sys.stderr)
 
 
 def mistake_of(cause: Failure) -> UserError | None:
@@ -342,6 +421,9 @@ def first_failure(log_dir: str, ignoring: Collection[str] = (), output_of_torchr
         output_of_torchrun: torchrun's own lines, which name ranks that ended without a word, such as by a signal.
     """
     files = [path for path in _rank_files(log_dir) if path not in ignoring]
+    # Where torchrun started the ranks again, the last time counts.
+    last = max(map(_attempt, files), default=0)
+    files = [path for path in files if _attempt(path) == last]
     result = _deaths(output_of_torchrun, files)
     for path in files:
         if not path.endswith("error.json"):
@@ -362,6 +444,12 @@ def first_failure(log_dir: str, ignoring: Collection[str] = (), output_of_torchr
     return replace(failure, when=when)
 
 
+def _attempt(path: str) -> int:
+    """Return the number of the start, from 0, that a rank's file is of."""
+    match = re.search(r"/attempt_(\d+)/", path)
+    return int(match[1]) if match else 0
+
+
 def _rank_files(log_dir: str) -> list[str]:
     """Return the files with ranks' errors and with what they wrote to standard error."""
     return [str(path) for name in ("error.json", "stderr.log") for path in Path(log_dir).rglob(name)]
@@ -375,9 +463,9 @@ def _deaths(output_of_torchrun: str, files: Sequence[str]) -> list[tuple[int, Fa
     deaths = []
     ranks = [match.groupdict() for match in _FAILED_RANK.finditer(output_of_torchrun)]
     times = [datetime.fromisoformat(each["time"]) for each in ranks]
-    for each, time in zip(ranks, times, strict=True):
+    for each, at in zip(ranks, times, strict=True):
         rank, local_rank, code = each["rank"], each["local_rank"], int(each["code"])
-        if each["file"].strip() != "<N/A>" or code == -signal.SIGTERM or time - min(times) > timedelta(seconds=2):
+        if each["file"].strip() != "<N/A>" or code == -signal.SIGTERM or at - min(times) > timedelta(seconds=2):
             continue
         logs = [Path(file) for file in files if file.endswith(f"/{local_rank}/stderr.log")]
         when = logs[0].stat().st_mtime_ns if logs else 0

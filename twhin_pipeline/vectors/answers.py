@@ -29,6 +29,7 @@ def answer(
     search: Callable[[slice], tuple[np.ndarray, np.ndarray]],
     names: tuple[str, str, str],
     heads: int = HEADS_AT_ONCE,
+    probabilities: Callable[[np.ndarray], np.ndarray | None] | None = None,
 ) -> Any:
     """Return what `search` finds in `table` for the chosen entities, as a stream of batches, or one's as a list.
 
@@ -39,6 +40,8 @@ def answer(
         search: Returns rows int64 `[n, k]` and scores float32 `[n, k]` for a part of the entities.
         names: Of the columns with the entity, with what was found, and with its score.
         heads: Entities of a batch at most.
+        probabilities: From scores float32 `[m]` to probabilities `[m]`, None where there are none; batches then have
+            the column `probability`.
     """
     if chosen.one:
         rows, scores = search(slice(0, 1)) if k > 0 else (np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32))
@@ -49,6 +52,7 @@ def answer(
             pa.field(names[1], table.index.ids.type, nullable=False),
             pa.field("rank", pa.int32(), nullable=False),
             pa.field(names[2], pa.float32(), nullable=False),
+            *([pa.field("probability", pa.float32())] if probabilities is not None else []),
         ]
     )
 
@@ -64,6 +68,9 @@ def answer(
                 pa.array((rank + 1).astype(np.int32)),
                 pa.array(scores[query, rank]),
             ]
+            if probabilities is not None:
+                found = probabilities(scores[query, rank])
+                columns.append(pa.nulls(len(query), pa.float32()) if found is None else pa.array(found, pa.float32()))
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, batches())

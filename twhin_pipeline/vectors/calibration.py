@@ -148,6 +148,11 @@ class Calibrations:
         self._read_thresholds = thresholds
         self._noted = False
 
+    def are_of(self, relation: str) -> bool:
+        """Tell whether a relation's scores have a map to probabilities."""
+        found = self.by_relation.get(relation)
+        return found is not None and found.is_fitted
+
     def log_odds(self, relation: str, scores: np.ndarray, prior: float | None = None) -> np.ndarray:
         """Return the log-odds of a relation's scores, float64 of the same shape; those of no map are the scores.
 

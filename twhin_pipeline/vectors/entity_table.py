@@ -34,6 +34,10 @@ class UnknownId(KeyError, UserError):  # noqa: N818 - it is a KeyError, and read
         return str(self.args[0])
 
 
+class UnknownName(UnknownId):
+    """An entity type or a relation that the model does not have: a KeyError that names the nearest ones."""
+
+
 class EntityTable:
     """N entities of one type: `vectors` float32 `[N, D]` and their ids, both in row order, mapped from local files.
 
@@ -42,11 +46,11 @@ class EntityTable:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
-        self.vectors: np.ndarray = np.load(folder / "vectors.npy", mmap_mode="r")
+        self.vectors: np.ndarray = np.asarray(np.load(folder / "vectors.npy", mmap_mode="r"))
         self.trained: np.ndarray | None = None
         """Whether a training edge has the entity, bool `[N]`; None where the table does not say it."""
         if (folder / "trained.npy").exists():
-            self.trained = np.load(folder / "trained.npy", mmap_mode="r")
+            self.trained = np.asarray(np.load(folder / "trained.npy", mmap_mode="r"))
         self.index = IdIndex(folder)
         self.searched_rows = SEARCHED_ROWS
         self._lengths: np.ndarray | None = None

@@ -69,8 +69,9 @@ class IdIndex:
     """The index in a folder. Opening it reads nothing but its first pages."""
 
     def __init__(self, folder: Path) -> None:
-        self.keys: Array = np.load(folder / "keys.npy", mmap_mode="r")
-        self.by_key: Array = np.load(folder / "rows.npy", mmap_mode="r")
+        # Plain arrays over the same memory: to take a part of `np.memmap` costs many times as much.
+        self.keys: Array = np.asarray(np.load(folder / "keys.npy", mmap_mode="r"))
+        self.by_key: Array = np.asarray(np.load(folder / "rows.npy", mmap_mode="r"))
         # The reader keeps its mapping open as long as its arrays are.
         table = pa.ipc.open_file(pa.memory_map(str(folder / "ids.arrow"))).read_all()
         self.ids: pa.Array = table.column("id").chunk(0)

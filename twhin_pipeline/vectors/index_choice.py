@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 from twhin_pipeline import extras
 from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.words import INDEX
 
@@ -50,6 +51,15 @@ def kind_for(config: TwhinConfig, rows: int) -> Kind | Literal["none"]:
     if chosen.kind == "ivf_pq" and rows < LEAST_FOR_PQ:
         return "flat"
     return cast("Kind", chosen.kind)
+
+
+def neighbors_apart(model: TwhinModelConfig, kind: Kind, rows: int) -> bool:
+    """Tell whether a type's neighbors get an index of their own: lists of its vectors, scaled to length 1.
+
+    They are nearest by the cosine, which an index of another comparator does not find by. `flat` compares with all, as
+    searches without an index do.
+    """
+    return model.comparator != "cosine" and kind != "flat" and rows >= LEAST_FOR_PQ
 
 
 def current(store: Store, snapshot: str, entities: Iterable[str]) -> list[str]:

@@ -1,14 +1,15 @@
 """The tables `index/<entity>`: an index of each entity type that a relation leads to, and how well it finds.
 
-Their rows are figures, one for each relation and k; FAISS's file is beside them. Recall is measured on heads that have
-the relation in training, against a search that compares every vector.
+Their rows are figures, one for each relation and k; FAISS's files are beside them. Recall is measured on heads that
+have the relation in training, against a search that compares every vector. Where the comparator is not the cosine,
+neighbors have an index of their own, whose rows have no relation.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,22 @@ import torch
 from twhin_pipeline import extras
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.model import TwhinModelConfig
-from twhin_pipeline.model.comparators import COMPARATORS, Comparator
+from twhin_pipeline.model.comparators import COMPARATORS, Comparator, Cosine
 from twhin_pipeline.model.relation_scores import RelationScores, to_tensor
 from twhin_pipeline.model.scorer import Scorer
 from twhin_pipeline.store import Manifest, Store, database
 from twhin_pipeline.store.array_cache import cached
-from twhin_pipeline.vectors import vector_index
+from twhin_pipeline.vectors import index_choice, vector_index
 from twhin_pipeline.vectors.entity_table import BATCH_ROWS, EntityTable
 from twhin_pipeline.vectors.index_choice import LEAST_FOR_PQ, Kind, indexable, kind_for
 from twhin_pipeline.vectors.model_files import parameters_of
 from twhin_pipeline.vectors.retrieval import ExactSearch
+from twhin_pipeline.vectors.searchers import Wanted
 from twhin_pipeline.vectors.vector_index import Effort, VectorIndex
 from twhin_pipeline.words import INDEX
 
-FILE, COPY = "_index.faiss", "_searched"
-"""FAISS's file of a version, and the folder of its local copy where the store is remote."""
+FILE, NEIGHBORS, COPY = "_index.faiss", "_neighbors.faiss", "_searched"
+"""FAISS's files of a version, and the folder of their local copies where the store is remote."""
 POSITIVES, RELATIONS = "training_set/positives", "embeddings/relations"
 TIMED = 100
 """Queries that are timed, one by one."""
@@ -95,6 +97,16 @@ def build(config: TwhinConfig, store: Store, snapshot: str, settings: Mapping[st
                         least = draft.details["least_recall"]
                         if least is None or least >= config.indexes.recall:
                             break
+                if index_choice.neighbors_apart(model, made.kind, indexable(manifest)):
+                    found = replace(made, kind="ivf_pq").neighbors()
+                    if found is not None:  # else all are compared
+                        with draft.local_file(NEIGHBORS) as path:
+                            found[0].save(path)
+                            size = {"bytes": Path(path).stat().st_size}
+                        figures = pa.concat_tables(
+                            [figures, pa.Table.from_pylist([one | size for one in found[1]], SCHEMA)]
+                        )
+                        draft.details |= {"neighbors": size | {"efforts": _efforts(found[0])}}
                 draft.write(figures)
         result[f"{INDEX}/{entity}"] = store.manifest(f"{INDEX}/{entity}", snapshot)
     return result
@@ -134,20 +146,7 @@ class _Making:
     def write(self, path: str) -> tuple[pa.Table, dict[str, Any]]:
         """Build the index, choose how hard to search, write FAISS's file; return the figures and the details."""
         chosen, table, comparator = self.config.indexes, self._table(self.entity), self.scorer.comparator
-        rows = trained_rows(table)
-        threads = database.threads(self.config)
-        started = time.perf_counter()
-        index = vector_index.build(
-            self.kind,
-            _blocks(table, rows, comparator),
-            self._sample(table, rows, comparator),
-            len(table) if rows is None else len(rows),
-            comparator=comparator,
-            seed=chosen.seed,
-            threads=threads,
-        )
-        build_s = time.perf_counter() - started
-        searcher = VectorIndex(index, self.kind, comparator, table.vectors, {}, rows, threads)
+        searcher, build_s = self._built(table, comparator)
         searcher.save(path)
         exact = ExactSearch(comparator, table.vectors, table.trained)
         queries, groups = self._queries()
@@ -180,8 +179,64 @@ class _Making:
                     }
                 )
         least = min((one["recall"] for one in figures), default=None)
-        efforts = {str(k): asdict(effort) for k, effort in searcher.efforts.items()}
-        return pa.Table.from_pylist(figures, schema=SCHEMA), {**shared, "least_recall": least, "efforts": efforts}
+        details = {**shared, "least_recall": least, "efforts": _efforts(searcher)}
+        return pa.Table.from_pylist(figures, schema=SCHEMA), details
+
+    def neighbors(self) -> tuple[VectorIndex, list[dict[str, Any]]] | None:
+        """Build the index that finds neighbors by the cosine; return it with its figures, but for its size.
+
+        None where it does not find the wanted share. Recall is that of neighbors drawn by the seed.
+        """
+        chosen, table, comparator = self.config.indexes, self._table(self.entity), Cosine()
+        searcher, build_s = self._built(table, comparator)
+        rows = np.arange(len(table)) if searcher.rows is None else searcher.rows
+        drawn = np.random.default_rng(chosen.seed).permutation(rows)[: chosen.queries]
+        queries = _prepared(comparator, table.vectors[np.sort(drawn)])
+        exact = ExactSearch(comparator, table.vectors, table.trained)
+        best = exact.search(queries, min(chosen.recall_at[-1] + 1, len(searcher)))[1]
+        figures, exact_ms = [], _milliseconds(partial(exact.search, k=chosen.recall_at[0]), queries[:5])
+        for k in chosen.recall_at:
+            # Each is its own nearest one, so neighbors are the others of k + 1.
+            wanted = (k * chosen.recall + 1) / (k + 1)
+            group = np.zeros(len(queries), np.int64)
+            searcher.threads = database.threads(self.config)
+            searcher.efforts |= vector_index.tuned(searcher, queries, best, group, [k + 1], wanted)
+            searcher.threads = 1
+            with_itself = vector_index.recall(searcher.search(queries, k + 1)[1], best, k + 1)
+            if with_itself < wanted:
+                return None
+            figures.append(
+                {
+                    "relation": None,
+                    "k": k,
+                    "recall": (with_itself * (k + 1) - 1) / k,
+                    "wanted_recall": chosen.recall,
+                    "queries": len(queries),
+                    "latency_ms": _milliseconds(partial(searcher.search, k=k + 1), queries),
+                    "exact_ms": exact_ms,
+                    "kind": self.kind,
+                    "parameters": str(searcher.effort(k + 1)),
+                    "rows": len(searcher),
+                    "build_s": build_s,
+                }
+            )
+        return searcher, figures
+
+    def _built(self, table: EntityTable, comparator: Comparator) -> tuple[VectorIndex, float]:
+        """Return an index of the table's trained rows, for no k yet, and the seconds that building it took."""
+        rows, threads = trained_rows(table), database.threads(self.config)
+        started = time.perf_counter()
+        index = vector_index.build(
+            self.kind,
+            _blocks(table, rows, comparator),
+            self._sample(table, rows, comparator),
+            len(table) if rows is None else len(rows),
+            comparator=comparator,
+            seed=self.config.indexes.seed,
+            threads=threads,
+        )
+        build_s = time.perf_counter() - started
+        return VectorIndex(index, self.kind, comparator, table.vectors, {}, rows, threads), build_s
 
     def _table(self, entity: str) -> EntityTable:
         return EntityTable.open(self.store, self.store.manifest(f"embeddings/{entity}", self.snapshot))
@@ -224,6 +279,10 @@ class _Making:
         return np.searchsorted(kept, rows)
 
 
+def _efforts(searcher: VectorIndex) -> dict[str, Any]:
+    return {str(k): asdict(effort) for k, effort in searcher.efforts.items()}
+
+
 def trained_rows(table: EntityTable) -> np.ndarray | None:
     """Return the rows that an index is made of, int64 `[N]`: those with a training edge. None: all of them."""
     return None if table.trained is None or table.trained.all() else np.flatnonzero(table.trained)
@@ -253,27 +312,35 @@ def _milliseconds(search: Callable[[np.ndarray], object], queries: np.ndarray) -
 
 
 def open_index(
-    store: Store, manifest: Manifest, table: EntityTable, model: TwhinModelConfig, threads: int | None = None
+    store: Store, manifest: Manifest, table: EntityTable, model: TwhinModelConfig, wanted: Wanted = "tails"
 ) -> VectorIndex | None:
-    """Open the index of an entity type's table; None where the type needs none.
+    """Open the index that finds an entity type as tails or as neighbors; None where it has none for that.
 
     Raises:
         UserError: The extra `index` is missing, or the file is damaged.
     """
-    details = manifest.details
-    if details["kind"] == "none":
+    details, kind, name = manifest.details, manifest.details["kind"], FILE
+    if kind == "none":
         return None
+    comparator = COMPARATORS[model.comparator](model.temperature)
+    if wanted == "neighbors":
+        comparator = Cosine()
+        if model.comparator != "cosine":
+            if "neighbors" not in details:
+                return None
+            details, kind, name = details["neighbors"], "ivf_pq", NEIGHBORS
     extras.need("faiss", "search by an index")
     store.files_of(manifest)  # refuses a file of another size
-    place = f"{store.root}/{manifest.asset}/{manifest.snapshot}/{manifest.version}/{FILE}"
-    path = Path(place)
+    folder = f"{store.root}/{manifest.asset}/{manifest.snapshot}/{manifest.version}"
+    path = Path(folder) / name
     if not store.is_local:
-        path = cached(store, manifest, lambda draft: _fetch(store, place, draft), COPY) / FILE
+        names = [FILE, *([NEIGHBORS] if "neighbors" in manifest.details else [])]
+        path = cached(store, manifest, lambda draft: _fetch(store, folder, names, draft), COPY) / name
     efforts = {int(k): Effort(**effort) for k, effort in details["efforts"].items()}
-    comparator = COMPARATORS[model.comparator](model.temperature)
-    return VectorIndex.open(path, details["kind"], comparator, table.vectors, efforts, trained_rows(table), threads)
+    return VectorIndex.open(path, kind, comparator, table.vectors, efforts, trained_rows(table))
 
 
-def _fetch(store: Store, place: str, folder: Path) -> None:
+def _fetch(store: Store, place: str, names: list[str], folder: Path) -> None:
     fs: fsspec.AbstractFileSystem = store.fs
-    fs.get_file(fs._strip_protocol(place), str(folder / FILE))
+    for name in names:
+        fs.get_file(fs._strip_protocol(f"{place}/{name}"), str(folder / name))

@@ -15,6 +15,7 @@ from twhin_pipeline.vectors.calibration import open_calibrations
 from twhin_pipeline.vectors.entity_table import EntityTable
 from twhin_pipeline.vectors.model_files import locate, model_version, parameters_of
 from twhin_pipeline.vectors.reader import TwhinEmbeddings
+from twhin_pipeline.vectors.searchers import Wanted
 from twhin_pipeline.words import RELATIONS
 
 if TYPE_CHECKING:
@@ -74,12 +75,14 @@ def open_model(store: Store, snapshot: str, *, compatible_with: str | None = Non
     )
 
 
-def _open_index(model_config: TwhinModelConfig, store: Store, snapshot: str, table: EntityTable) -> VectorIndex | None:
+def _open_index(
+    model_config: TwhinModelConfig, store: Store, snapshot: str, table: EntityTable, wanted: Wanted
+) -> VectorIndex | None:
     extras.need("torch", "search by an index", "reader")
     from twhin_pipeline.vectors import index_choice, indexing
 
     manifest = index_choice.manifest_of(store, store.manifest(f"embeddings/{table.name}", snapshot))
-    return None if manifest is None else indexing.open_index(store, manifest, table, model_config)
+    return None if manifest is None else indexing.open_index(store, manifest, table, model_config, wanted)
 
 
 def _maps(store: Store, relations: Manifest, earlier: str) -> dict[str, np.ndarray] | None:

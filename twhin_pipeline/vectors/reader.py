@@ -10,12 +10,11 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -25,31 +24,23 @@ from twhin_pipeline.config.model import TwhinModelConfig
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Store
 from twhin_pipeline.vectors.answers import HEADS_AT_ONCE, answer, as_pairs
+from twhin_pipeline.vectors.by_id import Missing, VectorsById, is_one
 from twhin_pipeline.vectors.calibration import Calibrations, Threshold, sigmoid
-from twhin_pipeline.vectors.chosen import Chosen, New
-from twhin_pipeline.vectors.entity_table import EntityTable, UnknownId, as_list
+from twhin_pipeline.vectors.chosen import Chosen
+from twhin_pipeline.vectors.entity_table import EntityTable, UnknownName
 from twhin_pipeline.vectors.interests import Interests
 from twhin_pipeline.vectors.known_tails import KnownTails, rows_of
-from twhin_pipeline.vectors.model_files import vectors_array
 from twhin_pipeline.vectors.nearest import nearest
 from twhin_pipeline.vectors.row_pairs import RowPairs
-from twhin_pipeline.vectors.searchers import Search, Searchers
+from twhin_pipeline.vectors.searchers import Search, Searchers, Wanted
 
 if TYPE_CHECKING:
     from twhin_pipeline.vectors.mixture import Mixture
-    from twhin_pipeline.vectors.retrieval import ExactSearch, IndexSearch
     from twhin_pipeline.vectors.scoring import EdgeScores
     from twhin_pipeline.vectors.vector_index import VectorIndex
 
-GETTER = re.compile(r"get_(?P<entity>\w+)_embedding")
-Missing = Literal["error", "skip", "infer"]
 
-
-class UnknownName(UnknownId):
-    """An entity type or a relation that the model does not have: a KeyError that names the nearest ones."""
-
-
-class TwhinEmbeddings:
+class TwhinEmbeddings(VectorsById):
     """A trained model, to read: the vectors of each entity type, and the scorer that training used.
 
     Vectors, thresholds and neighbors of one id come without torch; scores, and answers for many ids, need it.
@@ -67,7 +58,7 @@ class TwhinEmbeddings:
         normalized: bool = False,
         store: Store | None = None,
         maps: Mapping[str, np.ndarray] | None = None,
-        open_index: Callable[[EntityTable], VectorIndex | None] = lambda table: None,
+        open_index: Callable[[EntityTable, Wanted], VectorIndex | None] = lambda table, wanted: None,
         open_calibrations: Callable[[], Calibrations] = Calibrations,
     ) -> None:
         """Put together what `load_model` found.
@@ -81,18 +72,14 @@ class TwhinEmbeddings:
             normalized: The vectors were exported with `export.normalize`.
             store: Where the snapshot's edges are, for `recommend`.
             maps: By entity type, a matrix `[D, D']` into another space, for `get_embedding`; None: the model's own.
-            open_index: Returns the index of an entity type's vectors, None where there is none; called when a search
-                first could use it.
+            open_index: Returns the index that finds an entity type as tails or as neighbors, None where there is none;
+                called when a search first could use it.
             open_calibrations: Returns the maps from scores to probabilities; called when the first is asked for.
         """
-        self.config = model_config
-        self.tables = dict(tables)
-        self._open_scores, self._open_calibrations = cache(open_scores), open_calibrations
+        super().__init__(model_config, tables, open_scores, normalized=normalized, maps=maps)
+        self._open_calibrations = open_calibrations
         self.snapshot, self.version = snapshot, version
-        self.normalized = normalized
         self.store = store
-        self.maps = maps
-        self.dim = model_config.embedding_dim
         self._known = KnownTails(store, snapshot, model_config.relations, self.tables)
         self._searchers = Searchers(snapshot, self._open_scores, open_index)
         self._mixtures: dict[tuple[int, Interests], Mixture] = {}
@@ -101,147 +88,10 @@ class TwhinEmbeddings:
         sizes = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items())
         return f"TwhinEmbeddings({self.snapshot}: {sizes}; relations {', '.join(self.relations)})"
 
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *(f"get_{name}_embedding" for name in self.entities)]
-
-    def __getattr__(self, name: str) -> Callable[[Any], np.ndarray]:
-        getter = GETTER.fullmatch(name)
-        tables = self.__dict__.get("tables", {})
-        if getter and getter["entity"] in tables:
-            return partial(self.get_embedding, getter["entity"])
-        message = f"; {unknown('entity type', getter['entity'], tables)}" if getter else ""
-        known = ", ".join(tables)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{message} (entity types: {known})")
-
-    @property
-    def _scores(self) -> EdgeScores:
-        return self._open_scores()
-
-    @property
-    def entities(self) -> list[str]:
-        """Entity types."""
-        return list(self.tables)
-
     @property
     def relations(self) -> list[str]:
         """Relations."""
         return self.config.relation_names
-
-    @overload
-    def get_embedding(
-        self, entity: str, ids: Any, missing: Literal["error", "infer"] = "error", edges: Any = None
-    ) -> np.ndarray: ...
-
-    @overload
-    def get_embedding(
-        self, entity: str, ids: Any, missing: Literal["skip"], edges: Any = None
-    ) -> tuple[np.ndarray, np.ndarray]: ...
-
-    def get_embedding(
-        self, entity: str, ids: Any, missing: Missing = "error", edges: Any = None
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Return the vector of an id, float32 `[D]`, or of n ids, `[n, D]`.
-
-        With `load_model(…, compatible_with=…)` it is in that release's space; scores and neighbors stay the model's.
-
-        Args:
-            entity: The entity type.
-            ids: An id, or a sequence of ids: a list, or an array of NumPy, pandas or Arrow.
-            missing: What happens to ids that have no vector. "error" raises. "skip" leaves them out. "infer" makes
-                their vectors from `edges`: the mean of what these edges want
-                ([new ids](../how-to/retrieve.md#ids-that-the-model-does-not-have)).
-            edges: For "infer", the edges of those ids to ids that have vectors: a mapping `{id: [(relation, known
-                id), …]}`, in which the id is the head where a relation's heads are of its type; or a table (Arrow,
-                pandas) with the columns `lhs`, `rel` and `rhs`.
-
-        Returns:
-            The vectors; with "skip" of several ids, two arrays: the vectors `[m, D]`, and `found`, bool `[n]`, which of
-            the ids they are of.
-
-        Raises:
-            KeyError: The entity type or an id is unknown; the message names the nearest known ones.
-            UserError: The type has no map into that space, an id has no edges, or `skip` is asked of a single id.
-        """
-        if ids is None:
-            raise UserError("get_embedding takes ids; `batches` streams all vectors of an entity type")
-        chosen = self._choose(entity, ids, missing, edges)
-        vectors = self._mapped(entity, chosen.vectors(slice(None)))
-        if chosen.found is not None:
-            return vectors, chosen.found
-        return vectors[0] if chosen.one else vectors
-
-    def _choose(self, entity: str, ids: Any, missing: Missing = "error", edges: Any = None) -> Chosen:
-        """Return the entities that a call asks for; all in the order of rows where `ids` is None."""
-        table = self._table(entity)
-        if ids is None:
-            return Chosen(table, np.arange(len(table)), None, every=True)
-        if missing not in get_args(Missing):
-            raise UserError(f"missing must be 'error', 'skip' or 'infer', got {missing!r}")
-        one = _is_one(ids)
-        if one and missing == "skip":
-            raise UserError("missing='skip' takes several ids; ask `has` for one")
-        ids = [ids] if one else ids
-        if missing == "error":
-            return Chosen(table, table.rows(ids), None, one=one)
-        rows = table.find(ids)
-        if missing == "skip":
-            return Chosen(table, rows[rows >= 0], None, found=rows >= 0)
-        new = np.flatnonzero(rows < 0)
-        if not len(new):
-            return Chosen(table, rows, None, one=one)
-        from twhin_pipeline.vectors import inference
-
-        values = as_list(ids)
-        names = [values[at] for at in new.tolist()]
-        found = inference.new_edges(edges, entity, names, self.config.relations, self.tables)
-        self._check_lengths()
-        vectors = found.estimate(len(names), self.config.relations, self.tables, self._scores, entity)
-        return Chosen(table, rows, New(new, [str(one) for one in names], vectors, found), one=one)
-
-    def _mapped(self, entity: str, own: np.ndarray) -> np.ndarray:
-        """Return vectors in the space of `compatible_with`, where one was given."""
-        if self.maps is None:
-            return own
-        if entity not in self.maps:
-            raise UserError(
-                f"vectors of {entity} have no map into that release's space: too few of its ids are in both, or it was "
-                "not there"
-            )
-        return (own @ self.maps[entity]).astype(np.float32)
-
-    def schema(self, entity: str, element: pa.DataType | None = None) -> pa.Schema:
-        """Return the schema of `batches`: `id`, and `embedding` as a list of D floats (`element`, default float32)."""
-        table = self._table(entity)
-        dim = self._mapped(entity, table.vectors[:0]).shape[1]
-        kind = pa.list_(element or pa.float32(), dim)
-        return pa.schema([pa.field("id", table.index.ids.type), pa.field("embedding", kind, nullable=False)])
-
-    def count(self, entity: str, *, untrained: bool = False) -> int:
-        """Return how many entities `batches` has."""
-        table = self._table(entity)
-        return len(table) if untrained or table.trained is None else int(table.trained.sum())
-
-    def batches(self, entity: str, size: int = 65_536, *, untrained: bool = False) -> Iterator[pa.RecordBatch]:
-        """Stream an entity type's ids and vectors in the order of rows, as `get_embedding` returns them.
-
-        Args:
-            entity: The entity type.
-            size: Rows of a batch at most.
-            untrained: Entities without training edges too.
-
-        Raises:
-            KeyError: The entity type is unknown.
-            UserError: The type has no map into the space of `compatible_with`.
-        """
-        table, schema = self._table(entity), self.schema(entity)
-        for start in range(0, len(table), size):
-            rows = np.arange(start, min(start + size, len(table)))
-            if not untrained and table.trained is not None:
-                rows = rows[table.trained[rows]]
-            if len(rows):
-                vectors = vectors_array(self._mapped(entity, table.vectors[rows]))
-                columns = [table.index.ids.take(pa.array(rows)), vectors.cast(schema.field("embedding").type)]
-                yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def predict_relation(
         self, lhs: Any, rhs: Any, relation: str | None = None, *, prior: float | None = None
@@ -276,6 +126,26 @@ class TwhinEmbeddings:
         log_odds = self._calibrations.log_odds(name, self._scores.of_pairs(a, number, b), prior)
         probability = sigmoid(log_odds)
         return float(probability[0]) if one_a and one_b else probability
+
+    def probabilities(self, relation: str | None, scores: Any, *, prior: float | None = None) -> np.ndarray | None:
+        """Return what `predict_relation` says of pairs with these scores, as `recommend` and `candidates` return them.
+
+        Args:
+            relation: The relation's name; may be None where the model has only one.
+            scores: The model's scores, of any shape.
+            prior: As of `predict_relation`.
+
+        Returns:
+            float64 of the same shape; None where the relation is not calibrated.
+
+        Raises:
+            KeyError: The relation is unknown.
+            UserError: The relation is None where there are several, or a prior is not between 0 and 1.
+        """
+        name = self.relations[self._relation(relation)[0]]
+        if not self._calibrations.are_of(name):
+            return None
+        return sigmoid(self._calibrations.log_odds(name, np.asarray(scores), prior))
 
     def queries(self, relation: str | None, heads: Any) -> np.ndarray:
         """Return heads (ids, or vectors `[n, D]`) as the relation's operator makes them, float32 `[n, D]`.
@@ -321,10 +191,6 @@ class TwhinEmbeddings:
     @cached_property
     def _calibrations(self) -> Calibrations:
         return self._open_calibrations()
-
-    def has(self, entity: str, id: Any) -> bool:
-        """Tell whether an entity type has the id. Raises KeyError where the type is unknown."""
-        return self._table(entity).has(id)
 
     @overload
     def neighbors(
@@ -374,7 +240,7 @@ class TwhinEmbeddings:
             untrained: Entities without training edges too; among all `ids` as well.
             missing: As in `get_embedding`.
             edges: As in `get_embedding`.
-            search: As in `recommend`. An index of vectors serves only where the model's comparator is the cosine.
+            search: As in `recommend`.
 
         Returns:
             Of one id a list of (id, cosine). Else a stream of Arrow record batches, as of `recommend`, with the columns
@@ -386,34 +252,21 @@ class TwhinEmbeddings:
         """
         chosen = self._choose(entity, ids, missing, edges)
         table = chosen.table
-        by_cosine = self.config.comparator == "cosine"
-        if search == "index" and not by_cosine:
-            raise UserError(
-                f"neighbors are nearest by cosine, and the index of {entity} finds by the model's comparator, "
-                f"{self.config.comparator}; leave search='index' out"
-            )
-        index = self._searchers.index(table, untrained, search if by_cosine or search != "auto" else "exact")
+        index = self._searchers.index(table, untrained, search, "neighbors")
         if chosen.one and chosen.new is None and index is None:
             return as_pairs(table, *nearest(table, int(chosen.rows[0]), max(k, 0), untrained))
         extras.need("torch", "neighbors of several ids", "reader")
-        from twhin_pipeline.model.comparators import Cosine
-        from twhin_pipeline.vectors.retrieval import ExactSearch, best_rows
+        from twhin_pipeline.vectors.retrieval import best_rows
 
-        allowed = None if untrained or table.trained is None else np.asarray(table.trained)
-        if chosen.every and allowed is not None:
-            chosen = replace(chosen, rows=np.flatnonzero(allowed))
-        searcher: ExactSearch | IndexSearch
-        if index is None:
-            searcher, scale = ExactSearch(Cosine(), table.vectors, allowed), np.float32(1)
-        else:  # its scores are the model's
-            searcher, scale = self._searchers.get(table, untrained, search), np.float32(self.config.temperature)
+        if chosen.every and not untrained and table.trained is not None:
+            chosen = replace(chosen, rows=np.flatnonzero(table.trained))
+        searcher = self._searchers.get(table, untrained, search, "neighbors")
         k = min(k, len(table))
 
         def best(part: slice) -> tuple[np.ndarray, np.ndarray]:
             vectors = chosen.vectors(part)
             queries = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-8))
-            rows, scores = best_rows(searcher, queries, k, chosen.themselves(part))
-            return rows, scores * scale
+            return best_rows(searcher, queries, k, chosen.themselves(part))
 
         return answer(chosen, table, k, best, ("id", "neighbor", "similarity"))
 
@@ -512,9 +365,10 @@ class TwhinEmbeddings:
                 takes the index where there is one ([indexes](../how-to/indexes.md)).
 
         Returns:
-            Of one head a list of (id, score); the score is the model's, as of `candidates`. Else a stream of Arrow
-            record batches with the columns `lhs`, `rhs`, `rank` (from 1) and `score`: a row for each recommendation, so
-            that it can be written, joined and filtered as it comes. Iterate it once; or take `read_all()` for a table,
+            Of one head a list of (id, score); the score is the model's, as of `candidates`, and `probabilities` says
+            what it means. Else a stream of Arrow record batches with the columns `lhs`, `rhs`, `rank` (from 1), `score`
+            and `probability` (null where the relation is not calibrated): a row for each recommendation, so that it can
+            be written, joined and filtered as it comes. Iterate it once; or take `read_all()` for a table,
             or `read_pandas()` for a data frame. DuckDB and Polars read it too.
 
         Raises:
@@ -560,7 +414,12 @@ class TwhinEmbeddings:
 
         # What neighbors engaged with is in memory too, for all heads of a batch.
         heads = HEADS_AT_ONCE if interests is None else HEADS_AT_ONCE // 8
-        return answer(chosen, tails, k, best, ("lhs", "rhs", "score"), heads)
+        probable = partial(self.probabilities, self.relations[number])
+        return answer(chosen, tails, k, best, ("lhs", "rhs", "score"), heads, probable)
+
+    def prepare_interests(self, relation: str | None, interests: Interests) -> None:
+        """Make the clusters that `recommend` with `interests` searches by; the first such call does it otherwise."""
+        self._mixture(self._relation(relation)[0], interests)
 
     def map_known_edges(self) -> None:
         """Map the snapshot's edges from files that processes share; they are made where they are missing.
@@ -597,11 +456,6 @@ class TwhinEmbeddings:
                 stacklevel=3,
             )
 
-    def _table(self, entity: str) -> EntityTable:
-        if entity not in self.tables:
-            raise UnknownName(unknown("entity type", entity, self.entities))
-        return self.tables[entity]
-
     def _relation(self, name: str | None) -> tuple[int, str, str]:
         """Return a relation's number and the entity types of its sides."""
         self._check_lengths()
@@ -615,18 +469,11 @@ class TwhinEmbeddings:
         relation = self.config.relations[number]
         return number, relation.lhs, relation.rhs
 
-    def _check_lengths(self) -> None:
-        if self.normalized:
-            raise UserError(
-                "these vectors were exported with export.normalize: true, and the scorer needs their lengths; "
-                "export again with normalize: false"
-            )
-
     def _vectors(self, entity: str, given: Any) -> tuple[np.ndarray, bool]:
         """Return float32 `[n, D]` of ids or vectors, and whether it was one that was given."""
         if hasattr(given, "detach"):  # a tensor of torch
             given = given.detach().cpu().numpy()
-        if not _is_one(given):
+        if not is_one(given):
             array = np.asarray(given)
             if np.issubdtype(array.dtype, np.floating) and array.shape != (0,):  # NumPy takes no ids for floats
                 if array.ndim not in (1, 2) or array.shape[-1] != self.dim:
@@ -636,8 +483,3 @@ class TwhinEmbeddings:
                 return np.atleast_2d(array).astype(np.float32), array.ndim == 1
         chosen = self._choose(entity, given)
         return chosen.vectors(slice(None)), chosen.one
-
-
-def _is_one(ids: Any) -> bool:
-    """Tell whether `ids` is a single id rather than a sequence."""
-    return np.ndim(ids) == 0

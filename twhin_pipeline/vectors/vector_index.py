@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from twhin_pipeline.model.comparators import Comparator, Dot
-from twhin_pipeline.model.relation_scores import to_tensor
+from twhin_pipeline.model.comparators import Comparator, Cosine, Dot
 from twhin_pipeline.vectors.index_choice import LINKS, Kind
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ ROTATIONS = 4
 """Rounds in which the rotation before the quantizer is learned (OPQ; Ge et al., 2013). FAISS's 50 take minutes."""
 LIST_ROWS = 64
 """Vectors that each list's centre is learned from."""
-SCORED_ELEMENTS = 8 << 20
-"""Elements of the vectors that are scored at a time: 32 MiB."""
 BREADTHS = tuple(dict.fromkeys(round(8 * 2 ** (step / 2)) for step in range(19)))
 """How broadly a search may look, from 8 to 4,096: efSearch of HNSW, nprobe of an inverted file."""
 REFINED = (4, 16, 64)
@@ -169,21 +166,29 @@ class VectorIndex:
     def _logits(self, values: np.ndarray) -> np.ndarray:
         return self.comparator.logits(torch.from_numpy(values)).numpy()
 
-    @torch.inference_mode()
     def _scores(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return the scores float32 `[Q, n]` of rows `[Q, n]`; minus infinity where they are below 0."""
-        result = np.empty(rows.shape, np.float32)
-        size = max(1, SCORED_ELEMENTS // (rows.shape[1] * queries.shape[1]))
-        for start in range(0, len(queries), size):
-            part = slice(start, start + size)
-            vectors = self.comparator.prepare(torch.from_numpy(self.vectors[rows[part]]))
-            given = to_tensor(queries[part]).unsqueeze(1)
-            if isinstance(self.comparator, Dot):
-                result[part] = self.comparator.compare(given, vectors)[:, 0].numpy()
-            else:  # what `compare` returns of distances is less exact
-                result[part] = self.comparator.pairs(given, vectors).numpy()
-        result[rows < 0] = -np.inf
-        return result
+        """Return the scores float32 `[Q, n]` of rows `[Q, n]`; minus infinity where they are below 0.
+
+        FAISS's loops read each row where it is, so none is copied. Lengths are distances from the origin.
+        """
+        import faiss
+
+        loops: Any = faiss  # its types lack them
+        rows = np.ascontiguousarray(rows, np.int64)
+
+        def each(measure: Any, against: np.ndarray) -> np.ndarray:
+            out = np.empty(rows.shape, np.float32)
+            measure(*map(loops.swig_ptr, (out, against, self.vectors, rows)), self.vectors.shape[1], *rows.shape)
+            return out
+
+        by_product = isinstance(self.comparator, Dot)
+        values = each(loops.fvec_inner_products_by_idx if by_product else loops.fvec_L2sqr_by_idx, queries)
+        if isinstance(self.comparator, Cosine):
+            squares = each(loops.fvec_L2sqr_by_idx, np.zeros_like(queries))
+            with np.errstate(invalid="ignore"):  # of rows below 0
+                values /= np.maximum(np.sqrt(squares), np.float32(1e-8))
+            values[rows < 0] = -np.inf
+        return self._by_numpy(values) if self._by_numpy else self._logits(values)
 
     def _searching(self, effort: Effort) -> Any:
         """Return FAISS's parameters of a search."""
@@ -207,11 +212,12 @@ def ranked(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np
         missing = ((0, 0), (0, k - rows.shape[1]))
         rows = np.pad(rows, missing, constant_values=-1)
         scores = np.pad(scores, missing, constant_values=-np.inf)
+    line = np.arange(len(rows))[:, np.newaxis]
     if rows.shape[1] > 4 * k:  # to sort all of them would take longer than to score them
-        some = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        rows, scores = np.take_along_axis(rows, some, 1), np.take_along_axis(scores, some, 1)
+        some = np.argpartition(scores, -k, axis=1)[:, -k:]
+        rows, scores = rows[line, some], scores[line, some]
     best = np.lexsort((rows, -scores))[:, :k]
-    return np.take_along_axis(rows, best, 1), np.take_along_axis(scores, best, 1)
+    return rows[line, best], scores[line, best]
 
 
 def build(

@@ -12,8 +12,9 @@ import duckdb
 from twhin_pipeline.errors import UserError, unknown
 from twhin_pipeline.store import Manifest, Store, database, releases
 from twhin_pipeline.store.releases import Release
+from twhin_pipeline.vectors.entity_table import UnknownName
 from twhin_pipeline.vectors.opening import load_model, open_model
-from twhin_pipeline.vectors.reader import TwhinEmbeddings, UnknownName
+from twhin_pipeline.vectors.reader import TwhinEmbeddings
 
 MOST_OPEN = 12
 """Releases that stay open at once. Their vectors are mapped files, so one that is open takes little memory."""

@@ -142,6 +142,7 @@ def make(root: str) -> APIRouter:
         best = opened.model.recommend(relation, id, count)
         chosen = next(one for one in opened.model.config.relations if one.name == relation)
         tails = [str(tail) for tail, _ in best]
+        chances = opened.model.probabilities(relation, [score for _, score in best])
         found = edges.reasons(explorer.cursor(), opened, relation, opened.id(chosen.lhs, id), tails)
         return {
             "relation": relation,
@@ -149,8 +150,10 @@ def make(root: str) -> APIRouter:
             "rhs": chosen.rhs,
             "edges": found is not None,
             "recommended": [
-                {"id": tail, "score": score, "reasons": (found or {}).get(tail, [])}
-                for tail, (_, score) in zip(tails, best, strict=True)
+                {"id": tail, "score": score, "probability": chance, "reasons": (found or {}).get(tail, [])}
+                for tail, (_, score), chance in zip(
+                    tails, best, [None] * len(best) if chances is None else chances.tolist(), strict=True
+                )
             ],
         }
 

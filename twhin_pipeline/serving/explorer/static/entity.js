@@ -44,7 +44,8 @@ function reasons(one, answer) {
 function recommended(answer) {
   if (!answer.recommended.length) return make("p", {}, `There is no ${answer.rhs} left to recommend.`);
   const items = answer.recommended.map((one) => make("li", {},
-    entityLink(answer.rhs, one.id), make("span", { class: "score" }, `score ${shown(one.score, 2)}`),
+    entityLink(answer.rhs, one.id), make("span", { class: "score" }, one.probability === null
+      ? `score ${shown(one.score, 2)}` : `probability ${shown(one.probability, 3)}`),
     one.reasons.length
       ? make("ul", { class: "reasons" }, reasons(one, answer))
       : make("p", { class: "reasons" }, answer.edges
