@@ -26,5 +26,7 @@ need() {
   if [ -n "$policy" ]; then rm -f "$policy"; fi
 }
 
+# For the Spark engine: Java 17 or later.
+if [ -z "$JAVA_HOME" ]; then need java Java default-jre-headless; fi
 need slurmctld Slurm slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
 exit 0

@@ -19,6 +19,7 @@ ORDER = (
     "kernels",
     "graph",
     "training_set",
+    "spark",
     "model",
     "sharding",
     "vectors",

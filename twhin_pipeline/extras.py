@@ -39,6 +39,7 @@ EXTRA_OF = {
     "urllib3": "kubernetes",
     "deltalake": "delta",
     "pyiceberg": "iceberg",
+    "pyspark": "spark",
     "s3fs": "s3",
 }
 """The extra that brings a package, by the name it is imported by."""

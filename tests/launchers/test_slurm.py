@@ -90,7 +90,7 @@ def test_a_job_on_two_nodes_shows_its_lines_live_stops_after_a_checkpoint_and_re
             if "step 20 of" in line:
                 break
         assert parent.poll() is None, "the line came while the job ran"
-        assert any("submitted" in line for line in lines) and any("2 process(es)" in line for line in lines)
+        assert any("submitted" in line for line in lines) and any("2 process(es)" in line for line in lines), lines
         parent.send_signal(signal.SIGINT)
         _, error = parent.communicate(timeout=120)
     assert "TrainingCancelled" in error and "checkpoint" in error

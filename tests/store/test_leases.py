@@ -200,3 +200,23 @@ def test_a_training_holds_its_checkpoints_and_retention_leaves_them(remote_store
     monkeypatch.undo()
     folder.release()
     assert leftovers.remove_checkpoints(found) and not remote_store.fs.exists(put)
+
+
+def test_checkpoints_are_listed_while_an_old_one_is_removed(remote_store, monkeypatch):
+    """A rank once failed on S3 where rank 0 removed a checkpoint between two requests of its listing."""
+    from twhin_pipeline.sharding.distributed import Ranks
+
+    folder = CheckpointFolder(remote_store.path("twhin_model", S, "checkpoints", "0123456789ab"), Ranks(0, 1, None))
+    assert folder.steps() == []
+    for step in (10, 20):
+        remote_store.fs.pipe_file(f"{folder.step_path(step)}/checksums.json", b"{}")
+    remote_store.fs.pipe_file(f"{folder.step_path(30)}/state.json", b"{}")  # not finished
+    listed = folder.fs.ls
+
+    def then_removed(*arguments: object, **options: object) -> list[str]:
+        result = listed(*arguments, **options)
+        folder.remove(10)
+        return result
+
+    monkeypatch.setattr(folder.fs, "ls", then_removed)
+    assert folder.steps() == [20]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -140,15 +141,18 @@ def undisturbed(trainings: Callable[..., Training]) -> Callable[[int], dict[str,
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("lost", [1, 0])
+@pytest.mark.parametrize("lost", [0, 1])
 def test_a_node_that_loses_its_power_and_comes_back_changes_no_bit(
     trainings: Callable[..., Training], undisturbed: Callable[[int], dict[str, str]], lost: int
 ) -> None:
     training = trainings(2, *LONG)
     waits = [training.start(0), training.start(1)]
     _mid(training, 0)
+    if lost == 1:  # without a word: the other waits in a step, until it comes back
+        training.network.cut(lost)
     training.network.started[lost].kill()
     waits[lost]()
+    training.network.mend(lost)
     waits[lost] = training.start(lost)
     assert [wait() for wait in waits] == [0, 0], training.all()
     assert any("resumed from step" in training.said(number) for number in range(len(training.runs)))
@@ -156,17 +160,20 @@ def test_a_node_that_loses_its_power_and_comes_back_changes_no_bit(
 
 
 @pytest.mark.long
-def test_a_node_that_is_cut_off_for_minutes_and_comes_back_changes_no_bit(
+def test_a_cable_that_is_pulled_for_a_while_delays_three_nodes_and_changes_no_bit(
     trainings: Callable[..., Training], undisturbed: Callable[[int], dict[str, str]]
 ) -> None:
+    """Longer than torchrun waits for a node's sign of life (15 s): the connections outlive it."""
     training = trainings(3, *LONG)
     waits = [training.start(node) for node in range(3)]
     _mid(training, 0)
     training.network.cut(2)
-    wait_for(lambda: "the connection to node 0 was lost" in training.said(2), 240, "node 2 notices")
+    before = training.said(0)
+    time.sleep(25)
+    assert training.said(0).count("step ") <= before.count("step ") + 2, "nobody goes on alone"
     training.network.mend(2)
     assert [wait() for wait in waits] == [0, 0, 0], training.all()
-    assert "resumed from step" in training.said(0)
+    assert "resumed from step" not in training.said(0)
     assert bits(training.model()) == undisturbed(3)
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,17 @@ def test_the_table_has_each_relations_recall_at_each_k_and_passes_its_check(tmp_
     assert verdict is not None and verdict.status == "passed"
 
 
+def test_the_least_recall_of_each_type_is_logged_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, float] = {}
+    monkeypatch.setattr("twhin_pipeline.tracking.log_evaluation", lambda store, model, metrics: logged.update(metrics))
+    small = made(tmp_path, kind="hnsw")
+    run_stage(small)
+    found = {name: small.store.manifest(f"index/{name}", SNAPSHOT).details["least_recall"] for name in NUM}
+    assert logged == {f"index_recall/{name}": least for name, least in found.items()} and min(found.values()) > 0
+
+
 def test_a_recall_below_the_wanted_one_holds_the_index_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = made(tmp_path, kind="flat")
     monkeypatch.setattr(vector_index, "recall", lambda found, best, k: 0.9 if k == 3 else 0.96)
@@ -137,16 +149,16 @@ def test_an_index_larger_than_may_be_is_made_of_compressed_vectors(tmp_path: Pat
     assert [index_choice.kind_for(forced, rows) for rows in (9_000, 10_000)] == ["flat", "ivf_pq"]
 
 
-@pytest.fixture(scope="module")
-def hard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
-    """A store whose best tails a graph of inner products cannot reach.
+@contextmanager
+def hard_store(folder: Path, size: int, **indexes: object) -> Iterator[Small]:
+    """Write a store with `size` items, whose best tails a graph of inner products cannot reach, and its indexes.
 
     Most items are long, and all items are nearest to those. Heads point away from them, to a few short items, which no
     item is linked to.
     """
     rng = np.random.default_rng(0)
-    sizes = {"user": 40, "item": 10_400}
-    users, items = (0.1 * rng.normal(size=(size, small_store.DIM)).astype(np.float32) for size in sizes.values())
+    sizes = {"user": 40, "item": size}
+    users, items = (0.1 * rng.normal(size=(n, small_store.DIM)).astype(np.float32) for n in sizes.values())
     items[:, 0] += 30
     items[:, 1:] *= 30
     short = np.arange(0, sizes["item"], 26)
@@ -159,18 +171,30 @@ def hard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
     edges = np.stack([heads, np.arange(sizes["item"]) // 40 % 2 * 2, np.arange(sizes["item"])], 1)
     splits = {"train": edges, "validation": edges[:0], "test": edges[:0]}
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in sizes.items():
-            patch.setitem(small_store.NUM, name, size)
+        for name, count in sizes.items():
+            patch.setitem(small_store.NUM, name, count)
         config = small_store.config(
-            indexes={"kind": "auto", "exact_rows": 5_000, "recall_at": [10], "queries": 60},
+            indexes={"recall_at": [10], "queries": 60, **indexes},
             training={"refit": False},
             launch={"data_threads": 1},
         )
-        folder = tmp_path_factory.mktemp("hard")
         small = small_store.make(folder, config=config, splits=splits, vectors={"user": users, "item": items})
         export(config, small.store, SNAPSHOT)
         run_stage(small)
         yield small
+
+
+@pytest.fixture(scope="module")
+def hard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
+    with hard_store(tmp_path_factory.mktemp("hard"), 10_400, kind="auto", exact_rows=5_000) as small:
+        yield small
+
+
+def test_of_few_vectors_that_a_graph_does_not_reach_all_are_compared(tmp_path: Path) -> None:
+    with hard_store(tmp_path, 2_080, kind="hnsw") as small:
+        details = {name: small.store.manifest(f"index/{name}", SNAPSHOT).details for name in NUM}
+        assert details["item"]["kind"] == "flat" and details["item"]["least_recall"] == 1
+        assert details["user"]["kind"] == "hnsw"  # no head points away from a user
 
 
 def test_of_vectors_that_a_graph_does_not_reach_auto_makes_lists_which_do(hard: Small) -> None:

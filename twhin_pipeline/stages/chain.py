@@ -15,7 +15,7 @@ from typing import Any
 
 from twhin_pipeline.config import TwhinConfig, relations, stage_settings
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.stages import unchanged
+from twhin_pipeline.stages import engine, unchanged
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.words import CALIBRATION, DRIFT, INDEX, PROMOTION, PUBLISHED, REPEATS
@@ -67,31 +67,22 @@ def spelled_out(patterns: Iterable[str], config: TwhinConfig) -> list[str]:
 
 def ingest(run: Run) -> None:
     """Read the source."""
-    from twhin_pipeline.graph import raw_edges
-
-    raw_edges.ingest(run.config, run.store, run.snapshot)
+    engine.ingest(run.config, run.store, run.snapshot)
 
 
 def vocabulary(run: Run) -> None:
     """Number the entities."""
-    from twhin_pipeline.graph import vocabulary as numbering
-
-    numbering.build(run.config, run.store, run.snapshot)
+    engine.vocabulary(run.config, run.store, run.snapshot)
 
 
 def compact(run: Run) -> None:
     """Number the entities, without the rows of those that were evicted."""
-    from twhin_pipeline.graph import vocabulary as numbering
-
-    numbering.build(run.config, run.store, run.snapshot, compact=True)
+    engine.vocabulary(run.config, run.store, run.snapshot, compact=True)
 
 
 def sample(run: Run) -> None:
     """Split the edges and sample negatives."""
-    from twhin_pipeline.training_set import negatives, positives
-
-    positives.build_positives(run.config, run.store, run.snapshot)
-    negatives.build(run.config, run.store, run.snapshot)
+    engine.sample(run.config, run.store, run.snapshot)
 
 
 def train(run: Run) -> None:
@@ -162,10 +153,15 @@ def _require_passed(run: Run) -> None:
 
 
 def index(run: Run) -> None:
-    """Build an index for each entity type that is large enough for one."""
+    """Build an index for each entity type that is large enough for one; add its recall to the model's run in MLflow."""
+    from twhin_pipeline import tracking
+    from twhin_pipeline.stages import refit as again
     from twhin_pipeline.vectors import indexing
 
-    indexing.build(run.config, run.store, run.snapshot, stage_settings.settings(run.config, "index"))
+    made = indexing.build(run.config, run.store, run.snapshot, stage_settings.settings(run.config, "index"))
+    recalls = {f"index_recall/{name.partition('/')[2]}": one.details.get("least_recall") for name, one in made.items()}
+    model = again.published(run.config, run.store, run.snapshot).manifest("twhin_model", run.snapshot)
+    tracking.log_evaluation(run.store, model, recalls)
 
 
 def _no_index(run: Run) -> str | None:

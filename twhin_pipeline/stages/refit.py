@@ -57,12 +57,11 @@ def prepare(run: Run) -> tuple[Run, dict[str, Manifest]]:
     Raises:
         UserError: There is no trained model yet, or a table is missing.
     """
-    from twhin_pipeline.training_set import negatives, positives
+    from twhin_pipeline.stages import engine
 
     prepared = training_run(run)
     config, store = prepared.config, prepared.store
-    positives.build_positives(config, store, run.snapshot)
-    negatives.build(config, store, run.snapshot)
+    engine.sample(config, store, run.snapshot)
     made = {
         table: store.manifest(table, run.snapshot) for table in ("training_set/positives", "training_set/negatives")
     }

@@ -243,12 +243,13 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """List the steps of the whole checkpoints, ascending."""
-        result = []
-        for path in self.fs.glob(f"{self.path}/step-*/{CHECKSUMS}"):
-            match = STEP.fullmatch(str(path).split("/")[-2])
-            if match:
-                result.append(int(match[1]))
-        return sorted(result)
+        # Listed, and each looked at: a pattern over both fails on S3 where one is being removed.
+        try:
+            names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(self.path, detail=False)]
+        except FileNotFoundError:
+            return []
+        found = [int(match[1]) for name in names if (match := STEP.fullmatch(name))]
+        return sorted(step for step in found if self.fs.exists(f"{self.step_path(step)}/{CHECKSUMS}"))
 
     def step_path(self, step: int) -> str:
         """Return a checkpoint's folder."""
@@ -300,7 +301,7 @@ class CheckpointFolder:
             wait: Return only when it is written.
         """
         self.flush()
-        if not self.ranks.broadcast(step in self.steps()):
+        if not self.ranks.broadcast(step in self.steps() if self.ranks.rank == 0 else None):
             if self.ranks.rank == 0:
                 if self.fs.exists(self.step_path(step)):
                     self.fs.rm(self.step_path(step), recursive=True)

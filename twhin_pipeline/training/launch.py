@@ -197,11 +197,9 @@ def check_meeting(config: TwhinConfig, say: Callable[[str], None] = print) -> No
         UserError: They cannot.
         UnavailableError: This node joins node 0, which does not open its training in time.
     """
-    if config.launch.kind != "local":  # each node of the job looks for itself
-        return
     if nodes.joins(config):
         nodes.wait_for_first(config, say)
-    if config.launch.nnodes > 1:
+    if config.launch.nnodes > 1 or config.launch.kind != "local":
         return
     try:
         with (
@@ -218,9 +216,7 @@ def check_meeting(config: TwhinConfig, say: Callable[[str], None] = print) -> No
 
 def _interface(config: TwhinConfig) -> str | None:
     """Return the interface by which ranks meet; None where it is set, or not known."""
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return None
-    if config.launch.kind != "local":
+    if "GLOO_SOCKET_IFNAME" in os.environ or config.launch.kind != "local":
         return None
     if config.launch.nnodes > 1:
         return nodes.interface(config)
@@ -308,7 +304,7 @@ def run(
         left = config.launch.max_restarts if nodes.joins(config) else 0
         try:
             # torchrun itself starts ranks again. It ends where node 0 is gone, and with it the place to meet.
-            while (failed := _torchrun(starting, env, folder, show, handlers)) is not None:
+            while (failed := _started(starting, env, folder, show, handlers, single=ranks == 1)) is not None:
                 if not (left and failed.lost_first_node):
                     break
                 left -= 1
@@ -316,16 +312,15 @@ def run(
                 nodes.wait_for_first(config, show)
         finally:
             keep_logs(store, snapshot, config, folder, began)
-    if failed is None:
-        return
-    if failed.cause is not None and on_failure is not None:
-        on_failure(failed.cause)
-    raise failed.error()
+    if failed is not None:
+        if failed.cause is not None and on_failure is not None:
+            on_failure(failed.cause)
+        raise failed.error("torchrun" if config.launch.kind == "local" else "the job's submitter")
 
 
 @dataclass(frozen=True)
 class _Failed:
-    """How a torchrun ended that did not end well."""
+    """How a training ended that did not end well."""
 
     code: int
     cause: Failure | None
@@ -338,14 +333,14 @@ class _Failed:
         mistaken = self.cause is not None and mistake_of(self.cause) is not None
         return not self.signalled and not mistaken and any(name in self.output for name in nodes.LOST)
 
-    def error(self) -> Exception:
-        """Return the exception to raise."""
+    def error(self, starter: str) -> Exception:
+        """Return the exception to raise; `starter` is what started the ranks."""
         if self.cause is None:
             if self.signalled:  # before a rank could write a checkpoint, or after it had ended
                 return TrainingCancelled("training was stopped by a signal; the same command trains again")
             last = _last_lines(self.output)
             return TrainingFailed(
-                f"training ended with exit code {self.code} before any rank failed; its last lines:\n{last}"
+                f"{starter} ended with exit code {self.code} before any rank failed; its last lines:\n{last}"
             )
         if (mistake := mistake_of(self.cause)) is not None:
             return mistake
@@ -354,14 +349,16 @@ class _Failed:
         return TrainingFailed(self.cause.words)
 
 
-def _torchrun(
+def _started(
     command: Sequence[str],
     env: Mapping[str, str],
     folder: Path,
     show: Callable[[str], None],
     handlers: Mapping[str, Callable[[dict[str, Any]], None]],
+    *,
+    single: bool,
 ) -> _Failed | None:
-    """Run torchrun to its end; return how it failed, None where it did not."""
+    """Run what starts the ranks to its end; return how it failed, None where it did not."""
     # Failures of earlier launches must not be taken for this one's.
     before = set(_rank_files(str(folder)))
     # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
@@ -375,7 +372,7 @@ def _torchrun(
         (folder / "torchrun.log").open("a+", encoding="utf-8", errors="replace") as log,
     ):
         begin = log.tell()
-        _relay(process.stdout, show, handlers, log, single="--nproc-per-node=1" in command)
+        _relay(process.stdout, show, handlers, log, single=single)
         code = process.wait()
         log.seek(begin)
         output = log.read()

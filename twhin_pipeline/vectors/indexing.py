@@ -116,11 +116,11 @@ def _tried(config: TwhinConfig, kind: Kind, rows: int) -> list[Kind]:
     """Return which kinds are built, until one reaches the wanted recall.
 
     A graph of inner products may leave short vectors out of reach, however broadly it is searched (Morozov and Babenko,
-    2018); lists do not.
+    2018); lists do not, and where there are too few vectors for these, comparing all takes no longer.
     """
-    lists: list[Kind] = ["ivf_pq"]
-    again = config.indexes.kind == "auto" and kind == "hnsw" and rows >= LEAST_FOR_PQ
-    return [kind, *(lists if again else ())]
+    if kind == "hnsw" and rows < LEAST_FOR_PQ:
+        return ["hnsw", "flat"]
+    return ["hnsw", "ivf_pq"] if kind == "hnsw" and config.indexes.kind == "auto" else [kind]
 
 
 def _scorer(store: Store, relations: Manifest, model: TwhinModelConfig) -> Scorer:
