@@ -175,6 +175,20 @@ def test_the_failure_of_another_pod_is_the_cause_where_it_came_first(
     assert found is not None and (found.kind, found.traceback) == ("ValueError", "the traceback of ValueError")
 
 
+@pytest.mark.parametrize(("code", "pods"), [(1, 3), (2, 2)])
+def test_a_lost_pod_comes_back_and_is_followed_but_not_after_a_mistake_of_the_user(
+    code: int, pods: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = f"if [ -e {tmp_path}/lost ]; then echo back again; sleep .3; else touch {tmp_path}/lost; exit {code}; fi"
+    config = config_of()
+    config = config.model_copy(update={"launch": config.launch.model_copy(update={"max_restarts": 1})})
+    with served(tmp_path, shell(script, "sleep 1"), monkeypatch) as fake:
+        job = KubernetesJob(config, training(config, tmp_path))
+        found = submit.follow(job, submit.Relay(None, set()), threading.Event())
+        assert len(fake.pods) == pods
+    assert (found is None, "back again" in capsys.readouterr().out) == (code == 1, code == 1)
+
+
 def test_a_pod_that_dies_without_a_word_is_named_with_its_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,9 +32,13 @@ CORE = f"/api/v1/namespaces/{NAMESPACE}"
 class Pod:
     """A process in the place of a pod."""
 
-    def __init__(self, job_set: str, index: int, command: list[str], env: dict[str, str]) -> None:
+    def __init__(
+        self, job_set: str, index: int, command: list[str], env: dict[str, str], suffix: str = "abcde"
+    ) -> None:
         """Start it."""
-        self.name, self.job_set, self.index = f"{job_set}-train-0-{index}-abcde", job_set, index
+        self.name, self.job_set, self.index = f"{job_set}-train-0-{index}-{suffix}", job_set, index
+        self.start_again = lambda: Pod(job_set, index, command, env, suffix + "x")
+        self.created = datetime.now(UTC).isoformat()
         self.log: list[tuple[str, str]] = []
         self.process = subprocess.Popen(
             command, env={**env, "JOB_COMPLETION_INDEX": str(index)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -61,7 +65,8 @@ class Pod:
             state = {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}}
         return {
             "metadata": {
-                "name": self.name, "labels": {"jobset.sigs.k8s.io/jobset-name": self.job_set},
+                "name": self.name, "creationTimestamp": self.created,
+                "labels": {"jobset.sigs.k8s.io/jobset-name": self.job_set},
                 "annotations": {"batch.kubernetes.io/job-completion-index": str(self.index)},
             },
             "spec": {"nodeName": f"machine-{self.index}", "containers": [{"name": "train"}]},
@@ -108,12 +113,17 @@ class FakeKubernetes:
         if job_set is None:
             return None
         pods = [pod for pod in self.pods if pod.job_set == name]
-        codes = [pod.process.poll() for pod in pods]
+        codes = [pod.process.poll() for pod in {pod.index: pod for pod in pods}.values()]  # the newest of each number
         if "deletionTimestamp" in job_set["metadata"] and None not in codes:
             del self.job_sets[name]
             self.pods = [pod for pod in self.pods if pod.job_set != name]
             return None
-        if any(codes):
+        spec = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]
+        final = spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+        failed = [pod for pod in pods if pod.process.poll()]
+        if any(codes) and len(failed) <= spec["backoffLimit"] and not any(code in final for code in codes):
+            self.pods += [pod.start_again() for pod in pods if pod.process.poll() and pod is failed[-1]]
+        elif any(codes):
             job_set["status"] = {"terminalState": "Failed"}
         elif None not in codes:
             job_set["status"] = {"terminalState": "Completed"}

@@ -23,7 +23,9 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.configuration_file import LARGEST
 from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.launchers.job import FAILURE, State, Training
+from twhin_pipeline.launchers.node import USER_ERROR_EXIT
 from twhin_pipeline.tracking import server
+from twhin_pipeline.training.launch import CANCELLED_EXIT
 from twhin_pipeline.training.reporting import parse_record
 
 GROUP, VERSION, PLURAL = "jobset.x-k8s.io", "v1alpha2", "jobsets"
@@ -39,6 +41,8 @@ KEPT_S = 86_400
 """How long a JobSet that has ended is kept, so that its logs can be read."""
 ASK_S = 2.0
 GONE_S = 180.0
+FINAL = [USER_ERROR_EXIT, CANCELLED_EXIT]
+"""Exit codes of a node after which no other pod is to take its place."""
 READ = 50
 """Of so many failed pods the logs are searched for what failed first."""
 TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -88,10 +92,12 @@ def manifests(config: TwhinConfig, training: Training) -> list[dict[str, Any]]:
         **({"serviceAccountName": asked.service_account} if asked.service_account else {}),
         **({"nodeSelector": asked.node_selector} if asked.node_selector else {}),
     }
-    nodes = config.launch.nnodes
+    nodes, final = config.launch.nnodes, {"containerName": "train", "operator": "In", "values": FINAL}
     job = {
-        "completionMode": "Indexed", "completions": nodes, "parallelism": nodes, "backoffLimit": 0,
-        "template": {"spec": pod},
+        "completionMode": "Indexed", "completions": nodes, "parallelism": nodes, "template": {"spec": pod},
+        # A pod that was lost comes back and joins the others, which wait for it; not where another try cannot help.
+        "backoffLimit": config.launch.max_restarts,
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": final}]},
     }  # fmt: skip
     text = remote.text(training.config_path, LARGEST, "a YAML file")
     return [
@@ -154,6 +160,8 @@ class KubernetesJob:
         self.namespace = "default"
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader: threading.Thread | None = None
+        self._read_from = ""
+        """The pod whose log was followed last."""
         self._state, self._asked = State("waiting"), float("-inf")
 
     def start(self) -> str:
@@ -263,10 +271,13 @@ class KubernetesJob:
         leaving = found is not None and "deletionTimestamp" in found["metadata"]
         outcome = "deleted" if found is None else None if leaving else _outcome(found)
         pods = self._core.list_namespaced_pod(self.namespace, label_selector=f"{PODS_OF}={self.name}").items
-        first, waits_for = next((pod for pod in pods if _index(pod) == 0), None), "no pod yet"
+        firsts = [pod for pod in pods if _index(pod) == 0]  # the newest is that which runs
+        first = max(firsts, key=lambda pod: pod.metadata.creation_timestamp, default=None)
+        waits_for = "no pod yet"
         if first is not None and first.status.phase == "Pending":
             waits_for, first = _waits_for(first), None
-        if first is not None and self._reader is None:
+        if first is not None and first.metadata.name != self._read_from:
+            self._read_from = first.metadata.name
             self._reader = threading.Thread(target=self._read, args=(first.metadata.name,), daemon=True)
             self._reader.start()
         if leaving:

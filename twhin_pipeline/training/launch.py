@@ -386,7 +386,7 @@ def keep_logs(store: Store, snapshot: str, config: TwhinConfig, folder: str | Pa
 
     Where the store does not take them, training has not failed of that: they stay where they are.
     """
-    if store.is_local:
+    if store.is_local or config.launch.kind != "local":  # the nodes of a job do it
         return
     target = store.path("logs", "train", snapshot, f"node-{config.launch.node_rank}")
     try:
