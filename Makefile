@@ -7,7 +7,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-gpu bench ui mlflow lint docs constraints reference chromium clean clean-venv
+.PHONY: help setup demo test test-long test-gpu bench ui mlflow lint docs constraints reference chromium debian clean clean-venv
 
 VARIANT ?= cpu
 TWHIN_HOME ?= .twhin
@@ -43,10 +43,10 @@ $(DAGSTER_HOME)/dagster.yaml: resources/dagster.yaml
 demo: $(READY) $(DAGSTER_HOME)/dagster.yaml ## The whole pipeline on the bundled graph (SNAPSHOT=2025-08-09), then a summary
 	@$(BIN)/python scripts/demo.py --snapshot $(SNAPSHOT)
 
-test: $(READY) chromium ## Every test but those of `test-long` and `test-gpu`
+test: $(READY) chromium debian ## Every test but those of `test-long` and `test-gpu`
 	@$(BIN)/python -m pytest -q --durations=10 $(PYTEST)
 
-test-long: $(READY) ## The wheel with each extra in fresh environments (needs pip's index); sixty days in a row
+test-long: $(READY) debian ## The wheel with each extra in fresh environments (needs pip's index); sixty days in a row
 	@$(BIN)/python -m pytest -q -m long --durations=10 $(PYTEST)
 
 test-gpu: $(READY) ## Training and evaluation on a GPU beside those on the CPU (VARIANT=gpu; needs a GPU)
@@ -57,6 +57,9 @@ bench: $(READY) ## Training steps beside the published model's: fails where ours
 
 chromium:
 	@packaging/chromium.sh
+
+debian:
+	@packaging/debian.sh
 
 ui: $(READY) $(DAGSTER_HOME)/dagster.yaml ## Dagster, MLflow and the explorer (UI_PORT=3000, MLFLOW_PORT=5000, SERVICE_PORT=8000)
 	@exec $(BIN)/python scripts/ui.py --dagster-port $(UI_PORT) --mlflow-port $(MLFLOW_PORT) --service-port $(SERVICE_PORT)

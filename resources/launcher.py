@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import dagster as dg
 from pydantic import Field
 
-from twhin_pipeline.config import TwhinConfig, load_config, relations
+from twhin_pipeline.config import TwhinConfig, as_override, load_config, relations
 from twhin_pipeline.store import Store
 from twhin_pipeline.training import launch
 
@@ -23,7 +23,14 @@ TERMINATION_TIMEOUT_S = 60.0
 
 
 class LauncherResource(dg.ConfigurableResource):
-    """torchrun under Dagster Pipes. What is set here rules over the configuration's `launch`."""
+    """A training under Dagster Pipes: torchrun here, or a job at a scheduler (`kind`).
+
+    What is set here rules over the configuration's `launch`.
+    """
+
+    kind: str | None = Field(
+        default=None, description="Who starts the training: local, slurm or kubernetes. Empty: `launch.kind`."
+    )
 
     nproc_per_node: int | None = Field(default=None, description="Ranks on a node. Empty: `launch.nproc_per_node`.")
     nnodes: int | None = Field(default=None, description="Nodes. Empty: `launch.nnodes`.")
@@ -35,7 +42,7 @@ class LauncherResource(dg.ConfigurableResource):
 
     def overrides(self, overrides: Sequence[str]) -> list[str]:
         """Return `overrides` and, after them, what is set here."""
-        fields = ("nproc_per_node", "nnodes", "node_rank", "rdzv_endpoint")
+        fields = ("kind", "nproc_per_node", "nnodes", "node_rank", "rdzv_endpoint")
         ours = [f"launch.{field}={getattr(self, field)}" for field in fields if getattr(self, field) is not None]
         return [*overrides, *ours]
 
@@ -48,7 +55,7 @@ class LauncherResource(dg.ConfigurableResource):
         snapshot: str,
         tracking_env: Mapping[str, str],
     ) -> dg.MaterializeResult:
-        """Train under torchrun and return what rank 0 reported.
+        """Train where `launch.kind` says and return what rank 0 reported.
 
         Raises:
             UserError: A rank met a mistake of the user's.
@@ -58,11 +65,13 @@ class LauncherResource(dg.ConfigurableResource):
         from dagster._core.errors import DagsterPipesExecutionError
 
         overrides = self.overrides(overrides)
+        if load_config(config_path, overrides).launch.kind == "kubernetes":  # pods do not inherit our environment
+            overrides += [as_override(f"launch.env.{name}", value) for name, value in self.env.items()]
         config: TwhinConfig = relations.resolve(load_config(config_path, overrides), store, snapshot)
         launch.check_meeting(config)
         log_dir = f"{launch.default_log_dir(store, snapshot)}/{context.run.run_id}-{context.retry_number}"
         log_dir += f"-{store.view}" if store.view else ""
-        command = launch.torchrun_command(config, config_path, store, snapshot, log_dir, overrides)
+        command = launch.command(config, config_path, store, snapshot, log_dir, overrides)
         env = {
             **launch.environment(config),
             **self.env,
@@ -77,6 +86,8 @@ class LauncherResource(dg.ConfigurableResource):
                 done = client.run(context=context, command=command, env=env)
         except DagsterPipesExecutionError as error:
             raise self.failure(log_dir, str(error)) from None
+        finally:
+            launch.keep_logs(store, snapshot, config, log_dir)
         if not done.get_results(implicit_materializations=False):
             raise dg.Failure(
                 "training ended without an error and reported nothing; see the ranks' logs",
@@ -93,8 +104,8 @@ class LauncherResource(dg.ConfigurableResource):
         metadata: dict[str, dg.MetadataValue] = {"logs": dg.MetadataValue.path(log_dir)}
         if cause is None:
             return dg.Failure(f"torchrun failed and no rank told why ({ended}); see the ranks' logs", metadata)
-        metadata |= {
-            "failing_rank": dg.MetadataValue.int(cause.rank),
-            "traceback": dg.MetadataValue.md(f"```\n{cause.traceback}\n```"),
-        }
+        metadata["traceback"] = dg.MetadataValue.md(f"```\n{cause.traceback}\n```")
+        if cause.rank < 0:  # the job as a whole, or a rank that the traceback names with its node
+            return dg.Failure(cause.words, metadata)
+        metadata["failing_rank"] = dg.MetadataValue.int(cause.rank)
         return dg.Failure(f"rank {cause.rank} failed: {cause.kind}: {cause.message}\n\n{cause.traceback}", metadata)

@@ -35,8 +35,12 @@ EXTRA_OF = {
     "psycopg": "postgres",
     "umap": "map",
     "sklearn": "map",
+    "kubernetes": "kubernetes",
+    "urllib3": "kubernetes",
     "deltalake": "delta",
     "pyiceberg": "iceberg",
+    "pyspark": "spark",
+    "s3fs": "s3",
 }
 """The extra that brings a package, by the name it is imported by."""
 

@@ -29,7 +29,7 @@ def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
 
 def _say_unused(run: Run, stage: Stage, say: Say) -> None:
     """Say which values a search has found for this training that it does not use."""
-    if stage.name == "train":
+    if stage.name == "train" and not run.config.launch.node_rank:
         from twhin_pipeline.operations import short_search
 
         for line in short_search.unused(replace(run, config=relations.resolve(run.config, run.store, run.snapshot))):
@@ -47,6 +47,7 @@ def run(
 ) -> Run:
     """Run the whole chain for a snapshot; return the run with the values that a search found (`tune.minutes`).
 
+    A node other than the first (`launch.node_rank`) takes part in the trainings, and does nothing else.
     With `skip_unchanged` a stage is left out where nothing that it reads has changed since it made its tables.
 
     Raises:
@@ -55,8 +56,13 @@ def run(
         twhin_pipeline.training.launch.TrainingCancelled: It was told to stop.
     """
     from twhin_pipeline.operations import short_search
+    from twhin_pipeline.training import nodes
 
     this_run = Run(config, config_path, overrides, store, snapshot)
+    if nodes.joins(config):
+        for stage in STAGES.values():
+            chain.join(this_run, stage, say)
+        return this_run
     if config.tune.minutes is not None:
         short_search.check(this_run)
     chain.look_at_tracking(store)  # before the stages that come before training

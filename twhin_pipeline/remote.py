@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from twhin_pipeline import extras
 from twhin_pipeline.errors import UnavailableError, UserError
 
 STALL_S = 30.0
@@ -61,11 +62,37 @@ def reason(error: BaseException) -> str:
     return text if text and len(text) > 5 else f"{type(error).__name__} {text}".strip()
 
 
+def refused(error: BaseException) -> UserError | None:
+    """Return what to tell of an error of the library that speaks to an object store; None of any other error.
+
+    Its messages hold no credentials: those are sent as a signature in headers.
+    """
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        if type(one).__module__.partition(".")[0] in ("botocore", "aiobotocore"):
+            kind = UnavailableError if is_away(error) else UserError
+            return kind(
+                f"the object store cannot be used ({reason(error)}); see that the bucket is there and may be read and "
+                "written, that the environment has the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                "AWS_PROFILE), and that the server answers (AWS_ENDPOINT_URL, if it is not Amazon's)"
+            )
+        one = one.__cause__ or one.__context__
+    return None
+
+
 def filesystem(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL and the path in it; one by HTTP waits `STALL_S` seconds at most for an answer."""
+    """Return the file system of a URL and the path in it; one by HTTP waits `STALL_S` seconds at most for an answer.
+
+    Of S3, whose library waits and tries again by itself, no listing is kept: other processes write there too.
+
+    Raises:
+        UserError: The package that reads such URLs is not installed.
+    """
     import fsspec  # only here: what is local needs none of it
 
-    more: dict[str, Any] = {}
+    more = options(url)
     # fsspec reads such URLs by aiohttp, and says so itself where that is not installed.
     if url.startswith(("http://", "https://")) and find_spec("aiohttp") is not None:
         aiohttp = import_module("aiohttp")
@@ -73,6 +100,26 @@ def filesystem(url: str) -> tuple[Any, str]:
         more = {"client_kwargs": {"timeout": limit}}
     fs, inner = fsspec.core.url_to_fs(url, **more)
     return fs, inner
+
+
+def options(url: str) -> dict[str, Any]:
+    """Return what fsspec is told of every file system of a URL's protocol."""
+    if not url.startswith(("s3://", "s3a://")):
+        return {}
+    extras.need("s3fs", "s3:// URLs")
+    return {"use_listings_cache": False}
+
+
+def refuse_password(url: str, what: str) -> None:
+    """Raise UserError where a URL has a password in it: `what`, such as a store's root, is written to tables and logs.
+
+    The message does not repeat it.
+    """
+    if re.match(r"[\w+.-]+://[^/@]*:[^/@]*@", url):
+        raise UserError(
+            f"{what}: has a user's password in its URL, which would be written to tables and logs; take it out, and "
+            "give it in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, for s3://)"
+        )
 
 
 def local_path(url: str) -> str | None:

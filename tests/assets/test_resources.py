@@ -44,6 +44,10 @@ def test_what_the_launcher_sets_rules_over_the_configuration():
     ]  # fmt: skip
 
 
+def test_the_launcher_chooses_where_to_train_by_the_configurations_own_field():
+    assert LauncherResource(kind="slurm", nnodes=2).overrides([]) == ["launch.kind=slurm", "launch.nnodes=2"]
+
+
 def write_error(folder: Any, rank: int, message: str, when: int) -> None:
     path = folder / "run" / "attempt_0" / str(rank) / "error.json"
     path.parent.mkdir(parents=True)

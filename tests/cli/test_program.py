@@ -139,7 +139,7 @@ def test_a_mistake_shows_no_traceback_from_the_shell(tmp_path):
 
 
 def test_an_error_that_is_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("twhin_pipeline.operations.doctor.examine", lambda store: 1 / 0)
+    monkeypatch.setattr("twhin_pipeline.operations.doctor.examine", lambda store, launch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_arguments(["doctor"])
 

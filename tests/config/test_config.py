@@ -121,6 +121,31 @@ def test_published_defaults_are_kept():
         ({"train_data__sampled_per_step": 100}, "train_data", "is a sample of global_negatives: all"),
         ({"validation_data__global_negatives": "all"}, "validation_data", "selection_metric: filtered_mrr"),
         ({"launch__nnodes": 2}, "launch", "rdzv_endpoint"),
+        ({"launch__slurm": {"partition": "gpu"}}, "launch", "launch.slurm is set and kind is local; set kind: slurm"),
+        (
+            {"launch__kind": "slurm", "launch__kubernetes": {"image": "i"}},
+            "launch",
+            "launch.kubernetes is set and kind is slurm",
+        ),
+        ({"launch__kind": "kubernetes"}, "launch", "needs the section launch.kubernetes with image"),
+        (
+            {"launch__kind": "slurm", "launch__rdzv_endpoint": "a:1"},
+            "launch",
+            "sets node_rank and rdzv_endpoint itself",
+        ),
+        ({"launch__kind": "slurm", "launch__slurm": {"time": "1 h"}}, "launch.slurm.time", "has a space"),
+        ({"launch__kind": "slurm", "launch__slurm": {"sbatch": ["gpu"]}}, "launch.slurm.sbatch", "no option of sbatch"),
+        ({"launch__kind": "slurm", "launch__slurm": {"setup": ["a\nb"]}}, "launch.slurm.setup", "line break"),
+        (
+            {"launch__kind": "kubernetes", "launch__kubernetes": {"image": "i", "namespace": "My Team"}},
+            "launch.kubernetes.namespace",
+            "no name of Kubernetes",
+        ),
+        (
+            {"launch__kind": "kubernetes", "launch__kubernetes": {"image": "i", "volumes": {"data": "data"}}},
+            "launch.kubernetes.volumes",
+            "absolute path",
+        ),
         ({"source": None}, "", "give source.path, or train_data.data_root"),
         (
             {

@@ -226,7 +226,7 @@ ROWS_OF = {"lhs": (24, 33, 24), "rhs": (33, 33, 33)}
 def test_all_candidates_give_the_loss_and_gradients_of_pools_that_hold_every_entity(
     monkeypatch, name, operators, reciprocal, block
 ):
-    monkeypatch.setitem(all_candidates.BLOCK_BYTES, "cpu", block * 4 * 33)
+    monkeypatch.setattr(all_candidates, "BLOCK_BYTES", block * 4 * 33)
     comparator = {"diagonal": "l2", "complex_diagonal": "cosine"}.get(operators[0], "dot")
     relations = [
         {**relation.model_dump(), "operator": operator}

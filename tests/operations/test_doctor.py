@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from twhin_pipeline.cli import run_arguments
+from twhin_pipeline.config.training import LaunchConfig
 from twhin_pipeline.operations import doctor
 from twhin_pipeline.store import Store
 
@@ -134,10 +135,44 @@ def test_too_little_shared_memory_is_worth_knowing(monkeypatch, tmp_path):
     assert doctor.shared_memory().detail.startswith("0.0 GiB free")
 
 
+@pytest.mark.parametrize(
+    ("script", "status", "told"),
+    [
+        (None, "wrong", "sbatch, scontrol, scancel not found: run this on a machine of the cluster"),
+        ("echo 'Slurmctld(primary) at head is UP'", "ok", "Slurmctld(primary) at head is UP"),
+        ("echo 'Slurmctld(primary) at head is DOWN'", "wrong", "is DOWN: try later, or set launch.kind=local"),
+        ("echo no slurm.conf >&2; exit 1", "wrong", "no slurm.conf: try later"),
+    ],
+)
+def test_slurm_is_looked_at_where_it_starts_the_training(script, status, told, tmp_path, monkeypatch):
+    for name in ("sbatch", "scontrol", "scancel") if script else ():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}" if script is None else f"{tmp_path}:/bin:/usr/bin")
+    assert doctor.scheduler(None) == doctor.scheduler(LaunchConfig()) == []
+    (found,) = doctor.scheduler(LaunchConfig(kind="slurm"))
+    assert found.status == status and told in found.line
+
+
+def test_kubernetes_client_is_looked_at_where_it_starts_the_training(monkeypatch):
+    launch = LaunchConfig(kind="kubernetes", kubernetes={"image": "twhin:1"})
+    assert [found.status for found in doctor.scheduler(launch)] == ["ok"]
+    monkeypatch.setattr(doctor.extras, "find_spec", lambda name: None)
+    (found,) = doctor.scheduler(launch)
+    assert found.status == "wrong" and "twhin-pipeline[kubernetes]" in found.line
+
+
+def test_the_command_looks_at_slurm_with_a_configuration_that_asks_for_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "training", lambda versions: [])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code = run_arguments(["doctor", "--home", str(tmp_path), "--config", "debian", "--set", "launch.kind=slurm"])
+    assert code == 1 and "sbatch" in capsys.readouterr().out
+
+
 def test_the_command_exits_with_1_where_something_is_wrong(tmp_path: Path, monkeypatch, capsys):
     wrong = doctor.Finding("fbgemm lookup", "wrong", "does not load", "install it anew")
-    monkeypatch.setattr(doctor, "examine", lambda store: [wrong])
+    monkeypatch.setattr(doctor, "examine", lambda store, launch: [wrong])
     assert run_arguments(["doctor", "--home", str(tmp_path)]) == 1
     assert "does not load: install it anew" in capsys.readouterr().out
-    monkeypatch.setattr(doctor, "examine", lambda store: [doctor.Finding("store", "ok", "can be written")])
+    monkeypatch.setattr(doctor, "examine", lambda store, launch: [doctor.Finding("store", "ok", "can be written")])
     assert run_arguments(["doctor", "--home", str(tmp_path)]) == 0

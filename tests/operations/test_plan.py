@@ -80,6 +80,8 @@ def test_one_rank_sends_nothing_and_two_send_the_lookups():
     places = 2 * 10 + 2 * 5
     operators = 2 * 1 * 8 * 4
     assert plan.estimate(config, ROWS, 2).sent_per_step == (places * (8 + 2 * 8 * 4) + operators) // 2
+    halved = config.model_copy(update={"launch": config.launch.model_copy(update={"exchange": "fp16"})})
+    assert plan.estimate(halved, ROWS, 2).sent_per_step == (places * (8 + 2 * 8 * 2) + operators) // 2
 
 
 def with_sides(first, second, **changes):
@@ -153,7 +155,7 @@ def test_of_a_steps_sample_no_more_is_looked_up_than_is_drawn():
 def test_the_block_of_scores_is_that_of_training():
     from twhin_pipeline.model import all_candidates
 
-    assert all_candidates.BLOCK_BYTES["cpu"] == plan.BLOCK_BYTES
+    assert plan.BLOCK_BYTES == all_candidates.BLOCK_BYTES
 
 
 def test_the_tiles_and_blocks_of_evaluation_and_writing_are_those_of_the_code():

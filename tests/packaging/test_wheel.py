@@ -68,7 +68,7 @@ def test_the_metadata_name_the_pythons_and_the_extras(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))
     metadata = message_from_bytes(wheel.read(name))
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
-    assert {"reader", "train", "dagster", "delta", "iceberg", "dev"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"reader", "train", "dagster", "delta", "iceberg", "s3", "dev"} <= set(metadata.get_all("Provides-Extra"))
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert not [line for line in required if line.startswith(("torch", "dagster", "mlflow", "numba", "fbgemm"))]
 

@@ -9,7 +9,7 @@ from twhin_pipeline.config.training import LaunchConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.model.twhin_model import TwhinModel
 from twhin_pipeline.sharding.optimizer import apply_optimizers
-from twhin_pipeline.sharding.planner import plan_tables, sharder
+from twhin_pipeline.sharding.planner import plan_tables, rows_of_ranks, sharder
 from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 
 ROWS = {"topic": 1_000, "user": 10_000_000}
@@ -63,6 +63,16 @@ def test_a_table_beyond_the_hosts_memory_is_refused_with_a_cache_too(monkeypatch
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=2 * GIB))
     with pytest.raises(UserError, match="do not fit"):
         plan(1, uvm_cache=0.2)
+
+
+def test_more_ranks_than_a_node_can_have_devices_are_planned_too():
+    optimizer = {"rowwise_adagrad": {"lr": 0.1}}
+    tables = {"tables": [{"name": "user", "embedding_dim": 8, "optimizer": optimizer}]}
+    relations = [{"name": "follows", "lhs": "user", "rhs": "user"}]
+    section = {"embeddings": tables, "relations": relations}
+    launch = {"device": "cuda"}
+    config = parse_config({"source": {"path": "edges.parquet"}, "model": section, "launch": launch})
+    assert rows_of_ranks(config, {"user": 2560}, 256) == [{"user": 10}] * 256
 
 
 @pytest.mark.parametrize("edges", [1_000_000, 2**20])

@@ -100,7 +100,7 @@ def test_a_pool_with_a_departed_id_fails_its_check(tmp_path: Path) -> None:
     assert not passed["negatives_typed"]
 
 
-@pytest.mark.parametrize("per_step", [None, 9])
+@pytest.mark.parametrize("per_step", [pytest.param(None, marks=pytest.mark.long), 9])
 def test_all_candidates_are_all_but_departed_ids(tmp_path: Path, per_step: int | None) -> None:
     data = {"global_negatives": "all", "in_batch_negatives": 0, "sampled_per_step": per_step}
     config, store = sampled(tmp_path, 2, train_data=data, loss={"log_q": True})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import uuid
 
 import pyarrow as pa
 import pytest
@@ -13,11 +12,6 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store, releases
 
 S = "2025-01-01"
-
-
-@pytest.fixture(params=["local", "remote"])
-def store(request, tmp_path):
-    return Store(str(tmp_path / "home") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
 
 
 def write(store: Store, asset: str, value: int, **parents: str) -> str:

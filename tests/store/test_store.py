@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 
 import pyarrow as pa
 import pytest
@@ -12,12 +11,6 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Draft, Store, Verdict
 
 S = "2025-01-01"
-
-
-@pytest.fixture(params=["local", "remote"])
-def store(request, tmp_path):
-    """A store in a folder, and one behind an fsspec URL."""
-    return Store(str(tmp_path / "home") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
 
 
 def write(store: Store, values: list[int], asset: str = "raw_edges", snapshot: str = S, **parents: str) -> None:

@@ -7,25 +7,16 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
-import uuid
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from patience import wait_for
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Draft, Store, Verdict, locks
 
 S, BEFORE = "2025-01-02", "2025-01-01"
-
-
-@pytest.fixture(params=["local", "remote"])
-def store(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "WAIT_S", 0.3)
-    return Store(str(tmp_path / "home") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
 
 
 def write(store: Store, values: list[int], asset: str = "raw_edges", snapshot: str = S):
@@ -178,30 +169,6 @@ def test_the_lock_of_a_killed_writer_is_taken_over_and_what_it_left_is_removed(t
     assert left and not store.exists("raw_edges", S)
     write(store, [1])
     assert values(store) == [1] and not any(path.exists() for path in left)
-
-
-def test_behind_a_url_a_lease_that_is_no_longer_renewed_is_taken_over(monkeypatch):
-    monkeypatch.setattr(locks, "WAIT_S", 0.2)
-    store = Store(f"memory://{uuid.uuid4().hex}")
-    place = store.fs._strip_protocol(store.path("raw_edges", S, locks.WRITER))
-    lease = {"host": "far", "process": 7, "since": "then", "token": "x", "renewed": time.time()}
-    store.fs.pipe_file(place, json.dumps(lease).encode())
-    with pytest.raises(UserError, match="process 7 on far, since then"):
-        store.begin("raw_edges", S)
-    store.fs.pipe_file(place, json.dumps({**lease, "renewed": time.time() - 2 * locks.LEASE_S}).encode())
-    write(store, [1])
-    assert values(store) == [1] and not store.fs.exists(place)
-
-
-def test_a_lease_is_renewed_while_its_writer_lives(monkeypatch):
-    monkeypatch.setattr(locks, "RENEW_S", 0.05)
-    store = Store(f"memory://{uuid.uuid4().hex}")
-    draft = store.begin("raw_edges", S)
-    place = store.fs._strip_protocol(store.path("raw_edges", S, locks.WRITER))
-    first = json.loads(store.fs.cat_file(place))["renewed"]
-    wait_for(lambda: json.loads(store.fs.cat_file(place))["renewed"] != first, 30, "the lease is renewed")
-    draft.discard()
-    assert not store.fs.exists(place)
 
 
 def test_a_stage_that_leaves_the_lock_to_its_own_process_takes_none(store):

@@ -106,7 +106,7 @@ def test_a_loopback_that_is_down_is_told_before_torchrun_waits_for_minutes(monke
     monkeypatch.setattr("socket.create_connection", unreachable)
     with pytest.raises(UserError, match=r"127.0.0.1, which cannot be reached .*ip link set lo up"):
         launch.check_meeting(planted_config())
-    nodes = {"nnodes": 2, "node_rank": 1, "rdzv_endpoint": "first:29500"}
+    nodes = {"nnodes": 2, "node_rank": 0, "rdzv_endpoint": "first:29500"}
     launch.check_meeting(planted_config(launch=nodes))
 
 

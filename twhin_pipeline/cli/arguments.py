@@ -123,5 +123,6 @@ def remembered(run: Run) -> Iterator[None]:
     try:
         yield
     finally:
-        if run.store.exists("raw_edges", run.snapshot):
+        # A node that joins another's training may have the file elsewhere.
+        if not run.config.launch.node_rank and run.store.exists("raw_edges", run.snapshot):
             configuration_file.remember(run.store, run.config_path)

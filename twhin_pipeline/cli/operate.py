@@ -107,9 +107,12 @@ def compact_command(
 
 
 @commands.command("doctor", rich_help_panel="Operate")
-def doctor_command(home: Home = None, as_json: AsJson = False) -> None:
+def doctor_command(
+    config: ConfigPath = None, home: Home = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
     """Check that everything is installed and works.
 
+    With a configuration, the scheduler that launch.kind names is looked at too.
     The exit code is 1 where something is wrong; its line ends in the remedy.
     """
     from dataclasses import asdict
@@ -117,7 +120,8 @@ def doctor_command(home: Home = None, as_json: AsJson = False) -> None:
     from twhin_pipeline.operations import doctor
     from twhin_pipeline.views import console
 
-    findings = doctor.examine(open_store(home))
+    launch = None if config is None and not overrides else read_config(config, overrides)[0].launch
+    findings = doctor.examine(open_store(home), launch)
     if as_json:
         console.print_json([asdict(finding) for finding in findings])
     else:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from twhin_pipeline import extras, interrupts
+from twhin_pipeline import extras, interrupts, remote
 from twhin_pipeline.cli.arguments import to_stderr
 from twhin_pipeline.cli.checks import commands as check_commands
 from twhin_pipeline.cli.keep import commands as keep_commands
@@ -145,6 +145,9 @@ def _exit_code(error: Exception) -> int:
         return 130
     if out_of_handles(error):
         to_stderr(no_handles(str(getattr(error, "filename", None) or "this command")))
+        return 2
+    if (problem := remote.refused(error)) is not None:
+        to_stderr(str(problem))
         return 2
     if isinstance(error, OSError) and error.errno in UNUSABLE:
         where = f"{error.filename}: " if error.filename else ""

@@ -59,6 +59,10 @@ def run_command(
     if tune is not None:
         overrides = [*(overrides or []), f"tune.minutes={tune:f}"]
     run, line = make_run(config, home, snapshot, overrides)
+    if run.config.launch.node_rank:
+        print(line)
+        pipeline.run(run.config, run.config_path, run.overrides, run.store, run.snapshot, print)
+        return
     with redirect_stdout(sys.stderr) if as_json else nullcontext(), remembered(run):
         print(line)
         with nights.noted(run.config, run.store, run.snapshot):
@@ -114,6 +118,11 @@ def backfill_command(
     untracked(no_tracking)
     store = open_store(home)
     loaded, path = read_config(config, overrides, store)
+    if loaded.launch.node_rank:
+        raise UserError(
+            "launch.node_rank: backfill runs on node 0 alone; the other nodes join each of its snapshots with "
+            "`twhin run --snapshot DAY`"
+        )
     for day in (first, last):
         if day is not None:
             source.check_snapshot(day)
@@ -183,6 +192,20 @@ def tune_command(
     for override in best.overrides:
         print(f"  --set {shlex.quote(override)}")
     print(f"written to {best.file}" + (f"; MLflow run {best.mlflow_run_id}" if best.mlflow_run_id else ""))
+
+
+@commands.command("job", rich_help_panel="Operate")
+def job_command(
+    config: ConfigPath = None,
+    snapshot: Snapshot = None,
+    home: Home = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print what `train` submits with launch.kind: the batch script for Slurm, or the manifests for Kubernetes."""
+    from twhin_pipeline.launchers import printed
+
+    run, _ = make_run(config, home, snapshot, overrides)
+    print(printed.text(run.config, run.config_path, run.overrides, run.store, run.snapshot))
 
 
 def _stage_command(name: str, text: str) -> None:

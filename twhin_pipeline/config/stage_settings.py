@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 STAGES = ("ingest", "vocabulary", "sample", "train", "index")
 """Stages whose tables are compared with what later stages, or they themselves when they run again, are asked for."""
 UNTRAINED_SECTIONS = (
-    "launch", "tune", "export", "indexes", "maps", "promotion", "retention", "source", "sources", "vocabulary", "split",
-    "negatives", "recipe",
+    "launch", "engine", "tune", "export", "indexes", "maps", "promotion", "retention", "source", "sources",
+    "vocabulary", "split", "negatives", "recipe",
 )  # fmt: skip
 """Sections that training does not read, or reads as part of the training set, whose version it compares."""
 UNTRAINED_FIELDS = {

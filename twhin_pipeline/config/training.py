@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from twhin_pipeline.config.base import Section, Seed
 from twhin_pipeline.config.model import LOSS_NAMES
+from twhin_pipeline.config.schedulers import KubernetesConfig, SlurmConfig
 from twhin_pipeline.errors import unknown
 
 
@@ -237,17 +238,32 @@ class ExportConfig(Section):
     """Rows of one Parquet file (128 MiB of 128 numbers). Several files are written at once."""
 
 
+SECRETS = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+"""In names of environment variables whose values must not be written to tables, logs or MLflow."""
+
+
 class LaunchConfig(Section):
     """Processes and memory."""
 
+    kind: Literal["local", "slurm", "kubernetes"] = "local"
+    """Who starts the training: this machine, a job of Slurm, or a JobSet on Kubernetes."""
     nproc_per_node: int = Field(1, ge=1, le=1_024)
     """Ranks on a node."""
     nnodes: int = Field(1, ge=1, le=65_536)
     """Nodes."""
     node_rank: int = Field(0, ge=0)
-    """This node's number, where `nnodes` is above 1."""
+    """This node's number, where `nnodes` is above 1 and `kind` is `local`."""
     rdzv_endpoint: str | None = None
-    """host:port of the first node, where `nnodes` is above 1."""
+    """host:port of the first node, where `nnodes` is above 1 and `kind` is `local`."""
+    max_restarts: int = Field(0, ge=0, le=1_000)
+    """How often a training is started again where a process or a node was lost. It goes on from the last checkpoint;
+    the nodes that are left wait for one that comes back with the same command."""
+    join_timeout_s: float = Field(600, gt=0)
+    """How long a node waits for the others to come, or to come back, where `nnodes` is above 1; seconds."""
+    slurm: SlurmConfig | None = None
+    """What a job of Slurm asks for; only with `kind: slurm`."""
+    kubernetes: KubernetesConfig | None = None
+    """The pods on Kubernetes; with `kind: kubernetes`, and only then."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA (NCCL) where it is there, else the CPU (gloo)."""
     threads_per_process: int | None = Field(None, ge=1, le=1_024)
@@ -277,8 +293,22 @@ class LaunchConfig(Section):
 
     @model_validator(mode="after")
     def _nodes(self) -> LaunchConfig:
+        for kind in ("slurm", "kubernetes"):
+            if getattr(self, kind) is not None and self.kind != kind:
+                raise ValueError(
+                    f"launch.{kind} is set and kind is {self.kind}; set kind: {kind}, or remove the section"
+                )
+        if self.kind == "kubernetes" and self.kubernetes is None:
+            raise ValueError("kind: kubernetes needs the section launch.kubernetes with image, the image to run")
+        if self.kind != "local":
+            if self.node_rank or self.rdzv_endpoint is not None:
+                raise ValueError(f"kind: {self.kind} sets node_rank and rdzv_endpoint itself; remove them")
+            return self
         if self.nnodes > 1 and self.rdzv_endpoint is None:
             raise ValueError("nnodes above 1 needs rdzv_endpoint, the host:port of the first node")
         if self.node_rank >= self.nnodes:
             raise ValueError(f"node_rank {self.node_rank} must be below nnodes {self.nnodes}")
+        for name in self.env:
+            if SECRETS.search(name):
+                raise ValueError(f"env: {name} looks like a secret, and a run keeps its configuration; set it outside")
         return self

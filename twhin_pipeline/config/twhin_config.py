@@ -26,6 +26,7 @@ from twhin_pipeline.config.data import (
     TwhinDataConfig,
     VocabularyConfig,
 )
+from twhin_pipeline.config.engine import EngineConfig
 from twhin_pipeline.config.indexes import IndexesConfig
 from twhin_pipeline.config.maps import MapsConfig
 from twhin_pipeline.config.model import EVERY_OTHER, TwhinModelConfig
@@ -96,6 +97,8 @@ class TwhinConfig(Section):
     """Maps of entity types, to look at."""
     promotion: PromotionConfig = PromotionConfig()
     """What a release must show before consumers get it."""
+    engine: EngineConfig = EngineConfig()
+    """What prepares the data."""
     launch: LaunchConfig = LaunchConfig()
     """Processes and memory."""
     tune: TuneConfig = TuneConfig()
@@ -151,6 +154,34 @@ class TwhinConfig(Section):
         for name in self.split.relations or ():
             if name not in self.model.relation_names:
                 raise ValueError(f"split.relations: {unknown('relation', name, self.model.relation_names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _on_spark(self) -> TwhinConfig:
+        if self.engine.name != "spark":
+            return self
+        remedy = "leave it out, or set engine.name to embedded"
+        if not self.all_sources:
+            raise ValueError(f"train_data.data_root: Spark reads source or sources alone; name one, {remedy}")
+        for section, source in self.named_sources:
+            if source.sql is not None or source.format == "sql" or (source.path or "").lower().endswith(".sql"):
+                raise ValueError(
+                    f"{section}: is a query, which Spark does not run; write its result to Parquet and name that, or "
+                    "set engine.name to embedded"
+                )
+            if source.ids == "indexed":
+                raise ValueError(f"{section}.ids: indexed ids are not prepared by Spark; use named ids, {remedy}")
+            if (source.path or "").startswith(("http://", "https://")):
+                raise ValueError(
+                    f"{section}.path: {source.path} would be read by several machines at once; copy it to an object "
+                    "store or a shared folder, or set engine.name to embedded"
+                )
+        if self.split.later_snapshot is not None:
+            raise ValueError(f"split.later_snapshot: is not prepared by Spark; {remedy}")
+        for name in ("train_data", "validation_data"):
+            for field in ("limit", "offset"):
+                if getattr(getattr(self, name), field) is not None:
+                    raise ValueError(f"{name}.{field}: edges are not counted off in order by Spark; {remedy}")
         return self
 
     def _candidates(self) -> None:
@@ -209,10 +240,10 @@ class TwhinConfig(Section):
     def hash(self) -> str:
         """Return 12 hex digits that name this configuration.
 
-        Where and how fast it runs (`launch`), what is searched (`tune`), what is kept (`retention`), and `indexes`,
-        which one stage alone reads, are left out.
+        Where and how fast it runs (`launch`, `engine`), what is searched (`tune`), what is kept (`retention`), and
+        `indexes`, which one stage alone reads, are left out.
         """
-        left_out = {"launch", "tune", "retention", "indexes"}
+        left_out = {"launch", "engine", "tune", "retention", "indexes"}
         text = json.dumps(self.model_dump(mode="json", exclude=left_out), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -31,6 +31,8 @@ Columns = dict[str, Array]
 
 # Files beside the table's; their names begin with `_`, so that nobody takes them for its rows.
 IDS, ENDS = "_numbers/ids.parquet", "_numbers/ends.parquet"
+STEPS_FOLDER = "_steps"
+"""Of a table of Spark's in place of both: for each of its files, one of the steps of its edges' weights."""
 INDICES = pa.schema([("lhs", pa.uint32()), ("rhs", pa.uint32())])
 STEPS = pa.schema([("step_time", pa.list_(pa.int64())), ("step_weight", pa.list_(pa.float32()))])
 NO_TIME = -(2**63)
@@ -130,7 +132,7 @@ def write(
         try:
             for table, indices, edges, loops in in_order(pool, made, ((piece,) for piece in pieces), threads + 1):
                 if writer is None or index_writer is None:
-                    writer = files.enter_context(_writer(path, table.schema))
+                    writer = files.enter_context(writer_of(path, table.schema))
                     index_writer = files.enter_context(_index_writer(ends, indices.schema))
                 writer.write_table(table, row_group_size=len(table))
                 index_writer.write_table(indices, row_group_size=len(table))
@@ -161,8 +163,8 @@ class IndexedEdges:
         names = {file["path"] for file in manifest.files}
         if not {IDS, ENDS} <= names:
             raise UserError(
-                f"raw_edges of snapshot {snapshot} lacks the indices of its ids, as before this version; make it again "
-                f"with `twhin ingest --snapshot {snapshot}`"
+                f"raw_edges of snapshot {snapshot} lacks the indices of its ids: Spark or an earlier version made it; "
+                f"make it again with `twhin ingest --snapshot {snapshot}`, or set engine.name to spark"
             )
         self.store, self.snapshot = store, snapshot
         folder = store.path("raw_edges", snapshot, manifest.version)
@@ -194,10 +196,10 @@ class IndexedEdges:
                     f"version or configuration; make it again with `twhin ingest --snapshot {self.snapshot}`"
                 )
             for group in range(ends.metadata.num_row_groups):
-                pairs = _columns(ends, group, ["lhs", "rhs"])
-                more = _columns(edges, group, list(columns)) if columns else {}
+                pairs = columns_of(ends, group, ["lhs", "rhs"])
+                more = columns_of(edges, group, list(columns)) if columns else {}
                 if before is not None and "step_time" in ends.schema_arrow.names:
-                    more["weight"] = _known_weight(ends, group, more["weight"], more["first_time"], before)
+                    more["weight"] = known_weight(ends, group, more["weight"], more["first_time"], before)
                 size, start = len(pairs["lhs"]), 0
                 while start < size:
                     relation = int(np.searchsorted(cuts, position, side="right"))
@@ -213,12 +215,22 @@ class IndexedEdges:
 
 def _indices(columns: Columns) -> pa.Table:
     """Return the indices of edges' ends, and the steps of their weights."""
-    arrays = [pa.array(columns[side]) for side in ("lhs", "rhs")]
+    indices = pa.table([pa.array(columns[side]) for side in ("lhs", "rhs")], schema=INDICES)
     if "steps" not in columns:
-        return pa.table(arrays, schema=INDICES)
+        return indices
+    steps = steps_table(columns)
+    return pa.table([*indices.columns, *steps.columns], schema=pa.schema([*INDICES, *STEPS]))
+
+
+def steps_table(columns: Columns) -> pa.Table:
+    """Return the steps of edges' weights (see `edge_sort.merged`), a list for each edge."""
     bounds = pa.array(np.concatenate([[0], np.cumsum(columns["steps"])]).astype(np.int32))
-    arrays += [pa.ListArray.from_arrays(bounds, pa.array(columns[name])) for name in STEPS.names]
-    return pa.table(arrays, schema=pa.schema([*INDICES, *STEPS]))
+    return pa.table([pa.ListArray.from_arrays(bounds, pa.array(columns[name])) for name in STEPS.names], schema=STEPS)
+
+
+def writer_of_steps(path: str) -> pq.ParquetWriter:
+    """Return a writer of `steps_table`."""
+    return pq.ParquetWriter(path, STEPS, compression="zstd", use_dictionary=False, write_statistics=False)
 
 
 def _index_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
@@ -232,7 +244,8 @@ def _index_writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
     )
 
 
-def _writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
+def writer_of(path: str, schema: pa.Schema) -> pq.ParquetWriter:
+    """Return a writer of `arranged` edges."""
     repeated = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name in ("lhs", "weight")]
     return pq.ParquetWriter(
         path,
@@ -248,12 +261,18 @@ def _writer(path: str, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _table(columns: Columns, relations: Sequence[str], ids: Ids, splits: Sequence[str]) -> pa.Table:
-    arrays: dict[str, pa.Array]
-    if ids.texts:
-        few = len(ids.array) <= MOST_IN_DICTIONARY
-        arrays = {"lhs": ids.once(columns["lhs"]), "rhs": (ids.once if few else ids.each)(columns["rhs"])}
-    else:
-        arrays = {side: ids.each(columns[side]) for side in ("lhs", "rhs")}
+    if not ids.texts:
+        return arranged(columns, ids.each(columns["lhs"]), ids.each(columns["rhs"]), relations, splits)
+    few = len(ids.array) <= MOST_IN_DICTIONARY
+    rhs = (ids.once if few else ids.each)(columns["rhs"])
+    return arranged(columns, ids.once(columns["lhs"]), rhs, relations, splits)
+
+
+def arranged(
+    columns: Columns, lhs: pa.Array, rhs: pa.Array, relations: Sequence[str], splits: Sequence[str]
+) -> pa.Table:
+    """Return edges as `raw_edges` has them: their ends, and the columns of `edge_sort.merged`."""
+    arrays: dict[str, pa.Array] = {"lhs": lhs, "rhs": rhs}
     arrays["rel"] = _dictionary(columns["rel"], pa.array(relations, pa.string()))
     for name in ("time", "first_time"):
         if name in columns:
@@ -269,7 +288,8 @@ def _dictionary(place: Array, texts: pa.Array) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(place.astype(np.int32, copy=False)), texts)
 
 
-def _columns(file: pq.ParquetFile, group: int, names: list[str]) -> dict[str, Array]:
+def columns_of(file: pq.ParquetFile, group: int, names: list[str]) -> dict[str, Array]:
+    """Return columns of a row group, as `IndexedEdges.pieces` does."""
     table = file.read_row_group(group, columns=names)
     columns = {}
     for name in names:
@@ -282,8 +302,8 @@ def _columns(file: pq.ParquetFile, group: int, names: list[str]) -> dict[str, Ar
     return columns
 
 
-def _known_weight(file: pq.ParquetFile, group: int, weight: Array, first_time: Array, before: int) -> Array:
-    """Return the weights that edges had before a time (see `edge_sort.merged` for their steps)."""
+def known_weight(file: pq.ParquetFile, group: int, weight: Array, first_time: Array, before: int) -> Array:
+    """Return the weights that edges of a row group had before a time; `file` has their steps (`edge_sort.merged`)."""
     table = file.read_row_group(group, columns=["step_time", "step_weight"]).combine_chunks()
     steps = pc.list_value_length(table["step_time"]).to_numpy()
     edge = np.repeat(np.arange(len(steps)), steps)

@@ -16,6 +16,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from twhin_pipeline import scratch
 from twhin_pipeline.config import relations
@@ -91,46 +92,59 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             for scan in open_input(con, one, number, f"{folder}/{number}", known)
         ]
         possible = relations.with_found(config, _names(con, config, scans))
-        _check_names(inputs, possible.model.relation_names)
-        _create_relations(con, possible, possible.model.relations)
+        check_names(inputs, possible.model.relation_names)
+        create_relations(con, possible, possible.model.relations)
         rows = Rows(scans, config, len(inputs), all(scan.integers for scan in scans))
         what = ", ".join(one.field for one in inputs)
-        with explained(what), EdgeSorter(folder, _columns(inputs)) as sorter:
+        with explained(what), EdgeSorter(folder, edge_columns(inputs)) as sorter:
             interner = Interner(texts=not all(scan.integers for scan in scans))
             number = len(possible.model.relations)
             counted = _read_edges(con, rows, sorter, interner, number, database.threads(config))
-            counted.malformed = _create_malformed(con, scans)
+            counted.malformed = create_malformed(con, scans)
             edges_of = counted.edges.sum(0)
             good = int(edges_of.sum())
             if good:
                 config = _settle(con, config, possible, np.flatnonzero(edges_of).tolist())
             _write_rejected(con, config, store, snapshot, rows, scans, counted)
             if good == 0:
-                raise UserError(_nothing(what, inputs, store, snapshot, counted))
-            weigh = _repeat_weights(inputs, counted.edges, possible.model.relation_names)
+                raise UserError(nothing(what, inputs, store, snapshot, counted))
+            weigh = repeat_weights(inputs, counted.edges, possible.model.relation_names)
             by_code = interner.ids()
             del interner
             ids, ranks = _ranked(by_code)
             del by_code
             kept = _write_kept(config, store, snapshot, sorter, possible, ids, ranks, weigh)
-        rejected = counted.rejected()
-        read = good + counted.outside + sum(rejected.values())
-        kept.details.update(
-            read=read,
-            rejected=sum(rejected.values()),
-            rejected_share=sum(rejected.values()) / max(read, 1),
-            rejected_by_reason=rejected,
-            duplicates_merged=good - kept.details["kept"],
-            outside_window=counted.outside,
-            undated=int(counted.undated.sum()) if "time" in sorter.columns else 0,
-            files=[file for one in inputs for file in one.files],
-            source_files=files,
-            source_fingerprint=fingerprint,
-            sources=[counted.details(n, one, possible.model.relation_names) for n, one in enumerate(inputs)],
-            notes=_notes(scans, inputs, counted) + _time_notes(inputs, store, snapshot, counted),
-        )
+        kept.details |= details(store, snapshot, inputs, scans, counted, possible.model.relation_names, kept.details)
+        kept.details |= {"source_files": files, "source_fingerprint": fingerprint}
         kept.commit(config_hash=config.hash(), parents={}, settings=settings(config, "ingest"))
     return store.manifest("raw_edges", snapshot)
+
+
+def details(
+    store: Store,
+    snapshot: str,
+    inputs: list[Input],
+    scans: list[Scan],
+    counted: Counted,
+    names: Sequence[str],
+    kept: dict[str, Any],
+) -> dict[str, Any]:
+    """Return what the manifest of `raw_edges` says of the rows that were read; `names` are those of `counted`."""
+    rejected = counted.rejected()
+    good = int(counted.edges.sum())
+    read = good + counted.outside + sum(rejected.values())
+    return {
+        "read": read,
+        "rejected": sum(rejected.values()),
+        "rejected_share": sum(rejected.values()) / max(read, 1),
+        "rejected_by_reason": rejected,
+        "duplicates_merged": good - kept["kept"],
+        "outside_window": counted.outside,
+        "undated": int(counted.undated.sum()) if any(one.columns.time is not None for one in inputs) else 0,
+        "files": [file for one in inputs for file in one.files],
+        "sources": [counted.details(number, one, names) for number, one in enumerate(inputs)],
+        "notes": _notes(scans, inputs, counted) + _time_notes(inputs, store, snapshot, counted),
+    }
 
 
 class Counted:
@@ -224,7 +238,7 @@ def _iso(microseconds: int) -> str:
     return str(np.datetime64(microseconds, "us").astype("datetime64[s]"))
 
 
-def _nothing(what: str, inputs: list[Input], store: Store, snapshot: str, counted: Counted) -> str:
+def nothing(what: str, inputs: list[Input], store: Store, snapshot: str, counted: Counted) -> str:
     """Return a message that says why no row is an edge."""
     rejected, outside = counted.by_column(), counted.outside
     if not rejected and not outside:
@@ -238,8 +252,7 @@ def _nothing(what: str, inputs: list[Input], store: Store, snapshot: str, counte
         causes.append(f"{OUTSIDE_WINDOW} ({since}before {end:%Y-%m-%d}) {outside:,}")
         remedies.append(f"choose another snapshot or a longer {dated.section}.window")
     if rejected:
-        rows = store.read("raw_edges_rejected", snapshot)
-        first = rows.filter(pc.equal(rows["reason"], rejected[0][0])).slice(0, 1).to_pylist()[0]
+        first = _first_rejected(store, snapshot, rejected[0][0])
         causes.append(f"the first is row {first['row']} of {first['file']}, {first['reason']}")
         sections = " or ".join(f"{one.section}.columns" for one in inputs if one.split is None)
         remedies.append(f"correct {sections or 'the columns'}, model.relations or the file")
@@ -253,15 +266,22 @@ def _time_notes(inputs: list[Input], store: Store, snapshot: str, counted: Count
     for number, one in enumerate(inputs):
         if BAD_TIME not in counted.rejected(number):
             continue
-        rows = store.read("raw_edges_rejected", snapshot, ["reason", "value", "source"])
-        mine = pc.and_(pc.equal(rows["reason"], BAD_TIME), pc.equal(rows["source"], one.section))
-        value = str(rows.filter(mine)["value"][0].as_py())
+        value = str(_first_rejected(store, snapshot, BAD_TIME, one.section)["value"])
         if unit := time_unit(value, one.columns.time_unit):
             notes.append(
                 f"{one.section}: {value} in column {one.columns.time!r} is a time in {unit}: set "
                 f"{one.section}.columns.time_unit: {unit}"
             )
     return notes
+
+
+def _first_rejected(store: Store, snapshot: str, reason: str, section: str | None = None) -> dict[str, Any]:
+    """Return the first row that was rejected for a reason, of one source or of all."""
+    wanted = ds.field("reason") == reason
+    if section is not None:
+        wanted &= ds.field("source") == section
+    row: dict[str, Any] = store.dataset("raw_edges_rejected", snapshot).head(1, filter=wanted).to_pylist()[0]
+    return row
 
 
 def _in(column: str | None) -> str:
@@ -282,7 +302,7 @@ def _notes(scans: list[Scan], inputs: list[Input], counted: Counted) -> list[str
     return notes
 
 
-def _check_names(inputs: list[Input], names: Sequence[str]) -> None:
+def check_names(inputs: list[Input], names: Sequence[str]) -> None:
     """Raise UserError where a source names a relation that is neither in the model nor, with `"*"`, in a source."""
     for one in inputs:
         if one.source.relation is not None and one.source.relation not in names:
@@ -295,7 +315,7 @@ def _check_names(inputs: list[Input], names: Sequence[str]) -> None:
                 )
 
 
-def _repeat_weights(inputs: list[Input], edges: Array, names: Sequence[str]) -> Array:
+def repeat_weights(inputs: list[Input], edges: Array, names: Sequence[str]) -> Array:
     """Return how many times the largest an edge's rows weigh at most, by relation: 1, inf for their sum; float64 `[R]`.
 
     Args:
@@ -346,7 +366,7 @@ def _names(con: duckdb.DuckDBPyConnection, config: TwhinConfig, scans: list[Scan
     return [text for text in names if names_relation(text)]
 
 
-def _create_relations(con: duckdb.DuckDBPyConnection, config: TwhinConfig, ordered: list[Relation]) -> None:
+def create_relations(con: duckdb.DuckDBPyConnection, config: TwhinConfig, ordered: list[Relation]) -> None:
     """Create the table `relations`: index, name, and the number of rows of each side's table where it is given."""
     table_of = {table.name: table for table in config.model.embeddings.tables}
     rows_of = [[table_of[getattr(r, side)].num_embeddings for r in ordered] for side in SIDES]
@@ -371,11 +391,11 @@ def _settle(con: duckdb.DuckDBPyConnection, config: TwhinConfig, possible: Twhin
     settled = relations.with_found(config, [names[rel] for rel in used])
     kept = set(settled.model.relation_names)
     rest = [relation for relation in possible.model.relations if relation.name not in kept]
-    _create_relations(con, settled, [*settled.model.relations, *rest])
+    create_relations(con, settled, [*settled.model.relations, *rest])
     return settled
 
 
-def _create_malformed(con: duckdb.DuckDBPyConnection, scans: list[Scan]) -> list[Counter[str]]:
+def create_malformed(con: duckdb.DuckDBPyConnection, scans: list[Scan]) -> list[Counter[str]]:
     """Create the tables `malformed` (lines that are no rows), `origins` (the files that staged ones stand for, from a
     line of the text that was read on) and `shifts` (what comes before rows besides other rows).
 
@@ -418,7 +438,7 @@ def _create(
     rows_found = pa.table(  # noqa: F841 (DuckDB reads it by its name)
         {name_: pa.array(column, kind) for (name_, kind), column in zip(kinds.items(), columns, strict=True)}
     )
-    con.execute(f"CREATE TABLE {table} AS SELECT * FROM rows_found")
+    con.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM rows_found")
 
 
 def _write_rejected(
@@ -431,54 +451,80 @@ def _write_rejected(
     counted: Counted,
 ) -> None:
     """Write what was rejected, by file and row: Parquet rows from 1, delimited ones by their line in the file."""
-    sections = {scan.source: scan.input.section for scan in scans}
-    reasons_found = pa.table(  # noqa: F841 (DuckDB reads it by its name)
-        {
-            "fate": pa.array(range(rows.sources, rows.sources + len(rows.reasons)), pa.int64()),
-            "reason": [reason.text for reason in rows.reasons],
-            "field": [reason.field for reason in rows.reasons],
-            "column": pa.array([reason.column for reason in rows.reasons], pa.string()),
-        }
-    )
-    sections_found = pa.table({"source": list(sections), "section": list(sections.values())})  # noqa: F841
-    # Each line that is lost is a row, with the line where what swallowed it begins.
     parts = [
+        (number, scan, part)
+        for number, (scan, part) in enumerate(zip(scans, rows.parts, strict=True))
+        if counted.fates[_fates(rows.reasons, rows.sources, scan.source)].any()
+    ]
+    sections = {scan.source: scan.input.section for scan in scans}
+    query = rejected_rows(con, parts, rows.reasons, rows.sources, sections)
+    order = {name: number for number, name in enumerate(dict.fromkeys(sections.values()))}
+    place = " ".join(f"WHEN {literal(name)} THEN {number}" for name, number in order.items())
+    with (
+        store.replace("raw_edges_rejected", snapshot, config_hash=config.hash()) as draft,
+        draft.local_file("part-00000.parquet") as path,
+    ):
+        con.execute(
+            f"COPY (SELECT * FROM ({query}) "
+            f"ORDER BY CASE source {place} END, file, row) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
+        )
+
+
+def rejected_rows(
+    con: duckdb.DuckDBPyConnection,
+    parts: Sequence[tuple[int, Scan, str]],
+    reasons: Sequence[Reason],
+    sources: int,
+    sections: dict[int, str],
+) -> str:
+    """Return the SQL of what was rejected (`REJECTED`), in no order.
+
+    Args:
+        con: Has the tables of `create_malformed`.
+        parts: Scans with such rows: each one's number there, and the SQL of its typed rows.
+        reasons: Why rows are no edges.
+        sources: How many sources there are.
+        sections: Each source's path in the configuration.
+    """
+    _create(
+        con,
+        "reasons_found",
+        {"fate": pa.int64(), "reason": pa.string(), "field": pa.string(), "column": pa.string()},
+        [(sources + number, reason.text, reason.field, reason.column) for number, reason in enumerate(reasons)],
+    )
+    _create(con, "sections_found", {"source": pa.int64(), "section": pa.string()}, list(sections.items()))
+    # Each line that is lost is a row, with the line where what swallowed it begins.
+    queries = [
         "SELECT NULL AS lhs, NULL AS rel, CASE n WHEN 0 THEN text END AS rhs, reason, NULL AS column_, "
         "CASE WHEN lines > 1 THEN format('lines {} to {}', line, line + lines - 1) END AS value_, origin AS file, "
         "line + n AS row, section AS source "
         "FROM (SELECT *, unnest(range(lines)) AS n FROM malformed) JOIN sections_found USING (source)"
     ]
     value = " ".join(f"WHEN {literal(field)} THEN raw_{field}" for field in FIELDS)
-    for number, (scan, part) in enumerate(zip(scans, rows.parts, strict=True)):
-        own = [n for n, r in enumerate(rows.reasons) if r.source == scan.source and r.text != OUTSIDE_WINDOW]
-        if counted.fates[[rows.sources + n for n in own]].any():
-            parts.append(
-                f"SELECT raw_lhs, raw_rel, raw_rhs, r.reason, r.column, CASE r.field {value} END, o.origin, "
-                "CASE WHEN o.delimited THEN x.line - o.first_line + 2 ELSE x.row + 1 END, "
-                f"{literal(scan.input.section)} "
-                f"FROM (SELECT p.*, p.row + 2 + coalesce(s.extra, 0) AS line FROM ({part}) p ASOF LEFT JOIN "
-                f"(FROM shifts WHERE scan = {number}) s ON s.path = p.file AND p.row >= s.from_row) x "
-                "JOIN reasons_found r ON r.fate = x.fate "
-                f"ASOF JOIN (FROM origins WHERE scan = {number}) o ON o.path = x.file AND x.line >= o.first_line "
-                f"WHERE r.reason <> {literal(OUTSIDE_WINDOW)}"
-            )
-    order = {name: number for number, name in enumerate(dict.fromkeys(sections.values()))}
-    place = " ".join(f"WHEN {literal(name)} THEN {number}" for name, number in order.items())
+    for number, scan, part in parts:
+        queries.append(
+            f"SELECT raw_lhs, raw_rel, raw_rhs, r.reason, r.column, CASE r.field {value} END, o.origin, "
+            "CASE WHEN o.delimited THEN x.line - o.first_line + 2 ELSE x.row + 1 END, "
+            f"{literal(scan.input.section)} "
+            f"FROM (SELECT p.*, p.row + 2 + coalesce(s.extra, 0) AS line FROM ({part}) p ASOF LEFT JOIN "
+            f"(FROM shifts WHERE scan = {number}) s ON s.path = p.file AND p.row >= s.from_row) x "
+            "JOIN reasons_found r ON r.fate = x.fate "
+            f"ASOF JOIN (FROM origins WHERE scan = {number}) o ON o.path = x.file AND x.line >= o.first_line "
+            f"WHERE r.reason <> {literal(OUTSIDE_WINDOW)}"
+        )
     names = {field.name: f"{field.name}_" if field.name in ("column", "value") else field.name for field in REJECTED}
     columns = ", ".join(
         f"CAST({names[f.name]} AS {'BIGINT' if f.name == 'row' else 'VARCHAR'}) AS {name(f.name)}" for f in REJECTED
     )
-    with (
-        store.replace("raw_edges_rejected", snapshot, config_hash=config.hash()) as draft,
-        draft.local_file("part-00000.parquet") as path,
-    ):
-        con.execute(
-            f"COPY (SELECT {columns} FROM ({' UNION ALL '.join(parts)}) "
-            f"ORDER BY CASE source {place} END, file, row) TO {literal(path)} (FORMAT parquet, COMPRESSION zstd)"
-        )
+    return f"SELECT {columns} FROM ({' UNION ALL '.join(queries)})"
 
 
-def _columns(inputs: list[Input]) -> list[str]:
+def _fates(reasons: Sequence[Reason], sources: int, source: int) -> list[int]:
+    """Return the fates of a source's rejected rows."""
+    return [sources + n for n, r in enumerate(reasons) if r.source == source and r.text != OUTSIDE_WINDOW]
+
+
+def edge_columns(inputs: list[Input]) -> list[str]:
     """Return what edges have besides their relation and ends."""
     taken = []
     if any(one.columns.time is not None for one in inputs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,7 @@ def open_input(
     types: dict[str, dict[str, str]] = {}
     if spec.format == "parquet":
         files = [_reachable(con, file, f"{prefix}-{number}") for number, file in enumerate(spec.files)]
-        types = _described(con, spec, files)
+        types = described(con, spec, files)
     for number, origin in enumerate(spec.files):
         path = f"{prefix}-{number}.parquet"
         if spec.format == "csv":
@@ -108,26 +108,26 @@ def open_input(
         elif spec.format == "sql":
             assert spec.sql is not None
             query.stage(con, spec.sql, spec.source.folder, path, origin)
-            file, types = path, _described(con, spec, [path])
+            file, types = path, described(con, spec, [path])
             names = list(types[path])
         else:
             file, names = path, lake.names(origin, spec.format)
-        _check_columns(origin, spec, names)
-        rel, relation = _relation(spec, origin, names, known)
+        check_columns(origin, spec, names)
+        rel, relation = relation_of(spec, origin, names, known)
         if spec.format == "csv":
             texts.setdefault((rel, relation, tuple(names)), []).append((origin, file))
             continue
         if spec.format in TABLES:
-            lake.stage(origin, spec.format, path, [column for _, column in _named(spec, rel)])
+            lake.stage(origin, spec.format, path, [column for _, column in named(spec, rel)])
         staged.setdefault((rel, relation), []).append(delimited.Staged(file, [(origin, 0)]))
-    for number, ((rel, relation, named), same) in enumerate(texts.items()):
-        wanted = [column for _, column in _named(spec, rel)]
-        made = delimited.stage(con, same, spec.delimiter, f"{prefix}-text-{number}", wanted, named)
+    for number, ((rel, relation, listed), same) in enumerate(texts.items()):
+        wanted = [column for _, column in named(spec, rel)]
+        made = delimited.stage(con, same, spec.delimiter, f"{prefix}-text-{number}", wanted, listed)
         staged.setdefault((rel, relation), []).extend(made)
     return [_scan(con, spec, source, parts, rel, relation, types) for (rel, relation), parts in staged.items()]
 
 
-def _described(con: duckdb.DuckDBPyConnection, spec: Input, files: list[str]) -> dict[str, dict[str, str]]:
+def described(con: duckdb.DuckDBPyConnection, spec: Input, files: list[str]) -> dict[str, dict[str, str]]:
     """Return the columns of Parquet files and their SQL types: one file is asked for each schema that there is."""
     fields: dict[str, list[Any]] = {file: [] for file in files}
     try:
@@ -150,7 +150,7 @@ def _described(con: duckdb.DuckDBPyConnection, spec: Input, files: list[str]) ->
     return types
 
 
-def _relation(
+def relation_of(
     spec: Input, origin: str, names: list[str], known: Collection[str] | None
 ) -> tuple[str | None, str | None]:
     """Return the relation column of a file, or the relation of all of its rows."""
@@ -184,33 +184,59 @@ def _scan(
     types: dict[str, str] = {}
     for part in staged:
         types_of_part = (
-            types_of.get(part.path) or _described(con, replace(spec, files=[part.origin]), [part.path])[part.path]
+            types_of.get(part.path) or described(con, replace(spec, files=[part.origin]), [part.path])[part.path]
         )
-        if taken := [column for column in types_of_part if column.lower() in (FILE_COLUMN, ROW_COLUMN)]:
-            raise UserError(f"{part.origin}: a column is named {taken[0]!r}, as that of row numbers is; rename it")
-        _check_types(part.origin, spec, types_of_part, rel)
-        for column, kind in types_of_part.items():
-            # Files of one table may differ in width (INTEGER, BIGINT); the widest sort of value rules.
-            both = {types.get(column, kind), kind}
-            types[column] = kind if len(both) == 1 else "BIGINT" if both <= INTEGERS else "VARCHAR"
+        add_types(types, part.origin, spec, types_of_part, rel)
     if spec.format == "csv" and not spec.indexed:
-        # Text files have no types: ids are integers where every one of them is written as one.
         for column in (spec.columns.lhs, spec.columns.rhs):
-            text = name(column)
-            integer = f"regexp_full_match({text}, '0|-?[1-9][0-9]*') AND TRY_CAST({text} AS BIGINT) IS NOT NULL"
-            test = con.execute(
-                f"SELECT coalesce(bool_and({integer}) FILTER ({name(column)} IS NOT NULL), false) FROM {parquet(files)}"
-            ).fetchall()
+            test = con.execute(f"SELECT {all_integers(column)} FROM {parquet(files)}").fetchall()
             types[column] = "BIGINT" if test[0][0] else "VARCHAR"
     return Scan(spec, source, files, staged, types, rel, relation)
+
+
+def add_types(types: dict[str, str], origin: str, spec: Input, found: dict[str, str], rel: str | None) -> None:
+    """Add the types of a file's columns to those of the files before. Raises UserError where one cannot be read."""
+    if taken := [column for column in found if column.lower() in (FILE_COLUMN, ROW_COLUMN)]:
+        raise UserError(f"{origin}: a column is named {taken[0]!r}, as that of row numbers is; rename it")
+    check_types(origin, spec, found, rel)
+    for column, kind in found.items():
+        # Files of one table may differ in width (INTEGER, BIGINT); the widest sort of value rules.
+        both = {types.get(column, kind), kind}
+        types[column] = kind if len(both) == 1 else "BIGINT" if both <= INTEGERS else "VARCHAR"
+
+
+def all_integers(column: str) -> str:
+    """Return the SQL of whether all values of a column of texts are integers; null where there is none.
+
+    Text files have no types: ids are integers where every one of them is written as one.
+    """
+    text = name(column)
+    integer = f"regexp_full_match({text}, '0|-?[1-9][0-9]*') AND TRY_CAST({text} AS BIGINT) IS NOT NULL"
+    return f"bool_and({integer}) FILTER ({text} IS NOT NULL)"
 
 
 class Rows:
     """The SQL of all inputs' typed rows, and what its numbers mean."""
 
-    def __init__(self, scans: list[Scan], config: TwhinConfig, sources: int, integers: bool) -> None:
-        """Write it. `sources` is how many inputs there are; ids are integers or texts."""
+    def __init__(
+        self,
+        scans: list[Scan],
+        config: TwhinConfig,
+        sources: int,
+        integers: bool,
+        read: Callable[[Scan], str] | None = None,
+    ) -> None:
+        """Write it.
+
+        Args:
+            scans: The files.
+            config: The configuration.
+            sources: How many inputs there are.
+            integers: Whether ids are integers or texts.
+            read: Returns the SQL of a scan's own columns, with those of file and row; left out, of all its files.
+        """
         self.sources = sources
+        self.read = read or (lambda scan: parquet(scan.files))
         self.reasons: list[Reason] = []
         """Why rows are no edges: `fate` is a source's number for its edges, else `sources` and a place here."""
         self.parts = [self._part(scan, config, integers) for scan in scans]
@@ -223,12 +249,12 @@ class Rows:
 
     def _part(self, scan: Scan, config: TwhinConfig, integers: bool) -> str:
         spec, columns = scan.input, scan.input.columns
-        fields = dict(_named(spec, scan.rel))
+        fields = dict(named(spec, scan.rel))
         taken = [f"{ROW_COLUMN} AS row", f"{FILE_COLUMN} AS file"]
         taken += [f"{name(column)} AS raw_{field}" for field, column in fields.items()]
         if scan.rel is None:
             taken.append(f"{literal(scan.relation or '')} AS raw_rel")
-        rows = f"SELECT {', '.join(taken)} FROM {parquet(scan.files)}"
+        rows = f"SELECT {', '.join(taken)} FROM {self.read(scan)}"
         if spec.limit is not None or spec.offset is not None:
             rows += f" LIMIT {spec.limit if spec.limit is not None else 2**62} OFFSET {spec.offset or 0}"
         identity = "BIGINT" if integers else "VARCHAR"
@@ -377,7 +403,7 @@ def _reachable(con: duckdb.DuckDBPyConnection, file: str, path: str) -> str:
     return file
 
 
-def _named(spec: Input, rel: str | None) -> list[tuple[str, str]]:
+def named(spec: Input, rel: str | None) -> list[tuple[str, str]]:
     """Return the fields of `columns` that are read, and the columns' names; `rel` is the relation column's."""
     names = {field: getattr(spec.columns, field) for field in FIELDS} | {"rel": rel}
     return [(field, names[field]) for field in FIELDS if names[field] is not None]
@@ -388,8 +414,8 @@ def _hint(column: str, names: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _check_columns(origin: str, spec: Input, names: list[str]) -> None:
-    for field, column in _named(spec, spec.columns.rel):
+def check_columns(origin: str, spec: Input, names: list[str]) -> None:
+    for field, column in named(spec, spec.columns.rel):
         if column in names:
             continue
         remedy = (
@@ -408,8 +434,8 @@ def _check_columns(origin: str, spec: Input, names: list[str]) -> None:
         )
 
 
-def _check_types(origin: str, spec: Input, types: dict[str, str], rel: str | None) -> None:
-    for field, column in _named(spec, rel):
+def check_types(origin: str, spec: Input, types: dict[str, str], rel: str | None) -> None:
+    for field, column in named(spec, rel):
         kind = types[column]
         if field == "time" and not (
             _NUMBER.fullmatch(kind) or kind.startswith(("TIMESTAMP", "DATE", "VARCHAR", "ENUM"))

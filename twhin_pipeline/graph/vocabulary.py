@@ -8,6 +8,7 @@ takes evicted rows away.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -29,6 +30,19 @@ CHAIN = 1_000
 """So many of the snapshots that a vocabulary has grown through are noted with it."""
 # Indexed ids may leave rows unused, but hardly more than this many for each one used.
 SPARSEST = 100
+
+
+COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("row", pa.int64()),
+        ("degree", pa.int64()),
+        ("first_snapshot", pa.string()),
+        ("last_snapshot", pa.string()),
+        ("evicted", pa.bool_()),
+    ]
+)
+"""Of a vocabulary whose ids are texts; a compacted one also has `row_before`."""
 
 
 def build(config: TwhinConfig, store: Store, snapshot: str, *, compact: bool = False) -> dict[str, Manifest]:
@@ -71,12 +85,8 @@ def _build_one(
     compact: bool,
 ) -> Manifest:
     asset = f"vocabulary/{entity}"
-    before = store.latest_before(asset, snapshot)
-    made = store.last_accepted(asset, snapshot)
-    compact = compact or (made is not None and made.details.get("compacted") == snapshot)  # the same rows once more
-    if compact and before is None:
-        raise UserError(f"{asset}: there is no snapshot before {snapshot} whose rows could be compacted")
-    earlier, parents = _earlier(con, config, store, snapshot, entity, before), dict(parents)
+    before, compact = grown_from(store, snapshot, asset, compact)
+    earlier, parents = earlier_rows(con, config, store, snapshot, entity, before).sql, dict(parents)
     if before is not None:
         parents[f"{asset}@{before.snapshot}"] = before.version
     # Either all of raw_edges' ids are integers or none.
@@ -100,10 +110,8 @@ def _build_one(
             "SELECT id, degree, row_number() OVER (ORDER BY degree DESC, id_index) - 1 AS position FROM degrees "
             f"ANTI JOIN known USING (id) WHERE degree >= {config.vocabulary.min_count}"
         )
-    chain = _chain(before)
-    # Ids that are rows themselves cannot be left out.
-    keep = None if indexed(config) else config.vocabulary.keep_departed
-    since = sorted([*chain, snapshot])[-keep - 1] if keep is not None and len(chain) >= keep else ""
+    chain = chain_of(before)
+    since = kept_since(config, chain, snapshot)
     con.execute(
         "CREATE OR REPLACE TEMP TABLE every AS "
         "SELECT id, row, row AS row_before, coalesce(degree, 0) AS degree, first_snapshot, "
@@ -126,8 +134,10 @@ def _build_one(
         "(SELECT count(*) FROM every) - count(*) FROM rows"
     ).fetchall()[0]
     below = len(used) - counted_rows
-    _check_size(config, entity, rows, below)
-    _refuse_conflict(con, store, asset, snapshot)
+    check_size(config, entity, rows, below)
+    conflict = later_version(store, asset, snapshot)
+    if conflict is not None:
+        refuse_conflict(con, store, conflict, "rows", snapshot)
     read = settings(config, "vocabulary")
     with store.replace(asset, snapshot, config_hash=config.hash(), parents=parents, settings=read) as draft:
         with draft.local_file("part-00000.parquet") as path:
@@ -152,7 +162,7 @@ def _build_one(
     return store.manifest(asset, snapshot)
 
 
-def _chain(before: Manifest | None) -> list[str]:
+def chain_of(before: Manifest | None) -> list[str]:
     """Return the snapshots that a vocabulary grows through, up to `before`, oldest first; the last `CHAIN` of them."""
     if before is None:
         return []
@@ -176,40 +186,88 @@ def indexed(config: TwhinConfig) -> bool:
     return all(source.ids == "indexed" for source in config.all_sources)
 
 
-def _refuse_conflict(con: duckdb.DuckDBPyConnection, store: Store, asset: str, snapshot: str) -> None:
-    """Refuse rows that contradict those of a later snapshot, which was made without this one.
-
-    Rows are handed on from snapshot to snapshot. Made in another order, an id would have two rows.
-    """
+def later_version(store: Store, asset: str, snapshot: str) -> Manifest | None:
+    """Return the vocabulary of a later snapshot that was made without this one, and has the same numbers of rows."""
     for at in store.snapshots(asset, accepted=True):
         later = store.last_accepted(asset, at)
         if at <= snapshot or later is None or f"{asset}@{snapshot}" in later.parents:
             continue
-        if (later.details.get("compacted") or "") > snapshot:
-            return  # rows have other numbers from there on
-        files = database.parquet(store.files_of(later))
-        conflicts = con.execute(
-            f"SELECT count(*) FROM rows JOIN {files} later ON CAST(rows.id AS VARCHAR) = CAST(later.id AS VARCHAR) "
-            "WHERE rows.row <> later.row"
-        ).fetchall()[0][0]
-        if conflicts:
-            raise UserError(
-                f"{asset} of snapshot {snapshot}: {conflicts:,} entities would get other rows than in snapshot {at}, "
-                "which was made before it; a vocabulary grows from older snapshots to newer ones, so make snapshots "
-                "oldest first, in another store (--home) where later ones are there already"
+        # Compacted rows have other numbers from there on.
+        return None if (later.details.get("compacted") or "") > snapshot else later
+    return None
+
+
+def refuse_conflict(con: duckdb.DuckDBPyConnection, store: Store, later: Manifest, rows: str, snapshot: str) -> None:
+    """Refuse `rows` (SQL) that contradict those of a later snapshot.
+
+    Rows are handed on from snapshot to snapshot. Made in another order, an id would have two rows.
+    """
+    files = database.parquet(store.files_of(later))
+    conflicts = con.execute(
+        f"SELECT count(*) FROM {rows} own JOIN {files} later ON CAST(own.id AS VARCHAR) = CAST(later.id AS VARCHAR) "
+        "WHERE own.row <> later.row"
+    ).fetchall()[0][0]
+    if conflicts:
+        raise UserError(conflict_message(later, snapshot, conflicts))
+
+
+def conflict_message(later: Manifest, snapshot: str, conflicts: int) -> str:
+    """Return what is said of rows that contradict those of a later snapshot."""
+    return (
+        f"{later.asset} of snapshot {snapshot}: {conflicts:,} entities would get other rows than in snapshot "
+        f"{later.snapshot}, which was made before it; a vocabulary grows from older snapshots to newer ones, so make "
+        "snapshots oldest first, in another store (--home) where later ones are there already"
+    )
+
+
+def grown_from(store: Store, snapshot: str, asset: str, compact: bool) -> tuple[Manifest | None, bool]:
+    """Return the vocabulary that this one grows from, and whether its rows are compacted.
+
+    Raises:
+        UserError: There is none to be compacted.
+    """
+    before = store.latest_before(asset, snapshot)
+    made = store.last_accepted(asset, snapshot)
+    compact = compact or (made is not None and made.details.get("compacted") == snapshot)  # the same rows once more
+    if compact and before is None:
+        raise UserError(f"{asset}: there is no snapshot before {snapshot} whose rows could be compacted")
+    return before, compact
+
+
+def kept_since(config: TwhinConfig, chain: list[str], snapshot: str) -> str:
+    """Return the snapshot before which an id was last seen that is evicted; empty: none is."""
+    # Ids that are rows themselves cannot be left out.
+    keep = None if indexed(config) else config.vocabulary.keep_departed
+    return sorted([*chain, snapshot])[-keep - 1] if keep is not None and len(chain) >= keep else ""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Rows that are given: Parquet files, and the SQL of `id`, `row`, `first_snapshot`, `last_snapshot`, `evicted`."""
+
+    files: list[str]
+    columns: str
+
+    @property
+    def sql(self) -> str:
+        """The SQL of all of them."""
+        if not self.files:
+            return (
+                "(SELECT NULL::BIGINT AS id, NULL::BIGINT AS row, NULL::VARCHAR AS first_snapshot, "
+                "NULL::VARCHAR AS last_snapshot, false AS evicted WHERE false)"
             )
-        return
+        return f"(SELECT {self.columns} FROM {database.parquet(self.files)})"
 
 
-def _earlier(
+def earlier_rows(
     con: duckdb.DuckDBPyConnection,
     config: TwhinConfig,
     store: Store,
     snapshot: str,
     entity: str,
     before: Manifest | None,
-) -> str:
-    """Return the SQL of the rows that are given: those of the snapshot `before`, or those of the `vocab` file."""
+) -> Earlier:
+    """Return the rows that are given: those of the snapshot `before`, or those of the `vocab` file."""
     if before is not None:
         files = store.files_of(before)
         with store.parquet(files[0]) as file:
@@ -217,13 +275,10 @@ def _earlier(
         # An earlier version of this package wrote neither: whom it kept is taken for one of its snapshot.
         last = "last_snapshot" if "last_snapshot" in known else f"{literal(before.snapshot)} AS last_snapshot"
         evicted = "evicted" if "evicted" in known else "false AS evicted"
-        return f"(SELECT id, row, first_snapshot, {last}, {evicted} FROM {database.parquet(files)})"
+        return Earlier(files, f"id, row, first_snapshot, {last}, {evicted}")
     path = config.model.table(entity).vocab
     if path is None:
-        return (
-            "(SELECT NULL::BIGINT AS id, NULL::BIGINT AS row, NULL::VARCHAR AS first_snapshot, "
-            "NULL::VARCHAR AS last_snapshot, false AS evicted WHERE false)"
-        )
+        return Earlier([], "")
     number = config.model.table_names.index(entity)
     field = f"model.embeddings.tables[{number}].vocab"
     if "://" in path:
@@ -248,9 +303,10 @@ def _earlier(
             f"{distinct} rows from {least} to {most}); number them anew"
         )
     integers = kinds["id"] != "VARCHAR"
-    return (
-        f"(SELECT CAST(id AS {'BIGINT' if integers else 'VARCHAR'}) AS id, row, {literal(snapshot)} AS first_snapshot, "
-        f"NULL::VARCHAR AS last_snapshot, false AS evicted FROM {database.parquet([path])})"
+    return Earlier(
+        [path],
+        f"CAST(id AS {'BIGINT' if integers else 'VARCHAR'}) AS id, row, {literal(snapshot)} AS first_snapshot, "
+        "NULL::VARCHAR AS last_snapshot, false AS evicted",
     )
 
 
@@ -284,7 +340,8 @@ def _every_index(con: duckdb.DuckDBPyConnection, config: TwhinConfig, entity: st
     )
 
 
-def _check_size(config: TwhinConfig, entity: str, rows: int, below: int) -> None:
+def check_size(config: TwhinConfig, entity: str, rows: int, below: int) -> None:
+    """Raise UserError where a vocabulary is empty or outgrows `num_embeddings`; `below` ids had too few edges."""
     number = config.model.table_names.index(entity)
     limit = config.model.table(entity).num_embeddings
     if rows == 0:

@@ -346,6 +346,77 @@ def samples(
 
 
 @compiled()
+def masks_of_part(
+    seed: Any,
+    stream: int,
+    epochs: int,
+    chunks: Array,
+    sizes: Array,
+    start: Array,
+    positions: Array,
+    kept: Array,
+    ends_start: Array,
+    ends: Array,
+    window: int,
+    pool: int,
+    popular: int,
+    size: int,
+    present: Array,
+    cumulative: Array,
+    known: Any,
+    probe_cost: int,
+) -> Any:
+    """Find the true pairs of some queries of chunks: of those whose kept entity is in one part of all entities.
+
+    Args:
+        seed: The generator's key.
+        stream: The rest of the key, of the side.
+        epochs: How many epochs, from 0.
+        chunks: `int64 [c]` numbers of the chunks.
+        sizes: `int64 [c]` how many edges each has.
+        start: `int64 [c + 1]` where each one's queries begin.
+        positions: `int32 [Q]` positions of edges in their chunks, ascending.
+        kept: `int64 [Q]` their kept entities; all edges of an entity are there.
+        ends_start: `int64 [c + 1]` where each chunk's own entities begin.
+        ends: `int64 [L]` the other ends of each chunk's first edges, as many as windows reach.
+        window: See `samples`.
+        pool: See `samples`.
+        popular: See `samples`.
+        size: How many entities may be drawn.
+        present: See `draw`.
+        cumulative: See `draw`.
+        known: neighbors, entities and start of the true edges of the part: see `true_pairs`.
+        probe_cost: See `true_pairs`.
+
+    Returns:
+        The masks' positions and candidates `int32 [M]`, and where those of each chunk and epoch begin
+        `int64 [c epochs + 1]`.
+    """
+    neighbors, entities, places = known
+    offsets = np.zeros(len(chunks) * epochs + 1, np.int64)
+    position, candidate = np.empty(4096, np.int32), np.empty(4096, np.int32)
+    row, filled, unit = np.empty(pool, np.int64), 0, 0
+    for i in range(len(chunks)):
+        own, here = kept[start[i] : start[i + 1]], ends[ends_start[i] : ends_start[i + 1]]
+        taken = min(window, sizes[i])
+        listed = np.empty(taken + pool, np.int64)
+        for epoch in range(epochs):
+            draw(seed, stream, epoch, chunks[i], size, present, popular, cumulative, row)
+            for j in range(taken):
+                listed[j] = here[(epoch * window + j) % sizes[i]]
+            listed[taken:] = row
+            begin = filled
+            position, candidate, filled, _ = true_pairs(
+                neighbors, entities, places, own, own, listed, False, probe_cost, position, candidate, filled
+            )
+            for k in range(begin, filled):
+                position[k] = positions[start[i] + position[k]]
+            unit += 1
+            offsets[unit] = filled
+    return position[:filled].copy(), candidate[:filled].copy(), offsets
+
+
+@compiled()
 def fill_keys(entities: Array, neighbors: Array, width: int, keys: Array) -> None:
     """Write each edge's entity * width + neighbor to `keys` [E]; `width` is above all neighbors."""
     for i in range(len(entities)):

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import Any
 
 import fsspec
 
+from twhin_pipeline import remote
+from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Store, array_cache
-from twhin_pipeline.store.locks import flocked
+from twhin_pipeline.store.locks import flocked, is_written, writing
 from twhin_pipeline.words import MODELS
 
 CHECKPOINTS, FINISHED, LOCK = "checkpoints", "finished.json", "lock"
@@ -57,7 +59,7 @@ def checkpoints(store: Store, save_dir: str | None = None, snapshot: str | None 
             names = store.children(f"{asset}/{at}/{CHECKPOINTS}")
             result += [_look_at(store.fs, store.is_local, asset, at, f"{folder}/{name}") for name in names]
     if save_dir:
-        fs, plain = fsspec.core.url_to_fs(save_dir)
+        fs, plain = remote.filesystem(save_dir)
         is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
         with suppress(FileNotFoundError):
             for parent in fs.ls(plain, detail=False):
@@ -74,7 +76,7 @@ def _look_at(fs: fsspec.AbstractFileSystem, is_local: bool, asset: str, snapshot
     times = [_time(info) for info in files.values()]
     finished = any(str(name).endswith(f"/{FINISHED}") for name in files)
     size = sum(int(info["size"]) for info in files.values())
-    running = is_local and flocked(f"{path}/{LOCK}")
+    running = flocked(f"{path}/{LOCK}") if is_local else is_written(fs, False, path)
     return Checkpoints(asset, snapshot, path, size, finished, max(times, default=0.0), running)
 
 
@@ -91,7 +93,7 @@ def _time(info: dict[str, Any]) -> float:
 
 def remove_checkpoints(one: Checkpoints) -> bool:
     """Remove the checkpoints of one training, unless a process trains there; tell whether they were removed."""
-    fs = fsspec.core.url_to_fs(one.path)[0]
+    fs = remote.filesystem(one.path)[0]
     with _alone(one.path) as alone:
         if alone:
             with suppress(FileNotFoundError):
@@ -101,10 +103,20 @@ def remove_checkpoints(one: Checkpoints) -> bool:
 
 @contextmanager
 def _alone(folder: str) -> Iterator[bool]:
-    """Hold a local folder's lock, as a training does; False where one holds it."""
+    """Hold a folder's lock or lease, as a training does; False where one holds it."""
+    if remote.local_path(folder) is None:
+        fs = remote.filesystem(folder)[0]
+        with ExitStack() as held:
+            try:
+                held.enter_context(writing(fs, False, [folder], folder, wait_s=0))
+            except UserError:
+                yield False
+                return
+            yield True
+        return
     try:
         descriptor = os.open(f"{folder}/{LOCK}", os.O_RDWR)
-    except OSError:  # remote, or no training ever held it
+    except OSError:  # no training ever held it
         yield True
         return
     try:
@@ -117,10 +129,10 @@ def _alone(folder: str) -> Iterator[bool]:
 
 
 def logs(store: Store) -> list[Checkpoints]:
-    """List what the ranks of a local store's trainings printed, by snapshot; it is described as checkpoints are."""
+    """List what the ranks of the store's trainings printed, by snapshot; it is described as checkpoints are."""
     base = "/".join(LOGS)
-    snapshots = filter(_SNAPSHOT.fullmatch, store.children(base)) if store.is_local else ()
-    return [_look_at(store.fs, True, base, at, store.path(*LOGS, at)) for at in snapshots]
+    snapshots = filter(_SNAPSHOT.fullmatch, store.children(base))
+    return [_look_at(store.fs, store.is_local, base, at, store.path(*LOGS, at)) for at in snapshots]
 
 
 @dataclass(frozen=True)

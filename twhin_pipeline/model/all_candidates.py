@@ -15,9 +15,18 @@ from twhin_pipeline.words import Side
 
 Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-BLOCK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
-"""The size of a block's scores, by device. A few tensors of this size are alive at a time: on a CPU larger ones do not
-fit the caches, on a GPU smaller ones leave it waiting for the next kernel."""
+BLOCK_BYTES = 24 << 20
+"""The size of a block's scores on a CPU. A few tensors of this size are alive at a time; larger ones do not fit the
+caches."""
+GPU_SHARE = 128
+"""On a GPU a block takes this part of its memory: small ones leave it waiting for kernels (benchmarks/gpu.py)."""
+
+
+def block_bytes(device: torch.device) -> int:
+    """Return the size of a block's scores on a device."""
+    if device.type != "cuda":
+        return BLOCK_BYTES
+    return int(torch.cuda.get_device_properties(device).total_memory) // GPU_SHARE
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class _BlockedLoss(torch.autograd.Function):
         compare: Compare,
         loss: Loss,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        size = max(1, BLOCK_BYTES[queries.device.type] // (4 * max(len(candidates), 1)))
+        size = max(1, block_bytes(queries.device) // (4 * max(len(candidates), 1)))
         starts = torch.arange(0, len(queries) + size, size, device=queries.device)
         edge_cuts = torch.searchsorted(query, starts).tolist()
         mask_cuts = torch.searchsorted(mask[:, 0].contiguous(), starts).tolist()

@@ -17,6 +17,7 @@ from typing import Literal
 
 from twhin_pipeline import extras, scratch
 from twhin_pipeline.bundled import CHECKOUT
+from twhin_pipeline.config.training import LaunchConfig
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.machine import SHARED_MEMORY
 from twhin_pipeline.store import Store
@@ -54,8 +55,13 @@ class Finding:
         return f"{self.detail}: {self.remedy}" if self.remedy else self.detail
 
 
-def examine(store: Store) -> list[Finding]:
-    """Look at everything, the cheapest first. What cannot work without a broken part is left out."""
+def examine(store: Store, launch: LaunchConfig | None = None) -> list[Finding]:
+    """Look at everything, the cheapest first. What cannot work without a broken part is left out.
+
+    Args:
+        store: Where tables are.
+        launch: How training starts, where a configuration says so: its scheduler is looked at too.
+    """
     distributions = installed()
     findings = [python_version(sys.version_info[:2])]
     if reads_only(distributions):
@@ -63,7 +69,7 @@ def examine(store: Store) -> list[Finding]:
         findings.append(Finding("training", "note", message, f"`{extras.install('train')}` adds it"))
     else:
         findings += training(distributions)
-    findings += [disk(store), writable(store)]
+    findings += [disk(store), writable(store), *scheduler(launch)]
     return [*findings, chromium()] if CHECKOUT else findings
 
 
@@ -324,6 +330,30 @@ def writable(store: Store) -> Finding:
     if content != b"twhin":
         return Finding("store", "wrong", f"{store.root}: what was read is not what was written", remedy)
     return Finding("store", "ok", f"{store.root} can be written")
+
+
+def scheduler(launch: LaunchConfig | None) -> list[Finding]:
+    """What `launch.kind` needs to submit a job: Slurm's commands and controller, or Kubernetes' client."""
+    if launch is None or launch.kind == "local":
+        return []
+    elsewhere = "or set launch.kind=local"
+    if launch.kind == "kubernetes":
+        lacking = extras.missing("kubernetes", "launch.kind: kubernetes")
+        if lacking is not None:
+            return [Finding("Kubernetes", "wrong", "its client is not installed", f"`{extras.install('kubernetes')}`")]
+        return [Finding("Kubernetes", "ok", "its client is installed; the cluster was not asked")]
+    missing = [name for name in ("sbatch", "scontrol", "scancel") if shutil.which(name) is None]
+    if missing:
+        remedy = f"run this on a machine of the cluster on which sbatch works, {elsewhere}"
+        return [Finding("Slurm", "wrong", f"{', '.join(missing)} not found", remedy)]
+    try:
+        done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)
+    except subprocess.TimeoutExpired:
+        return [Finding("Slurm", "wrong", "its controller does not answer within 20 s", f"try later, {elsewhere}")]
+    said = " ".join((done.stdout + done.stderr).split())
+    if done.returncode or " UP" not in said:
+        return [Finding("Slurm", "wrong", said or "scontrol ping fails", f"try later, {elsewhere}")]
+    return [Finding("Slurm", "ok", said)]
 
 
 def chromium() -> Finding:

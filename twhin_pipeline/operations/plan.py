@@ -18,7 +18,7 @@ from twhin_pipeline.operations.rates import Rates, StepTime, Work, step_time
 from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
 
-ELEMENT_BYTES = {"fp32": 4, "fp16": 2}
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 CHUNK_BYTES = 150  # a chunk in a rank's memory: where its edges, pools and masks begin, and its place in the order
 PROCESS_BYTES = (
     330 * 2**20
@@ -28,7 +28,7 @@ LOOPS_BYTES = 110 * 2**20  # of a rank's own from its first step on: compiled lo
 GPU_PROCESS_BYTES = 800 * 2**20  # of a rank whose step is on a GPU
 TRUE_EDGE_BYTES = 20  # an edge and side of what `global_negatives: all` masks by: a row, at most a key and its start
 DEGREE_BYTES = 24  # a row of what `sampled_per_step` draws by
-BLOCK_BYTES = 24 * 2**20  # of scores with `global_negatives: all`: a CPU's of all_candidates, which would load torch
+BLOCK_BYTES = 24 * 2**20  # of scores with `global_negatives: all`; all_candidates.BLOCK_BYTES, which would load torch
 SCORE_COPIES = 5  # scores, their masked copy, what the loss keeps for the backward pass, and two gradients
 VALIDATION_COPIES = 3  # of scores and vectors, where nothing is kept for a backward pass
 KEPT_COPIES = 2  # of vectors, in memory that steps have freed, in pieces that later ones do not fit
@@ -195,8 +195,8 @@ def estimate(
     dim = config.model.embedding_dim
     elsewhere = (world_size - 1) / world_size
     shared = _shares_memory(config, world_size, rates)
-    # Row-wise, all-to-all: an id of 8 bytes goes out, a float32 vector comes back, and its gradient goes out again.
-    sent = 0 if shared else step.looked_up * (8 + 2 * dim * 4) * elsewhere
+    # Row-wise, all-to-all: an id of 8 bytes goes out, a vector comes back, and its gradient goes out again.
+    sent = 0 if shared else step.looked_up * (8 + 2 * dim * ELEMENT_BYTES[config.launch.exchange]) * elsewhere
     # A ring all-reduce of the operators' gradients sends each element twice.
     sent += 2 * operator_parameters(config) * 4 * elsewhere
     steps = work = None

@@ -123,6 +123,7 @@ def check(run: Run) -> None:
     """Raise UserError where a run's configuration cannot be searched, as far as that is known before its tables."""
     if not run.store.is_local:
         raise UserError(f"{run.store.root}: tune needs a store in a folder of this machine; pass --home FOLDER")
+    tune.refuse_nodes(run.config)
     search_space.check(run.config, run.config_path, run.overrides)
 
 

@@ -101,6 +101,15 @@ def run(
         return search.run(proceed)
 
 
+def refuse_nodes(config: TwhinConfig) -> None:
+    """Raise UserError where trials would train on several nodes: a trial's configuration is known on this one alone."""
+    if config.launch.nnodes > 1:
+        raise UserError(
+            f"launch.nnodes is {config.launch.nnodes}: a search runs on one node; search with launch.nnodes=1, and "
+            "give what it finds to all nodes"
+        )
+
+
 class Search:
     """One search: its folder, its Optuna study and its MLflow run."""
 
@@ -122,6 +131,7 @@ class Search:
         self.config, self.store, self.snapshot = base.config, base.store, base.snapshot
         if not self.store.is_local:
             raise UserError(f"{self.store.root}: tune needs a store in a folder of this machine; pass --home FOLDER")
+        refuse_nodes(self.config)
         check(self.config, base.config_path, base.overrides)
         if self._knows_metric():
             check_metric(self.config)

@@ -32,6 +32,8 @@ from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
 UNLIMITED = 2**60
 """Bytes of a rank whose memory is not known."""
 
+MOST_DEVICES = 128
+"""Devices of a node that torch can number."""
 LOOKUPS = 100_000
 """Rows of each table that a rank is taken to look up in a step: the planner weighs costs by it."""
 
@@ -146,6 +148,8 @@ def rows_of_ranks(config: TwhinConfig, rows: Mapping[str, int], world_size: int)
     tables = UnshardedTables(config.model, rows, "meta")
     model = apply_optimizers(TwhinModel(config.model, tables, "meta"), config.model)
     ranks_per_node = min(world_size, launch.nproc_per_node) if launch.nnodes > 1 else world_size
+    if ranks_per_node > MOST_DEVICES:
+        ranks_per_node = max(n for n in range(1, MOST_DEVICES + 1) if world_size % n == 0)
     plan = plan_tables(model, launch, "cuda" if cuda else "cpu", world_size, ranks_per_node, capacity)
     planned = plan.get_plan_for_module("embeddings")
     assert isinstance(planned, EmbeddingModuleShardingPlan)

@@ -15,7 +15,7 @@ from typing import Any
 
 from twhin_pipeline.config import TwhinConfig, relations, stage_settings
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.stages import unchanged
+from twhin_pipeline.stages import engine, unchanged
 from twhin_pipeline.stages.run import Run, Say
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.words import CALIBRATION, DRIFT, INDEX, PROMOTION, PUBLISHED, REPEATS
@@ -67,31 +67,22 @@ def spelled_out(patterns: Iterable[str], config: TwhinConfig) -> list[str]:
 
 def ingest(run: Run) -> None:
     """Read the source."""
-    from twhin_pipeline.graph import raw_edges
-
-    raw_edges.ingest(run.config, run.store, run.snapshot)
+    engine.ingest(run.config, run.store, run.snapshot)
 
 
 def vocabulary(run: Run) -> None:
     """Number the entities."""
-    from twhin_pipeline.graph import vocabulary as numbering
-
-    numbering.build(run.config, run.store, run.snapshot)
+    engine.vocabulary(run.config, run.store, run.snapshot)
 
 
 def compact(run: Run) -> None:
     """Number the entities, without the rows of those that were evicted."""
-    from twhin_pipeline.graph import vocabulary as numbering
-
-    numbering.build(run.config, run.store, run.snapshot, compact=True)
+    engine.vocabulary(run.config, run.store, run.snapshot, compact=True)
 
 
 def sample(run: Run) -> None:
     """Split the edges and sample negatives."""
-    from twhin_pipeline.training_set import negatives, positives
-
-    positives.build_positives(run.config, run.store, run.snapshot)
-    negatives.build(run.config, run.store, run.snapshot)
+    engine.sample(run.config, run.store, run.snapshot)
 
 
 def train(run: Run) -> None:
@@ -380,14 +371,44 @@ def made_before(run: Run, stage: Stage, say: Say) -> dict[str, Manifest] | None:
     return made
 
 
-def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
-    """Run one stage and the checks of its tables, saying one line.
+def join(run: Run, stage: Stage, say: Say) -> None:
+    """Take part in the training of a stage, on a node other than the first (`training.nodes`); other stages pass.
 
     Raises:
-        UserError: As `make` does, or a blocking check failed.
+        UnavailableError: The first node does not open the training in time.
+        UserError, TrainingFailed, TrainingCancelled: As `training.launch.run` does.
+    """
+    from twhin_pipeline.stages import refit as again
+    from twhin_pipeline.training import nodes
+
+    if stage.function not in (train, refit) or (stage.function is refit and not again.is_in_chain(run.config)):
+        say(f"{stage.name:<11}   is left to node 0")
+        return
+    nodes.wait_for_first(run.config, say)  # it makes the tables before
+    if stage.function is train:
+        joined = _resolved(run)
+    elif (why := _not_refit(_resolved(run))) is not None:
+        say(f"{stage.name:<11}   left out: {why}")
+        return
+    else:
+        joined = again.training_run(run)
+    run.train(joined)
+    nodes.wait_for_close(run.config)
+    say(f"{stage.name:<11}   node {run.config.launch.node_rank} has taken part; node 0 goes on with the model")
+
+
+def run_stage(run: Run, stage: Stage, say: Say) -> dict[str, Manifest]:
+    """Run one stage and the checks of its tables, saying one line; on a node other than the first, `join` it.
+
+    Raises:
+        UserError: As `make` and `join` do, or a blocking check failed.
     """
     from twhin_pipeline.checks import checks
+    from twhin_pipeline.training import nodes
 
+    if nodes.joins(run.config):
+        join(run, stage, say)
+        return {}
     messages: list[str] = []
     started = time.perf_counter()
     made = make(run, stage, messages.append)

@@ -57,18 +57,25 @@ def prepare(run: Run) -> tuple[Run, dict[str, Manifest]]:
     Raises:
         UserError: There is no trained model yet, or a table is missing.
     """
+    from twhin_pipeline.stages import engine
+
+    prepared = training_run(run)
+    config, store = prepared.config, prepared.store
+    engine.sample(config, store, run.snapshot)
+    made = {
+        table: store.manifest(table, run.snapshot) for table in ("training_set/positives", "training_set/negatives")
+    }
+    return prepared, made
+
+
+def training_run(run: Run) -> Run:
+    """Return the run that trains on all edges, in the view. Raises UserError where there is no trained model yet."""
     from twhin_pipeline.config import relations
-    from twhin_pipeline.training_set import negatives, positives
 
     store = run.store.seen_as(VIEW)
     more = [*run.overrides, *overrides(run.store, run.snapshot)]
     config = relations.resolve(load_config(run.config_path, more), run.store, run.snapshot)
-    positives.build_positives(config, store, run.snapshot)
-    negatives.build(config, store, run.snapshot)
-    made = {
-        table: store.manifest(table, run.snapshot) for table in ("training_set/positives", "training_set/negatives")
-    }
-    return replace(run, config=config, overrides=more, store=store), made
+    return replace(run, config=config, overrides=more, store=store)
 
 
 def published(config: TwhinConfig, store: Store, snapshot: str) -> Store:

@@ -9,13 +9,13 @@ import uuid
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-import fsspec
 
-from twhin_pipeline import errors, interrupts, scratch
+from twhin_pipeline import errors, interrupts, remote, scratch
 from twhin_pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,8 +53,32 @@ def connect(config: TwhinConfig | None = None, store: Store | None = None) -> du
         if config.launch.data_threads is not None:
             con.execute(f"SET threads = {config.launch.data_threads}")
     if store is not None and not store.is_local:
-        con.register_filesystem(store.fs)
+        con.register_filesystem(_of_versions(store.fs))
     return con
+
+
+@cache
+def _of_versions(fs: Any) -> Any:
+    """Return a store's file system as one that asks only once what a file is: those of versions never change.
+
+    For each read of a file DuckDB asks five times for its size and age, which of S3 are requests that it waits for.
+    """
+    if "s3" not in fs.protocol:
+        return fs
+    from fsspec.asyn import sync
+
+    made = type(fs)(**fs.storage_options, skip_instance_cache=True)
+    look, known = made._info, dict[str, Any]()
+
+    async def info(path: str, *arguments: Any, **options: Any) -> Any:
+        path = made._strip_protocol(path)
+        if path not in known:
+            known[path] = await look(path, *arguments, **options)
+        return known[path]
+
+    made._info = info
+    made.info = lambda path, *arguments, **options: sync(made.loop, info, path, *arguments, **options)
+    return made
 
 
 def threads(config: TwhinConfig) -> int:
@@ -64,7 +88,7 @@ def threads(config: TwhinConfig) -> int:
 
 def register(con: duckdb.DuckDBPyConnection, url: str) -> None:
     """Let `con` read what `url`'s fsspec filesystem holds. A local path needs nothing."""
-    fs, _ = fsspec.core.url_to_fs(url)
+    fs, _ = remote.filesystem(url)
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if protocols & {"file", "local"} or any(con.filesystem_is_registered(protocol) for protocol in protocols):
         return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import twhin_pipeline.store.locks as locks
 from twhin_pipeline import scratch
 from twhin_pipeline.store.manifest import MANIFEST, Manifest
 
@@ -35,6 +36,8 @@ class Draft:
         self.store, self.asset, self.snapshot, self.version = store, asset, snapshot, version
         self.location = store.path(asset, snapshot, version)
         self.details: dict[str, Any] = {}
+        self.digests: dict[str, str] = {}
+        """Checksums that who wrote a file has computed, by its name; `commit` computes the others."""
         self.held = ExitStack()
         """The lock of the process that began it; closed by `commit` and `discard`."""
         store.fs.makedirs(store.fs._strip_protocol(self.location), exist_ok=True)
@@ -68,7 +71,7 @@ class Draft:
         base = f"{self.location}/"
         names = sorted(self.store.sizes(self.location).items())
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            digests = list(pool.map(lambda one: self.store.sha256(base + one[0]), names))
+            digests = list(pool.map(lambda one: self.digests.get(one[0]) or self.store.sha256(base + one[0]), names))
         files: list[dict[str, Any]] = []
         schema: dict[str, str] = {}
         parts: dict[str, dict[str, Any]] = {}
@@ -101,6 +104,7 @@ class Draft:
             parts=parts,
             settings=settings or {},
         )
+        locks.confirm(self.store.path(self.asset, self.snapshot))
         self.store.put(base + MANIFEST, manifest.to_json())
         if self.store._pins is not None:
             self.store._pins[self.asset, self.snapshot] = self.version

@@ -96,7 +96,7 @@ def make(
 def names(store: Store) -> list[str]:
     """List the releases, oldest snapshot first."""
     result = (name.removesuffix(".json") for name in store.children(FOLDER) if name.endswith(".json"))
-    return [name for name in result if name != CURRENT]
+    return [name for name in result if NAME.fullmatch(name)]
 
 
 def read(store: Store, name: str) -> Release:
@@ -126,11 +126,14 @@ def latest(store: Store) -> Release | None:
 
 def history(store: Store) -> list[Promotion]:
     """Return every move of `current`, the first one first."""
-    try:
-        moves: list[dict[str, Any]] = json.loads(store.read_text([FOLDER, f"{CURRENT}.json"]))["history"]
-    except FileNotFoundError:
-        return []
-    return [Promotion(**move) for move in moves]
+    return _moves(store)[0]
+
+
+def _moves(store: Store) -> tuple[list[Promotion], str | None]:
+    """Return every move of `current`, and the tag of the file that records them (`Store.read_pointer`)."""
+    text, tag = store.read_pointer([FOLDER, f"{CURRENT}.json"])
+    moves: list[dict[str, Any]] = json.loads(text)["history"] if text is not None else []
+    return [Promotion(**move) for move in moves], tag
 
 
 def trusted(store: Store) -> set[str]:
@@ -171,10 +174,10 @@ def promote(store: Store, name: str, by: str, reason: str) -> Release:
     for asset, version in release.tables.items():
         base.manifest(asset, release.snapshot, version)
     with store.writing(CURRENT, [FOLDER]):
-        moves = [asdict(move) for move in history(store)]
+        before, tag = _moves(store)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        moves.append(asdict(Promotion(name, now, by, reason)))
-        store.write_text([FOLDER, f"{CURRENT}.json"], json.dumps({"release": name, "history": moves}, indent=1))
+        moves = [asdict(move) for move in (*before, Promotion(name, now, by, reason))]
+        store.move_pointer([FOLDER, f"{CURRENT}.json"], json.dumps({"release": name, "history": moves}, indent=1), tag)
     return release
 
 

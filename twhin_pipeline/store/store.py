@@ -23,13 +23,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+import twhin_pipeline.store.conditional as conditional
 import twhin_pipeline.store.removals as removals
-from twhin_pipeline.errors import UserError
+from twhin_pipeline import remote
+from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.store.draft import Draft, has_rows, is_data, unfinished
 from twhin_pipeline.store.locks import is_written
 from twhin_pipeline.store.locks import writing as locked
@@ -54,7 +55,8 @@ class Store:
         self.view = view
         self._pins: dict[tuple[str, str], str | None] | None = None
         root = str(root or os.environ.get("TWHIN_HOME") or DEFAULT_HOME)
-        self.fs, path = fsspec.core.url_to_fs(root)
+        remote.refuse_password(root, "the store's root")
+        self.fs, path = remote.filesystem(root)
         protocol = self.fs.protocol if isinstance(self.fs.protocol, str) else self.fs.protocol[0]
         self.is_local = protocol in ("file", "local")
         self.root: str = os.path.abspath(path) if self.is_local else f"{protocol}://{path.rstrip('/')}"
@@ -108,12 +110,10 @@ class Store:
                 manifest is damaged.
         """
         version = version or self._readable(asset, snapshot)
-        place = "" if version is None else self._manifest_place(asset, snapshot, version)
-        try:
-            if version is not None:
-                return Manifest.from_json(self._text(place), place)
-        except FileNotFoundError:
-            pass
+        if version is not None:
+            for place in (self.path(asset, snapshot, version, MANIFEST), self.path(asset, snapshot, FORMER)):
+                with suppress(FileNotFoundError):
+                    return Manifest.from_json(self._text(place), place)
         stage = maker(asset)
         if version is None and (refused := self._committed(asset, snapshot)):
             verdict = self.verdict(asset, snapshot, refused[-1])
@@ -270,11 +270,6 @@ class Store:
             result.append(former)
         return sorted(set(result))
 
-    def _manifest_place(self, asset: str, snapshot: str, version: str) -> str:
-        place = self.path(asset, snapshot, version, MANIFEST)
-        former = self.path(asset, snapshot, FORMER)
-        return former if not self.fs.exists(place) and self.fs.exists(former) else place
-
     def _children(self, *parts: str) -> list[str]:
         """Return the names in a folder, sorted. It is listed, not matched: a path may hold `[` or `?`."""
         try:
@@ -290,6 +285,38 @@ class Store:
     def read_text(self, parts: Sequence[str]) -> str:
         """Read a small file under the root. Raises FileNotFoundError where there is none."""
         return self._text(self.path(*parts))
+
+    def read_pointer(self, parts: Sequence[str]) -> tuple[str | None, str | None]:
+        """Return the text of a pointer, such as which release is current, and its tag; None and None: there is none."""
+        try:
+            if self.is_local:
+                return self.read_text(parts), None
+            content, tag = conditional.read(self.fs, self.path(*parts))
+            return content.decode(), tag
+        except FileNotFoundError:
+            return None, None
+
+    def move_pointer(self, parts: Sequence[str], text: str, tag: str | None) -> None:
+        """Write a pointer at once, in place of the one whose tag `read_pointer` gave. Hold its folder's lock.
+
+        Behind a URL it is a conditional write, so that nothing is lost where this process lost the lock unnoticed.
+
+        Raises:
+            UnavailableError: Another process has moved it since it was read.
+        """
+        if self.is_local:
+            self.write_text(parts, text)
+            return
+        path, content = self.path(*parts), text.encode()
+        try:
+            if tag is None:
+                conditional.create(self.fs, path, content)
+            else:
+                conditional.replace(self.fs, path, content, tag)
+        except (conditional.Changed, FileExistsError):
+            # A retry of a write whose answer was lost is refused.
+            if self.read_pointer(parts)[0] != text:
+                raise UnavailableError(f"{path}: was changed by another process meanwhile; run this again") from None
 
     def write_text(self, parts: Sequence[str], text: str) -> None:
         """Write a small file under the root at once: a reader sees the old one or the new one."""

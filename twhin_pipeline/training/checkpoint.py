@@ -2,7 +2,7 @@
 
     <folder>/step-00000100/    tensors (torch.distributed.checkpoint) and state.json
     <folder>/finished.json     the run has ended well: the next one starts anew
-    <folder>/lock              held while a run trains here
+    <folder>/lock              held while a run trains here; behind a URL a lease, .writer.json
 
 `<folder>` is `<training.save_dir>/<snapshot>/<hash>`, else `twhin_model/<snapshot>/checkpoints/<hash>` in the store.
 The hash is of what training reads. A checkpoint exists when its `checksums.json` does, which is written last. Loading
@@ -23,10 +23,10 @@ import re
 import socket
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -38,10 +38,11 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import ReadItem, SavePlan, WriteItem, WriteItemType
 from torch.distributed.remote_device import _remote_device
 
+from twhin_pipeline import remote
 from twhin_pipeline.config import TwhinConfig, stage_settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.distributed import Ranks
-from twhin_pipeline.store import Store
+from twhin_pipeline.store import Store, locks
 
 # A process that was just killed holds its lock until the last of its threads has ended.
 LOCK_PATIENCE_S = 3.0
@@ -154,16 +155,20 @@ class CheckpointFolder:
             ranks: This process among the others.
             keep: How many of the latest checkpoints stay, besides the best; None: all.
         """
-        self.fs, plain = fsspec.core.url_to_fs(path)
+        self.fs, plain = remote.filesystem(path)
         self.is_local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
         self.path = os.path.abspath(plain) if self.is_local else path
         self.ranks, self.keep = ranks, keep
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.pending: Future[Any] | None = None
         self.lock: Any = None
+        self.lease = ExitStack()
 
-    def acquire(self) -> None:
-        """Take the folder for this run, until the process ends. A remote folder cannot be locked.
+    def acquire(self, wait_s: float | None = None) -> None:
+        """Take the folder for this run, until the process ends: by a lock of the system, or a lease behind a URL.
+
+        Args:
+            wait_s: How long to wait for a lease that another run holds; None: `locks.WAIT_S`.
 
         Raises:
             UserError: Another run trains here.
@@ -173,6 +178,11 @@ class CheckpointFolder:
             self.fs.makedirs(self.path, exist_ok=True)
             if self.is_local:
                 problem = self._lock()
+            else:
+                try:
+                    self.lease.enter_context(locks.writing(self.fs, False, [self.path], self.path, wait_s))
+                except UserError as error:
+                    problem = str(error)
         problem = self.ranks.broadcast(problem)
         if problem:
             raise UserError(problem)
@@ -203,6 +213,7 @@ class CheckpointFolder:
     def release(self) -> None:
         """Let another run have the folder."""
         self.writer.shutdown(wait=True)
+        self.lease.close()
         if self.lock is not None:
             self.lock.close()
             self.lock = None
@@ -232,12 +243,13 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """List the steps of the whole checkpoints, ascending."""
-        result = []
-        for path in self.fs.glob(f"{self.path}/step-*/{CHECKSUMS}"):
-            match = STEP.fullmatch(str(path).split("/")[-2])
-            if match:
-                result.append(int(match[1]))
-        return sorted(result)
+        # Listed, and each looked at: a pattern over both fails on S3 where one is being removed.
+        try:
+            names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in self.fs.ls(self.path, detail=False)]
+        except FileNotFoundError:
+            return []
+        found = [int(match[1]) for name in names if (match := STEP.fullmatch(name))]
+        return sorted(step for step in found if self.fs.exists(f"{self.step_path(step)}/{CHECKSUMS}"))
 
     def step_path(self, step: int) -> str:
         """Return a checkpoint's folder."""
@@ -289,7 +301,7 @@ class CheckpointFolder:
             wait: Return only when it is written.
         """
         self.flush()
-        if not self.ranks.broadcast(step in self.steps()):
+        if not self.ranks.broadcast(step in self.steps() if self.ranks.rank == 0 else None):
             if self.ranks.rank == 0:
                 if self.fs.exists(self.step_path(step)):
                     self.fs.rm(self.step_path(step), recursive=True)
@@ -315,7 +327,11 @@ class CheckpointFolder:
         # Its own process group: where it writes in the background, the training's collectives go on beside it.
         dcp.save(
             tensors,
-            storage_writer=(FileSystemWriter if self.is_local else FsspecWriter)(path, sync_files=False),
+            storage_writer=(
+                FileSystemWriter(path, sync_files=False)
+                if self.is_local
+                else FsspecWriter(path, sync_files=False, **remote.options(path))
+            ),
             planner=BlockPlanner(),
             process_group=self.ranks.saving,
             no_dist=self._alone,
@@ -327,12 +343,18 @@ class CheckpointFolder:
         if self.is_local:
             for path in [*Path(folder).glob(f"__{self.ranks.rank}_*"), *([Path(folder)] * (self.ranks.rank == 0))]:
                 _sync(path)
+        # Each rank reads its own files back, so that no machine reads all of a large checkpoint.
+        names = sorted(str(path).rsplit("/", 1)[-1] for path in self.fs.ls(folder, detail=False))
+        mine = [name for name in names if _writer_of(name) == self.ranks.rank]
+        digests = {name: self._sha256(f"{folder}/{name}") for name in mine}
+        gathered: list[Any] = [digests]
         if self.ranks.saving is not None:
-            dist.barrier(group=self.ranks.saving)
+            gathered = [None] * self.ranks.world_size
+            dist.all_gather_object(gathered, digests, group=self.ranks.saving)
         if self.ranks.rank == 0:
-            names = sorted(str(path).rsplit("/", 1)[-1] for path in self.fs.ls(folder, detail=False))
-            digests = {name: self._sha256(f"{folder}/{name}") for name in names if name != CHECKSUMS}
-            self._write_json(f"{folder.split('/')[-1]}/{CHECKSUMS}", digests)
+            if not self.is_local:
+                locks.confirm(self.path)
+            self._write_json(f"{folder.split('/')[-1]}/{CHECKSUMS}", {k: v for one in gathered for k, v in one.items()})
             self._remove_old(best)
 
     @property
@@ -362,6 +384,14 @@ class CheckpointFolder:
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         with self.fs.open(f"{self.path}/{name}", "w") as file:
             json.dump(value, file, allow_nan=False)
+
+
+def _writer_of(name: str) -> int | None:
+    """Return the rank that wrote a file of a checkpoint: torch names tensors' `__<rank>_<number>.distcp`."""
+    if name == CHECKSUMS:
+        return None
+    match = re.match(r"__(\d+)_", name)
+    return int(match[1]) if match else 0
 
 
 def _sync(path: Path) -> None:
@@ -411,7 +441,7 @@ def load_tensors(path: str, tensors: dict[str, Any], ranks: Ranks) -> None:
     Raises:
         UserError: It does not hold these tensors in these sizes, is damaged, or holds something else than tensors.
     """
-    reader = _TensorReader(path)
+    reader = _TensorReader(path, **remote.options(path))
     try:
         reader.read_metadata()
     except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, IndexError) as error:

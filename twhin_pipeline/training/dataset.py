@@ -20,6 +20,7 @@ from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
 from twhin_pipeline.training.training_tables import Negatives, Positives
 from twhin_pipeline.training_set.known_edges import KnownEdges, ranges
+from twhin_pipeline.training_set.negatives import files_by_epoch
 from twhin_pipeline.training_set.step_sample import StepSample, StepSampler
 from twhin_pipeline.words import SIDES
 
@@ -105,7 +106,7 @@ class EdgesDataset:
             sizes = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in sizes}
         self.positives = Positives(config, store, manifest, sizes)
         self.negatives = store.manifest(assets[1], snapshot)
-        self.files = store.files_of(self.negatives)
+        self.files = files_by_epoch(store.files_of(self.negatives))
         if not self.files:
             raise UserError(f"{assets[1]} for {snapshot} is empty; make it anew (`twhin sample`)")
 

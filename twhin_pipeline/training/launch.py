@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +30,9 @@ from twhin_pipeline.config.training import PREVIOUS
 from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.sharding.machine import threads_per_process
 from twhin_pipeline.store import Store
+from twhin_pipeline.training import nodes
 from twhin_pipeline.training.reporting import (
+    KINDS,
     PROGRESS,
     RECORDS_ENV,
     VALIDATION,
@@ -38,6 +43,9 @@ from twhin_pipeline.training.reporting import (
 
 PR_SET_PDEATHSIG = 1
 LOOPBACK = "127.0.0.1"
+STOP_SIGNAL = signal.SIGUSR1
+"""By which a scheduler stops a node (`launchers/node.py`). It may reach every process of the node; one SIGTERM must
+come to torchrun, and from it to the ranks, of which a second one would end the writing of a checkpoint."""
 CANCELLED_EXIT = 75
 """A rank's exit code after it was told to stop and has written a checkpoint (EX_TEMPFAIL: try again later)."""
 # A rank in torchrun's list of failures.
@@ -65,6 +73,13 @@ class Failure:
     """The exception's name."""
     message: str
     traceback: str
+    when: int = 0
+    """Nanoseconds since the epoch, by the clock of the rank's machine."""
+
+    @property
+    def words(self) -> str:
+        """Which rank failed, and its traceback; of a job that failed as a whole, what it is known to have done."""
+        return self.traceback if self.rank < 0 else f"rank {self.rank} failed:\n{self.traceback}"
 
 
 def die_with_parent() -> None:
@@ -75,6 +90,34 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         os._exit(1)
+
+
+def command(
+    config: TwhinConfig,
+    config_path: str,
+    store: Store,
+    snapshot: str,
+    log_dir: str,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """Return the command that trains `snapshot` where `launch.kind` says, and ends with its parent.
+
+    On this machine it is torchrun. Else it is a process that submits a job, prints the lines of its ranks, cancels it
+    on a signal, and leaves its first failure in `log_dir`, as torchrun does. The arguments are `torchrun_command`'s.
+    """
+    if config.launch.kind == "local":
+        return torchrun_command(config, config_path, store, snapshot, log_dir, overrides)
+    submitter = [sys.executable, "-m", "twhin_pipeline.launchers.submit", "--log-dir", log_dir]
+    return [*submitter, *train_arguments(config_path, store, snapshot, overrides)]
+
+
+def train_arguments(config_path: str, store: Store, snapshot: str, overrides: Sequence[str]) -> list[str]:
+    """Return the command-line arguments by which `train.main` finds what to train."""
+    arguments = ["--config", config_path, "--snapshot", snapshot, "--home", store.root]
+    arguments += ["--view", store.view] if store.view else []
+    for override in overrides:
+        arguments += ["--set", override]
+    return arguments
 
 
 def torchrun_command(
@@ -98,21 +141,20 @@ def torchrun_command(
             f"--nnodes={launch.nnodes}",
             f"--node-rank={launch.node_rank}",
             "--rdzv-backend=c10d",
-            f"--rdzv-id=twhin-{snapshot}-{config.hash()}",
+            # Ranks compare their configurations, so that one that differs is an error and not a wait.
+            f"--rdzv-id=twhin-{snapshot}-{store.view or 'model'}",
             f"--rdzv-endpoint={launch.rdzv_endpoint}",
-            f"--rdzv-conf=is_host={int(launch.node_rank == 0)}",
+            f"--local-addr={nodes.label(config)}",
+            f"--rdzv-conf=is_host={int(not nodes.joins(config))},join_timeout={math.ceil(launch.join_timeout_s)}",
         ]
     torchrun = [
         *meeting,
         f"--nproc-per-node={launch.nproc_per_node}",
-        "--max-restarts=0",
+        f"--max-restarts={launch.max_restarts}",
         "--tee=3",
         f"--log-dir={log_dir}",
     ]
-    train = ["--config", config_path, "--snapshot", snapshot, "--home", store.root]
-    train += ["--view", store.view] if store.view else []
-    for override in overrides:
-        train += ["--set", override]
+    train = train_arguments(config_path, store, snapshot, overrides)
     wrapper = [sys.executable, "-m", "twhin_pipeline.training.launch"]
     return [
         *wrapper,
@@ -132,7 +174,9 @@ def environment(config: TwhinConfig) -> dict[str, str]:
     ignored = [os.environ.get("PYTHONWARNINGS"), "ignore::UserWarning:twhin_pipeline.config.twhin_config"]
     return {
         "PYTHONWARNINGS": ",".join(filter(None, ignored)),
-        **({"GLOO_SOCKET_IFNAME": interface} if (interface := _loopback(config)) else {}),
+        **({"GLOO_SOCKET_IFNAME": interface} if (interface := _interface(config)) else {}),
+        # The nodes that stay would look for the place of a former rank 0 where that came back as a new process.
+        **({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if config.launch.nnodes > 1 else {}),
         "OMP_NUM_THREADS": str(threads_per_process(config)),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
@@ -146,13 +190,16 @@ def environment(config: TwhinConfig) -> dict[str, str]:
     }
 
 
-def check_meeting(config: TwhinConfig) -> None:
-    """See whether the processes of one node can meet; torchrun would find out after minutes.
+def check_meeting(config: TwhinConfig, say: Callable[[str], None] = print) -> None:
+    """See whether the processes of one node can meet; torchrun would find out after minutes. Wait for node 0.
 
     Raises:
         UserError: They cannot.
+        UnavailableError: This node joins node 0, which does not open its training in time.
     """
-    if config.launch.nnodes > 1:
+    if nodes.joins(config):
+        nodes.wait_for_first(config, say)
+    if config.launch.nnodes > 1 or config.launch.kind != "local":
         return
     try:
         with (
@@ -167,10 +214,12 @@ def check_meeting(config: TwhinConfig) -> None:
         ) from error
 
 
-def _loopback(config: TwhinConfig) -> str | None:
-    """Return the interface by which the ranks of one node meet; None where there are more, or where it is set."""
-    if config.launch.nnodes > 1 or "GLOO_SOCKET_IFNAME" in os.environ:
+def _interface(config: TwhinConfig) -> str | None:
+    """Return the interface by which ranks meet; None where it is set, or not known."""
+    if "GLOO_SOCKET_IFNAME" in os.environ or config.launch.kind != "local":
         return None
+    if config.launch.nnodes > 1:
+        return nodes.interface(config)
     names = {name for _, name in socket.if_nameindex()}
     return next((name for name in ("lo", "lo0") if name in names), None)
 
@@ -205,8 +254,10 @@ def run(
     log_dir: str | None = None,
     output: Callable[[str], None] | None = None,
     on_validation: Callable[[ValidationRecord], None] | None = None,
+    on_record: Callable[[str, dict[str, Any]], None] | None = None,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> None:
-    """Train under torchrun and wait for it; SIGINT and SIGTERM are passed on, once each.
+    """Train where `launch.kind` says and wait for it; SIGINT and SIGTERM are passed on, once each.
 
     torchrun's own lines go to `<log_dir>/torchrun.log`.
 
@@ -219,58 +270,132 @@ def run(
         log_dir: Where ranks' logs go; left out, `default_log_dir`.
         output: Gets the ranks' lines; left out, they are printed, with a progress bar on a terminal.
         on_validation: Gets each evaluation, from the thread that called this.
+        on_record: Gets the kind and the values of every record of rank 0 (`reporting.KINDS`), in place of `output` and
+            `on_validation`.
+        on_failure: Gets the failure of the rank that failed first, before the error is raised.
 
     Raises:
         UserError: A rank met a mistake of the user's.
+        UnavailableError: Node 0 did not come, or not come back, in time.
         TrainingCancelled: A signal came; a checkpoint was written where a rank had begun to train.
         TrainingFailed: Anything else, with the failing rank's traceback.
     """
     check_meeting(config)
-    check_places(config)
+    if config.launch.kind == "local":  # else each node looks for itself
+        check_places(config)
     folder = Path(log_dir or default_log_dir(store, snapshot))
     folder.mkdir(parents=True, exist_ok=True)
-    # Failures of earlier launches must not be taken for this one's.
-    before = set(_rank_files(str(folder)))
-    command = torchrun_command(config, config_path, store, snapshot, str(folder), overrides)
+    began = time.time()
+    starting = command(config, config_path, store, snapshot, str(folder), overrides)
     env = {**os.environ, **environment(config)}
     handlers: dict[str, Callable[[dict[str, Any]], None]] = {}
     if on_validation is not None:
         handlers[VALIDATION] = lambda values: on_validation(ValidationRecord(**values))
+    if on_record is not None:
+        handlers = {kind: partial(on_record, kind) for kind in KINDS}
     with _display(output) as (show, bar):
         if bar is not None:
             handlers[PROGRESS] = lambda values: bar.update(**values)
         env[RECORDS_ENV] = ",".join(handlers)
         # Libraries load for some 10 s, and loops that are new compile for longer: silence would look like a hang.
         ranks = config.launch.nproc_per_node
-        show(f"starting {ranks} training process{'es' if ranks > 1 else ''}; the first step is taken in 10 to 60 s")
-        # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
-        process = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
-            start_new_session=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        with (
-            _forwarded_signals(process) as forwarded,
-            (folder / "torchrun.log").open("a+", encoding="utf-8", errors="replace") as log,
-        ):
-            begin = log.tell()
-            _relay(process.stdout, show, handlers, log, single=config.launch.nproc_per_node == 1)
-            code = process.wait()
-            log.seek(begin)
-            output_of_torchrun = log.read()
+        if config.launch.kind == "local":
+            show(f"starting {ranks} training process{'es' if ranks > 1 else ''}; the first step is taken in 10 to 60 s")
+        left = config.launch.max_restarts if nodes.joins(config) else 0
+        try:
+            # torchrun itself starts ranks again. It ends where node 0 is gone, and with it the place to meet.
+            while (failed := _started(starting, env, folder, show, handlers, single=ranks == 1)) is not None:
+                if not (left and failed.lost_first_node):
+                    break
+                left -= 1
+                show("the connection to node 0 was lost")
+                nodes.wait_for_first(config, show)
+        finally:
+            keep_logs(store, snapshot, config, folder, began)
+    if failed is not None:
+        if failed.cause is not None and on_failure is not None:
+            on_failure(failed.cause)
+        raise failed.error("torchrun" if config.launch.kind == "local" else "the job's submitter")
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """How a training ended that did not end well."""
+
+    code: int
+    cause: Failure | None
+    signalled: bool
+    output: str
+
+    @property
+    def lost_first_node(self) -> bool:
+        """Whether the connection to node 0 was lost, which may come back."""
+        mistaken = self.cause is not None and mistake_of(self.cause) is not None
+        return not self.signalled and not mistaken and any(name in self.output for name in nodes.LOST)
+
+    def error(self, starter: str) -> Exception:
+        """Return the exception to raise; `starter` is what started the ranks."""
+        if self.cause is None:
+            if self.signalled:  # before a rank could write a checkpoint, or after it had ended
+                return TrainingCancelled("training was stopped by a signal; the same command trains again")
+            last = _last_lines(self.output)
+            return TrainingFailed(
+                f"{starter} ended with exit code {self.code} before any rank failed; its last lines:\n{last}"
+            )
+        if (mistake := mistake_of(self.cause)) is not None:
+            return mistake
+        if self.cause.kind == "TrainingCancelled":
+            return TrainingCancelled(self.cause.message)
+        return TrainingFailed(self.cause.words)
+
+
+def _started(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    folder: Path,
+    show: Callable[[str], None],
+    handlers: Mapping[str, Callable[[dict[str, Any]], None]],
+    *,
+    single: bool,
+) -> _Failed | None:
+    """Run what starts the ranks to its end; return how it failed, None where it did not."""
+    # Failures of earlier launches must not be taken for this one's.
+    before = set(_rank_files(str(folder)))
+    # A session of its own: a Ctrl-C in the terminal then reaches torchrun once, from us.
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with (
+        _forwarded_signals(process) as forwarded,
+        (folder / "torchrun.log").open("a+", encoding="utf-8", errors="replace") as log,
+    ):
+        begin = log.tell()
+        _relay(process.stdout, show, handlers, log, single=single)
+        code = process.wait()
+        log.seek(begin)
+        output = log.read()
     if code == 0:
+        return None
+    return _Failed(code, first_failure(str(folder), before, output), bool(forwarded), output)
+
+
+def keep_logs(store: Store, snapshot: str, config: TwhinConfig, folder: str | Path, since: float = 0) -> None:
+    """Copy this node's logs of a training, written `since` then, to a remote store: `logs/train/<snapshot>/node-<n>`.
+
+    Where the store does not take them, training has not failed of that: they stay where they are.
+    """
+    if store.is_local:
         return
-    cause = first_failure(str(folder), ignoring=before, output_of_torchrun=output_of_torchrun)
-    if cause is None:
-        if forwarded:  # before a rank could write a checkpoint, or after it had ended
-            raise TrainingCancelled("training was stopped by a signal; the same command trains again")
-        last = _last_lines(output_of_torchrun)
-        raise TrainingFailed(f"torchrun ended with exit code {code} before any rank failed; its last lines:\n{last}")
-    if (mistake := mistake_of(cause)) is not None:
-        raise mistake
-    if cause.kind == "TrainingCancelled":
-        raise TrainingCancelled(cause.message)
-    raise TrainingFailed(f"rank {cause.rank} failed:\n{cause.traceback}")
+    target = store.path("logs", "train", snapshot, f"node-{config.launch.node_rank}")
+    try:
+        for path in sorted(file for file in Path(folder).rglob("*") if file.is_file()):
+            if path.stat().st_mtime < since:
+                continue
+            store.fs.put_file(str(path), f"{target}/{path.relative_to(folder)}")
+    except Exception as error:  # of any kind of store
+        print(f"the logs are in {folder} alone: {remote.reason(error)}", file=sys.stderr)
 
 
 def mistake_of(cause: Failure) -> UserError | None:
@@ -293,6 +418,9 @@ def first_failure(log_dir: str, ignoring: Collection[str] = (), output_of_torchr
         output_of_torchrun: torchrun's own lines, which name ranks that ended without a word, such as by a signal.
     """
     files = [path for path in _rank_files(log_dir) if path not in ignoring]
+    # Where torchrun started the ranks again, the last time counts.
+    last = max(map(_attempt, files), default=0)
+    files = [path for path in files if _attempt(path) == last]
     result = _deaths(output_of_torchrun, files)
     for path in files:
         if not path.endswith("error.json"):
@@ -307,7 +435,16 @@ def first_failure(log_dir: str, ignoring: Collection[str] = (), output_of_torchr
         failure = Failure(int(rank) if rank.isdigit() else -1, kind, rest, str(extra.get("py_callstack") or text))
         # torch's own timestamp has whole seconds, within which the others already feel the broken connection.
         result.append((Path(path).stat().st_mtime_ns, failure))
-    return min(result, key=lambda item: (item[0], item[1].rank))[1] if result else None
+    if not result:
+        return None
+    when, failure = min(result, key=lambda item: (item[0], item[1].rank))
+    return replace(failure, when=when)
+
+
+def _attempt(path: str) -> int:
+    """Return the number of the start, from 0, that a rank's file is of."""
+    match = re.search(r"/attempt_(\d+)/", path)
+    return int(match[1]) if match else 0
 
 
 def _rank_files(log_dir: str) -> list[str]:
@@ -323,9 +460,9 @@ def _deaths(output_of_torchrun: str, files: Sequence[str]) -> list[tuple[int, Fa
     deaths = []
     ranks = [match.groupdict() for match in _FAILED_RANK.finditer(output_of_torchrun)]
     times = [datetime.fromisoformat(each["time"]) for each in ranks]
-    for each, time in zip(ranks, times, strict=True):
+    for each, at in zip(ranks, times, strict=True):
         rank, local_rank, code = each["rank"], each["local_rank"], int(each["code"])
-        if each["file"].strip() != "<N/A>" or code == -signal.SIGTERM or time - min(times) > timedelta(seconds=2):
+        if each["file"].strip() != "<N/A>" or code == -signal.SIGTERM or at - min(times) > timedelta(seconds=2):
             continue
         logs = [Path(file) for file in files if file.endswith(f"/{local_rank}/stderr.log")]
         when = logs[0].stat().st_mtime_ns if logs else 0
@@ -402,4 +539,5 @@ if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python -m twhin_pipeline.training.launch COMMAND [ARGUMENT]...")
     die_with_parent()
+    signal.signal(STOP_SIGNAL, signal.SIG_IGN)  # which torchrun and its ranks inherit
     os.execvp(sys.argv[1], sys.argv[1:])

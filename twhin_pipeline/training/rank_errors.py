@@ -23,6 +23,27 @@ def record_uncaught() -> None:
         sys.excepthook = _record
 
 
+def end_if_mistaken() -> None:
+    """End this process with the user's mistake that this node met before torchrun started it again, if any.
+
+    To try again does not mend a mistake; libraries would load for seconds to find it anew.
+    """
+    attempt, file = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0), os.environ.get(ERROR_FILE_ENV)
+    if not attempt or not file:
+        return
+    run = Path(file).parents[2]
+    for other in sorted(run.glob(f"attempt_{attempt - 1}/*/{Path(file).name}")):
+        try:
+            text = other.read_text(encoding="utf-8")
+            message = json.loads(text)["message"]
+        except (OSError, ValueError, KeyError):
+            continue
+        told = message["message"] if isinstance(message, dict) else str(message)
+        if told.startswith("UserError: "):
+            Path(file).write_text(text, encoding="utf-8")
+            sys.exit(2)
+
+
 def _record(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     file = Path(os.environ[ERROR_FILE_ENV])
     if not file.exists():  # torch's own handler has not recorded it

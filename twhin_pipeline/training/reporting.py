@@ -6,16 +6,17 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from twhin_pipeline.errors import UserError
 
 REPORTER_ENV = "TWHIN_REPORTER"
-# Under torchrun a rank's output is a pipe. This variable lists the kinds of records (`PROGRESS`, `VALIDATION`) that the
-# launcher wants through it: each is a line of the mark, the kind and a JSON object.
+# Under torchrun a rank's output is a pipe. This variable lists the kinds of records (`KINDS`) that the launcher wants
+# through it: each is a line of the mark, the kind and a JSON object.
 RECORDS_ENV, RECORD_MARK = "TWHIN_RECORDS", "\x1etwhin "
-PROGRESS, VALIDATION = "progress", "validation"
+KINDS = MILESTONE, PROGRESS, VALIDATION, FINISHED = "milestone", "progress", "validation", "finished"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ class ConsoleReporter:
 
     def milestone(self, text: str) -> None:
         """Print it."""
-        if self.bar is not None:
+        if MILESTONE in self.records:
+            self._record(MILESTONE, {"text": text})
+        elif self.bar is not None:
             self.bar.print(text)
         else:
             print(text, flush=True)
@@ -105,10 +108,16 @@ class ConsoleReporter:
         """Close the bar; the milestones have the results."""
         if self.bar is not None:
             self.bar.bar.stop()
+        self._record(FINISHED, {"metadata": metadata})
 
     def _record(self, kind: str, values: dict[str, Any]) -> None:
         if kind in self.records:
-            print(f"{RECORD_MARK}{kind} {json.dumps(values)}", flush=True)
+            print(record_line(kind, values), flush=True)
+
+
+def record_line(kind: str, values: Mapping[str, Any]) -> str:
+    """Return the line that `parse_record` reads; numpy's numbers become Python's."""
+    return f"{RECORD_MARK}{kind} {json.dumps(values, default=lambda number: number.item())}"
 
 
 def parse_record(line: str) -> tuple[str, dict[str, Any]] | None:

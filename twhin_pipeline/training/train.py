@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from twhin_pipeline.training.rank_errors import record_uncaught
+from twhin_pipeline.training.rank_errors import end_if_mistaken, record_uncaught
 
 if __name__ == "__main__":  # before anything that may fail to load
     record_uncaught()
+    end_if_mistaken()
 
 from twhin_pipeline.training.launch import die_with_parent
 
@@ -67,6 +68,7 @@ def run(
         try:
             reporter = make_reporter(ranks.rank)
             if ranks.world_size > 1:
+                _same_everywhere(config, store, snapshot, ranks)
                 store = agreed(config, store, snapshot, ranks)
                 recipe = relations.recipe(config, store, snapshot)
             return Trainer(recipe.config, store, snapshot, ranks, reporter, save_dir, recipe).run(stop)
@@ -90,6 +92,18 @@ def agreed(config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks) -> St
         for table in ("raw_edges", *READ, *(f"vocabulary/{name}" for name in config.model.table_names)):
             pinned.exists(table, snapshot)
     return store.pinned_at(ranks.broadcast(pinned.pins))
+
+
+def _same_everywhere(config: TwhinConfig, store: Store, snapshot: str, ranks: Ranks) -> None:
+    """Raise UserError on all ranks where one was started with something else than rank 0: nodes are started apart."""
+    asked = ranks.gather({"configuration": config.hash(), "snapshot": snapshot, "store": store.root})
+    for rank, one in enumerate(asked):
+        for what, value in one.items():
+            if value != asked[0][what]:
+                raise UserError(
+                    f"rank {rank} was started with another {what} than rank 0 ({value}, not {asked[0][what]}); give "
+                    "each node the same file, --set, --snapshot and --home, but for launch.node_rank"
+                )
 
 
 @contextmanager

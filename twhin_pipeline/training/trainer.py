@@ -34,7 +34,7 @@ from twhin_pipeline.sharding.placement import (
 )
 from twhin_pipeline.sharding.torchrec_tables import empty_caches
 from twhin_pipeline.sharding.unsharded_tables import UnshardedTables
-from twhin_pipeline.store import Draft, Store, database
+from twhin_pipeline.store import Draft, Store, database, locks
 from twhin_pipeline.tracking import QuietRun, Run, open_run
 from twhin_pipeline.training import warm_start
 from twhin_pipeline.training.checkpoint import CheckpointFolder, folder_of
@@ -98,7 +98,9 @@ class Trainer:
 
         folder = folder_of(config, store, snapshot, save_dir)
         self.checkpoints = CheckpointFolder(folder, ranks, training.checkpoint_max_to_keep)
-        self.checkpoints.acquire()
+        # Of several nodes the one that held the leases may have died, and come back as another machine.
+        self.wait_s = locks.LEASE_S + locks.RENEW_S if config.launch.nnodes > 1 else None
+        self.checkpoints.acquire(self.wait_s)
         self.interval = Interval(config.model.relation_names, ranks)
         self.progress = Progress()
         self.tracking: Run | QuietRun = QuietRun()
@@ -132,7 +134,7 @@ class Trainer:
         problem = None
         if self.ranks.rank == 0:
             try:
-                locked.enter_context(self.store.writing(self.snapshot, [ASSET]))
+                locked.enter_context(self.store.writing(self.snapshot, [ASSET], self.wait_s))
             except UserError as error:
                 problem = str(error)
         problem = self.ranks.broadcast(problem)

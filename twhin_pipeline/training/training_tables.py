@@ -7,6 +7,7 @@ then on a rank reads the chunks of its own steps alone. What it holds in memory 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -188,21 +189,23 @@ class Negatives:
     A *unit* is a chunk and a side that is replaced.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, path: str, wanted: tuple[Array, Array], pool: int) -> None:
-        """Open the negatives in `path`, a file of the table.
+    def __init__(
+        self, store: Store, manifest: Manifest, paths: Sequence[str], wanted: tuple[Array, Array], pool: int
+    ) -> None:
+        """Open the negatives in `paths`, the table's files of one epoch.
 
         Args:
             store: Where the table is.
             manifest: The table's.
-            path: The file.
+            paths: The files, in order.
             wanted: By side, the chunks (bool `[chunks]`) that have to have a pool there.
             pool: Candidates of each pool.
 
         Raises:
             UserError: A chunk lacks its pool, or pools are of another size; `twhin sample` makes them.
         """
-        self.path, self.pool = path, pool
-        name = path.rpartition("/")[2].partition(".")[0]
+        self.paths, self.pool, path = list(paths), pool, paths[0]
+        name = "-".join(path.rpartition("/")[2].removesuffix(".parquet").split("-")[:2])
         folder = cached(store, manifest, lambda draft: self._build(store, draft), f"_{name}")
         types = json.loads((folder / "types.json").read_text())
         units = np.load(folder / "units.npy")
@@ -233,12 +236,16 @@ class Negatives:
         lists = ["row", "mask_position", "mask_candidate"]
         counts = {"row": 0, "pair": 0, "log_q": 0}
         parts = [np.zeros(0, UNIT)]
-        with store.parquet(self.path) as file, ExitStack() as opened:
-            row = _integers([file], "row.list.element", "row.list.item")
-            pair = _integers([file], *(f"{name}.list.{leaf}" for name in lists[1:] for leaf in ("element", "item")))
-            has_log_q = "log_q" in file.schema_arrow.names
+        with ExitStack() as opened:
+            files = [opened.enter_context(store.parquet(path)) for path in self.paths]
+            row = _integers(files, "row.list.element", "row.list.item")
+            pair = _integers(files, *(f"{name}.list.{leaf}" for name in lists[1:] for leaf in ("element", "item")))
+            has_log_q = all("log_q" in file.schema_arrow.names for file in files)
             into = {name: opened.enter_context((folder / name).open("wb")) for name in ("rows", "pairs", "log_q")}
-            for batch in file.iter_batches(POOLS_AT_ONCE, columns=["chunk", "side", *lists, *["log_q"] * has_log_q]):
+            wanted = ["chunk", "side", *lists, *["log_q"] * has_log_q]
+            for batch in itertools.chain.from_iterable(
+                file.iter_batches(POOLS_AT_ONCE, columns=wanted) for file in files
+            ):
                 has_log_q = has_log_q and not batch.column("log_q").null_count
                 values = {name: batch.column(name).flatten().to_numpy(zero_copy_only=False) for name in lists}
                 into["rows"].write(values["row"].astype(row))
@@ -279,7 +286,7 @@ class Negatives:
     def check_log_q(self) -> None:
         """Raise UserError where pools have no log_q."""
         if not self.has_log_q:
-            raise UserError(f"{self.path}: has no log_q, which loss.log_q needs; make it anew (`twhin sample`)")
+            raise UserError(f"{self.paths[0]}: has no log_q, which loss.log_q needs; make it anew (`twhin sample`)")
 
     def _lists(self, array: FileArray, start: Array, side: int, chunks: Array) -> tuple[Array, Array]:
         units = self.place[side][chunks]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from twhin_pipeline import remote
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.config.model import TableConfig
 from twhin_pipeline.config.training import PREVIOUS
@@ -216,7 +216,7 @@ def _with_vocabularies(store: Store, model: Manifest) -> tuple[Store, Manifest]:
 
 def _origin_of(checkpoint: str) -> Origin:
     """Name a checkpoint, with the training set and the origins that its state names."""
-    fs, plain = fsspec.core.url_to_fs(f"{checkpoint}/state.json")
+    fs, plain = remote.filesystem(f"{checkpoint}/state.json")
     if not fs.exists(plain):
         return Origin(checkpoint=checkpoint)
     with fs.open(plain, "r") as file:
@@ -393,7 +393,7 @@ def _pretrained(table: TableConfig, origin: str, store: Store, ranks: Ranks, ori
     assert table.pretrained is not None
     uri, asset = table.pretrained.embedding_snapshot_uri, f"embeddings/{table.pretrained.emb_name}"
     if uri.endswith(".parquet") or "*" in uri:
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = remote.filesystem(uri)
         files = sorted(str(file) for file in fs.glob(path))
     else:
         result, at = _agreed(ranks, lambda: _exported(uri, asset))
@@ -454,7 +454,7 @@ def _checkpoint_in(path: str) -> str | None:
     """Return `path` if it is a checkpoint, the latest one in it if it is a run's folder of them, else None."""
     if path.startswith(("models:/", "runs:/")):
         return None
-    fs, plain = fsspec.core.url_to_fs(path)
+    fs, plain = remote.filesystem(path)
     if fs.exists(f"{plain}/.metadata"):
         return path.rstrip("/")
     steps = [str(file).split("/")[-2] for file in fs.glob(f"{plain}/step-*/.metadata")]
@@ -467,7 +467,7 @@ def _refuse_other_relations(checkpoint: str, config: TwhinConfig) -> None:
 
     Entities keep their rows for ever, but relations found in the source are numbered anew in each snapshot.
     """
-    fs, plain = fsspec.core.url_to_fs(f"{checkpoint}/state.json")
+    fs, plain = remote.filesystem(f"{checkpoint}/state.json")
     if not fs.exists(plain):
         return  # tensors alone, as another program writes them
     with fs.open(plain, "r") as file:
@@ -483,7 +483,7 @@ def _refuse_other_relations(checkpoint: str, config: TwhinConfig) -> None:
 
 def _refuse_other_rows(checkpoint: str, now: Mapping[str, str | None]) -> None:
     """Raise UserError where entity types were compacted since a checkpoint: its rows are other ids' now."""
-    fs, plain = fsspec.core.url_to_fs(f"{checkpoint}/state.json")
+    fs, plain = remote.filesystem(f"{checkpoint}/state.json")
     if not fs.exists(plain):
         return  # tensors alone, as another program writes them
     with fs.open(plain, "r") as file:

@@ -47,6 +47,20 @@ class Encoded:
         return Edges(self.rel, self.lhs, self.rhs, self.columns["weight"], self.h)
 
 
+def hash_of(text: str) -> str:
+    """Return the SQL of a text's hash (UBIGINT). MD5, not DuckDB's `hash`, which another release may change."""
+    return f"md5_number_lower({text})"
+
+
+def relation_hashes(con: duckdb.DuckDBPyConnection, config: TwhinConfig) -> list[np.uint64]:
+    """Return the hash of each relation, which the split's seed changes."""
+    seeded = hash_of(f"concat_ws('/', {config.split.seed}, $1::VARCHAR)")
+    return [
+        np.uint64(con.execute(f"SELECT {seeded}", [relation.name]).fetchall()[0][0])
+        for relation in config.model.relations
+    ]
+
+
 class Encoder:
     """Encodes the raw edges of a snapshot by the vocabularies of the same one, or of an earlier one."""
 
@@ -68,27 +82,18 @@ class Encoder:
         """Rows by type."""
         self.rows = np.int32 if max(self.sizes) < 2**31 else np.int64
         with database.connect(config, store) as con:
-            hashed = self._hash("CAST(id AS VARCHAR)")
+            hashed = hash_of("CAST(id AS VARCHAR)")
             self.hashes = mapped_zeros(f"{folder}/{of}.hashes", self.raw.size, np.uint64)
             reader = con.sql(f"SELECT {hashed} FROM {self.raw.ids}").to_arrow_reader()
             done = 0
             for batch in reader:
                 self.hashes[done : done + len(batch)] = batch.column(0).to_numpy()
                 done += len(batch)
-            seeded = self._hash(f"concat_ws('/', {config.split.seed}, $1::VARCHAR)")
-            self.relation_hashes = [
-                np.uint64(con.execute(f"SELECT {seeded}", [relation.name]).fetchall()[0][0])
-                for relation in self.relations
-            ]
+            self.relation_hashes = relation_hashes(con, config)
             self.row_of = [
                 self._rows(con, database.scan(store, f"vocabulary/{name}", snapshot), f"{folder}/{of}.{number}")
                 for number, name in enumerate(names)
             ]
-
-    @staticmethod
-    def _hash(text: str) -> str:
-        """Return the SQL of a text's hash (UBIGINT). MD5, not DuckDB's `hash`, which another release may change."""
-        return f"md5_number_lower({text})"
 
     def _rows(self, con: duckdb.DuckDBPyConnection, vocabulary: str, path: str) -> Array:
         """Return each id's row, or -1; `[ids]`."""

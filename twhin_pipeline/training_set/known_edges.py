@@ -50,6 +50,16 @@ class KnownEdges:
         return cls(entities[first], np.append(first, len(entities)).astype(np.int64), neighbors)
 
     @classmethod
+    def from_keys(cls, keys: Array, width: int) -> KnownEdges:
+        """Take edges as entity * width + neighbor, int64 `[E]`; the keys are sorted, and become the neighbors."""
+        radix.sort_within(keys, np.empty(max(min(len(keys), SORTED_AT_ONCE), 1), np.int64))
+        width = max(width, 1)
+        entities = np.empty(sampling_kernels.count_entities(keys, width), np.int64)
+        begin = np.empty(len(entities) + 1, np.int64)
+        sampling_kernels.split_keys(keys, width, entities, begin)
+        return cls(entities, begin, keys)
+
+    @classmethod
     def save_joined(cls, folder: Path, parts: Sequence[KnownEdges], first: Array, dtype: Any) -> None:
         """Write the edges of several relations to a new folder, for `mapped`: entity e of part i becomes first[i] + e.
 
@@ -158,13 +168,7 @@ def index_edges(
                 filled[rel] += size
 
     def sort(rel: int, side: int) -> KnownEdges:
-        here = keys[side][start[rel] : start[rel + 1]]
-        radix.sort_within(here, np.empty(max(min(len(here), SORTED_AT_ONCE), 1), np.int64))
-        width = max(sizes[rel][1 - side], 1)
-        entities = np.empty(sampling_kernels.count_entities(here, width), np.int64)
-        begin = np.empty(len(entities) + 1, np.int64)
-        sampling_kernels.split_keys(here, width, entities, begin)
-        return KnownEdges(entities, begin, here)
+        return KnownEdges.from_keys(keys[side][start[rel] : start[rel + 1]], sizes[rel][1 - side])
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, (0, 1)))

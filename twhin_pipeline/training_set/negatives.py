@@ -10,7 +10,7 @@ first position of its entity in the chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -130,31 +130,13 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
     sizes = [store.manifest(asset, snapshot).rows for asset in vocabularies]
     manifests = {}
     known = ["training_set/positives"]
-    jobs = (
-        ("training_set/negatives", "training_set/positives", config.train_data, config.epochs_of_negatives),
-        ("held_out/validation_negatives", "held_out/validation", config.validation_data, 1),
-    )
     with database.connect(config, store) as con, scratch.folder("negatives") as folder:
         threads = database.threads(config)
         with explained("training_set/negatives"):
             read = [_positives(con, store, known[0], snapshot, f"{folder}/0")]
             present = [present_rows(store, snapshot, name) for name in tables]
             populations = _populations(config, read[0], sizes, present, folder)
-        for stream, (asset, source, data, epochs) in enumerate(jobs):
-            pool = 0 if data.global_negatives == "all" else data.global_negatives
-            plan = Plan(
-                pool=pool,
-                popular=round(pool * config.negatives.degree_share),
-                window=data.in_batch_negatives,
-                epochs=epochs,
-                seed=config.negatives.seed & (2**64 - 1),
-                stream=stream,
-                sides=[tuple(SIDES.index(side) for side in sides) for sides in config.corrupted_sides.values()],
-                log_q=config.loss.log_q,
-                every=data.global_negatives == "all",
-                # Validation ranks edges, and filters them.
-                own=config.negatives.mask == "own" and asset == "training_set/negatives",
-            )
+        for asset, source, plan in plans(config):
             if asset == "held_out/validation_negatives":
                 held_out = ("held_out/validation", "held_out/test")
                 known += held_out
@@ -165,7 +147,7 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
             known_edges: dict[tuple[int, int], KnownEdges] = {}
             # Without a chunk, or with every entity as candidate, nothing is searched.
             if len(positives.relation) and not plan.every:
-                known_edges = index_edges(read, _sizes_of_sides(config, sizes), threads, f"{folder}/{stream}")
+                known_edges = index_edges(read, _sizes_of_sides(config, sizes), threads, f"{folder}/{plan.stream}")
             sampler = Sampler(config, plan, positives, populations, known_edges)
             with store.replace(
                 asset, snapshot, config_hash=config.hash(), parents=parents, settings=settings(config, "sample")
@@ -173,6 +155,40 @@ def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifes
                 draft.details = sampler.write(draft, threads)
             manifests[asset] = store.manifest(asset, snapshot)
     return manifests
+
+
+def plans(config: TwhinConfig) -> list[tuple[str, str, Plan]]:
+    """Return each table of negatives, the table of its positives, and what is asked for."""
+    jobs = (
+        ("training_set/negatives", "training_set/positives", config.train_data, config.epochs_of_negatives),
+        ("held_out/validation_negatives", "held_out/validation", config.validation_data, 1),
+    )
+    result = []
+    for stream, (asset, source, data, epochs) in enumerate(jobs):
+        pool = 0 if data.global_negatives == "all" else data.global_negatives
+        plan = Plan(
+            pool=pool,
+            popular=round(pool * config.negatives.degree_share),
+            window=data.in_batch_negatives,
+            epochs=epochs,
+            seed=config.negatives.seed & (2**64 - 1),
+            stream=stream,
+            sides=[tuple(SIDES.index(side) for side in sides) for sides in config.corrupted_sides.values()],
+            log_q=config.loss.log_q,
+            every=data.global_negatives == "all",
+            # Validation ranks edges, and filters them.
+            own=config.negatives.mask == "own" and asset == "training_set/negatives",
+        )
+        result.append((asset, source, plan))
+    return result
+
+
+def files_by_epoch(files: Sequence[str]) -> list[list[str]]:
+    """Return a table's files, epoch by epoch: `epoch-00000.parquet`, or several such as `epoch-00000-00001.parquet`."""
+    epoch_of = [path.rpartition("/")[2].removesuffix(".parquet").split("-")[1] for path in files]
+    return [
+        [path for path, of in zip(files, epoch_of, strict=True) if of == epoch] for epoch in dict.fromkeys(epoch_of)
+    ]
 
 
 class Sampler:
@@ -184,9 +200,12 @@ class Sampler:
         plan: Plan,
         positives: ChunkedEdges,
         populations: list[Population],
-        known: dict[tuple[int, int], KnownEdges],
+        known: Mapping[tuple[int, int], KnownEdges],
+        first_chunk: int = 0,
     ) -> None:
+        """Take all positives, or some chunks of them, from `first_chunk` on."""
         self.config, self.plan, self.positives, self.known = config, plan, positives, known
+        self.first_chunk = first_chunk
         index = {name: number for number, name in enumerate(config.model.table_names)}
         self.population = [
             (populations[index[relation.lhs]], populations[index[relation.rhs]]) for relation in config.model.relations
@@ -200,61 +219,38 @@ class Sampler:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return {
-            "pool": "all" if self.plan.every else self.plan.pool,
-            "popular": self.plan.popular,
-            "in_batch": self.plan.window,
-            "epochs": self.plan.epochs,
-            "sides": {
-                name: list(sides) for name, sides in zip(self.config.model.relation_names, self.plan.sides, strict=True)
-            },
-            "alpha": self.config.negatives.alpha,
-            "degree_share": self.config.negatives.degree_share,
-            "mask": "own" if self.plan.own else "known",
-            "candidates": sum(candidates for candidates, _ in counts),
-            "masked": sum(masked for _, masked in counts),
-        }
+        return details(self.config, self.plan, counts)
 
     def _write_epoch(self, draft: Draft, epoch: int, pool: ThreadPoolExecutor, ahead: int) -> tuple[int, int]:
-        candidates = masked = pools = masks = 0
-        pending: list[pa.Table] = []
-        with (
-            draft.local_file(f"epoch-{epoch:05d}.parquet") as path,
-            pq.ParquetWriter(
-                path, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=ENCODING
-            ) as writer,
-        ):
-            for table, pairs, result in in_order(pool, self._samples, self._blocks(epoch), ahead):
-                candidates, masked = candidates + pairs, masked + result
-                pending.append(table)
-                pools, masks = pools + len(table), masks + result
-                if masks >= MASKS_PER_ROW_GROUP or pools >= POOLS_PER_ROW_GROUP:
-                    writer.write_table(pa.concat_tables(pending))
-                    pending, pools, masks = [], 0, 0
-            if pending:
-                writer.write_table(pa.concat_tables(pending))
-        return candidates, masked
+        with draft.local_file(f"epoch-{epoch:05d}.parquet") as path:
+            blocks = ((epoch, *block) for block in self.blocks())
+            return write_pools(path, in_order(pool, self._samples, blocks, ahead))
 
-    def _blocks(self, epoch: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield the epoch with relations and a few of their chunks, from the first to before the last."""
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """Yield relations and a few of their chunks, from the first to before the last."""
         if self.plan.every:
             return
         for rel, first, last in self.positives.runs():
             if self.plan.sides[rel]:
                 for begin in range(first, last, CHUNKS_AT_ONCE):
-                    yield epoch, rel, begin, min(begin + CHUNKS_AT_ONCE, last)
+                    yield rel, begin, min(begin + CHUNKS_AT_ONCE, last)
 
     def _samples(self, epoch: int, rel: int, first: int, last: int) -> tuple[pa.Table, int, int]:
         """Return a part of the table, how many pairs of a query and a candidate it has, and how many are masked."""
-        plan, sides = self.plan, self.plan.sides[rel]
-        chunks = last - first
-        rows, listed, windows, position, candidate, offsets, pairs = sampling_kernels.samples(
+        rows, listed, windows, position, candidate, offsets, pairs = self.drawn(epoch, rel, first, last)
+        masks = position, candidate, offsets
+        return self.table(epoch, rel, first, last, rows, listed, windows, masks), pairs, len(position)
+
+    def drawn(self, epoch: int, rel: int, first: int, last: int) -> Any:
+        """Return what `sampling_kernels.samples` does for some chunks."""
+        plan = self.plan
+        return sampling_kernels.samples(
             np.uint64(plan.seed),
             np.array([2 * plan.stream, 2 * plan.stream + 1]),
             epoch,
-            first,
+            self.first_chunk + first,
             self.positives.start[first : last + 1],
-            np.array(sides),
+            np.array(plan.sides[rel]),
             (self.positives.lhs, self.positives.rhs),
             plan.window,
             plan.pool,
@@ -266,11 +262,27 @@ class Sampler:
             plan.own,
             PROBE_COST,
         )
+
+    def table(
+        self,
+        epoch: int,
+        rel: int,
+        first: int,
+        last: int,
+        rows: np.ndarray,
+        listed: np.ndarray,
+        windows: np.ndarray,
+        masks: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> pa.Table:
+        """Return some chunks' rows: of what `drawn` returns, and masks (positions, candidates, where each begins)."""
+        plan, sides = self.plan, self.plan.sides[rel]
+        chunks, (position, candidate, offsets) = last - first, masks
         units = chunks * len(sides)
         side = np.tile(np.array(sides, np.int8), chunks)
+        numbers = np.arange(self.first_chunk + first, self.first_chunk + last, dtype=np.int32)
         columns = [
             np.full(units, epoch, np.int32),
-            np.repeat(np.arange(first, last, dtype=np.int32), len(sides)),
+            np.repeat(numbers, len(sides)),
             side,
             _lists(np.arange(units + 1) * plan.pool, rows),
             _lists(offsets, position),
@@ -281,7 +293,7 @@ class Sampler:
             lengths = windows + plan.pool
             log_q = self._log_q(rel, np.repeat(side, lengths), listed, np.repeat(windows, lengths))
             columns[-1] = _lists(np.concatenate([[0], np.cumsum(lengths)]), log_q.astype(np.float32))
-        return pa.table(columns, schema=SCHEMA), pairs, len(position)
+        return pa.table(columns, schema=SCHEMA)
 
     def _log_q(self, rel: int, side: np.ndarray, listed: np.ndarray, window: np.ndarray) -> np.ndarray:
         """Return the log of each candidate's expected number in its list, `[window | pool]`: float64 [L].
@@ -291,10 +303,48 @@ class Sampler:
         expected = np.empty(len(listed))
         for one in self.plan.sides[rel]:
             here = side == one
-            edges = self.known[rel, one]
+            edges = self._edges_of(rel, one)
             share = window[here] * edges.degrees(listed[here]) / len(edges)
             expected[here] = self.population[rel][one].expected(self.plan, listed[here]) + share
         return np.log(expected)
+
+    def _edges_of(self, rel: int, side: int) -> KnownEdges:
+        """Return a relation's true edges by the entity on a side."""
+        return self.known[rel, side]
+
+
+def details(config: TwhinConfig, plan: Plan, counts: Iterable[tuple[int, int]]) -> dict[str, Any]:
+    """Return what a table's manifest says; `counts` has pairs of a query and a candidate, and masked ones, by file."""
+    counts = list(counts)
+    return {
+        "pool": "all" if plan.every else plan.pool,
+        "popular": plan.popular,
+        "in_batch": plan.window,
+        "epochs": plan.epochs,
+        "sides": {name: list(sides) for name, sides in zip(config.model.relation_names, plan.sides, strict=True)},
+        "alpha": config.negatives.alpha,
+        "degree_share": config.negatives.degree_share,
+        "mask": "own" if plan.own else "known",
+        "candidates": sum(candidates for candidates, _ in counts),
+        "masked": sum(masked for _, masked in counts),
+    }
+
+
+def write_pools(path: str, samples: Iterable[tuple[pa.Table, int, int]]) -> tuple[int, int]:
+    """Write parts of the table, with their pairs and masked ones, to a file; return the sums of both."""
+    candidates = masked = pools = masks = 0
+    pending: list[pa.Table] = []
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=False, column_encoding=ENCODING) as writer:
+        for table, pairs, result in samples:
+            candidates, masked = candidates + pairs, masked + result
+            pending.append(table)
+            pools, masks = pools + len(table), masks + result
+            if masks >= MASKS_PER_ROW_GROUP or pools >= POOLS_PER_ROW_GROUP:
+                writer.write_table(pa.concat_tables(pending))
+                pending, pools, masks = [], 0, 0
+        if pending:
+            writer.write_table(pa.concat_tables(pending))
+    return candidates, masked
 
 
 def _sizes_of_sides(config: TwhinConfig, sizes: list[int]) -> list[tuple[int, int]]:
@@ -334,13 +384,18 @@ def _populations(
             for side, ends in ((relation.lhs, positives.lhs), (relation.rhs, positives.rhs)):
                 if side == name:
                     sampling_kernels.count_rows(ends[part], cumulative)
-        for begin in range(0, sizes[number], 1 << 20):
-            degree = cumulative[begin : begin + (1 << 20)]
-            # Without an edge there is no mass, also where alpha is 0.
-            degree[:] = np.where(degree > 0, degree**config.negatives.alpha, 0)
-        np.cumsum(cumulative, out=cumulative)
+        accumulate(cumulative, config.negatives.alpha)
         populations.append(Population(cumulative, present[number]))
     return populations
+
+
+def accumulate(degrees: np.ndarray, alpha: float) -> None:
+    """Replace degrees, float64 `[N]`, by the running sum of degree^alpha."""
+    for begin in range(0, len(degrees), 1 << 20):
+        degree = degrees[begin : begin + (1 << 20)]
+        # Without an edge there is no mass, also where alpha is 0.
+        degree[:] = np.where(degree > 0, degree**alpha, 0)
+    np.cumsum(degrees, out=degrees)
 
 
 def _lists(offsets: np.ndarray, values: np.ndarray) -> pa.ListArray:

@@ -9,7 +9,7 @@ read, it decides which of those held out go back to training.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -145,21 +145,19 @@ class Temporal:
 
     columns: tuple[str, ...] = ("time", "first_time")
 
-    def __init__(self, config: TwhinConfig, times: Array) -> None:
-        """Take the first times (int64) of all dated edges of relations that may be held out; they are moved about."""
-        self.splittable = splittable(config)
-        self.test = round(len(times) * config.split.test)
-        self.held = round(len(times) * (config.split.test + config.split.validation))
-        self.before = self._time_of(times, self.held)
-        self.test_from = self._time_of(times, self.test)
+    def __init__(self, config: TwhinConfig, size: int, time_of: Callable[[int], int]) -> None:
+        """Find the times.
 
-    @staticmethod
-    def _time_of(times: Array, last: int) -> int | None:
-        """Return the first time of the `last` edges; None where these are none."""
-        if not last:
-            return None
-        times.partition(len(times) - last)
-        return int(times[len(times) - last])
+        Args:
+            config: Has the shares.
+            size: The number of dated edges of relations that may be held out.
+            time_of: Returns the first time at a place among those of these edges, ascending.
+        """
+        self.splittable = splittable(config)
+        self.test = round(size * config.split.test)
+        self.held = round(size * (config.split.test + config.split.validation))
+        self.before = time_of(size - self.held) if self.held else None
+        self.test_from = time_of(size - self.test) if self.test else None
 
     def parts(self, rel: int, h: Array, columns: dict[str, Array]) -> Array:
         if self.before is None or not self.splittable[rel]:
@@ -168,12 +166,10 @@ class Temporal:
 
     def settle(self, held: HeldEdges, trained: list[Array], ends: Ends) -> Iterator[Array]:
         of_held, of_test = (
-            _Last(held, count, time) for count, time in ((self.held, self.before), (self.test, self.test_from))
+            _last(held, count, time) for count, time in ((self.held, self.before), (self.test, self.test_from))
         )
         for edges in held.pieces():
-            edges["part"] = TRAIN
-            edges["part"][of_held.among(edges)] = VALIDATION
-            edges["part"][of_test.among(edges)] = TEST
+            divide(edges, of_held, of_test)
             yield edges
 
     def repeated(self, rel: int | Array, time: Array, first_time: Array) -> Array:
@@ -183,34 +179,14 @@ class Temporal:
         return np.asarray((time >= self.test_from) & (time > first_time) & self.splittable[rel])
 
 
-class _Last:
+@dataclass(frozen=True)
+class Last:
     """The last edges by first time; of those of equal times the ones with the least hashes, then ends."""
 
-    def __init__(self, held: HeldEdges, count: int, time: int | None) -> None:
-        """Find where the last `count` of the held edges begin; the first of them has this `time` (None: there is none).
-
-        Hashes at that time are first counted by their upper digits, so that few edges are compared.
-        """
-        self.time = time
-        if time is None:
-            return
-        later, counts = 0, np.zeros(1 << _UPPER, np.int64)
-        for edges in held.pieces():
-            later += int((edges["first_time"] > time).sum())
-            tied = edges["h"][edges["first_time"] == time] >> np.uint64(64 - _UPPER)
-            counts += np.bincount(tied.astype(np.int64), minlength=1 << _UPPER)
-        left = count - later
-        below = np.concatenate([[0], np.cumsum(counts)])
-        digit = int(np.searchsorted(below, left, side="left")) - 1
-        close = np.concatenate(
-            [
-                edges[(edges["first_time"] == time) & (edges["h"] >> np.uint64(64 - _UPPER) == digit)]
-                for edges in held.pieces()
-            ]
-        )
-        close = close[np.lexsort((close["rhs"], close["lhs"], close["h"]))]
-        last = close[left - int(below[digit]) - 1]
-        self.cut = last["h"], last["lhs"], last["rhs"]
+    time: int | None
+    """That of the first of them; None: there is none."""
+    cut: tuple[Any, int, int] = (np.uint64(0), 0, 0)
+    """Of those with this time, the last one: its hash and its ends."""
 
     def among(self, edges: Array) -> Array:
         """Return which of some edges (records `HELD`) are among them, bool."""
@@ -220,6 +196,39 @@ class _Last:
         before = (edges["lhs"] < lhs) | ((edges["lhs"] == lhs) & (edges["rhs"] <= rhs))
         least = (edges["h"] < h) | ((edges["h"] == h) & before)
         return np.asarray((edges["first_time"] > self.time) | ((edges["first_time"] == self.time) & least))
+
+
+def divide(edges: Array, of_held: Last, of_test: Last) -> None:
+    """Write the parts of some edges (records `HELD`): the last ones are the test, those before them validation."""
+    edges["part"] = TRAIN
+    edges["part"][of_held.among(edges)] = VALIDATION
+    edges["part"][of_test.among(edges)] = TEST
+
+
+def _last(held: HeldEdges, count: int, time: int | None) -> Last:
+    """Find where the last `count` of the held edges begin; the first of them has this `time` (None: there is none).
+
+    Hashes at that time are first counted by their upper digits, so that few edges are compared.
+    """
+    if time is None:
+        return Last(None)
+    later, counts = 0, np.zeros(1 << _UPPER, np.int64)
+    for edges in held.pieces():
+        later += int((edges["first_time"] > time).sum())
+        tied = edges["h"][edges["first_time"] == time] >> np.uint64(64 - _UPPER)
+        counts += np.bincount(tied.astype(np.int64), minlength=1 << _UPPER)
+    left = count - later
+    below = np.concatenate([[0], np.cumsum(counts)])
+    digit = int(np.searchsorted(below, left, side="left")) - 1
+    close = np.concatenate(
+        [
+            edges[(edges["first_time"] == time) & (edges["h"] >> np.uint64(64 - _UPPER) == digit)]
+            for edges in held.pieces()
+        ]
+    )
+    close = close[np.lexsort((close["rhs"], close["lhs"], close["h"]))]
+    last = close[left - int(below[digit]) - 1]
+    return Last(time, (last["h"], int(last["lhs"]), int(last["rhs"])))
 
 
 def splittable(config: TwhinConfig) -> Array:

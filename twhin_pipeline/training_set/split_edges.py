@@ -247,7 +247,13 @@ def _strategy(config: TwhinConfig, encoder: Encoder, folder: str) -> split.Strat
     if chosen.later_snapshot is not None:
         return split.Random(config, validation=chosen.validation, test=0.0)
     if chosen.strategy == "temporal":
-        return split.Temporal(config, _times(config, encoder, f"{folder}/times"))
+        times = _times(config, encoder, f"{folder}/times")
+
+        def time_of(place: int) -> int:
+            times.partition(place)
+            return int(times[place])
+
+        return split.Temporal(config, len(times), time_of)
     return split.Random(config, validation=chosen.validation, test=chosen.test)
 
 

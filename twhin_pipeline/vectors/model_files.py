@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ASSET = "twhin_model"
 BLOCK = 65_536
 NAMES = ["relation", "embedding"]
+_CURRENT = "@current"
+"""Behind a store, names the release that is current."""
 Array = np.ndarray[Any, Any]
 
 
@@ -272,8 +274,8 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: s
 
     Args:
         path: A store (path or URL); one of its snapshots (`<store>@YYYY-MM-DD`, or the folder
-            `<store>/twhin_model/YYYY-MM-DD`) or releases (`<store>@<its name>`); or an MLflow model URI
-            (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
+            `<store>/twhin_model/YYYY-MM-DD`) or releases (`<store>@<its name>`, `<store>@current`); or an MLflow model
+            URI (`models:/name/3`, `models:/name@alias`, `runs:/<id>/model`).
         asset: The table to find there.
         snapshot: The snapshot, where `path` does not name one. Left out: that of the current release, and where
             nothing has been published the newest that has the table.
@@ -288,6 +290,11 @@ def locate(path: str, asset: str = ASSET, snapshot: str | None = None, before: s
     """
     if path.startswith(("models:/", "runs:/")):
         return _registered(path, asset, snapshot)
+    if path.endswith(_CURRENT):
+        store = Store(path.removesuffix(_CURRENT))
+        if (release := releases.current(store)) is None:
+            raise UserError(f"{path}: nothing has been published there; `twhin run` does where its checks have passed")
+        return _of_release(store.root, release.name, asset, snapshot)
     if (of_release := re.fullmatch(rf"(.+?)@({releases.NAME.pattern})/?", path)) is not None:
         return _of_release(of_release[1], of_release[2], asset, snapshot)
     named = re.fullmatch(rf"(.+?)(?:@|/{ASSET}/)(\d{{4}}-\d{{2}}-\d{{2}})/?", path)

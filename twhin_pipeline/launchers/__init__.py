@@ -1,0 +1,1 @@
+"""Schedulers that start training on a cluster: a process on this machine submits a job, follows it and cancels it."""
