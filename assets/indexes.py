@@ -34,11 +34,12 @@ def make(config: TwhinConfig, partitions: dg.PartitionsDefinition) -> list[dg.As
 def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
     """Return the recall and the latency of the slowest relation as numbers, and each relation's as bars and a table."""
     import numpy as np
+    import pyarrow.compute as pc
 
     from twhin_pipeline.views import thumbnails
 
     figures = step.store.read(manifest.asset, step.snapshot)
-    shown = counts(manifest.details, first=["kind", "least_recall"], leave_out=["efforts"])
+    shown = counts(manifest.details, first=["kind", "least_recall"], leave_out=["efforts", "neighbors"])
     if not figures.num_rows:
         return shown
     columns = figures.to_pydict()
@@ -46,5 +47,6 @@ def page(step: steps.Step, manifest: Manifest) -> dict[str, Any]:
     shown |= {"largest_latency_ms": rounded(max(columns["latency_ms"])), "times_as_fast_as_exact": rounded(speed.min())}
     small = thumbnails.bars(np.array(columns["recall"]), np.array(columns["wanted_recall"]))
     shown["recall"] = thumbnail(small, "recall of each relation and k, and the wanted one as marks")
-    shown["relations"] = rows_of(figures.select(["relation", "k", "recall", "latency_ms", "parameters"]), SHOWN)
+    asked = figures.set_column(0, "relation", pc.fill_null(figures["relation"], "(neighbors)"))
+    shown["relations"] = rows_of(asked.select(["relation", "k", "recall", "latency_ms", "parameters"]), SHOWN)
     return shown
