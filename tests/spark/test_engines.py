@@ -15,7 +15,7 @@ from lake_tables import WRITERS
 from two_engines import BAD, COLUMNS, Both, rows
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.spark import negatives
+from twhin_pipeline.spark import examples, negatives
 from twhin_pipeline.stages import engine
 from twhin_pipeline.store import Store
 
@@ -38,6 +38,10 @@ def _several_slices(spark: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(negatives, "LEAST_SLICE", 100)
 
 
+DATED = {"columns": {"weight": "w", "time": "t"}, "repeat_weight": "sum", "max_rejected_share": 1, "max_growth": 100,
+         "min_kept_share": 0}  # fmt: skip
+
+
 def test_both_make_the_same_tables_of_repeated_dated_and_rejected_rows_day_after_day(tmp_path: Path) -> None:
     """Row for row: merged weights, who is held out, positions, pools, masks; and then rows of a second snapshot."""
     made = [*rows(700), *BAD]
@@ -48,14 +52,13 @@ def test_both_make_the_same_tables_of_repeated_dated_and_rejected_rows_day_after
     both = Both(
         tmp_path,
         f"{tmp_path}/{{snapshot}}-*.parquet",
-        source={"columns": {"weight": "w", "time": "t"}, "repeat_weight": "sum", "max_rejected_share": 1,
-                "max_growth": 100, "min_kept_share": 0},
-        split={"strategy": "temporal", "validation": 0.1, "test": 0.1, "repeats": True},
+        source=DATED,
+        split={"validation": 0.1, "test": 0.1},
         negatives={"chunk_size": 50, "epochs": 2},
         vocabulary={"keep_departed": 0},
-    )  # fmt: skip
+    )
     both.prepare(SNAPSHOT)
-    both.assert_equal([*EVERY, "held_out/repeats"], SNAPSHOT)
+    both.assert_equal(EVERY, SNAPSHOT)
     rejected = both.stores[1].read("raw_edges_rejected", SNAPSHOT).to_pylist()
     assert [(one["reason"], one["row"]) for one in rejected] == [
         ("null", 301), ("empty id", 302), ("unknown relation", 303), ("bad weight", 304),
@@ -67,6 +70,18 @@ def test_both_make_the_same_tables_of_repeated_dated_and_rejected_rows_day_after
     both.assert_equal(["raw_edges", *VOCABULARIES], LATER)
     details = both.stores[1].manifest("vocabulary/item", LATER).details
     assert details["departed"] == details["evicted"] > 0 and details["earlier_snapshot"] == SNAPSHOT
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("collected", [1 << 16, 10])
+def test_both_divide_edges_by_time_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collected: int) -> None:
+    """By first times and weights as they were before the held-out time; whether times are counted or collected."""
+    monkeypatch.setattr(examples, "COLLECTED", collected)
+    split = {"strategy": "temporal", "validation": 0.1, "test": 0.1, "repeats": True}
+    path = write(tmp_path / "e.parquet", [*rows(700), *BAD], COLUMNS)
+    both = Both(tmp_path, path, source=DATED, split=split, negatives={"chunk_size": 50, "epochs": 2})
+    both.prepare(SNAPSHOT)
+    both.assert_equal([*EVERY, "held_out/repeats"], SNAPSHOT)
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ import pyarrow as pa
 from edge_files import make_config, store_at
 
 from twhin_pipeline.checks import checks
-from twhin_pipeline.config import TwhinConfig
+from twhin_pipeline.config import TwhinConfig, relations
 from twhin_pipeline.stages import engine
 from twhin_pipeline.store import Store
 
@@ -63,6 +63,7 @@ class Both:
         for config, store in self.each:
             for stage in stages:
                 getattr(engine, stage)(config, store, snapshot)
+                config = relations.resolve(config, store, snapshot)
             made = [table for table in store.assets() if store.exists(table, snapshot)]
             checks.run_blocking(config, store, snapshot, made)
 

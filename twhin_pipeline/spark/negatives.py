@@ -377,8 +377,9 @@ class _Table:
             return []
         write = self._writes(tables.Place.of(draft))
         if self.plan.own:
-            numbers = self.shared.spark.range(0, len(self.files), 1, len(self.files))
-            return numbers.mapInArrow(write, tables.REPORT).collect()
+            # Masks are those of the chunk: there is nothing to bring together.
+            nothing = self.shared.spark.createDataFrame([], MASKS).repartitionById(len(self.files), f.col("file"))
+            return nothing.mapInArrow(write, tables.REPORT).collect()
         # As many tasks as files, also where one has no masks.
         masks = self._masks().repartitionById(len(self.files), f.col("file"))
         return masks.sortWithinPartitions("epoch", "chunk", "side").mapInArrow(write, tables.REPORT).collect()
@@ -465,7 +466,7 @@ def _by_epoch(
     """Yield each epoch with its masks, sorted; rows come epoch by epoch."""
     waiting: dict[int, list[pa.RecordBatch]] = {}
     rows = iter(batches)
-    ended = plan.own
+    ended = False
     for epoch in range(plan.epochs):
         while not ended and not any(other > epoch for other in waiting):
             batch = next(rows, None)
@@ -477,8 +478,6 @@ def _by_epoch(
             for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
                 waiting.setdefault(int(column[start]), []).append(batch.slice(start, stop - start))
         yield epoch, _sorted(waiting.pop(epoch, []), first_chunk)
-    for _ in rows if plan.own else ():  # what only said how many files there are
-        pass
 
 
 def _sorted(batches: list[pa.RecordBatch], first_chunk: int) -> tuple[Array, Array, Array]:
