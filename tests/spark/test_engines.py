@@ -202,15 +202,18 @@ def test_a_vocabulary_is_compacted_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_spark_goes_on_with_edges_of_the_embedded_engine_which_refuses_sparks(tmp_path: Path) -> None:
+def test_each_engine_goes_on_with_edges_of_the_other(tmp_path: Path) -> None:
     path = write(tmp_path / "e.parquet", rows(700), COLUMNS)
     dated = {"columns": {"weight": "w", "time": "t"}, "repeat_weight": "sum"}
     both = Both(tmp_path, path, source=dated, split={"strategy": "temporal", "validation": 0.1, "test": 0.1})
     both.prepare(SNAPSHOT)
     (embedded, home), (on_spark, other) = both.each
-    with pytest.raises(UserError, match="lacks the indices of its ids: Spark or an earlier version made it"):
-        engine.vocabulary(embedded, other, SNAPSHOT)
-    before = {table: home.read(table, SNAPSHOT) for table in SAMPLED[:3]}
+    tables = [*VOCABULARIES, *SAMPLED[:3]]
+    before = {table: home.read(table, SNAPSHOT) for table in tables}
+    engine.vocabulary(embedded, other, SNAPSHOT)
+    engine.sample(embedded, other, SNAPSHOT)
+    assert "engine" not in other.manifest(SAMPLED[0], SNAPSHOT).details
+    assert all(other.read(table, SNAPSHOT).equals(rows) for table, rows in before.items())
     engine.sample(on_spark, home, SNAPSHOT)
     assert home.manifest(SAMPLED[0], SNAPSHOT).details["engine"] == "spark"
     assert all(home.read(table, SNAPSHOT).equals(rows) for table, rows in before.items())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
+import duckdb
 import numpy as np
 import pytest
 from edge_files import SNAPSHOT, make_config, rows_of, store_at, write
 from random_edges import RELATION_SIDES, random_edges
 
-from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph import raw_edges, vocabulary
 from twhin_pipeline.graph.edge_file import IndexedEdges
 from twhin_pipeline.store import Store
@@ -96,12 +96,32 @@ def test_leakage_is_counted_as_by_a_loop(tmp_path, sizes):
     assert some > 0 or sizes[0] > 6
 
 
-def test_raw_edges_without_indices_are_to_be_made_again(tmp_path):
-    store = Store(str(tmp_path))
-    config = make_config(write(tmp_path / "e.parquet", random_edges(10)))
-    with store.replace("raw_edges", SNAPSHOT, config_hash="before") as draft:
-        draft.details = {"edges_per_relation": {}}
-    with pytest.raises(UserError, match=f"lacks the indices of its ids.*twhin ingest --snapshot {SNAPSHOT}"):
-        IndexedEdges(store, SNAPSHOT)
-    with pytest.raises(UserError, match="lacks the indices of its ids"):
-        vocabulary.build(config, store, SNAPSHOT)
+def test_raw_edges_without_indices_get_them_once_in_the_tables_order(tmp_path, monkeypatch):
+    """As of Spark, which writes several files and no indices of ids."""
+    monkeypatch.setattr("twhin_pipeline.graph.edge_sort.EDGES_PER_BUCKET", 64)
+    config = make_config(write(tmp_path / "e.parquet", random_edges(500)))
+    store = store_at(tmp_path)
+    raw_edges.ingest(config, store, SNAPSHOT)
+    edges = store.read("raw_edges", SNAPSHOT)
+    other = Store(str(tmp_path / "other"))
+    with other.replace("raw_edges", SNAPSHOT, config_hash="other") as draft:
+        for number, (start, stop) in enumerate([(0, 130), (130, 131), (131, len(edges))]):
+            with draft.writer(f"part-{number:05d}.parquet", edges.schema) as writer:
+                writer.write_table(edges.slice(start, stop - start), row_group_size=50)
+        draft.details = store.manifest("raw_edges", SNAPSHOT).details
+
+    def all_of(store):
+        indexed = IndexedEdges(store, SNAPSHOT)
+        pieces = list(indexed.pieces(["weight"]))
+        ids = duckdb.sql(f"SELECT id FROM {indexed.ids} ORDER BY file_row_number").fetchall()
+        ends = [np.concatenate([getattr(piece, side) for piece in pieces]).tolist() for side in ("lhs", "rhs")]
+        relations = [piece.relation for piece in pieces for _ in piece.lhs]
+        return indexed.size, ids, relations, *ends, [w for piece in pieces for w in piece.columns["weight"].tolist()]
+
+    assert all_of(other) == all_of(store)
+    vocabulary.build(config, store, SNAPSHOT)
+    vocabulary.build(config, other, SNAPSHOT)
+    made = sorted(path.name for path in tmp_path.glob("other/raw_edges/*/*/_indexed/_numbers/*"))
+    assert made == ["ends.parquet", "ids.parquet"]
+    for table in (f"vocabulary/{name}" for name in config.model.table_names):
+        assert other.read(table, SNAPSHOT).equals(store.read(table, SNAPSHOT))

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +23,11 @@ from twhin_pipeline.errors import UserError
 from twhin_pipeline.kernels import radix
 from twhin_pipeline.prefetch import in_order
 from twhin_pipeline.store import database
+from twhin_pipeline.store.array_cache import cached
 from twhin_pipeline.words import PARTS, TRAIN
 
 if TYPE_CHECKING:
-    from twhin_pipeline.store import Store
+    from twhin_pipeline.store import Manifest, Store
 
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
@@ -38,6 +41,8 @@ STEPS = pa.schema([("step_time", pa.list_(pa.int64())), ("step_weight", pa.list_
 NO_TIME = -(2**63)
 """The time of an edge without one: the least int64, as in NumPy."""
 IDS_AT_ONCE = 1 << 18
+MOST_IDS = 1 << 32
+"""An index is a uint32."""
 # With more ids than this, the right ends of a row group seldom repeat. Writing them without a dictionary is then faster
 # and smaller.
 MOST_IN_DICTIONARY = 1 << 16
@@ -155,24 +160,25 @@ class Piece:
 
 
 class IndexedEdges:
-    """The edges of a snapshot's `raw_edges`, in its order."""
+    """The edges of a snapshot's `raw_edges`, in its order.
+
+    A table that lacks the indices of its ids, such as Spark's, gets them once, in a local copy (`array_cache`).
+    """
 
     def __init__(self, store: Store, snapshot: str) -> None:
-        """Open them. Raises UserError where the table is not there, or was made without the indices of its ids."""
+        """Open them. Raises UserError where the table is not there."""
         manifest = store.manifest("raw_edges", snapshot)
-        names = {file["path"] for file in manifest.files}
-        if not {IDS, ENDS} <= names:
-            raise UserError(
-                f"raw_edges of snapshot {snapshot} lacks the indices of its ids: Spark or an earlier version made it; "
-                f"make it again with `twhin ingest --snapshot {snapshot}`, or set engine.name to spark"
-            )
         self.store, self.snapshot = store, snapshot
+        self.files = store.files_of(manifest)
+        self.open: Callable[[str], Any] = store.parquet
         folder = store.path("raw_edges", snapshot, manifest.version)
-        (self.edges,) = store.files_of(manifest)
+        if not {IDS, ENDS} <= {file["path"] for file in manifest.files}:
+            folder = str(cached(store, manifest, partial(_number, store, manifest), "_indexed"))
+            self.open = pq.ParquetFile
         self.ends = f"{folder}/{ENDS}"
         self.ids = database.parquet([f"{folder}/{IDS}"], "file_row_number = true")
         """The SQL that scans `id` and its index, `file_row_number`."""
-        with store.parquet(f"{folder}/{IDS}") as file:
+        with self.open(f"{folder}/{IDS}") as file:
             self.size = int(file.metadata.num_rows)
             """How many ids there are."""
             self.texts = str(file.schema_arrow.field("id").type) == "string"
@@ -189,28 +195,89 @@ class IndexedEdges:
         names = [name for name, count in self.counts.items() if count]
         cuts = np.cumsum([self.counts[name] for name in names])
         position = 0
-        with self.store.parquet(self.ends) as ends, self.store.parquet(self.edges) as edges:
-            if missing := [name for name in columns if name not in edges.schema_arrow.names]:
-                raise UserError(
-                    f"raw_edges of snapshot {self.snapshot} has no column {missing[0]!r}: it was made by an earlier "
-                    f"version or configuration; make it again with `twhin ingest --snapshot {self.snapshot}`"
+        for pairs, more in self._groups(columns, before):
+            size, start = len(pairs["lhs"]), 0
+            while start < size:
+                relation = int(np.searchsorted(cuts, position, side="right"))
+                stop = min(size, start + int(cuts[relation]) - position)
+                yield Piece(
+                    names[relation],
+                    pairs["lhs"][start:stop],
+                    pairs["rhs"][start:stop],
+                    {name: values[start:stop] for name, values in more.items()},
                 )
-            for group in range(ends.metadata.num_row_groups):
-                pairs = columns_of(ends, group, ["lhs", "rhs"])
-                more = columns_of(edges, group, list(columns)) if columns else {}
-                if before is not None and "step_time" in ends.schema_arrow.names:
-                    more["weight"] = known_weight(ends, group, more["weight"], more["first_time"], before)
-                size, start = len(pairs["lhs"]), 0
-                while start < size:
-                    relation = int(np.searchsorted(cuts, position, side="right"))
-                    stop = min(size, start + int(cuts[relation]) - position)
-                    yield Piece(
-                        names[relation],
-                        pairs["lhs"][start:stop],
-                        pairs["rhs"][start:stop],
-                        {name: values[start:stop] for name, values in more.items()},
-                    )
-                    position, start = position + stop - start, stop
+                position, start = position + stop - start, stop
+
+    def _groups(self, columns: Sequence[str], before: int | None) -> Iterator[tuple[Columns, Columns]]:
+        """Yield the indices of each row group's ends, and its columns, as `pieces` says."""
+        number = 0
+        with self.open(self.ends) as ends:
+            for path in self.files:
+                with self.store.parquet(path) as edges:
+                    if missing := [name for name in columns if name not in edges.schema_arrow.names]:
+                        raise UserError(
+                            f"raw_edges of snapshot {self.snapshot} has no column {missing[0]!r}: it was made by an "
+                            "earlier version or configuration; make it again with "
+                            f"`twhin ingest --snapshot {self.snapshot}`"
+                        )
+                    for group in range(edges.metadata.num_row_groups):
+                        more = columns_of(edges, group, list(columns)) if columns else {}
+                        if before is not None and "step_time" in ends.schema_arrow.names:
+                            more["weight"] = known_weight(ends, number, more["weight"], more["first_time"], before)
+                        yield columns_of(ends, number, ["lhs", "rhs"]), more
+                        number += 1
+
+
+def _number(store: Store, manifest: Manifest, folder: Path) -> None:
+    """Write the indices of a table's ids, row group by row group, and with them the steps of weights beside the table.
+
+    Raises:
+        UserError: There are more ids than an index can number.
+    """
+    files = store.files_of(manifest)
+    names = {file["path"] for file in manifest.files}
+    (folder / IDS).parent.mkdir()
+    with database.connect(store=store) as con, ExitStack() as opened:
+        table = database.parquet(files)
+        con.execute(
+            f"COPY (SELECT DISTINCT unnest([lhs, rhs]) AS id FROM {table} ORDER BY id) "
+            f"TO {database.literal(str(folder / IDS))} (FORMAT parquet, COMPRESSION zstd)"
+        )
+        ids = database.parquet([str(folder / IDS)], "file_row_number = true")
+        with pq.ParquetFile(folder / IDS) as written:
+            count = int(written.metadata.num_rows)
+        if count > MOST_IDS:
+            raise UserError(f"raw_edges has {count:,} ids, and the embedded engine numbers {MOST_IDS:,}; use Spark")
+        writer: pq.ParquetWriter | None = None
+        for path in files:
+            query = (
+                "SELECT CAST(l.file_row_number AS UINTEGER) AS lhs, CAST(r.file_row_number AS UINTEGER) AS rhs "
+                f"FROM {database.parquet([path], 'file_row_number = true')} e JOIN {ids} l ON e.lhs = l.id "
+                f"JOIN {ids} r ON e.rhs = r.id ORDER BY e.file_row_number"
+            )
+            steps_path = f"{STEPS_FOLDER}/{path.rpartition('/')[2]}"
+            base = store.path(manifest.asset, manifest.snapshot, manifest.version)
+            with store.parquet(path) as edges, ExitStack() as beside:
+                steps = beside.enter_context(store.parquet(f"{base}/{steps_path}")) if steps_path in names else None
+                sizes = [edges.metadata.row_group(group).num_rows for group in range(edges.metadata.num_row_groups)]
+                for group, pairs in enumerate(_cut(con.sql(query).to_arrow_reader(), sizes)):
+                    if steps is not None:
+                        grown = steps.read_row_group(group)
+                        pairs = pa.table([*pairs.columns, *grown.columns], names=[*pairs.schema.names, *STEPS.names])
+                    if writer is None:
+                        writer = opened.enter_context(_index_writer(str(folder / ENDS), pairs.schema))
+                    writer.write_table(pairs, row_group_size=len(pairs))
+
+
+def _cut(batches: Iterable[pa.RecordBatch], sizes: Sequence[int]) -> Iterator[pa.Table]:
+    """Cut batches into tables of these sizes."""
+    waiting = pa.Table.from_batches([], INDICES)
+    batches = iter(batches)
+    for size in sizes:
+        while len(waiting) < size:
+            waiting = pa.concat_tables([waiting, pa.Table.from_batches([next(batches)]).cast(INDICES)])
+        yield waiting.slice(0, size)
+        waiting = waiting.slice(size)
 
 
 def _indices(columns: Columns) -> pa.Table:
