@@ -51,7 +51,7 @@ def open_model(store: Store, snapshot: str, *, compatible_with: str | None = Non
     """
     relations = store.manifest(RELATIONS, snapshot)
     model_config = TwhinModelConfig.model_validate(relations.details["model"])
-    tables = {}
+    tables, manifests = {}, {}
     for name in model_config.table_names:
         manifest = store.manifest(f"embeddings/{name}", snapshot)
         if relations.parents[manifest.asset] != manifest.version:
@@ -59,7 +59,7 @@ def open_model(store: Store, snapshot: str, *, compatible_with: str | None = Non
                 f"{store.root}: {manifest.asset} of {snapshot} is not of the same export as {RELATIONS}; an export is "
                 f"under way or broke off: run `twhin export --snapshot {snapshot}`"
             )
-        tables[name] = EntityTable.open(store, manifest)
+        tables[name], manifests[name] = EntityTable.open(store, manifest), manifest
     version = model_version(relations)
     return TwhinEmbeddings(
         model_config,
@@ -70,18 +70,19 @@ def open_model(store: Store, snapshot: str, *, compatible_with: str | None = Non
         normalized=relations.details["normalize"],
         store=store,
         maps=None if compatible_with is None else _maps(store, relations, compatible_with),
-        open_index=partial(_open_index, model_config, store, snapshot),
+        open_index=partial(_open_index, model_config, store, manifests),
         open_calibrations=partial(open_calibrations, store, relations),
     )
 
 
 def _open_index(
-    model_config: TwhinModelConfig, store: Store, snapshot: str, table: EntityTable, wanted: Wanted
+    model_config: TwhinModelConfig, store: Store, manifests: dict[str, Manifest], table: EntityTable, wanted: Wanted
 ) -> VectorIndex | None:
     extras.need("torch", "search by an index", "reader")
     from twhin_pipeline.vectors import index_choice, indexing
 
-    manifest = index_choice.manifest_of(store, store.manifest(f"embeddings/{table.name}", snapshot))
+    # That of the vectors that are open, which may have been removed since.
+    manifest = index_choice.manifest_of(store, manifests[table.name])
     return None if manifest is None else indexing.open_index(store, manifest, table, model_config, wanted)
 
 
