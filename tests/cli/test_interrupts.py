@@ -49,7 +49,10 @@ def test_an_interrupt_amid_a_query_is_one_line_and_leaves_nothing(tmp_path):
     process = started(tmp_path, {"sql": ENDLESS})
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and out == ""
     assert err == LINE
     assert list((tmp_path / "tmp").iterdir()) == []
