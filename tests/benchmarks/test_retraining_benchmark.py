@@ -27,6 +27,8 @@ from twhin_pipeline.words import SIDES
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import retraining
 
+pytestmark = pytest.mark.long
+
 DAYS = ("2025-01-01", "2025-01-02", "2025-01-03")
 CONFIG: dict[str, Any] = {
     "recipe": "none",

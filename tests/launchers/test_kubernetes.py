@@ -203,8 +203,15 @@ def test_a_signal_deletes_the_jobset_and_pods_that_do_not_end_are_ended(
 ) -> None:
     script = "trap 'echo checkpoint; exit 75' TERM; " if obeys else "trap '' TERM; "
     stop = threading.Event()
-    threading.Timer(0.8, stop.set).start()
-    with served(tmp_path, shell(script + "while true; do sleep .05; done"), monkeypatch) as fake:
+    real = submit.emit
+
+    def emit(line: str) -> None:
+        real(line)
+        if line == "ready":  # the trap is set
+            stop.set()
+
+    monkeypatch.setattr(submit, "emit", emit)
+    with served(tmp_path, shell(script + "echo ready; while true; do sleep .05; done"), monkeypatch) as fake:
         found = outcome(tmp_path, stop, stop_s=20 if obeys else 0.5)
         assert not fake.job_sets and not fake.pods
     assert found is not None and found.kind == "TrainingCancelled"

@@ -145,7 +145,7 @@ class SlurmJob:
         output = str(folder).replace("%", "%%") + "/job-%j.out"
         path = folder / "job.sbatch"
         path.write_text(script(self.config, self.training, str(copy), output, str(folder)), encoding="utf-8")
-        done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
+        done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, encoding="utf-8")
         if done.returncode:
             said = " ".join(done.stderr.replace("sbatch: error:", "").split())
             if re.search(r"[Uu]nable to contact|timed out", said):
@@ -188,7 +188,7 @@ class SlurmJob:
         return self._state
 
     def _look(self) -> State:
-        done = subprocess.run(["scontrol", "show", "job", "--oneliner", self.number], capture_output=True, text=True)
+        done = subprocess.run(["scontrol", "show", "job", "--oneliner", self.number], capture_output=True, encoding="utf-8")
         if done.returncode:
             if "Invalid job id" in done.stderr:
                 return State("ended", "has ended, and Slurm does not know any more how")
@@ -212,7 +212,7 @@ class SlurmJob:
         self._cancel([])
 
     def _cancel(self, options: Sequence[str]) -> None:
-        done = subprocess.run(["scancel", *options, self.number], capture_output=True, text=True)
+        done = subprocess.run(["scancel", *options, self.number], capture_output=True, encoding="utf-8")
         self._asked = float("-inf")
         if done.returncode and not re.search(r"already completing|Invalid job id", done.stderr):
             raise UnavailableError(" ".join(done.stderr.split()))

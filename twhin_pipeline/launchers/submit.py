@@ -149,7 +149,7 @@ def emit(line: str) -> None:
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until this process ends)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until this process ends)
 
 
 def leave(failure: Failure, log_dir: str) -> None:

@@ -347,7 +347,7 @@ def scheduler(launch: LaunchConfig | None) -> list[Finding]:
         remedy = f"run this on a machine of the cluster on which sbatch works, {elsewhere}"
         return [Finding("Slurm", "wrong", f"{', '.join(missing)} not found", remedy)]
     try:
-        done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["scontrol", "ping"], capture_output=True, encoding="utf-8", timeout=20)
     except subprocess.TimeoutExpired:
         return [Finding("Slurm", "wrong", "its controller does not answer within 20 s", f"try later, {elsewhere}")]
     said = " ".join((done.stdout + done.stderr).split())
