@@ -188,7 +188,8 @@ class SlurmJob:
         return self._state
 
     def _look(self) -> State:
-        done = subprocess.run(["scontrol", "show", "job", "--oneliner", self.number], capture_output=True, encoding="utf-8")
+        command = ["scontrol", "show", "job", "--oneliner", self.number]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8")
         if done.returncode:
             if "Invalid job id" in done.stderr:
                 return State("ended", "has ended, and Slurm does not know any more how")
