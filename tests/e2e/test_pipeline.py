@@ -231,6 +231,7 @@ def test_relations_that_only_the_data_names_are_trained_measured_and_served(know
     assert len(hashes) == 1
 
 
+@pytest.mark.long
 def test_a_later_snapshot_takes_operators_over_by_the_relations_names(knowledge_graph):
     config, home = str(knowledge_graph / "graph.yaml"), knowledge_graph / "home"
     earlier = ["--set", f"training.initial_checkpoint_dir={home}@2025-01-01"]
