@@ -83,7 +83,8 @@ def main() -> None:
             operators = tables.relation_rows()
             translation = np.stack([operators[name].numpy() for name, _, _ in RELATIONS])
             found = mrr(vectors, translation, held_out, on_head=True)
-            sent = plan.estimate(config, rows, RANKS).sent_per_step
+            apart = config.launch.model_copy(update={"nnodes": RANKS, "nproc_per_node": 1})
+            sent = plan.estimate(config.model_copy(update={"launch": apart}), rows, RANKS).sent_per_step
             told = "nothing but operators" if side == "shared memory" else f"{sent / 2**20:.1f} MiB a step"
             print(f"seed {seed}, {side}: held-out MRR {found:.4f}; a rank sends {told}", flush=True)
 
