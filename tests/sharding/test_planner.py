@@ -53,6 +53,14 @@ def test_a_table_beyond_the_gpus_memory_is_cached_there_and_a_small_one_stays():
     assert planned["topic"][1] == "fused"
 
 
+def test_tables_may_take_all_of_the_memory_that_is_given_for_them():
+    """User and topic together: 10,001,000 rows of 512 bytes, and 4 of the optimizer's state, on two GPUs."""
+    half = (10_001_000 * 516 / 2 + 1e6) / GIB
+    assert plan(half)["user"] == ("row_wise", "fused", 2)
+    with pytest.raises(UserError, match="do not fit"):
+        plan(half - 0.1)
+
+
 def test_without_a_cache_such_a_table_is_refused_and_the_message_names_the_cache():
     with pytest.raises(UserError, match=r"do not fit, row_wise, on 2 ranks of 1 GiB.*set launch.uvm_cache"):
         plan(1)

@@ -6,7 +6,6 @@ what the ranks print, and ends with a record of what failed.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import socket
@@ -33,15 +32,12 @@ RANK_0 = "[default0]:"
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as one node of a job. Exit code 2: a mistake of the user's; 75: stopped by a signal; 1: another failure."""
-    parser = argparse.ArgumentParser(prog="twhin_pipeline.launchers.node", description="Train as one node of a job.")
-    parser.add_argument("--config", required=True, help="YAML file: path or URL")
-    parser.add_argument("--snapshot", required=True, help="YYYY-MM-DD")
-    parser.add_argument("--home", required=True, help="the store's root")
-    parser.add_argument("--view", help="a view of the store, such as refit")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
+    parser = launch.train_parser("twhin_pipeline.launchers.node", "Train as one node of a job.")
     parser.add_argument("--endpoint", required=True, help="host:port at which the first node waits for the others")
     parser.add_argument("--log-dir", required=True, help="gets a folder for each node")
     options = parser.parse_args(arguments)
+    if options.home is None:
+        parser.error("--home is required: a node knows no other place of the store")
     # `launch.run` passes SIGTERM on to torchrun.
     signal.signal(launch.STOP_SIGNAL, lambda *_: signal.raise_signal(signal.SIGTERM))
     failed: list[Failure] = []

@@ -8,7 +8,6 @@ ranks nor nodes need a way to this machine but the scheduler's.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import os
@@ -26,7 +25,7 @@ from twhin_pipeline.launchers.kubernetes import KubernetesJob
 from twhin_pipeline.launchers.node import RANK_0
 from twhin_pipeline.launchers.slurm import SlurmJob
 from twhin_pipeline.store import Store
-from twhin_pipeline.training.launch import CANCELLED_EXIT, PR_SET_PDEATHSIG, Failure
+from twhin_pipeline.training.launch import CANCELLED_EXIT, PR_SET_PDEATHSIG, Failure, train_parser
 from twhin_pipeline.training.reporting import (
     FINISHED,
     MILESTONE,
@@ -179,12 +178,7 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Submit, follow, and exit as torchrun would: 0 where the training succeeded."""
-    parser = argparse.ArgumentParser(prog="twhin_pipeline.launchers.submit", description="Train by a scheduler.")
-    parser.add_argument("--config", required=True, help="YAML file: path or URL")
-    parser.add_argument("--snapshot", required=True, help="YYYY-MM-DD")
-    parser.add_argument("--home", help="the store's root")
-    parser.add_argument("--view", help="a view of the store, such as refit")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
+    parser = train_parser("twhin_pipeline.launchers.submit", "Train by a scheduler.")
     parser.add_argument("--log-dir", required=True, help="gets the failure, where there is one")
     options = parser.parse_args(arguments)
     stop = threading.Event()

@@ -35,7 +35,7 @@ UNLIMITED = 2**60
 MOST_DEVICES = 128
 """Devices of a node that torch can number."""
 LOOKUPS = 100_000
-"""Rows of each table that a rank is taken to look up in a step: the planner weighs costs by it."""
+"""Rows of each table that a rank is taken to look up in a step: with `auto` the planner weighs costs by it."""
 
 
 class ScaledCodec(QuantizedCommCodec):
@@ -108,7 +108,8 @@ def plan_tables(
     constraint = ParameterConstraints(
         sharding_types=types if launch.sharding == "auto" else [launch.sharding],
         compute_kernels=kernels,
-        pooling_factors=[float(LOOKUPS)],
+        # What is looked up takes memory beside the tables, which `hbm_gib` does not mean where there is no choice.
+        pooling_factors=[float(LOOKUPS) if launch.sharding == "auto" else 1.0],
         cache_params=CacheParams(load_factor=launch.uvm_cache) if cached else None,
     )
     planner = EmbeddingShardingPlanner(

@@ -6,6 +6,7 @@ parent dies, however that dies. This module imports no torch.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import math
@@ -109,6 +110,17 @@ def command(
         return torchrun_command(config, config_path, store, snapshot, log_dir, overrides)
     submitter = [sys.executable, "-m", "twhin_pipeline.launchers.submit", "--log-dir", log_dir]
     return [*submitter, *train_arguments(config_path, store, snapshot, overrides)]
+
+
+def train_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of what `train_arguments` makes, for whatever stands between it and `train.main`."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("--config", required=True, help="YAML file: path or URL")
+    parser.add_argument("--snapshot", required=True, help="YYYY-MM-DD")
+    parser.add_argument("--home", help="the store's root (default: TWHIN_HOME, else .twhin)")
+    parser.add_argument("--view", help="a view of the store, such as refit: its training set and model")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
+    return parser
 
 
 def train_arguments(config_path: str, store: Store, snapshot: str, overrides: Sequence[str]) -> list[str]:

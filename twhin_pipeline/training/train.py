@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -31,7 +30,7 @@ from twhin_pipeline.config import TwhinConfig, load_config, relations
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.sharding.distributed import Ranks, process_group
 from twhin_pipeline.store import Store
-from twhin_pipeline.training.launch import CANCELLED_EXIT, TrainingCancelled
+from twhin_pipeline.training.launch import CANCELLED_EXIT, TrainingCancelled, train_parser
 from twhin_pipeline.training.reporting import make_reporter
 from twhin_pipeline.training.trainer import Trainer
 
@@ -128,12 +127,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
 @record
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and train. Exit code 2: a user's mistake; 75: stopped after a checkpoint."""
-    parser = argparse.ArgumentParser(prog="twhin_pipeline.training.train", description="Train one snapshot.")
-    parser.add_argument("--config", required=True, help="YAML file: path or URL")
-    parser.add_argument("--snapshot", required=True, help="YYYY-MM-DD")
-    parser.add_argument("--home", help="the store's root (default: TWHIN_HOME, else .twhin)")
-    parser.add_argument("--view", help="a view of the store, such as refit: its training set and model")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field")
+    parser = train_parser("twhin_pipeline.training.train", "Train one snapshot.")
     options = parser.parse_args(arguments)
     _quiet_libraries()
     try:
