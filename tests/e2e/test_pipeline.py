@@ -62,7 +62,7 @@ def test_each_stage_says_one_line_and_the_summary_follows(made):
         "decide",
     ]  # fmt: skip
     assert [line for line in lines if line in stages] == stages
-    for text in ("edges/s", "by 2 process(es)", "filtered_mrr", "popular", "make ui", "MLflow at http://"):
+    for text in ("edges/s", "by 2 process(es)", "filtered_mrr", "popular", "make ui", "MLflow at http://", "/explore/"):
         assert text in shown
     last = shown.rstrip().splitlines()[-1]
     assert last.startswith(f"release   {SNAPSHOT}-") and " is current: " in last

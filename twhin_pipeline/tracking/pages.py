@@ -26,7 +26,10 @@ def mlflow(tracking_uri: str = "") -> str:
     return tracking_uri.rstrip("/") if tracking_uri.startswith(("http://", "https://")) else MLFLOW
 
 
-def explorer(release: str, service: str = "") -> str:
-    """Return the address of a release in the explorer: at `service`, else TWHIN_SERVICE_URL, else the usual place."""
+def explorer(release: str = "", service: str = "") -> str:
+    """Return the address of a release in the explorer: at `service`, else TWHIN_SERVICE_URL, else the usual place.
+
+    Without a release it is the current one's.
+    """
     base = (service or os.environ.get(SERVICE_ENV) or SERVICE).rstrip("/")
-    return f"{base}/explore/?{urlencode({'release': release})}"
+    return f"{base}/explore/" + (f"?{urlencode({'release': release})}" if release else "")

@@ -239,7 +239,8 @@ def _where(out: Console, config: TwhinConfig, store: Store, snapshot: str) -> No
         ("vectors", f"{vectors} (and embeddings/… of the other types)"),
         ("tables", f'{store.root}; in SQL: {command()} sql "show tables", or {store.path("catalog.duckdb")}'),
         ("runs", tracking.uri(store)),
-        ("pages", f"make ui, then Dagster at {pages.dagster()} and MLflow at {pages.mlflow(tracking.uri(store))}"),
+        ("pages", f"make ui, then Dagster at {pages.dagster()}, MLflow at {pages.mlflow(tracking.uri(store))}"),
+        ("", f"and the explorer at {pages.explorer()}"),
     ]
     for name, text in lines:
         out.print(f"{name:<10}{escape(text)}")
