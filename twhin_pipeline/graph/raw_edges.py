@@ -16,7 +16,6 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from twhin_pipeline import scratch
 from twhin_pipeline.config import relations
@@ -280,9 +279,9 @@ def _time_notes(inputs: list[Input], store: Store, snapshot: str, counted: Count
 
 def _first_rejected(store: Store, snapshot: str, reason: str, section: str | None = None) -> dict[str, Any]:
     """Return the first row that was rejected for a reason, of one source or of all."""
-    wanted = ds.field("reason") == reason
+    wanted = pc.field("reason") == reason
     if section is not None:
-        wanted &= ds.field("source") == section
+        wanted &= pc.field("source") == section
     row: dict[str, Any] = store.dataset("raw_edges_rejected", snapshot).head(1, filter=wanted).to_pylist()[0]
     return row
 
