@@ -135,7 +135,8 @@ def test_the_wrapper_ends_its_command_when_the_parent_is_killed(tmp_path: Path) 
     sleeper = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     script = (
         "import subprocess, sys\n"
-        f"subprocess.run([sys.executable, '-m', 'twhin_pipeline.training.with_parent', sys.executable, '-c', {sleeper!r}])"
+        "subprocess.run([sys.executable, '-m', 'twhin_pipeline.training.with_parent', "
+        f"sys.executable, '-c', {sleeper!r}])"
     )
     parent = subprocess.Popen([sys.executable, "-c", script])
     pid = int(_wait_for(lambda: (tmp_path / "pid").read_text() if (tmp_path / "pid").exists() else ""))

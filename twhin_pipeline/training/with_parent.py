@@ -1,5 +1,6 @@
-"""`python -m twhin_pipeline.training.with_parent COMMAND…` runs COMMAND in its own place such that the kernel ends it when
-its parent dies, however that dies. Imports the standard library alone: torchrun waits for it.
+"""`python -m twhin_pipeline.training.with_parent COMMAND…`: COMMAND, which the kernel ends when its parent dies.
+
+COMMAND takes this process's place. Imports the standard library alone: torchrun waits for it.
 """
 
 from __future__ import annotations
