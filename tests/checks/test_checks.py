@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -407,6 +409,40 @@ def test_a_relation_that_lost_or_gained_edges_is_told_once_with_both_counts(brok
         finding = checks.CHECKS[name].finding(checks.run(name, config, store, NOW))
         now = f"{sum(row['rel'] == 'fav' for row in rows):,}"
         assert re.fullmatch(rf"{words} \(fav: {now} (of \d+ edges are left|edges, before \d+)\)", finding), finding
+
+
+def test_a_burst_from_few_heads_or_to_few_tails_is_found_below_the_limit_of_growth(tmp_path):
+    """Against a plain count; more edges of everyone, and a relation that was always so, are none."""
+    rng = np.random.default_rng(3)
+    many = {(f"u{a}", "fav", f"i{b}") for a, b in rng.integers(400, size=(4_000, 2)).tolist()}
+    few = {(f"u{a}", "reply", f"i{b}") for a, b in zip(range(1_500), rng.integers(4, size=1_500), strict=True)}
+    more = {(f"u{a}", "fav", f"i{b}") for a, b in rng.integers(500, size=(9_000, 2)).tolist()}
+    spam = {(f"bot{a}", "fav", f"i{b}") for a, b in zip(range(3_000), rng.integers(400, size=3_000), strict=True)}
+    from_few = {(f"bot{int(bot[3:]) % 8}", rel, item) for bot, rel, item in spam}
+    to_few = {(bot, rel, f"i{int(item[1:]) % 8}") for bot, rel, item in spam}
+    config = make_config(f"{tmp_path}/{{snapshot}}.parquet", source={"max_growth": 5})
+    found = {}
+    for name, edges in (("more", more | many), ("heads", from_few | many), ("tails", to_few | many)):
+        store = Store(str(tmp_path / name))
+        for at, rows in ((BEFORE, many | few), (NOW, edges | few)):
+            write(tmp_path / f"{at}.parquet", sorted(rows))
+            raw_edges.ingest(config, store, at)
+            if at == BEFORE:
+                pass_checks(store, at)
+        assert checks.run("edges_relations_grew", config, store, NOW).passed
+        result = checks.run("edges_concentrated", config, store, NOW)
+        found[name] = [] if result.offending is None else result.offending.to_pylist()
+        for row in result.measured.to_pylist():
+            place = {"heads": 0, "tails": 2}[row["side"]]
+            for share, of in (("share_before", many | few), ("share_now", edges | few)):
+                degrees = Counter(one[place] for one in of if one[1] == row["relation"])
+                top = sum(count for _, count in degrees.most_common(max(10, math.ceil(len(degrees) / 1_000))))
+                assert row[share] == pytest.approx(top / degrees.total(), abs=1e-4)
+    assert not found["more"]
+    for side in ("heads", "tails"):
+        [row] = found[side]
+        assert (row["relation"], row["side"]) == ("fav", side) and row["share_now"] > 0.25 + row["share_before"]
+        assert row["problem"].startswith(f"fav: the first 10 {side} have ")
 
 
 def test_rejected_rows_are_counted_by_their_reason(broken):

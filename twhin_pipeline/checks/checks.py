@@ -130,6 +130,7 @@ CHECKS: dict[str, Check] = {
         Check("edges_rejected_share", _EDGES),
         Check("edges_relations_kept", _EDGES),
         Check("edges_relations_grew", _EDGES),
+        Check("edges_concentrated", _EDGES),
         Check("edges_relations_present", _EDGES, blocking=False, severity="WARN"),
         Check("edges_self_loops", _EDGES, blocking=False, severity="WARN"),
         Check("ids_unique", _VOCABULARY),
