@@ -22,6 +22,8 @@ ROWS_AT_ONCE = 1 << 16
 """Rows of an Arrow batch that Spark and Python exchange."""
 ROWS_PER_TASK = 500_000
 """About how many rows a task of a shuffle takes."""
+_DRIVER = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""A driver beside a cluster plans and sees no rows: compiling its loops for speed takes longer than they run."""
 _LOOPBACK = re.compile(r"local|spark://(127\.|localhost[:/]|\[::1\])")
 _OURS = re.compile(r"twhin_pipeline\.errors\.(?:UserError|UnavailableError): (.*?)\s*$", re.DOTALL)
 
@@ -97,6 +99,8 @@ def _start(config: TwhinConfig) -> SparkSession:
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",
         }
+    if not master.startswith("local"):
+        values["spark.driver.extraJavaOptions"] = _DRIVER
     for name, value in {**values, **chosen.conf}.items():
         builder = builder.config(name, value)
     try:
