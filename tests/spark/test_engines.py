@@ -15,7 +15,7 @@ from lake_tables import WRITERS
 from two_engines import BAD, COLUMNS, Both, rows
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.spark import examples, negatives
+from twhin_pipeline.spark import examples, masks
 from twhin_pipeline.stages import engine
 from twhin_pipeline.store import Store
 
@@ -35,7 +35,7 @@ WEIGHED = {"columns": {"weight": "w"}, "max_rejected_share": 1}
 @pytest.fixture(autouse=True)
 def _several_slices(spark: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let edges of a small graph be divided as those of a large one are."""
-    monkeypatch.setattr(negatives, "LEAST_SLICE", 100)
+    monkeypatch.setattr(masks, "LEAST_SLICE", 100)
 
 
 DATED = {"columns": {"weight": "w", "time": "t"}, "repeat_weight": "sum", "max_rejected_share": 1, "max_growth": 100,
