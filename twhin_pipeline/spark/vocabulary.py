@@ -161,7 +161,7 @@ def _build_one(
     # Known rows in their order, then new ones by degree, the largest first, then by id: positions are rows.
     order = [f.col("row_before").asc_nulls_last(), f.col("degree_of_new").desc(), f.col("id").asc()]
     keyed = rows.withColumn("degree_of_new", f.when(f.col("row_before").isNull(), f.col("degree")).otherwise(f.lit(0)))
-    size = (0 if before is None else before.rows) + 1_000_000
+    size = (0 if before is None else before.rows) + of_type[0]
     ordered = keyed.repartitionByRange(tasks(spark, size, 1_000_000), *order).sortWithinPartitions(*order)
     ordered = ordered.persist(tables.on_disk())
     try:
