@@ -15,7 +15,7 @@ from lake_tables import WRITERS
 from two_engines import BAD, COLUMNS, Both, rows
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.spark import examples, negatives
+from twhin_pipeline.spark import examples, masks, session
 from twhin_pipeline.stages import engine
 from twhin_pipeline.store import Store
 
@@ -35,7 +35,8 @@ WEIGHED = {"columns": {"weight": "w"}, "max_rejected_share": 1}
 @pytest.fixture(autouse=True)
 def _several_slices(spark: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let edges of a small graph be divided as those of a large one are."""
-    monkeypatch.setattr(negatives, "LEAST_SLICE", 100)
+    monkeypatch.setattr(masks, "LEAST_SLICE", 100)
+    monkeypatch.setattr(session, "LEAST_ROWS", 10)
 
 
 DATED = {"columns": {"weight": "w", "time": "t"}, "repeat_weight": "sum", "max_rejected_share": 1, "max_growth": 100,
@@ -222,7 +223,7 @@ def test_each_engine_goes_on_with_edges_of_the_other(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_store_of_s3_gets_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "e.parquet", [*rows(500), *BAD], COLUMNS)
-    both = Both(tmp_path, path, source={"columns": {"weight": "w"}, "max_rejected_share": 1})
+    both = Both(tmp_path, path, recipe="none", source={"columns": {"weight": "w"}, "max_rejected_share": 1})
     both.prepare(SNAPSHOT)
     both.stores[1] = Store(f"{s3_server.use(monkeypatch)}/home")
     config = tmp_path / "config.yaml"
