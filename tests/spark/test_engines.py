@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from lake_tables import WRITERS
 from two_engines import BAD, COLUMNS, Both, rows
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.spark import examples, masks, session
+from twhin_pipeline.spark import examples, masks, session, tables
 from twhin_pipeline.stages import engine
 from twhin_pipeline.store import Store
 
@@ -262,3 +263,16 @@ def test_what_a_task_says_is_wrong_reaches_the_user_as_it_is(tmp_path: Path) -> 
     config, store = both.each[1]
     with pytest.raises(UserError, match=r"^[^\n]*e\.csv: has no column 'lhs' \(columns there: who, rel, rhs\)[^\n]*$"):
         engine.ingest(config, store, SNAPSHOT)
+
+
+def test_a_table_whose_size_is_not_known_is_joined_without_the_driver(spark: Any) -> None:
+    """Nothing that grows with entities goes there: a vocabulary is broadcast only once it was seen to be small."""
+
+    def rows_of(number: int) -> tables.Batches:
+        yield pa.record_batch({"id": pa.array([number])})
+
+    one, other = (tables.each(spark, [1, 2], rows_of, "id bigint") for _ in range(2))
+    joined = one.join(other, "id", "left")
+    planned = joined._jdf.queryExecution().sparkPlan().toString()
+    assert "SortMergeJoin" in planned and "Broadcast" not in planned
+    assert joined.count() == 2

@@ -285,9 +285,13 @@ class _Layout:
         return int(self.file[-1]) + 1
 
     def places(self, order: Order, rel: Array, h: Array) -> dict[str, Array]:
-        """Return the file, the bucket and the position in the order of edges `[n]`, by their relations and hashes."""
-        position = order.positions((h & np.uint64(2**32 - 1)).astype(np.uint32)).astype(np.int64)
-        bucket = self.first[rel] + (position * self.buckets[rel] >> 32)
+        """Return the file and the bucket of edges `[n]`, and their position in all of the order: bucket, then order.
+
+        Spark compares 64 bits of the first key before it looks at any row, so that one number sorts faster than two.
+        """
+        within = order.positions((h & np.uint64(2**32 - 1)).astype(np.uint32)).astype(np.int64)
+        bucket = self.first[rel] + (within * self.buckets[rel] >> 32)
+        position = (bucket << 32) + within
         return {"file": self.file[bucket].astype(np.int32), "bucket": bucket.astype(np.int32), "position": position}
 
 
@@ -373,7 +377,7 @@ class _Part:
         """Write the files, and return the reports."""
         from pyspark.sql import functions as f
 
-        keys = ["bucket", "position", "h", "lhs", "rhs"]
+        keys = ["position", "h", "lhs", "rhs"]
         ordered = self.placed.repartitionById(self.layout.files, f.col("file")).sortWithinPartitions(*keys)
         write = _writes(place, self.in_bucket, self.chunks, self.layout.file)
         return ordered.select("bucket", "lhs", "rhs", "rel", "weight").mapInArrow(write, tables.REPORT).collect()

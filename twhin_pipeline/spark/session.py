@@ -46,6 +46,10 @@ def session(config: TwhinConfig) -> Iterator[SparkSession]:
     values = {
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.execution.arrow.maxRecordsPerBatch": str(ROWS_AT_ONCE),
+        # Spark takes what tasks read in Python for small, and would send full vocabularies to the driver, and then to
+        # each worker. So it does that only with what it has seen to be small.
+        "spark.sql.autoBroadcastJoinThreshold": "-1",
+        "spark.sql.adaptive.autoBroadcastJoinThreshold": "10MB",
     }
     for name, value in values.items():
         if name not in config.engine.conf:
