@@ -1,12 +1,13 @@
-"""Times both data engines on one generated graph and the same cores, and Spark from one worker to two.
+"""Times both data engines on generated graphs and the same cores, and Spark from one worker to two.
 
-    python benchmarks/engines.py [--edges 1000000] [--cores 2] [--json figures.json]
+    python benchmarks/engines.py [--edges 250000 1000000] [--workers 1 2] [--cores 2] [--json figures.json]
 
 Each run is a process of its own: `twhin ingest`, `vocabulary` and `sample` without checks (a pool of 32 uniform and 32
 popular candidates for each chunk and side, one epoch, masks of all training edges). The embedded engine has `--cores`
-threads; Spark has a standalone master and workers of one core on this machine's loopback, with 1 GiB each: one worker,
-and `--cores` of them. Starting Java and workers counts. Seconds of processors are printed too: on a machine that others
-use, they say more than those of the clock. Both engines' tables are compared by their numbers of edges.
+threads; Spark has a standalone master and workers of one core on this machine's loopback, with 1 GiB each. Starting
+Java and workers counts. Seconds of processors are printed too: on a machine that others use, they say more than those
+of the clock. Of several sizes, the line through them says what is fixed, and what each edge adds. Both engines' tables
+are compared by their numbers of edges.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import spark_cluster
 import yaml
@@ -64,7 +67,7 @@ def work(stage: str) -> None:
 
 
 class CpuTime:
-    """Seconds of processors that processes take, and those that they start, until the block ends."""
+    """Seconds of processors that processes take, and all that they or this one start, until the block ends."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         self.pids, self.seen, self.ended = [*pids, os.getpid()], {}, threading.Event()
@@ -76,6 +79,8 @@ class CpuTime:
             with suppress(psutil.Error):
                 root = psutil.Process(pid)
                 for process in [root, *root.children(recursive=True)]:
+                    if process.pid == os.getpid():  # looking at the others takes time, too
+                        continue
                     with suppress(psutil.Error):
                         times = process.cpu_times()
                         self.seen[process.pid, process.create_time()] = times.user + times.system
@@ -95,18 +100,19 @@ class CpuTime:
         self.seconds = sum(now - self.before.get(key, 0.0) for key, now in self._look().items())
 
 
-def timed(config: str, home: Path, pids: Sequence[int] = ()) -> dict[str, float]:
-    """Run the stages, and return the seconds of each, and those of processors (`cpu`) of all."""
-    seconds = {}
+def timed(config: str, home: Path, pids: Sequence[int] = ()) -> dict[str, dict[str, float]]:
+    """Run the stages, and return the seconds (`clock`) of each, and those of processors (`cpu`)."""
+    seconds: dict[str, dict[str, float]] = {"clock": {}, "cpu": {}}
     paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    with CpuTime(pids) as used:
-        for stage in STAGES:
+    for stage in STAGES:
+        with CpuTime(pids) as used:
             started = time.perf_counter()
             command = [sys.executable, "-c", f"import engines; engines.work({stage!r})", config, str(home)]
             subprocess.run(command, check=True, env=env)
-            seconds[stage] = time.perf_counter() - started
-    return seconds | {"cpu": used.seconds}
+            seconds["clock"][stage] = time.perf_counter() - started
+        seconds["cpu"][stage] = used.seconds
+    return seconds
 
 
 def rows(home: Path) -> dict[str, int]:
@@ -115,47 +121,71 @@ def rows(home: Path) -> dict[str, int]:
     return {table: store.manifest(table, SNAPSHOT).rows for table in TABLES}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run, print a table, and write the figures where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--edges", type=int, default=1_000_000)
-    parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--json")
-    chosen = parser.parse_args(arguments)
-    figures: dict[str, Any] = {"edges": chosen.edges, "load": os.getloadavg()[0], "runs": {}}
+def measured(edges: int, cores: int, workers: Sequence[int]) -> dict[str, Any]:
+    """Prepare a graph on both engines; return seconds by engine, and how many rows the tables have."""
+    runs, counts = {}, {}
     with tempfile.TemporaryDirectory(prefix="engines-") as folder:
         base = Path(folder)
-        size = chosen.edges
         graph = generate(
-            str(base / "graph.parquet"), users=max(size // 10, 100), items=max(size // 50, 100), edges=size, seed=1
+            str(base / "graph.parquet"), users=max(edges // 10, 100), items=max(edges // 50, 100), edges=edges, seed=1
         )
-        embedded = configured(graph, chosen.cores, {"name": "embedded"})
-        figures["runs"]["embedded"] = timed(embedded, base / "embedded")
-        counts = {"embedded": rows(base / "embedded")}
-        for workers in sorted({1, chosen.cores}):
-            name = f"spark, {workers} workers" if workers > 1 else "spark, 1 worker"
-            with spark_cluster.cluster(base / f"cluster-{workers}", workers) as made:
+        runs["embedded"] = timed(configured(graph, cores, {"name": "embedded"}), base / "embedded")
+        counts["embedded"] = rows(base / "embedded")
+        for number in workers:
+            name = f"spark, {number} worker{'s' if number > 1 else ''}"
+            with spark_cluster.cluster(base / "cluster", number) as made:
                 conf = {"spark.executor.memory": "1g", "spark.driver.memory": "1g"}
                 on_spark = {"name": "spark", "master": made.url, "conf": conf}
-                figures["runs"][name] = timed(
-                    configured(graph, chosen.cores, on_spark), base / f"spark-{workers}", made.pids
-                )
-            counts[name] = rows(base / f"spark-{workers}")
+                runs[name] = timed(configured(graph, cores, on_spark), base / "spark", made.pids)
+            counts[name] = rows(base / "spark")
+            for used in ("cluster", "spark"):
+                shutil.rmtree(base / used)
     same = all(one[table] == counts["embedded"][table] for one in counts.values() for table in TABLES[:-1])
-    print(f"{chosen.edges:,} edges, load {figures['load']:.1f}; tables of the same numbers of edges: {same}")
-    print(
-        f"{'':<18}"
-        + "".join(f"{stage:>12}" for stage in STAGES)
-        + f"{'all':>10}{'edges/s':>10}{'CPU':>10}{'edges/CPU s':>14}"
-    )
+    return {"edges": edges, "load": os.getloadavg()[0], "runs": runs, "rows": counts, "same": same}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print the seconds of one graph, and of processors in parentheses."""
+    same = figures["same"]
+    print(f"{figures['edges']:,} edges, load {figures['load']:.1f}; tables of the same numbers of edges: {same}")
+    print(f"{'seconds (CPU)':<18}" + "".join(f"{name:>16}" for name in (*STAGES, "all")) + f"{'edges/CPU s':>14}")
     for name, seconds in figures["runs"].items():
-        total = sum(seconds[stage] for stage in STAGES)
-        cells = "".join(f"{seconds[stage]:>10.1f} s" for stage in STAGES)
-        rates = f"{chosen.edges / total:>10,.0f}{seconds['cpu']:>8.1f} s{chosen.edges / seconds['cpu']:>14,.0f}"
-        print(f"{name:<18}{cells}{total:>8.1f} s{rates}")
-    if chosen.json:
-        Path(chosen.json).write_text(json.dumps(figures | {"rows": counts, "same": same}, indent=1), encoding="utf-8")
-    return 0 if same else 1
+        both = [[seconds[kind][stage] for stage in STAGES] for kind in ("clock", "cpu")]
+        clock, cpu = ([*each, sum(each)] for each in both)
+        cells = "".join(f"{f'{one:.1f} ({other:.1f})':>16}" for one, other in zip(clock, cpu, strict=True))
+        print(f"{name:<18}{cells}{figures['edges'] / cpu[-1]:>14,.0f}")
+
+
+def show_fit(all_figures: Sequence[dict[str, Any]]) -> None:
+    """Print, by engine, what is fixed and what each million edges adds: the line through seconds of processors."""
+    print("seconds of processors: fixed, and for each 1,000,000 edges")
+    millions = [figures["edges"] / 1e6 for figures in all_figures]
+    for name in all_figures[0]["runs"]:
+        cells = []
+        for stages in (*((stage,) for stage in STAGES), STAGES):
+            cpu = [sum(figures["runs"][name]["cpu"][stage] for stage in stages) for figures in all_figures]
+            slope, fixed = np.polyfit(millions, cpu, 1)
+            cells.append(f"{f'{fixed:.1f} + {slope:.2f}':>16}")
+        print(f"{name:<18}{''.join(cells)}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, print a table for each graph, and write the figures where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--edges", type=int, nargs="+", default=[1_000_000])
+    parser.add_argument("--cores", type=int, default=2, help="threads of the embedded engine")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json")
+    chosen = parser.parse_args(arguments)
+    all_figures = []
+    for edges in chosen.edges:
+        all_figures.append(measured(edges, chosen.cores, chosen.workers))
+        show(all_figures[-1])
+        if chosen.json:
+            Path(chosen.json).write_text(json.dumps(all_figures, indent=1), encoding="utf-8")
+    if len(chosen.edges) > 1:
+        show_fit(all_figures)
+    return 0 if all(figures["same"] for figures in all_figures) else 1
 
 
 if __name__ == "__main__":

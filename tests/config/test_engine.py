@@ -45,3 +45,9 @@ def test_the_engine_is_no_part_of_what_was_made() -> None:
     assert one.hash() == other.hash()
     for stage in stage_settings.STAGES:
         assert stage_settings.settings(one, stage) == stage_settings.settings(other, stage)
+
+
+def test_properties_of_spark_may_be_numbers_and_truth_values_as_yaml_has_them() -> None:
+    conf = {"spark.executor.cores": 4, "spark.memory.fraction": 0.5, "spark.eventLog.enabled": True, "spark.x": "8g"}
+    made = make_config("e.parquet", engine={"name": "spark", "conf": conf})
+    assert list(made.engine.conf.values()) == ["4", "0.5", "true", "8g"]

@@ -114,3 +114,14 @@ def test_training_on_either_engines_tables_is_equally_good(
     spread = max(seeds) - min(seeds)
     assert min(seeds) - 2 * spread <= made <= max(seeds) + 2 * spread, (seeds, made)
     assert min(seeds) > 0.02
+
+
+@pytest.mark.long
+def test_a_master_that_is_not_there_is_one_clear_error(java: None, tmp_path: Path) -> None:
+    config = generate(str(tmp_path / "graph.parquet"), users=50, items=20, edges=100)
+    command = [sys.executable, "-m", "twhin_pipeline.cli", "ingest", "--config", config]
+    command += ["--home", str(tmp_path / "home"), "--set", "engine={name: spark, master: 'spark://127.0.0.1:9'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("twhin: engine.master: Spark starts no session at spark://127.0.0.1:9"), done.stderr

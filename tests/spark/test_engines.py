@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from lake_tables import WRITERS
 from two_engines import BAD, COLUMNS, Both, rows
 
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.spark import examples, negatives
+from twhin_pipeline.spark import examples, masks, session, tables
 from twhin_pipeline.stages import engine
 from twhin_pipeline.store import Store
 
@@ -35,7 +36,8 @@ WEIGHED = {"columns": {"weight": "w"}, "max_rejected_share": 1}
 @pytest.fixture(autouse=True)
 def _several_slices(spark: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let edges of a small graph be divided as those of a large one are."""
-    monkeypatch.setattr(negatives, "LEAST_SLICE", 100)
+    monkeypatch.setattr(masks, "LEAST_SLICE", 100)
+    monkeypatch.setattr(session, "LEAST_ROWS", 10)
 
 
 DATED = {"columns": {"weight": "w", "time": "t"}, "repeat_weight": "sum", "max_rejected_share": 1, "max_growth": 100,
@@ -222,7 +224,7 @@ def test_each_engine_goes_on_with_edges_of_the_other(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_store_of_s3_gets_the_same_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "e.parquet", [*rows(500), *BAD], COLUMNS)
-    both = Both(tmp_path, path, source={"columns": {"weight": "w"}, "max_rejected_share": 1})
+    both = Both(tmp_path, path, recipe="none", source={"columns": {"weight": "w"}, "max_rejected_share": 1})
     both.prepare(SNAPSHOT)
     both.stores[1] = Store(f"{s3_server.use(monkeypatch)}/home")
     config = tmp_path / "config.yaml"
@@ -261,3 +263,16 @@ def test_what_a_task_says_is_wrong_reaches_the_user_as_it_is(tmp_path: Path) -> 
     config, store = both.each[1]
     with pytest.raises(UserError, match=r"^[^\n]*e\.csv: has no column 'lhs' \(columns there: who, rel, rhs\)[^\n]*$"):
         engine.ingest(config, store, SNAPSHOT)
+
+
+def test_a_table_whose_size_is_not_known_is_joined_without_the_driver(spark: Any) -> None:
+    """Nothing that grows with entities goes there: a vocabulary is broadcast only once it was seen to be small."""
+
+    def rows_of(number: int) -> tables.Batches:
+        yield pa.record_batch({"id": pa.array([number])})
+
+    one, other = (tables.each(spark, [1, 2], rows_of, "id bigint") for _ in range(2))
+    joined = one.join(other, "id", "left")
+    planned = joined._jdf.queryExecution().sparkPlan().toString()
+    assert "SortMergeJoin" in planned and "Broadcast" not in planned
+    assert joined.count() == 2

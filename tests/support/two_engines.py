@@ -44,6 +44,9 @@ BAD: list[Row] = [
 ]
 """No edges, but for the last one, whose time is unknown: no id, an empty one, no relation, a weight, after the day."""
 
+EMBEDDED = {"log_state", "log_rows"}
+"""Details of the embedded engine alone: one machine does not read once more what Spark has read."""
+
 
 class Both:
     """Two stores, each filled by its engine from the same files."""
@@ -77,7 +80,8 @@ class Both:
             first, second = (store.manifest(table, snapshot) for store in self.stores)
             assert first.settings == second.settings, table
             assert first.schema == second.schema, table
-            assert {key: second.details[key] for key in first.details} == first.details, table
+            told = {key: value for key, value in first.details.items() if key not in EMBEDDED}
+            assert {key: second.details[key] for key in told} == told, table
             assert first.parents.keys() == second.parents.keys(), table
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from twhin_pipeline.config.base import Section
 
@@ -20,6 +21,14 @@ class EngineConfig(Section):
     machine. Left out: the one that `spark.master` of `conf` or of Spark's own files names, else `local[*]`."""
     conf: dict[str, str] = {}
     """For `spark`: Spark's own properties, such as `{spark.executor.memory: 8g}`; they win over ours."""
+
+    @field_validator("conf", mode="before")
+    @classmethod
+    def _texts(cls, conf: Any) -> Any:
+        if not isinstance(conf, dict):
+            return conf
+        # YAML reads 4 and true as no texts; Spark writes them as YAML does.
+        return {name: json.dumps(one) if isinstance(one, bool | int | float) else one for name, one in conf.items()}
 
     @model_validator(mode="after")
     def _of_spark(self) -> EngineConfig:

@@ -5,7 +5,7 @@ A hash is `training_set.encoding`'s, kept as an int64 whose order is that of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +26,16 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 _TOP = np.uint64(1 << 63)
-KINDS = {"weight": "float", "time": "bigint", "first_time": "bigint", "split": "tinyint"}
-ARROW = {"weight": pa.float32(), "time": pa.int64(), "first_time": pa.int64(), "split": pa.int8()}
+KINDS = {
+    **{"weight": "float", "time": "bigint", "first_time": "bigint", "split": "tinyint"},
+    **{"file": "int", "bucket": "int", "position": "bigint", "part": "tinyint"},
+}
+ARROW = {
+    **{"weight": pa.float32(), "time": pa.int64(), "first_time": pa.int64(), "split": pa.int8()},
+    **{"file": pa.int32(), "bucket": pa.int32(), "position": pa.int64(), "part": pa.int8()},
+}
+Add = Callable[[int, Array, dict[str, Array]], dict[str, Array]]
+"""Returns what a relation's edges get besides, by their relation, hashes and columns."""
 
 
 def signed(h: Array) -> Array:
@@ -41,11 +49,19 @@ def unsigned(h: Array) -> Array:
 
 
 def encoded(
-    spark: SparkSession, config: TwhinConfig, store: Store, snapshot: str, columns: Sequence[str], before: int | None
+    spark: SparkSession,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    columns: Sequence[str],
+    before: int | None,
+    add: Add,
+    added: Sequence[str],
 ) -> DataFrame:
-    """Return the edges of the model's relations: `rel`, `ltype`, `rtype`, `lhs`, `rhs`, `h` and columns.
+    """Return the edges of the model's relations: `rel`, `ltype`, `rtype`, `lhs`, `rhs`, `h`, columns and `added` ones.
 
-    A row is -1 where the entity is in no vocabulary. Of the columns `weight` is always there.
+    A row is -1 where the entity is in no vocabulary. Of the columns `weight` is always there. What is added, tasks
+    compute where they read edges, so that edges need not go to Python once more.
 
     Args:
         spark: The session.
@@ -54,6 +70,8 @@ def encoded(
         snapshot: The snapshot.
         columns: Further ones, as `IndexedEdges.pieces` has them.
         before: Weights are as they were before that time (microseconds).
+        add: Returns the columns `added`.
+        added: Their names, of `KINDS`.
     """
     from pyspark.sql import functions as f
 
@@ -64,7 +82,7 @@ def encoded(
             f"raw_edges of snapshot {snapshot} has no column {missing[0]!r}: it was made by an earlier version or "
             f"configuration; make it again with `twhin ingest --snapshot {snapshot}`"
         )
-    raw = _hashed(spark, config, store, snapshot, wanted, before)
+    raw = _hashed(spark, config, store, snapshot, wanted, before, add, added)
     text = tables.sql_type(manifest.schema["lhs"]) == "string"
     rows = None
     for number, name in enumerate(config.model.table_names):
@@ -83,13 +101,20 @@ def encoded(
         )
         raw = raw.join(named, [f"{side}type", f"{side}hs"], "left").drop(f"{side}hs")
     ends = [f.coalesce(f"{side}row", f.lit(-1)).cast("bigint").alias(f"{side}hs") for side in ("l", "r")]
-    return raw.select("rel", "ltype", "rtype", *ends, "h", *wanted)
+    return raw.select("rel", "ltype", "rtype", *ends, "h", *wanted, *added)
 
 
 def _hashed(
-    spark: SparkSession, config: TwhinConfig, store: Store, snapshot: str, wanted: list[str], before: int | None
+    spark: SparkSession,
+    config: TwhinConfig,
+    store: Store,
+    snapshot: str,
+    wanted: list[str],
+    before: int | None,
+    add: Add,
+    added: Sequence[str],
 ) -> DataFrame:
-    """Return edges with ids, and hashes."""
+    """Return edges with ids, hashes, and what is added."""
     manifest = store.manifest("raw_edges", snapshot)
     types = {name: number for number, name in enumerate(config.model.table_names)}
     numbers = {one.name: rel for rel, one in enumerate(config.model.relations)}
@@ -103,7 +128,7 @@ def _hashed(
     schema = pa.schema(
         [(name, pa.int32()) for name in ("rel", "ltype", "rtype")]
         + [(side, pa.string() if text else pa.int64()) for side in ("lhs", "rhs")]
-        + [("h", pa.int64()), *((name, ARROW[name]) for name in wanted)]
+        + [("h", pa.int64()), *((name, ARROW[name]) for name in (*wanted, *added))]
     )
 
     def read(item: tuple[str, list[int]]) -> tables.Batches:
@@ -125,12 +150,14 @@ def _hashed(
                     h = _hashes(con, part, seeded[rel])
                     made = [np.full(stop - start, value, np.int32) for value in (rel, *ends[rel])]
                     arrays = [*map(pa.array, made), *(_plain(part[side], text) for side in ("lhs", "rhs"))]
-                    arrays += [pa.array(signed(h)), *(pa.array(columns[name][start:stop]) for name in wanted)]
+                    mine = {name: columns[name][start:stop] for name in wanted}
+                    mine |= add(rel, h, mine)
+                    arrays += [pa.array(signed(h)), *(pa.array(mine[name]) for name in (*wanted, *added))]
                     cast = [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
                     yield pa.RecordBatch.from_arrays(cast, schema=schema)
 
     ids = "string" if text else "bigint"
-    more = "".join(f", {name} {KINDS[name]}" for name in wanted)
+    more = "".join(f", {name} {KINDS[name]}" for name in (*wanted, *added))
     ddl = f"rel int, ltype int, rtype int, lhs {ids}, rhs {ids}, h bigint{more}"
     return tables.each(spark, tables.row_groups(store, tables.written(store, manifest)), read, ddl)
 

@@ -7,7 +7,7 @@ on the number of tasks. A relation of many edges is divided into buckets, each o
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph.edge_file import NO_TIME
 from twhin_pipeline.spark import tables
-from twhin_pipeline.spark.encoding import encoded, steps_of, unsigned
+from twhin_pipeline.spark.encoding import Add, encoded, steps_of, unsigned
 from twhin_pipeline.spark.session import expect, session
 from twhin_pipeline.training_set import positives, split
 from twhin_pipeline.training_set.held_edges import HELD
@@ -34,9 +34,16 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 EDGES_PER_FILE = 1_000_000
+KNOWN = "lhs >= 0 AND rhs >= 0"
+"""Both ends are in their vocabularies."""
 COLLECTED, _DIGIT = 1 << 16, 16
-EDGE = "rel int, ltype int, rtype int, lhs bigint, rhs bigint, h bigint, weight float"
-EDGE_NAMES = ["rel", "ltype", "rtype", "lhs", "rhs", "h", "weight"]
+PLACE = ["file", "bucket", "position"]
+"""Where an edge is in the order of its part; as it is read, where it is if it is for training, as most are."""
+EDGE_NAMES = ["rel", "ltype", "rtype", "lhs", "rhs", "h", "weight", *PLACE]
+EDGE = (
+    "rel int, ltype int, rtype int, lhs bigint, rhs bigint, h bigint, weight float, "
+    "file int, bucket int, position bigint"
+)
 
 
 def build(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Manifest]:
@@ -68,35 +75,41 @@ class _Split:
         from pyspark.sql import functions as f
 
         self.kept: list[DataFrame] = []
-        columns, before = _reads(config), None
+        raw = store.manifest("raw_edges", snapshot).details["edges_per_relation"]
+        sizes = np.array([raw.get(name, 0) for name in config.model.relation_names], np.int64)
+        self.layout, self.order = _Layout.of(sizes), Order.of(config.negatives.seed, "chunks")
+        """Of training edges, of which there are no more than all."""
+        place = _places(self.layout, self.order)
+        strategy: split.Strategy
         if config.split.strategy == "temporal":
             # Weights depend on when the held-out time begins, which the edges' times say.
-            self.all = self._keep(encoded(spark, config, store, snapshot, ["time", "first_time"], None))
-            strategy: split.Strategy = _temporal(config, self.all)
-            before = strategy.before
-            if before is not None and steps_of(store, store.manifest("raw_edges", snapshot)):
-                self.all = self._keep(encoded(spark, config, store, snapshot, ["time", "first_time"], before))
+            times = ["time", "first_time"]
+            self.all = self._keep(encoded(spark, config, store, snapshot, times, None, place, PLACE))
+            strategy = _temporal(config, self.all)
+            if strategy.before is not None and steps_of(store, store.manifest("raw_edges", snapshot)):
+                self.all = self._keep(encoded(spark, config, store, snapshot, times, strategy.before, place, PLACE))
+            schema = f"{EDGE}, time bigint, first_time bigint, part tinyint, again boolean"
+            assigned = self._keep(self.all.where(KNOWN).mapInArrow(_assigns(strategy), schema))
         else:
             strategy = (
                 split.Given(config)
                 if config.split.strategy == "given"
                 else split.Random(config, validation=config.split.validation, test=config.split.test)
             )
-            self.all = self._keep(encoded(spark, config, store, snapshot, columns, before))
-        assigned = self.all.where("lhs >= 0 AND rhs >= 0").mapInArrow(
-            _assigns(strategy, columns), f"{EDGE}, part tinyint, again boolean{_time_columns(columns)}"
-        )
-        proposed = self._keep(assigned.where(f"part <> {TRAIN}"))
-        settled = self._keep(self._settled(strategy, assigned, proposed))
+            columns = ["split"] if config.split.strategy == "given" else []
+            add = _places(self.layout, self.order, strategy)
+            self.all = self._keep(encoded(spark, config, store, snapshot, columns, None, add, [*PLACE, "part"]))
+            assigned = self.all.where(KNOWN).withColumn("again", f.lit(False))
+        settled = self._keep(self._settled(strategy, assigned))
         self.held = settled.where(f"part <> {TRAIN}")
-        plain = ["rel", "ltype", "rtype", "lhs", "rhs", "h", "weight", "part", "again"]
+        plain = [*EDGE_NAMES, "part", "again"]
         self.train = assigned.where(f"part = {TRAIN}").select(plain).unionAll(
             settled.where(f"part = {TRAIN}").select(plain)
         )  # fmt: skip
-        part = f.coalesce("split", f.lit(TRAIN)) if "split" in columns else f.lit(TRAIN)
+        part = f.coalesce("split", f.lit(TRAIN)) if "split" in self.all.columns else f.lit(TRAIN)
         self.without_row = np.zeros((len(PARTS), len(config.model.relations)), np.int64)
         """Raw edges with an entity in no vocabulary, by part and relation."""
-        for row in self.all.where("lhs < 0 OR rhs < 0").groupBy(part.alias("part"), "rel").count().collect():
+        for row in self.all.where(f"NOT ({KNOWN})").groupBy(part.alias("part"), "rel").count().collect():
             self.without_row[row["part"], row["rel"]] = row["count"]
 
     def _keep(self, frame: DataFrame) -> DataFrame:
@@ -107,10 +120,11 @@ class _Split:
         for frame in self.kept:
             frame.unpersist()
 
-    def _settled(self, strategy: split.Strategy, assigned: DataFrame, proposed: DataFrame) -> DataFrame:
-        """Return the edges proposed with the part of each: some are given back to training."""
+    def _settled(self, strategy: split.Strategy, assigned: DataFrame) -> DataFrame:
+        """Return the edges that may be held out with the part of each: some are given back to training."""
         from pyspark.sql import functions as f
 
+        proposed = assigned.where(f"part <> {TRAIN}")
         if isinstance(strategy, split.Temporal):
             of_held, of_test = (
                 _last(proposed, count, time)
@@ -133,8 +147,7 @@ class _Split:
             f.when(f.col("part") == split.CARVED, f.lit(VALIDATION)).otherwise(f.col("part")).cast("tinyint"),
         )
 
-    @staticmethod
-    def _connected(assigned: DataFrame, proposed: DataFrame, open_part: Column) -> DataFrame:
+    def _connected(self, assigned: DataFrame, proposed: DataFrame, open_part: Column) -> DataFrame:
         """Give each entity without a training edge that edge back, of those that may be, whose hash is the largest."""
         from pyspark.sql import functions as f
 
@@ -144,7 +157,7 @@ class _Split:
             ends.selectExpr("rtype AS type", "rhs AS row", "trained", "held")
         )
         needy = both.groupBy("type", "row").agg(f.max("trained").alias("trained"), f.max("held").alias("largest"))
-        needy = needy.where("NOT trained AND largest IS NOT NULL")
+        needy = self._keep(needy.where("NOT trained AND largest IS NOT NULL"))
         result = proposed
         for side in ("l", "r"):
             named = needy.select(f.col("type").alias(f"{side}type"), f.col("row").alias(f"{side}hs"),
@@ -157,34 +170,33 @@ class _Split:
         return result.withColumn("part", part).select(proposed.columns)
 
 
-def _reads(config: TwhinConfig) -> tuple[str, ...]:
-    """Return what the split goes by besides."""
-    return {"random": (), "temporal": ("time", "first_time"), "given": ("split",)}[config.split.strategy]
+def _places(layout: _Layout, order: Order, strategy: split.Strategy | None = None) -> Add:
+    """Return what adds to a relation's edges their places in training, and the part that a strategy proposes."""
+
+    def add(rel: int, h: Array, columns: dict[str, Array]) -> dict[str, Array]:
+        placed = layout.places(order, np.full(len(h), rel), h)
+        return placed if strategy is None else placed | {"part": strategy.parts(rel, h, columns)}
+
+    return add
 
 
-def _time_columns(columns: Sequence[str]) -> str:
-    return ", time bigint, first_time bigint" if "time" in columns else ""
-
-
-def _assigns(strategy: split.Strategy, columns: Sequence[str]) -> Callable[[tables.Batches], tables.Batches]:
+def _assigns(strategy: split.Temporal) -> Callable[[tables.Batches], tables.Batches]:
     """Return what adds to edges the `part` that a strategy proposes, and `again`."""
 
     def assign(batches: tables.Batches) -> tables.Batches:
         for batch in batches:
             rel = batch.column("rel").to_numpy()
             h = unsigned(batch.column("h").to_numpy())
-            values = {name: batch.column(name).to_numpy() for name in columns}
+            times = {name: batch.column(name).to_numpy() for name in strategy.columns}
             part, again = np.zeros(len(batch), np.int8), np.zeros(len(batch), bool)
             for number in np.unique(rel).tolist():
                 mine = np.flatnonzero(rel == number)
-                own = {name: column[mine] for name, column in values.items()}
+                own = {name: column[mine] for name, column in times.items()}
                 part[mine] = strategy.parts(number, h[mine], own)
-                if isinstance(strategy, split.Temporal):
-                    again[mine] = strategy.repeated(number, own["time"], own["first_time"])
-            arrays = [batch.column(name) for name in EDGE_NAMES]
-            arrays += [pa.array(part), pa.array(again), *(batch.column(n) for n in columns if n != "split")]
-            names = [*EDGE_NAMES, "part", "again", *(n for n in columns if n != "split")]
-            yield pa.RecordBatch.from_arrays(arrays, names=names)
+                again[mine] = strategy.repeated(number, own["time"], own["first_time"])
+            names = [*EDGE_NAMES, *times]
+            arrays = [*map(batch.column, names), pa.array(part), pa.array(again)]
+            yield pa.RecordBatch.from_arrays(arrays, names=[*names, "part", "again"])
 
     return assign
 
@@ -192,7 +204,7 @@ def _assigns(strategy: split.Strategy, columns: Sequence[str]) -> Callable[[tabl
 def _temporal(config: TwhinConfig, edges: DataFrame) -> split.Temporal:
     """Find the times of a split by time."""
     chosen = np.flatnonzero(split.splittable(config)).tolist()
-    dated = edges.where(f"lhs >= 0 AND rhs >= 0 AND first_time <> {NO_TIME}")
+    dated = edges.where(f"{KNOWN} AND first_time <> {NO_TIME}")
     if len(chosen) < len(config.model.relations):
         dated = dated.where(f"rel IN ({', '.join(map(str, chosen)) or 'NULL'})")
     size = dated.count()
@@ -272,25 +284,28 @@ class _Layout:
     def files(self) -> int:
         return int(self.file[-1]) + 1
 
+    def places(self, order: Order, rel: Array, h: Array) -> dict[str, Array]:
+        """Return the file and the bucket of edges `[n]`, and their position in all of the order: bucket, then order.
 
-PLACED = "file int, bucket int, position bigint, " + EDGE
+        Spark compares 64 bits of the first key before it looks at any row, so that one number sorts faster than two.
+        """
+        within = order.positions((h & np.uint64(2**32 - 1)).astype(np.uint32)).astype(np.int64)
+        bucket = self.first[rel] + (within * self.buckets[rel] >> 32)
+        position = (bucket << 32) + within
+        return {"file": self.file[bucket].astype(np.int32), "bucket": bucket.astype(np.int32), "position": position}
 
 
 def _placed(edges: DataFrame, layout: _Layout, order: Order) -> DataFrame:
-    """Return edges with their file, bucket, and position in the order."""
+    """Return edges with their places in another part than that for training."""
 
     def place(batches: tables.Batches) -> tables.Batches:
         for batch in batches:
-            rel = batch.column("rel").to_numpy()
-            low = (unsigned(batch.column("h").to_numpy()) & np.uint64(2**32 - 1)).astype(np.uint32)
-            position = order.positions(low).astype(np.int64)
-            bucket = layout.first[rel] + (position * layout.buckets[rel] >> 32)
-            file = layout.file[bucket]
-            made = [pa.array(file.astype(np.int32)), pa.array(bucket.astype(np.int32)), pa.array(position)]
-            arrays = [*made, *(batch.column(name) for name in EDGE_NAMES)]
-            yield pa.RecordBatch.from_arrays(arrays, names=["file", "bucket", "position", *EDGE_NAMES])
+            rel, h = batch.column("rel").to_numpy(), unsigned(batch.column("h").to_numpy())
+            columns = dict(zip(EDGE_NAMES, map(batch.column, EDGE_NAMES), strict=True))
+            columns |= {name: pa.array(values) for name, values in layout.places(order, rel, h).items()}
+            yield pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
-    return edges.select(EDGE_NAMES).mapInArrow(place, PLACED)
+    return edges.select(EDGE_NAMES).mapInArrow(place, EDGE)
 
 
 def _write(
@@ -301,26 +316,22 @@ def _write(
     edges: _Split,
     parents: dict[str, str],
 ) -> dict[str, Manifest]:
-    from pyspark.sql import functions as f
 
     relations = config.model.relation_names
-    raw = store.manifest("raw_edges", snapshot).details["edges_per_relation"]
-    sizes = [np.array([raw.get(name, 0) for name in relations], np.int64)]
     held = np.zeros((len(PARTS), len(relations)), np.int64)
     for row in edges.held.groupBy("part", "rel").count().collect():
         held[row["part"], row["rel"]] = row["count"]
-    sizes += [held[VALIDATION], held[TEST]]
-    order = Order.of(config.negatives.seed, "chunks")
-    frames = [edges.train, *(edges.held.where(f"part = {part}") for part in (VALIDATION, TEST))]
-    parts = [_Part(frame, _Layout.of(size), order, config) for frame, size in zip(frames, sizes, strict=True)]
-    edges.kept += [part.placed for part in parts]
+    parts = [_Part(edges.train, edges.layout, config)]
+    for number in (VALIDATION, TEST):
+        layout = _Layout.of(held[number])
+        parts.append(_Part(_placed(edges.held.where(f"part = {number}"), layout, edges.order), layout, config))
     if not parts[TRAIN].counts.any():
         raise UserError(
             "training_set/positives: no edge is left to train on; lower split.validation, split.test or "
             "vocabulary.min_count"
         )
     total = sum(int(part.counts.sum()) for part in parts)
-    details = _details(config, edges, parts)
+    details = _details(config, edges)
     read = settings(config, "sample")
     manifests = {}
 
@@ -344,18 +355,15 @@ def _write(
     for asset, part, more in zip(positives.ASSETS, parts, details, strict=True):
         write(asset, part, more)
     if config.split.repeats:
-        again = edges.train.where(f.col("again"))
-        repeats = _Part(again, _Layout.of(sizes[TRAIN]), order, config)
-        edges.kept.append(repeats.placed)
-        write(REPEATS, repeats, {})
+        write(REPEATS, _Part(edges.train.where("again"), edges.layout, config), {})
     return manifests
 
 
 class _Part:
     """The edges of a part in their order, and how they are cut into chunks."""
 
-    def __init__(self, edges: DataFrame, layout: _Layout, order: Order, config: TwhinConfig) -> None:
-        self.layout, self.placed = layout, _placed(edges, layout, order).persist(tables.on_disk())
+    def __init__(self, placed: DataFrame, layout: _Layout, config: TwhinConfig) -> None:
+        self.layout, self.placed = layout, placed
         self.in_bucket = np.zeros(len(layout.file), np.int64)
         """Edges by bucket, int64 `[B]`."""
         for row in self.placed.groupBy("bucket").count().collect():
@@ -369,7 +377,7 @@ class _Part:
         """Write the files, and return the reports."""
         from pyspark.sql import functions as f
 
-        keys = ["bucket", "position", "h", "lhs", "rhs"]
+        keys = ["position", "h", "lhs", "rhs"]
         ordered = self.placed.repartitionById(self.layout.files, f.col("file")).sortWithinPartitions(*keys)
         write = _writes(place, self.in_bucket, self.chunks, self.layout.file)
         return ordered.select("bucket", "lhs", "rhs", "rel", "weight").mapInArrow(write, tables.REPORT).collect()
@@ -421,12 +429,15 @@ def _writes(
     return write
 
 
-def _details(config: TwhinConfig, edges: _Split, parts: Sequence[_Part]) -> list[dict[str, Any]]:
+def _details(config: TwhinConfig, edges: _Split) -> list[dict[str, Any]]:
     """Return what is said of each part besides, as `SplitEdges.details` does."""
+    from pyspark.sql import functions as f
+
     relations, types = config.model.relation_names, config.model.table_names
     unseen = dict.fromkeys(types, 0)
-    held_ends, trained = _ends(edges.held).distinct(), _ends(parts[TRAIN].placed)
-    for row in held_ends.join(trained, ["type", "row"], "left_anti").groupBy("type").count().collect():
+    ends = _ends(edges.train, True).unionAll(_ends(edges.held, False))
+    seen = ends.groupBy("type", "row").agg(f.max("trained").alias("trained"))
+    for row in seen.where("NOT trained").groupBy("type").count().collect():
         unseen[types[row["type"]]] = row["count"]
     result: list[dict[str, Any]] = [
         {
@@ -435,7 +446,7 @@ def _details(config: TwhinConfig, edges: _Split, parts: Sequence[_Part]) -> list
             "left_out": 0,
         }
     ]
-    leakage = _leakage(config, edges.held, parts[TRAIN].placed)
+    leakage = _leakage(config, edges.held, edges.train)
     for part in (VALIDATION, TEST):
         counts = {
             name: {"reverse": int(leakage[1][part, rel]), "same_pair": int(leakage[0][part, rel])}
@@ -450,8 +461,11 @@ def _details(config: TwhinConfig, edges: _Split, parts: Sequence[_Part]) -> list
     return result
 
 
-def _ends(edges: DataFrame) -> DataFrame:
-    left, right = (edges.selectExpr(f"{side}type AS type", f"{side}hs AS row") for side in ("l", "r"))
+def _ends(edges: DataFrame, trained: bool) -> DataFrame:
+    """Return the entities at both ends of edges, which are trained on or held out."""
+    left, right = (
+        edges.selectExpr(f"{side}type AS type", f"{side}hs AS row", f"{trained} AS trained") for side in ("l", "r")
+    )
     return left.unionAll(right)
 
 

@@ -22,6 +22,10 @@ ROWS_AT_ONCE = 1 << 16
 """Rows of an Arrow batch that Spark and Python exchange."""
 ROWS_PER_TASK = 500_000
 """About how many rows a task of a shuffle takes."""
+LEAST_ROWS = 20_000
+"""Fewer rows are not worth a task of their own."""
+_DRIVER = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""A driver beside a cluster plans and sees no rows: compiling its loops for speed takes longer than they run."""
 _LOOPBACK = re.compile(r"local|spark://(127\.|localhost[:/]|\[::1\])")
 _OURS = re.compile(r"twhin_pipeline\.errors\.(?:UserError|UnavailableError): (.*?)\s*$", re.DOTALL)
 
@@ -42,6 +46,10 @@ def session(config: TwhinConfig) -> Iterator[SparkSession]:
     values = {
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.execution.arrow.maxRecordsPerBatch": str(ROWS_AT_ONCE),
+        # Spark takes what tasks read in Python for small, and would send full vocabularies to the driver, and then to
+        # each worker. So it does that only with what it has seen to be small.
+        "spark.sql.autoBroadcastJoinThreshold": "-1",
+        "spark.sql.adaptive.autoBroadcastJoinThreshold": "10MB",
     }
     for name, value in values.items():
         if name not in config.engine.conf:
@@ -70,6 +78,7 @@ def _no_java() -> UserError:
 
 
 def _start(config: TwhinConfig) -> SparkSession:
+    from py4j.protocol import Py4JJavaError
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
@@ -97,6 +106,8 @@ def _start(config: TwhinConfig) -> SparkSession:
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",
         }
+    if not master.startswith("local"):
+        values["spark.driver.extraJavaOptions"] = _DRIVER
     for name, value in {**values, **chosen.conf}.items():
         builder = builder.config(name, value)
     try:
@@ -105,12 +116,21 @@ def _start(config: TwhinConfig) -> SparkSession:
         if "JAVA_GATEWAY" in str(error):
             raise _no_java() from error
         raise
+    except Py4JJavaError as error:
+        raise UserError(
+            f"engine.master: Spark starts no session at {master}; see that it runs and can be reached, and that "
+            "engine.conf is right (Spark's own messages are above)"
+        ) from error
+    # It says, each quarter of a minute, that no worker has the memory and the cores that are asked for.
+    log4j: Any = spark.sparkContext._jvm.org.apache.logging.log4j  # type: ignore[union-attr]
+    log4j.core.config.Configurator.setLevel("org.apache.spark.scheduler.TaskSchedulerImpl", log4j.Level.WARN)
     return spark
 
 
 def tasks(spark: SparkSession, rows: int, per_task: int = ROWS_PER_TASK) -> int:
-    """Return into how many tasks so many rows are divided: two for each core at least, so that none waits long."""
-    return max(2 * spark.sparkContext.defaultParallelism, -(-rows // per_task))
+    """Return into how many tasks so many rows are divided: two for each core, so that none waits long, or more."""
+    each_core = min(2 * spark.sparkContext.defaultParallelism, -(-rows // LEAST_ROWS))
+    return max(each_core, -(-rows // per_task), 1)
 
 
 def expect(spark: SparkSession, rows: int) -> None:

@@ -38,12 +38,16 @@ def build(config: TwhinConfig, store: Store, snapshot: str, *, compact: bool = F
     parents = store.versions(snapshot, ["raw_edges"])
     manifests = {}
     with session(config) as spark:
+        from pyspark.sql import functions as f
+
         expect(spark, 2 * edges.rows)
         degrees = _degrees(spark, config, store, edges).persist(tables.on_disk())
         try:
+            counts = degrees.groupBy("type").agg(f.count("*").alias("used"), f.max("degree").alias("largest"))
+            found = {row["type"]: (row["used"], row["largest"]) for row in counts.collect()}
             for number, entity in enumerate(config.model.table_names):
-                mine = degrees.where(f"type = {number}").select("id", "degree")
-                manifests[entity] = _build_one(spark, config, store, snapshot, entity, mine, parents, compact)
+                mine, of_type = degrees.where(f"type = {number}").select("id", "degree"), found.get(number, (0, 0))
+                manifests[entity] = _build_one(spark, config, store, snapshot, entity, mine, of_type, parents, compact)
         finally:
             degrees.unpersist()
     return manifests
@@ -120,6 +124,7 @@ def _build_one(
     snapshot: str,
     entity: str,
     degrees: DataFrame,
+    of_type: tuple[int, int],
     parents: dict[str, str],
     compact: bool,
 ) -> Manifest:
@@ -156,7 +161,7 @@ def _build_one(
     # Known rows in their order, then new ones by degree, the largest first, then by id: positions are rows.
     order = [f.col("row_before").asc_nulls_last(), f.col("degree_of_new").desc(), f.col("id").asc()]
     keyed = rows.withColumn("degree_of_new", f.when(f.col("row_before").isNull(), f.col("degree")).otherwise(f.lit(0)))
-    size = (0 if before is None else before.rows) + 1_000_000
+    size = (0 if before is None else before.rows) + of_type[0]
     ordered = keyed.repartitionByRange(tasks(spark, size, 1_000_000), *order).sortWithinPartitions(*order)
     ordered = ordered.persist(tables.on_disk())
     try:
@@ -165,12 +170,12 @@ def _build_one(
             f.count("row_before").alias("known"),
             f.count(f.when(f.col("degree") > 0, 1)).alias("counted"),
             f.count(f.when(f.col("evicted"), 1)).alias("evicted"),
-            f.max("degree").alias("largest"),
         ).collect()}  # fmt: skip
         total = {name: sum(row[name] for row in counts.values()) for name in ("rows", "known", "counted", "evicted")}
-        used, largest = degrees.agg(f.count("*"), f.max("degree")).collect()[0]
+        used, largest = of_type
         below = used - total["counted"]
-        given = known.count()
+        # Only a table that is compacted leaves known ids out.
+        left_out = known.count() - total["known"] if compact else 0
         numbering.check_size(config, entity, total["rows"], below)
         starts, start = {}, 0
         for part in sorted(counts):
@@ -185,12 +190,12 @@ def _build_one(
                 "known": total["known"],
                 "new": total["rows"] - total["known"],
                 "below_min_count": below,
-                "largest_degree": int(largest or 0),
+                "largest_degree": largest,
                 "earlier_snapshot": before.snapshot if before else None,
                 "departed": total["rows"] - total["counted"],
                 "evicted": total["evicted"],
                 "grown_through": chain,
-                "left_out": given - total["known"],
+                "left_out": left_out,
                 "compacted": snapshot if compact else before.details.get("compacted") if before else None,
                 "engine": "spark",
             }
