@@ -259,8 +259,8 @@ def _interactions(v: _Values) -> None:
 
     Within a type a head is popular in another way than a tail: reciprocal translations `r`, `r'` score a tail by
     `h·t + r·t` and a head by `t·h + r'·h`, a symmetric product and a popularity for each side, and as they are not
-    penalized, the penalty takes nothing of it. ComplEx of one relation has no such term, and the scale of its operator
-    undoes the penalty (docs/quality.md).
+    penalized, the penalty takes nothing of it. ComplEx of one relation has no such term, and its operator grows in
+    place of the penalized vectors (docs/quality.md).
     """
     comparator = _scorer(v, dim=64)
     within = all(item["lhs"] == item["rhs"] for item in v.data["model"]["relations"])
