@@ -73,6 +73,10 @@ def test_one_relation_within_a_type_gets_a_popularity_for_each_side_and_is_judge
     assert (model.regularization.norm, model.regularization.entities, model.regularization.operators) == ("l2", 0.02, 0)
     assert (training.selection_metric, training.num_epochs) == ("filtered_mrr", 30)
     assert "one relation says who is near whom" in recipe.reason
+    # Also with a third of the edges, where users and items would get the weaker dropout.
+    sparse = recipes.apply(follows(), Counts({"follows": 38_000}, FOLLOWS.entities)).config
+    for config in (recipe.config, sparse):
+        assert (config.model.embedding_dropout, config.negatives.mask) == (0.5, "known")
     (reason,) = (value.reason for value in recipe.values if value.path == "model.reciprocal")
     assert "popular as a tail and not as a head" in reason
 
