@@ -21,6 +21,8 @@ export TWHIN_HOME := $(if $(findstring ://,$(TWHIN_HOME)),$(TWHIN_HOME),$(abspat
 # Dagster's own state is always on this machine, also where the tables are not.
 export DAGSTER_HOME ?= $(if $(findstring ://,$(TWHIN_HOME)),$(abspath .twhin),$(TWHIN_HOME))/dagster_home
 BIN := .venv/bin
+# A file's tests stay together, since they share what one of them has made. A worker takes some 3 GiB with what it starts.
+SIDE_BY_SIDE ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 READY := .venv/ready-$(VARIANT)
 
 help: ## This list
@@ -44,7 +46,7 @@ demo: $(READY) $(DAGSTER_HOME)/dagster.yaml ## The whole pipeline on the bundled
 	@$(BIN)/python scripts/demo.py --snapshot $(SNAPSHOT)
 
 test: $(READY) chromium debian ## Every test but those of `test-long` and `test-gpu`
-	@$(BIN)/python -m pytest -q --durations=10 $(PYTEST)
+	@$(BIN)/python -m pytest -q --durations=10 $(SIDE_BY_SIDE) $(PYTEST)
 
 test-long: $(READY) debian ## The wheel with each extra in fresh environments (needs pip's index); sixty days in a row
 	@$(BIN)/python -m pytest -q -m long --durations=10 $(PYTEST)

@@ -14,8 +14,8 @@ from twhin_pipeline.words import PROMOTION, PUBLISHED
 from . import execution, partitions
 from .jobs import chain
 
-PARTITION, INPUTS = "dagster/partition", "twhin/inputs"
-"""Tags of runs: the snapshot, and what it is made of (`nights.inputs`)."""
+PARTITION, INPUTS, LOG = "dagster/partition", "twhin/inputs", "twhin/log"
+"""Tags of runs: the snapshot, and what it is made of (`nights.inputs`, `nights.log_state`)."""
 UNDER_WAY = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -68,7 +68,8 @@ def next_run(
     if not night.is_due(datetime.now(UTC)):
         return dg.SkipReason(f"snapshot {night.snapshot} is tried again at {night.again}: {night.reason}")
     say(f"snapshot {night.snapshot} runs" + (f": {night.reason}" if night.reason else ""))
-    return dg.RunRequest(tags={PARTITION: night.snapshot, INPUTS: nights.inputs(config, night.snapshot)})
+    made_of = {INPUTS: nights.inputs(config, night.snapshot), LOG: nights.log_state(config, night.snapshot)}
+    return dg.RunRequest(tags={PARTITION: night.snapshot} | {name: text for name, text in made_of.items() if text})
 
 
 def publishes(run: dg.DagsterRun) -> bool:
@@ -94,7 +95,9 @@ def take_note(instance: dg.DagsterInstance, config: TwhinConfig, store: Store, k
         ended = datetime.fromtimestamp(record.end_time or record.update_timestamp.timestamp(), UTC)
         inputs = run.tags.get(INPUTS) or nights.inputs(config, night.snapshot)
         outcome, reason = how_it_ended(instance, run)
-        attempt = Attempt(ended.isoformat(timespec="seconds"), outcome, reason, inputs, run.run_id)
+        # Of a run that someone started by hand, the log is taken for what it is now.
+        log = nights.log_of(config, night.snapshot, run.tags.get(LOG) or nights.log_state(config, night.snapshot))
+        attempt = Attempt(ended.isoformat(timespec="seconds"), outcome, reason, inputs, run.run_id, log)
         nights.note(store, night.snapshot, attempt)
         news = True
     return news

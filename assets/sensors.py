@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import dagster as dg
 
+from twhin_pipeline.words import PROMOTION
+
 from . import execution, partitions
 from .jobs import chain
 from .nights import Load, next_run
@@ -72,10 +74,35 @@ def alert(context: dg.RunFailureSensorContext) -> None:
     snapshot = run.tags.get("dagster/partition", "")
     causes = [f"{event.step_key}: {execution.cause(event)}" for event in context.get_step_failure_events()]
     text = f"{run.job_name} {snapshot} failed (run {run.run_id}): {'; '.join(causes) or context.failure_event.message}"
+    _post(context, text)
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    name="alert_held",
+    description=f"When a gate holds a release back: a JSON message as that of `alert`, to the URL in {WEBHOOK_ENV}.",
+)
+def alert_held(context: dg.RunStatusSensorContext) -> None:
+    """Post which release a gate held back, and why: its run ends well, so that `alert` has nothing to tell."""
+    run = context.dagster_run
+    for entry in context.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+        event = entry.get_dagster_event()
+        if event.asset_key != dg.AssetKey(PROMOTION):
+            continue
+        shown = {name: value.value for name, value in event.step_materialization_data.materialization.metadata.items()}
+        if shown.get("held"):
+            text = f"release {shown['release']} is held by a gate: {shown['reason']}; {shown['current_before']} stays "
+            _post(context, f"{text}current (run {run.run_id})")
+
+
+def _post(context: dg.RunStatusSensorContext, text: str) -> None:
+    """Post a text about a run, or write it to the sensor's log."""
+    run = context.dagster_run
     url = os.environ.get(WEBHOOK_ENV)
     if not url:
         context.log.warning(text)
         return
+    snapshot = run.tags.get("dagster/partition", "")
     message = {"text": text, "run_id": run.run_id, "job": run.job_name, "snapshot": snapshot}
     request = urllib.request.Request(url, json.dumps(message).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=20) as answer:

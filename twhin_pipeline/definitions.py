@@ -99,6 +99,7 @@ def build_defs(
             sensors.new_snapshots(load, find),
             automation.sensor(),
             sensors.alert,
+            sensors.alert_held,
         ],
     )
 

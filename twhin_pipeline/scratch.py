@@ -33,6 +33,18 @@ def root() -> str:
     return _roots[key]
 
 
+def reserve(path: str | os.PathLike[str]) -> None:
+    """Take the room of a file that is to be mapped on the disk at once.
+
+    Where a disk is full, writing to a mapped page that has no room yet would end the process by a signal.
+
+    Raises:
+        OSError: The disk has too little room.
+    """
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, max(os.fstat(file.fileno()).st_size, 1))
+
+
 def remove_dead(parent: str) -> list[str]:
     """Remove the folders in `parent` that processes left which are dead; return which."""
     removed = []

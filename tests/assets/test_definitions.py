@@ -151,7 +151,9 @@ def test_embeddings_wait_for_the_gates_of_the_evaluation():
 def test_what_runs_by_itself_is_off_and_has_a_switch_each():
     status = {one.name: one.default_status.name for one in (*(defs.schedules or []), *(defs.sensors or []))}
     assert status.pop("register_snapshots") == "RUNNING", "it starts nothing"
-    assert status == dict.fromkeys(("retraining", "retention", "new_snapshots", "stages_follow", "alert"), "STOPPED")
+    assert status == dict.fromkeys(
+        ("retraining", "retention", "new_snapshots", "stages_follow", "alert", "alert_held"), "STOPPED"
+    )
     # A condition without a sensor of its own would get one that Dagster makes.
     repository = defs.get_repository_def()
     assert {one.name for one in (*repository.sensor_defs, *repository.schedule_defs)} == {*status, "register_snapshots"}

@@ -1,17 +1,21 @@
-"""A failed run is told to the webhook, with its cause."""
+"""A failed run and a release that a gate held back are told to the webhook, each with its cause."""
 
 from __future__ import annotations
 
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 from dagster_tables import SNAPSHOT
 
-from twhin_pipeline._dagster.assets import sensors
+from twhin_pipeline._dagster.assets import releases, sensors
+from twhin_pipeline.store import Store
+from twhin_pipeline.words import PROMOTION
 
 
 @pytest.fixture
@@ -55,3 +59,31 @@ def test_a_failed_run_is_told_with_its_cause(webhook):
     [message] = webhook
     assert message["run_id"] == result.run_id and message["snapshot"] == SNAPSHOT
     assert "out of eggs" in message["text"] and "breaks" in message["text"]
+
+
+@pytest.mark.parametrize("decision", ["held", "promoted"])
+def test_a_release_that_a_gate_held_back_is_told_with_the_reason(webhook, tmp_path, decision):
+    store = Store(str(tmp_path))
+    with store.replace(PROMOTION, SNAPSHOT, config_hash="c") as draft:
+        draft.write(pa.table({"gate": ["new"], "about": ["item"], "passed": [False], "limit": [0.5], "text": ["60 %"]}))
+        draft.details = {
+            "release": "2025-01-01-b", "decision": decision, "reason": "60 % of its ids are new", "by": "me",
+            "current_before": "2024-12-31-a",
+        }  # fmt: skip
+
+    @dg.asset(key=PROMOTION)
+    def promotion(context):
+        step: Any = SimpleNamespace(store=store)
+        context.add_output_metadata(releases.promotion_page(step, store.manifest(PROMOTION, SNAPSHOT)))
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize([promotion], instance=instance, tags={"dagster/partition": SNAPSHOT})
+        [done] = [one for one in result.all_events if one.event_type is dg.DagsterEventType.RUN_SUCCESS]
+        context = dg.build_run_status_sensor_context("alert_held", done, instance, result.dagster_run)
+        sensors.alert_held(context)
+    if decision == "promoted":
+        assert not webhook
+        return
+    [message] = webhook
+    assert message["run_id"] == result.run_id and message["snapshot"] == SNAPSHOT
+    assert "2025-01-01-b is held by a gate: 60 % of its ids are new; 2024-12-31-a stays current" in message["text"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -365,6 +367,93 @@ def test_what_is_broken_is_found_and_shown(broken, name, table, change):
     assert result.metadata["offending_rows"] > 0
     assert result.offending is not None and result.offending.num_rows > 0
     assert checks.rows_as_markdown(result.offending).startswith("| ")
+    finding = checks.CHECKS[name].finding(result)
+    assert not set("[]|{}\n") & set(finding) and "None" not in finding and "NULL" not in finding, finding
+    # A row that is a relation, a metric or an entity type is no count of what is wrong with it.
+    of_edges = ("edges_traced", "edges_in_range", "held_out_trained")
+    assert name in of_edges or not re.search(r"\(\w+ 1(, \w+ 1)*\)", finding), finding
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "change", "finding"),
+    [
+        ("edges_known_relations", "raw_edges", first(rel="likes"),
+         "1 relation of the edges is none of the model's (likes: 1 edge)"),
+        ("edges_relations_present", "raw_edges", lambda rows: [row for row in rows if row["rel"] != "reply"],
+         "1 relation of the model has no edge (reply)"),
+        ("rows_contiguous", "vocabulary/item", lambda rows: [],
+         "rows of 1 entity type are missing or out of order, or there is none (item: none)"),
+        ("metrics_sound", "evaluation", first(value=1.2),
+         "1 metric is missing, not finite, or out of range (filtered_mrr of all relations is 1.2)"),
+        ("floors_reached", "evaluation", first(value=0.19),
+         "1 metric is below its floor in evaluation.floors (filtered_mrr is 0.1900, its floor 0.2)"),
+    ],
+)  # fmt: skip
+def test_a_finding_says_what_is_wrong_with_each_relation_metric_or_type(broken, name, table, change, finding):
+    config, store = broken
+    before, details = store.read(table, NOW), store.manifest(table, NOW).details
+    save(store, table, rows_as(change(before.to_pylist()), before), details)
+    assert checks.CHECKS[name].finding(checks.run(name, config, store, NOW, table)) == finding
+
+
+def test_a_relation_that_lost_or_gained_edges_is_told_once_with_both_counts(broken):
+    """It was counted once for each table that it was compared with: "2 relations (fav 2)"."""
+    config, store = broken
+    before = store.read("raw_edges", NOW)
+    for change, name, words in (
+        (lose_most_favs, "edges_relations_kept", "1 relation lost more edges than min_kept_share allows"),
+        (many_more_favs, "edges_relations_grew", "1 relation has more edges than max_growth allows"),
+    ):
+        rows = change(before.to_pylist())
+        save(store, "raw_edges", rows_as(rows, before))
+        finding = checks.CHECKS[name].finding(checks.run(name, config, store, NOW))
+        now = f"{sum(row['rel'] == 'fav' for row in rows):,}"
+        assert re.fullmatch(rf"{words} \(fav: {now} (of \d+ edges are left|edges, before \d+)\)", finding), finding
+
+
+def test_a_burst_from_few_heads_or_to_few_tails_is_found_below_the_limit_of_growth(tmp_path):
+    """Against a plain count; more edges of everyone, and a relation that was always so, are none."""
+    rng = np.random.default_rng(3)
+    many = {(f"u{a}", "fav", f"i{b}") for a, b in rng.integers(400, size=(4_000, 2)).tolist()}
+    few = {(f"u{a}", "reply", f"i{b}") for a, b in zip(range(1_500), rng.integers(4, size=1_500), strict=True)}
+    more = {(f"u{a}", "fav", f"i{b}") for a, b in rng.integers(500, size=(9_000, 2)).tolist()}
+    spam = {(f"bot{a}", "fav", f"i{b}") for a, b in zip(range(3_000), rng.integers(400, size=3_000), strict=True)}
+    from_few = {(f"bot{int(bot[3:]) % 8}", rel, item) for bot, rel, item in spam}
+    to_few = {(bot, rel, f"i{int(item[1:]) % 8}") for bot, rel, item in spam}
+    config = make_config(f"{tmp_path}/{{snapshot}}.parquet", source={"max_growth": 5})
+    found = {}
+    for name, edges in (("more", more | many), ("heads", from_few | many), ("tails", to_few | many)):
+        store = Store(str(tmp_path / name))
+        for at, rows in ((BEFORE, many | few), (NOW, edges | few)):
+            write(tmp_path / f"{at}.parquet", sorted(rows))
+            raw_edges.ingest(config, store, at)
+            if at == BEFORE:
+                pass_checks(store, at)
+        assert checks.run("edges_relations_grew", config, store, NOW).passed
+        result = checks.run("edges_concentrated", config, store, NOW)
+        found[name] = [] if result.offending is None else result.offending.to_pylist()
+        for row in result.measured.to_pylist():
+            place = {"heads": 0, "tails": 2}[row["side"]]
+            for share, of in (("share_before", many | few), ("share_now", edges | few)):
+                degrees = Counter(one[place] for one in of if one[1] == row["relation"])
+                top = sum(count for _, count in degrees.most_common(max(10, math.ceil(len(degrees) / 1_000))))
+                assert row[share] == pytest.approx(top / degrees.total(), abs=1e-4)
+    assert not found["more"]
+    for side in ("heads", "tails"):
+        [row] = found[side]
+        assert (row["relation"], row["side"]) == ("fav", side) and row["share_now"] > 0.25 + row["share_before"]
+        assert row["problem"].startswith(f"fav: the first 10 {side} have ")
+
+
+def test_rejected_rows_are_counted_by_their_reason(broken):
+    config, store = broken
+    before = store.read("raw_edges_rejected", NOW)
+    rows = reject_eight(before.to_pylist())
+    for place, row in enumerate(rows):
+        row["reason"] = "bad weight" if place % 3 else "empty id"
+    save(store, "raw_edges_rejected", rows_as(rows, before))
+    finding = checks.CHECKS["edges_rejected_share"].finding(checks.run("edges_rejected_share", config, store, NOW))
+    assert re.search(r" rows were rejected, .* \(bad weight \d+, empty id \d+\)$", finding), finding
 
 
 GATE = [  # relation, side, value, popularity, edges, item-kNN, ALS, compared, compared_edges
@@ -705,6 +794,9 @@ def test_every_query_is_a_check_and_tells_what_it_is_about_and_what_it_found():
         single = {"ancestors_left_out", "beats_popular", "edges_present", "held_out_present", "loss_fell"}
         single |= {"vectors_spread"}
         assert ("1,234" in found) is (check.name not in single), check.name
+        one = check.finding(checks.CheckResult(False, {"offending_rows": 1}))
+        assert not set("[]|{}") & set(found + one), check.name
+        assert not re.search(r"\b(1 \w+s|1 .* have|are there)\b", one), check.name
 
 
 def test_the_message_of_a_failed_check_is_the_finding_with_its_counts_by_relation(broken):
@@ -732,8 +824,8 @@ def test_the_line_of_a_check_that_only_warns_is_the_finding_with_its_count(broke
     rows[2]["id"] = rows[3]["id"] + " "
     save(store, "vocabulary/user", rows_as(rows, before))
     result = checks.run("ids_alike", config, store, NOW, "vocabulary/user")
-    expected = "2 groups of ids differ by letter case, spaces at their ends, or Unicode form alone"
-    assert checks.CHECKS["ids_alike"].finding(result) == expected
+    expected = "2 groups of ids differ by letter case, spaces at their ends, or Unicode form alone (user: '"
+    assert checks.CHECKS["ids_alike"].finding(result).startswith(expected)
 
 
 def test_an_unknown_check_or_table_names_the_nearest(made):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -101,12 +102,73 @@ def test_a_new_entry_in_the_list_of_snapshots_frees_no_held_one(store, config, t
     assert statuses(longer, store)[0] == "held"
 
 
-def test_a_log_that_grows_frees_no_held_day_of_it(store, tmp_path):
-    log = write(tmp_path / "log.parquet", [("a", "fav", "x", "2025-01-01")], ("lhs", "rel", "rhs", "at"))
-    config = make_config(log, source={"columns": {"time": "at"}, "snapshots": {"from": A}})
+LOG = ("lhs", "rel", "rhs", "at")
+FIRST, LATE = ("a", "fav", "x", "2025-01-01"), ("b", "fav", "y", "2025-01-09")
+
+
+def log_of(folder: Path, rows: list[tuple[str, ...]], kind: str = "parquet") -> TwhinConfig:
+    """Write an event log, and return its configuration."""
+    path = folder / f"log.{kind}"
+    if kind == "csv":
+        path.write_text("".join(f"{','.join(row)}\n" for row in [LOG, *rows]))
+    else:
+        write(path, rows, LOG)
+    return make_config(path, source={"columns": {"time": "at"}, "snapshots": {"from": A}, "window": "2d"})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_log_that_grows_frees_no_held_day_of_it(store, tmp_path, kind):
+    config = log_of(tmp_path, [FIRST], kind)
     end(store, config, A, UserError("no"))
-    rows = [("a", "fav", "x", "2025-01-01"), ("b", "fav", "y", "2025-01-09")]
-    write(log, rows, ("lhs", "rel", "rhs", "at"))
+    log_of(tmp_path, [LATE, FIRST], kind)
+    assert statuses(config, store)[0] == "held"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("a", "fav", "z", "2025-01-01"), LATE],
+        [FIRST, ("c", "fav", "x", "2025-01-01"), LATE],
+        [FIRST, FIRST, LATE],
+        [LATE],
+        [FIRST, ("a", "fav", "y", "")],
+    ],
+    ids=["mended", "late", "twice", "removed", "undated"],
+)
+def test_a_row_of_a_held_days_window_frees_it_where_it_changes(store, tmp_path, rows, kind):
+    config = log_of(tmp_path, [FIRST, LATE], kind)
+    end(store, config, A, UserError("no"))
+    log_of(tmp_path, rows, kind)
+    night = following(config, store)
+    assert night is not None and night.snapshot == A and "changed since it was held: no" in night.reason
+
+
+def test_a_log_that_changed_while_its_day_ran_frees_the_day(store, tmp_path):
+    config = log_of(tmp_path, [FIRST])
+    with suppress(UserError), nights.noted(config, store, A):
+        log_of(tmp_path, [FIRST, LATE])
+        raise UserError("no")
+    assert statuses(config, store)[0] == "not run"
+
+
+def test_a_log_that_could_not_be_read_frees_its_day_once_it_can(store, tmp_path):
+    config = log_of(tmp_path, [FIRST])
+    (tmp_path / "log.parquet").write_bytes(b"PAR1, cut short")
+    end(store, config, A, UserError("no"))
+    assert statuses(config, store)[0] == "held"
+    (tmp_path / "log.parquet").write_bytes(b"PAR1, cut short again")
+    assert statuses(config, store)[0] == "held"
+    log_of(tmp_path, [FIRST])
+    assert statuses(config, store)[0] == "not run"
+
+
+def test_a_log_is_read_once_for_each_change(store, tmp_path, monkeypatch):
+    config = log_of(tmp_path, [FIRST])
+    end(store, config, A, UserError("no"))
+    log_of(tmp_path, [FIRST, LATE])
+    assert statuses(config, store)[0] == "held"
+    monkeypatch.setattr("twhin_pipeline.graph.log_rows.digest", lambda *_: pytest.fail("it was read again"))
     assert statuses(config, store)[0] == "held"
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from edge_files import make_config, pass_checks, write
 
 from twhin_pipeline.config import load_config
+from twhin_pipeline.graph import raw_edges
 from twhin_pipeline.operations.generate import generate
-from twhin_pipeline.stages import chain
+from twhin_pipeline.stages import chain, unchanged
 from twhin_pipeline.stages.chain import STAGES
 from twhin_pipeline.stages.run import Run
 from twhin_pipeline.store import Store, Verdict, releases
@@ -109,6 +111,25 @@ def test_another_value_of_a_field_runs_the_stages_that_read_it_and_those_after(
 def test_a_file_of_the_source_that_changed_is_read_again(folder: Path) -> None:
     os.utime(folder / f"{SNAPSHOT}.parquet")
     assert live(run_of(folder)) == list(CHAIN)
+
+
+def test_a_day_of_a_log_is_read_again_where_a_row_of_it_changed_and_not_where_the_log_grew(tmp_path: Path) -> None:
+    log, names = tmp_path / "log.parquet", ("lhs", "rel", "rhs", "at")
+    rows = [("a", "fav", "x", SNAPSHOT), ("b", "fav", "y", SNAPSHOT)]
+    write(log, rows, names)
+    config = make_config(log, source={"columns": {"time": "at"}})
+    store = Store(str(tmp_path / "home"))
+    raw_edges.ingest(config, store, SNAPSHOT)
+    pass_checks(store, SNAPSHOT)
+
+    def reason() -> str | None:
+        return unchanged.reason_to_run(config, store, SNAPSHOT, STAGES["ingest"])
+
+    assert reason() is None
+    write(log, [("c", "fav", "x", NEXT), *reversed(rows)], names)
+    assert reason() is None
+    write(log, [("c", "fav", "x", NEXT), *rows, ("late", "fav", "x", SNAPSHOT)], names)
+    assert reason() == "the log's rows of this snapshot changed"
 
 
 def test_tables_that_a_check_refused_or_that_are_gone_are_made_anew(folder: Path) -> None:

@@ -135,7 +135,8 @@ def test_the_wrapper_ends_its_command_when_the_parent_is_killed(tmp_path: Path) 
     sleeper = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     script = (
         "import subprocess, sys\n"
-        f"subprocess.run([sys.executable, '-m', 'twhin_pipeline.training.launch', sys.executable, '-c', {sleeper!r}])"
+        "subprocess.run([sys.executable, '-m', 'twhin_pipeline.training.with_parent', "
+        f"sys.executable, '-c', {sleeper!r}])"
     )
     parent = subprocess.Popen([sys.executable, "-c", script])
     pid = int(_wait_for(lambda: (tmp_path / "pid").read_text() if (tmp_path / "pid").exists() else ""))
@@ -280,3 +281,11 @@ def test_a_signal_that_ends_torchrun_before_a_rank_says_why_is_a_stop_and_no_fai
     store = Store(str(tmp_path / "home"))
     with pytest.raises(launch.TrainingCancelled, match="stopped by a signal"):
         launch.run(planted_config(), "unused", [], store, SNAPSHOT, log_dir=str(tmp_path / "logs"))
+
+
+def test_what_starts_torchrun_loads_the_standard_library_alone() -> None:
+    """It loaded configuration, store and pandas first, half a second of each training."""
+    told = "import sys, twhin_pipeline.training.with_parent; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "twhin_pipeline" in loaded and not loaded & {"numpy", "pyarrow", "pandas", "pydantic", "torch", "duckdb"}

@@ -253,3 +253,47 @@ def test_an_id_that_was_evicted_or_never_had_an_edge_starts_like_a_new_one(
     before, after = (ModelTables.open(*one).table("user") for one in ((store, SNAPSHOT), (later, LATER)))
     same = (before == after).all(axis=1)
     assert same.tolist() == (~gone).tolist()
+
+
+@pytest.mark.parametrize("how", ["held", "cold"])
+def test_an_id_without_an_edge_in_any_snapshot_that_was_trained_on_starts_like_a_new_one(
+    earlier: Store, tmp_path: Path, how: str
+) -> None:
+    """User 7 had edges in a snapshot between, which was held (or trained on before a start at random), then none."""
+    departed = np.arange(USERS) == 7
+    second, third = LATER, "2025-01-03"
+    stores = [Store(str(tmp_path / name)) for name in ("second", "third")]
+    before = {} if how == "cold" else {"initial_checkpoint_dir": f"{earlier.root}@{SNAPSHOT}", "new_ids": "random"}
+    config = planted_config(training={"num_epochs": 1, **before})
+    write_planted(stores[0], config, second)
+    table = stores[0].read("vocabulary/user", second)
+    ids = [f"between-{i}" if gone else f"user-{i}" for i, gone in enumerate(departed)]
+    last = [SNAPSHOT if gone else second for gone in departed]
+    table = table.set_column(0, "id", pa.array(ids))
+    table = table.set_column(2, "degree", pa.array((~departed).astype(np.int64)))
+    table = table.append_column("last_snapshot", pa.array(last)).append_column("evicted", pa.array([False] * USERS))
+    with stores[0].replace("vocabulary/user", second, config_hash="test") as draft:
+        draft.write(table)
+    train.run(config, stores[0], second)
+    model = ModelTables.open(stores[0], second)
+    assert model.untrained("user").tolist() == [7] and not len(model.untrained("item"))
+    warm = still(initial_checkpoint_dir=f"{stores[0].root}@{second}", new_ids="random")
+    write_planted(stores[1], warm, third)
+    with stores[1].replace("vocabulary/user", third, config_hash="test") as draft:
+        draft.write(table.set_column(2, "degree", pa.array(np.ones(USERS, np.int64))))
+    train.run(warm, stores[1], third)
+    same = (model.table("user") == ModelTables.open(stores[1], third).table("user")).all(axis=1)
+    assert same.tolist() == (~departed).tolist()
+
+
+def test_a_departed_id_that_an_earlier_model_was_trained_on_keeps_its_vector(earlier: Store, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "second"))
+    config = still(initial_checkpoint_dir=f"{earlier.root}@{SNAPSHOT}", new_ids="random")
+    write_planted(store, config, LATER)
+    table = store.read("vocabulary/user", LATER)
+    with store.replace("vocabulary/user", LATER, config_hash="test") as draft:
+        draft.write(table.set_column(2, "degree", pa.array((np.arange(USERS) != 7).astype(np.int64))))
+    train.run(config, store, LATER)
+    model = ModelTables.open(store, LATER)
+    assert not len(model.untrained("user"))
+    np.testing.assert_array_equal(model.table("user")[7], ModelTables.open(earlier, SNAPSHOT).table("user")[7])

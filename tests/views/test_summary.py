@@ -61,6 +61,16 @@ def test_sizes_and_speed_are_those_of_the_manifests(store):
     assert told["training"] == "12,000 edges in 3.0 s, 4,000 edges/s, by 2 process(es); loss 4.500 to 2.250"
 
 
+def test_departed_ids_are_none_of_the_entities_and_are_counted_apart(store):
+    table = store.read("vocabulary/user", SNAPSHOT)
+    with store.replace("vocabulary/user", SNAPSHOT, config_hash="0") as draft:
+        draft.write(table.set_column(2, "degree", pa.array([3, 9, 9, 1, 2, 0, 0])))
+        draft.details = {"departed": 2, "evicted": 1}
+    text = dict(summary.facts(CONFIG, store, SNAPSHOT))["entities"]
+    assert text == "6 (user 5, item 1); without an edge in this snapshot: 2 (user 2)"
+    assert summary.entities(CONFIG, store, SNAPSHOT) == ({"user": 5, "item": 1}, {"user": 2, "item": 0})
+
+
 def test_examples_are_the_best_connected_where_none_are_named(store):
     assert summary.chosen(CONFIG, store, SNAPSHOT, None) == ("user", ["user1", "user2", "user5", "user6", "user0"])
 

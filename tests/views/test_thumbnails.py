@@ -34,6 +34,7 @@ PICTURES = {
     "no drift": thumbnails.drift([]),
     "drift of one type without a consumer": thumbnails.drift([{"name": "user", "kept": 3, "cosine": 0.5}]),
     "drift of many types": thumbnails.drift([entity_type(f"entity_type_{i}", i, 1.0) for i in range(9)]),
+    "drift of many types that changed": thumbnails.drift([entity_type(f"entity_type{i}", i, -0.123) for i in range(9)]),
     "drift of types in any writing": thumbnails.drift(
         [entity_type("利用者と商品と店舗の一覧表", i, 1.0) for i in range(9)]
     ),
@@ -106,6 +107,7 @@ def test_a_bar_of_drift_is_as_long_as_its_value_and_the_largest_types_have_some(
         "item": [str(round(whole / 2)), str(round(whole / 4)), str(whole)],
         "shop": [str(whole)],
     }
+    assert ">cosine -.50 .50 1</text>" in svg and ">same neighbors 1 .25 –</text>" in svg
     assert "consumer AUC, old vectors" in svg and "mapped" not in svg, "what nobody measured has no label"
 
 

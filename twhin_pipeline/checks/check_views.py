@@ -4,10 +4,11 @@
 sides: the same as numbers, 0 lhs, 1 rhs; divided: its edges may be held out), `entity(entity, size, asked)` (asked: the
 check is about this entity type), `floors(metric, least)`, `must_beat(baseline)`, `detail(key, value)` (numbers of the
 checked table's manifest), and from the store `raw_edges`, `dated_edges(lhs, rel, rhs, first_time)` (none, unless the
-split goes by time), `raw_edges_rejected`, `previous_edges(rel)`, `source(source, read, max_rejected_share)`,
-`kept_share(rel, share)`, `vocabulary` and `previous_vocabulary` (`entity`, `id` as text, `row`), `positives`,
-`held_out(split, …)`, `losses`, `model_row`, `model_relation`, `evaluation`, `calibration`, `embeddings(entity, id, row,
-embedding, trained_edges)`, `embedding_relation`, `search` (an index's figures).
+split goes by time), `raw_edges_rejected`, `previous_edges(compared, rel, lhs, rhs)` (ends as hashes), `source(source,
+read, max_rejected_share)`, `kept_share(rel, share, growth, top_gain)`, `vocabulary` and `previous_vocabulary`
+(`entity`, `id` as text, `row`), `positives`, `held_out(split, …)`, `losses`, `model_row`, `model_relation`,
+`evaluation`, `calibration`, `embeddings(entity, id, row, embedding, trained_edges)`, `embedding_relation`, `search` (an
+index's figures).
 
 What a check of the training set is about is the same query for training and held-out tables: `chunks` (the checked
 edges, each with its `position` in its chunk), `chunk_size(chunk, rel, edges)`, `pools` (the checked negatives),
@@ -162,11 +163,12 @@ class _Views:
         ]
         before = [one for one in earlier if one is not None]
         scans = [
-            f"SELECT {_text(f'{one.snapshot} {one.version}')} AS compared, rel "
+            f"SELECT {_text(f'{one.snapshot} {one.version}')} AS compared, rel, hash(lhs) AS lhs, hash(rhs) AS rhs "
             f"FROM {self._scan(self.store.files_of(one), edge)}"
             for one in before
         ]
-        self._view("previous_edges", " UNION ALL ".join(scans or ["SELECT '' AS compared, '' AS rel WHERE false"]))
+        nothing = "SELECT '' AS compared, '' AS rel, hash(0) AS lhs, hash(0) AS rhs WHERE false"
+        self._view("previous_edges", " UNION ALL ".join(scans or [nothing]))
         self._sources([*([now] if now else []), *before])
 
     def _dated_edges(self) -> None:
@@ -183,7 +185,7 @@ class _Views:
         sources = dict(self.config.named_sources)
         published = SourceConfig(path="published") if not sources else None
         rows: list[str] = []
-        shares: dict[str, tuple[float, float]] = {}
+        shares: dict[str, tuple[float, float, float]] = {}
         for number, manifest in enumerate(manifests):
             for one in manifest.details.get("sources", []):
                 source = sources.get(one["source"], published)
@@ -192,16 +194,22 @@ class _Views:
                 if number == 0 and manifest.snapshot == self.snapshot:
                     rows.append(f"({_text(one['source'])}, {one['read']}, {source.max_rejected_share!r}::DOUBLE)")
                 for rel in one["edges_per_relation"]:
-                    share, growth = shares.get(rel, (0.0, 1.0))
-                    shares[rel] = max(share, source.min_kept_share), max(growth, source.max_growth)
+                    share, growth, gain = shares.get(rel, (0.0, 1.0, 0.0))
+                    shares[rel] = (
+                        max(share, source.min_kept_share),
+                        max(growth, source.max_growth),
+                        max(gain, source.max_top_gain),
+                    )
         values = ", ".join([*rows, "(NULL::VARCHAR, NULL::BIGINT, NULL::DOUBLE)"])
         names = "t(source, read, max_rejected_share)"
         self._table("source", f"SELECT * FROM (VALUES {values}) {names} WHERE source IS NOT NULL")
-        kept = [f"({_text(rel)}, {share!r}::DOUBLE, {growth!r}::DOUBLE)" for rel, (share, growth) in shares.items()]
-        values = ", ".join([*kept, "(NULL::VARCHAR, NULL::DOUBLE, NULL::DOUBLE)"])
-        self._table("kept_share", f"SELECT * FROM (VALUES {values}) t(rel, share, growth) WHERE rel IS NOT NULL")
+        kept = [f"({_text(rel)}, {', '.join(f'{one!r}::DOUBLE' for one in limits)})" for rel, limits in shares.items()]
+        values = ", ".join([*kept, "(NULL::VARCHAR, NULL::DOUBLE, NULL::DOUBLE, NULL::DOUBLE)"])
+        names = "t(rel, share, growth, top_gain)"
+        self._table("kept_share", f"SELECT * FROM (VALUES {values}) {names} WHERE rel IS NOT NULL")
         every = [published] if published is not None else list(sources.values())
         self._variable("max_rejected_share", f"{min(one.max_rejected_share for one in every)!r}::DOUBLE")
+        self._variable("max_top_gain", f"{max(one.max_top_gain for one in every)!r}::DOUBLE")
         self._variable("max_growth", f"{max(one.max_growth for one in every)!r}::DOUBLE")
         self._variable("min_kept_share", f"{max(one.min_kept_share for one in every)!r}::DOUBLE")
 

@@ -8,6 +8,7 @@ Every query sees the same views, made here: see `check_views.prepare`.
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
 
 FINDING = "Finding: "
 TEXTS = ("string", "large_string")
-MOST_RELATIONS = 5
-"""A finding names at most so many relations."""
+PROBLEM = "problem"
+"""The column of a query's result that says in words what is wrong with a row."""
+MOST_NAMED = 5
+"""A finding names at most so many rows, reasons or relations."""
+_FORMS = re.compile(r"\[(.+?)\|(.+?)\]")
+"""In a finding, words for one and words for several: `[edge is|edges are]`."""
 SHOWN_ROWS = 1_000
 """At most so many offending rows are returned; all are counted."""
 
@@ -57,13 +62,25 @@ class Check:
     def finding(self, result: CheckResult) -> str:
         """Say what was found where it does not hold, with how many: the last line of that comment.
 
-        Where rows have a relation, they are counted by it.
+        Behind it are the first rows' own words, their column `problem`. Other rows are counted by their reason or their
+        relation, where there are several.
         """
-        text = self._head()[-1].removeprefix(FINDING).format(n=f"{result.metadata['offending_rows']:,}")
-        counts = result.metadata.get("by_relation", {})
-        shown = ", ".join(f"{relation} {count:,}" for relation, count in list(counts.items())[:MOST_RELATIONS])
-        more = f", and {len(counts) - MOST_RELATIONS} more" if len(counts) > MOST_RELATIONS else ""
-        return f"{text} ({shown}{more})" if len(counts) > 1 else text
+        rows = result.metadata["offending_rows"]
+        text = _FORMS.sub(lambda form: form[1 if rows == 1 else 2], self._head()[-1].removeprefix(FINDING))
+        text = text.format(n=f"{rows:,}")
+        if result.offending is not None and PROBLEM in result.offending.column_names:
+            told = result.offending[PROBLEM].unique()
+            number = rows if rows > len(result.offending) else len(told)
+            shown = "; ".join(str(one) for one in told.slice(0, MOST_NAMED).to_pylist())
+        else:
+            counts: dict[str, int] = next(
+                (result.metadata[by] for by in ("by_reason", "by_relation") if by in result.metadata), {}
+            )
+            if len(counts) < 2:
+                return text
+            number = len(counts)
+            shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:MOST_NAMED])
+        return f"{text} ({shown}{f', and {number - MOST_NAMED:,} more' if number > MOST_NAMED else ''})"
 
     def _head(self) -> list[str]:
         lines = itertools.takewhile(lambda line: line.startswith("--"), self.sql.splitlines())
@@ -113,6 +130,7 @@ CHECKS: dict[str, Check] = {
         Check("edges_rejected_share", _EDGES),
         Check("edges_relations_kept", _EDGES),
         Check("edges_relations_grew", _EDGES),
+        Check("edges_concentrated", _EDGES),
         Check("edges_relations_present", _EDGES, blocking=False, severity="WARN"),
         Check("edges_self_loops", _EDGES, blocking=False, severity="WARN"),
         Check("ids_unique", _VOCABULARY),
@@ -330,8 +348,8 @@ def rows_as_markdown(table: pa.Table | None, limit: int = 20, width: int = 80) -
 
 
 def _first(offending: pa.Table | None) -> str:
-    """Say what the first offending row is, and how many more there are."""
-    if offending is None or not offending.num_rows:
+    """Say what the first offending row is, and how many more there are; nothing of rows that say it themselves."""
+    if offending is None or not offending.num_rows or PROBLEM in offending.column_names:
         return ""
     row = ", ".join(
         f"{name} {cell(value, 40)}" for name, value in offending.slice(0, 1).to_pylist()[0].items() if name != "ok"
@@ -359,27 +377,28 @@ def _judge(found: pa.Table, started: float) -> CheckResult:
     if "ok" in found.column_names:
         import pyarrow.compute as pc
 
-        measured = found
+        measured = found.drop_columns([name for name in (PROBLEM,) if name in found.column_names])
         offending = found.filter(pc.invert(pc.fill_null(found["ok"], False)))
     return CheckResult(
         passed=offending.num_rows == 0,
         metadata={
             "offending_rows": offending.num_rows,
             "seconds": round(time.perf_counter() - started, 3),
-            **_by_relation(offending),
+            **_counted(offending, "by_relation", ("relation", "rel")),
+            **_counted(offending, "by_reason", ("reason",)),
         },
         offending=offending.slice(0, SHOWN_ROWS) if offending.num_rows else None,
         measured=measured,
     )
 
 
-def _by_relation(offending: pa.Table) -> dict[str, dict[str, int]]:
-    """Return how many rows each relation has, the most first, where rows have one."""
-    named = next((name for name in ("relation", "rel") if name in offending.column_names), None)
+def _counted(offending: pa.Table, key: str, columns: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return as `key` how many rows each value of the first of `columns` has, the most first, where rows have one."""
+    named = next((name for name in columns if name in offending.column_names), None)
     if named is None or not offending.num_rows or str(offending.schema.field(named).type) not in TEXTS:
         return {}
     counts = Counter(str(name) for name in offending[named].to_pylist() if name is not None)
-    return {"by_relation": dict(counts.most_common())}
+    return {key: dict(counts.most_common())}
 
 
 def _combine(results: list[CheckResult], tables: list[str]) -> CheckResult:

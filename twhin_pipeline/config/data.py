@@ -201,6 +201,9 @@ class SourceConfig(Section):
     now, fails the check on `raw_edges`; 0 accepts any loss."""
     max_growth: float = Field(5.0, ge=1)
     """Such a relation that has more than so many times its edges now fails it too."""
+    max_top_gain: float = Field(0.25, ge=0, le=1)
+    """A relation of 1,000 edges or more fails it too where its best connected heads, or tails (0.1 % of them, and 10 at
+    least), have a share of its edges that is larger than before by more than this, as by spam; 1 accepts any."""
 
     _folder: str | None = PrivateAttr(None)
 

@@ -16,14 +16,13 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from twhin_pipeline import scratch
 from twhin_pipeline.config import relations
 from twhin_pipeline.config.model import Relation, names_relation
 from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError, unknown
-from twhin_pipeline.graph import edge_file, file_facts, id_order, source
+from twhin_pipeline.graph import edge_file, file_facts, id_order, log_rows, source
 from twhin_pipeline.graph.edge_sort import EdgeSorter
 from twhin_pipeline.graph.interning import Interner, LookedUp
 from twhin_pipeline.graph.scan import (
@@ -65,7 +64,8 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
 
     Its details: rows `read`, edges `kept`, `rejected`, `rejected_share`, `rejected_by_reason`, `duplicates_merged`,
     `outside_window`, `undated`, `self_loops`, `edges_per_relation`, `relations` (names, by index), the `files`,
-    `source_files` (see `file_facts`), `source_fingerprint` (see `source.fingerprint`), `sources` (see
+    `source_files` (see `file_facts`), `source_fingerprint` (see `source.fingerprint`), of event logs `log_state`
+    (see `source.log_state`) and `log_rows` (see `log_rows.digest`), `sources` (see
     `Counted.details`), and `notes` for the user. A row whose time is not before the end of the snapshot's day (UTC), or
     before the window, is left out and counted; it is no rejected row. Duplicates (equal lhs, rel and rhs) become one
     edge: its weight by `repeat_weight`, the earliest split, the latest time, and the earliest as
@@ -84,7 +84,7 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
         inputs = source.inputs(config, snapshot)
         # Now: of one that changes while it is read, the time of the change is later than this.
         files = file_facts.facts(dict.fromkeys(file for one in inputs for file in one.files))
-        fingerprint = source.fingerprint(config, snapshot)
+        fingerprint, log_state = source.fingerprint(config, snapshot), source.log_state(config, snapshot)
         known = set(config.model.relation_names) if config.model.every_other is None else None
         scans = [
             scan
@@ -116,6 +116,8 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
             kept = _write_kept(config, store, snapshot, sorter, possible, ids, ranks, weigh)
         kept.details |= details(store, snapshot, inputs, scans, counted, possible.model.relation_names, kept.details)
         kept.details |= {"source_files": files, "source_fingerprint": fingerprint}
+        if log_state:
+            kept.details |= {"log_state": log_state, "log_rows": log_rows.of_scans(con, scans)}
         kept.commit(config_hash=config.hash(), parents={}, settings=settings(config, "ingest"))
     return store.manifest("raw_edges", snapshot)
 
@@ -277,9 +279,9 @@ def _time_notes(inputs: list[Input], store: Store, snapshot: str, counted: Count
 
 def _first_rejected(store: Store, snapshot: str, reason: str, section: str | None = None) -> dict[str, Any]:
     """Return the first row that was rejected for a reason, of one source or of all."""
-    wanted = ds.field("reason") == reason
+    wanted = pc.field("reason") == reason
     if section is not None:
-        wanted &= ds.field("source") == section
+        wanted &= pc.field("source") == section
     row: dict[str, Any] = store.dataset("raw_edges_rejected", snapshot).head(1, filter=wanted).to_pylist()[0]
     return row
 

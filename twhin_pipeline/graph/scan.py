@@ -260,7 +260,9 @@ class Rows:
         identity = "BIGINT" if integers else "VARCHAR"
         by_index = spec.indexed and scan.rel is not None
         key = "r.index = TRY_CAST(raw_rel AS BIGINT)" if by_index else "r.name = CAST(raw_rel AS VARCHAR)"
-        time_sql = _time(scan.types[columns.time], columns.time_unit) if columns.time is not None else "NULL::TIMESTAMP"
+        time_sql = (
+            time_sql_of(scan.types[columns.time], columns.time_unit) if columns.time is not None else "NULL::TIMESTAMP"
+        )
         split_sql = (
             "lower(trim(CAST(raw_split AS VARCHAR)))" if columns.split is not None else literal(spec.split or "")
         )
@@ -361,7 +363,7 @@ _MOST_SECONDS = 253_402_300_800
 """Seconds from 1970 to the year 10,000."""
 
 
-def _time(kind: str, unit: str) -> str:
+def time_sql_of(kind: str, unit: str) -> str:
     """Return the SQL that reads `raw_time` as a timestamp; null where it is none (or is beyond year 9999)."""
     text = "CAST(raw_time AS VARCHAR)"
     parts = TIME_UNITS[unit]

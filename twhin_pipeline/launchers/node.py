@@ -19,7 +19,7 @@ from twhin_pipeline.config import TwhinConfig, load_config
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.launchers.job import FAILURE
 from twhin_pipeline.store import Store
-from twhin_pipeline.training import launch
+from twhin_pipeline.training import launch, with_parent
 from twhin_pipeline.training.launch import CANCELLED_EXIT, Failure, TrainingCancelled, TrainingFailed
 from twhin_pipeline.training.reporting import record_line
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.home is None:
         parser.error("--home is required: a node knows no other place of the store")
     # `launch.run` passes SIGTERM on to torchrun.
-    signal.signal(launch.STOP_SIGNAL, lambda *_: signal.raise_signal(signal.SIGTERM))
+    signal.signal(with_parent.STOP_SIGNAL, lambda *_: signal.raise_signal(signal.SIGTERM))
     failed: list[Failure] = []
     number, nodes = 0, 1
     try:

@@ -23,8 +23,8 @@ from twhin_pipeline.config.configuration_file import LARGEST
 from twhin_pipeline.config.schedulers import SlurmConfig
 from twhin_pipeline.errors import UnavailableError, UserError
 from twhin_pipeline.launchers.job import ENDED, State, Training
-from twhin_pipeline.training.launch import STOP_SIGNAL
 from twhin_pipeline.training.reporting import RECORD_MARK, parse_record
+from twhin_pipeline.training.with_parent import STOP_SIGNAL
 
 CHECKPOINT_S = 120
 """How long before the limit of time ranks are told to write a checkpoint."""

@@ -25,7 +25,7 @@ from twhin_pipeline.launchers.kubernetes import KubernetesJob
 from twhin_pipeline.launchers.node import RANK_0
 from twhin_pipeline.launchers.slurm import SlurmJob
 from twhin_pipeline.store import Store
-from twhin_pipeline.training.launch import CANCELLED_EXIT, PR_SET_PDEATHSIG, Failure, train_parser
+from twhin_pipeline.training.launch import CANCELLED_EXIT, Failure, train_parser
 from twhin_pipeline.training.reporting import (
     FINISHED,
     MILESTONE,
@@ -35,6 +35,7 @@ from twhin_pipeline.training.reporting import (
     make_reporter,
     parse_record,
 )
+from twhin_pipeline.training.with_parent import PR_SET_PDEATHSIG
 
 POLL_S = 0.2
 RETRY_S = 5.0

@@ -44,6 +44,16 @@ Status = Literal["published", "held", "failed", "not run"]
 
 
 @dataclass(frozen=True)
+class Log:
+    """What an event log was when a run of one of its days ended."""
+
+    state: str
+    """Of its files (`source.log_state`)."""
+    rows: str
+    """Of its rows of the day's window (`log_rows.digest`); empty where they cannot be told."""
+
+
+@dataclass(frozen=True)
 class Attempt:
     """A run of the chain that did not come to its end."""
 
@@ -55,6 +65,8 @@ class Attempt:
     """`inputs` of the run: what has to change before a held snapshot runs again."""
     run: str | None = None
     """Dagster's id of the run."""
+    log: Log | None = None
+    """Of an event log what else has to change."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +100,14 @@ def read(store: Store) -> Nights:
         values: dict[str, Any] = json.loads(store.read_text([FOLDER, FILE]))
     except FileNotFoundError:
         return Nights()
-    attempts = {name: [Attempt(**one) for one in many] for name, many in values["attempts"].items()}
+    attempts = {name: [_attempt(one) for one in many] for name, many in values["attempts"].items()}
     published = values["published"]  # a list in files of earlier versions
     return Nights(published if isinstance(published, dict) else dict.fromkeys(published, ""), attempts)
+
+
+def _attempt(values: dict[str, Any]) -> Attempt:
+    log = values.pop("log", None)
+    return Attempt(**values, log=Log(**log) if log else None)
 
 
 @contextmanager
@@ -150,6 +167,7 @@ def noted(config: TwhinConfig, store: Store, snapshot: str) -> Iterator[None]:
     """Keep how the run inside ended, where it did not come to its end; a run that someone stopped is not kept."""
     from twhin_pipeline.training.launch import TrainingCancelled
 
+    began = log_state(config, snapshot)
     try:
         yield
     except TrainingCancelled:
@@ -157,7 +175,8 @@ def noted(config: TwhinConfig, store: Store, snapshot: str) -> Iterator[None]:
     except Exception as error:
         held = isinstance(error, UserError) and not isinstance(error, UnavailableError)
         reason = str(error) or type(error).__name__
-        attempt = Attempt(_now(), "held" if held else "failed", reason, inputs(config, snapshot))
+        log = log_of(config, snapshot, began)
+        attempt = Attempt(_now(), "held" if held else "failed", reason, inputs(config, snapshot), log=log)
         with suppress(OSError, UserError):  # a store that cannot be written is what the error is about
             note(store, snapshot, attempt)
         raise
@@ -178,6 +197,61 @@ def inputs(config: TwhinConfig, snapshot: str) -> str:
     except UserError:
         return ""
     return hashlib.sha256(f"{files} {json.dumps(fields, sort_keys=True)}".encode()).hexdigest()[:12]
+
+
+def log_state(config: TwhinConfig, snapshot: str) -> str:
+    """Return what `source.log_state` does; empty where the source cannot be listed, or is read by Spark."""
+    if config.engine.name == "spark":  # such a log is not read once more to see whether it has changed
+        return ""
+    try:
+        return source.log_state(config, snapshot)
+    except UserError:
+        return ""
+
+
+def log_of(config: TwhinConfig, snapshot: str, began: str) -> Log | None:
+    """Return what an event log was for a run that has ended, None where there is none.
+
+    Args:
+        config: Names the source.
+        snapshot: The run's.
+        began: `log_state` when the run began. Where it is another by now, nobody knows what the run has read.
+    """
+    state = log_state(config, snapshot)
+    if not state:
+        return None
+    return Log(state, _rows(config, snapshot, state) if state == began else "")
+
+
+_rows_known: dict[tuple[str, str, str], str] = {}
+"""Digests of rows that this process has computed: a sensor looks each minute, and reads a log once for each change."""
+
+
+def _rows(config: TwhinConfig, snapshot: str, state: str) -> str:
+    """Return the digest of a log's rows of a day; one that no digest has where they cannot be read."""
+    from twhin_pipeline.graph import log_rows
+
+    key = (config.hash(), snapshot, state)
+    if key not in _rows_known:
+        try:
+            _rows_known[key] = log_rows.digest(config, snapshot)
+        except UnavailableError:
+            return ""
+        except UserError:
+            _rows_known[key] = "unreadable"
+    return _rows_known[key]
+
+
+def _log_changed(config: TwhinConfig, snapshot: str, log: Log | None) -> bool:
+    state = log_state(config, snapshot) if log is not None else ""
+    if log is None or not state:
+        return False
+    if not log.rows:
+        return True
+    if state == log.state:
+        return False
+    now = _rows(config, snapshot, state)
+    return bool(now) and now != log.rows
 
 
 def look(config: TwhinConfig, store: Store, snapshots: Iterable[str]) -> list[Night]:
@@ -209,7 +283,7 @@ def _unpublished(config: TwhinConfig, snapshot: str, attempts: Sequence[Attempt]
     if last.outcome == "failed" and failures < TRIES:
         return Night(snapshot, "failed", last.reason, datetime.fromisoformat(last.at) + PAUSE * 2 ** (failures - 1))
     now = inputs(config, snapshot)
-    if now and now != last.inputs:
+    if (now and now != last.inputs) or _log_changed(config, snapshot, last.log):
         return Night(snapshot, "not run", f"its source or the configuration changed since it was held: {last.reason}")
     return Night(snapshot, "held", f"failed {failures} times; the last: {last.reason}" if failures else last.reason)
 

@@ -18,6 +18,7 @@ from twhin_pipeline.spark import tables
 from twhin_pipeline.store import Store
 from twhin_pipeline.training_set import negatives as sampling
 from twhin_pipeline.training_set.known_edges import KnownEdges
+from twhin_pipeline.training_set.mapped_array import mapped_zeros
 from twhin_pipeline.training_set.negatives import NONE, Population
 from twhin_pipeline.words import SIDES
 
@@ -126,13 +127,11 @@ def _write_populations(shared: Shared) -> Populations:
     def write(batches: tables.Batches) -> tables.Batches:
         number = tables.part_number()
         with place.file(f"{number}.cumulative") as path:
-            cumulative = np.memmap(path, np.float64, "w+", shape=(sizes[number],)) if sizes[number] else np.zeros(0)
+            cumulative = mapped_zeros(path, sizes[number], np.float64)
             for batch in batches:
                 cumulative[batch.column("entity").to_numpy()] = batch.column("degree").to_numpy()
             sampling.accumulate(cumulative, alpha)
-            if isinstance(cumulative, np.memmap):
-                cumulative.flush()
-            else:
+            if not sizes[number]:
                 open(path, "wb").close()
         present = present_rows(Store(root, view), snapshot, names[number])
         if present is not None:

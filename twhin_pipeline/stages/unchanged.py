@@ -71,6 +71,12 @@ def _other_inputs(config: TwhinConfig, store: Store, snapshot: str, stage: Stage
 
         if manifest.details.get(FINGERPRINT) != source.fingerprint(config, snapshot):
             return "the source changed"
+        read = manifest.details.get("log_state")  # not of what Spark reads: one machine does not read that again
+        if read and read != source.log_state(config, snapshot):
+            from twhin_pipeline.graph import log_rows
+
+            if manifest.details["log_rows"] != log_rows.digest(config, snapshot):
+                return "the log's rows of this snapshot changed"
     if stage.name == "vocabulary":
         before = store.latest_before(manifest.asset, snapshot)
         grown_from = manifest.parents.get(f"{manifest.asset}@{before.snapshot}") if before else None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from twhin_pipeline import scratch
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.store import Manifest, Store
 
@@ -66,14 +67,11 @@ def cached(store: Store, manifest: Manifest, build: Callable[[Path], None], name
 def new_array(path: Path, shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> np.memmap:
     """Return a new file of numbers mapped into memory, whose room on the disk is taken at once.
 
-    Where a disk is full, writing to a mapped page that has no room yet would end the process by a signal.
-
     Raises:
         OSError: The disk has too little room.
     """
     made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, 1))
+    scratch.reserve(path)
     return made
 
 

@@ -21,10 +21,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 import twhin_pipeline.store.conditional as conditional
@@ -35,6 +34,9 @@ from twhin_pipeline.store.draft import Draft, has_rows, is_data, unfinished
 from twhin_pipeline.store.locks import is_written
 from twhin_pipeline.store.locks import writing as locked
 from twhin_pipeline.store.manifest import FORMER, MANIFEST, VERDICT, Manifest, Verdict, maker
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 DEFAULT_HOME = ".twhin"
 _DEEPEST = 2
@@ -459,6 +461,8 @@ class Store:
 
     def dataset(self, asset: str, snapshot: str) -> ds.Dataset:
         """Open the table as an Arrow dataset, its files in order."""
+        import pyarrow.dataset as ds  # which loads pandas, if it is there
+
         files = self.files(asset, snapshot)
         if self.is_local:
             return ds.dataset(files, format="parquet")

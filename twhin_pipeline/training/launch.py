@@ -1,13 +1,8 @@
-"""Starting training under torchrun, ending it with its parent, and finding out why it failed.
-
-`python -m twhin_pipeline.training.launch COMMAND…` runs COMMAND in its own place such that the kernel ends it when its
-parent dies, however that dies. This module imports no torch.
-"""
+"""Starting training under torchrun, and finding out why it failed. This module imports no torch."""
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import os
@@ -42,11 +37,7 @@ from twhin_pipeline.training.reporting import (
     parse_record,
 )
 
-PR_SET_PDEATHSIG = 1
 LOOPBACK = "127.0.0.1"
-STOP_SIGNAL = signal.SIGUSR1
-"""By which a scheduler stops a node (`launchers/node.py`). It may reach every process of the node; one SIGTERM must
-come to torchrun, and from it to the ranks, of which a second one would end the writing of a checkpoint."""
 CANCELLED_EXIT = 75
 """A rank's exit code after it was told to stop and has written a checkpoint (EX_TEMPFAIL: try again later)."""
 # A rank in torchrun's list of failures.
@@ -81,16 +72,6 @@ class Failure:
     def words(self) -> str:
         """Which rank failed, and its traceback; of a job that failed as a whole, what it is known to have done."""
         return self.traceback if self.rank < 0 else f"rank {self.rank} failed:\n{self.traceback}"
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends (Linux; elsewhere nothing happens)."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died in between
-        os._exit(1)
 
 
 def command(
@@ -167,7 +148,7 @@ def torchrun_command(
         f"--log-dir={log_dir}",
     ]
     train = train_arguments(config_path, store, snapshot, overrides)
-    wrapper = [sys.executable, "-m", "twhin_pipeline.training.launch"]
+    wrapper = [sys.executable, "-m", "twhin_pipeline.training.with_parent"]
     return [
         *wrapper,
         sys.executable,
@@ -545,11 +526,3 @@ def _display(output: Callable[[str], None] | None) -> Iterator[tuple[Callable[[s
         return
     with ProgressBar() as bar:
         yield bar.print, bar
-
-
-if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: python -m twhin_pipeline.training.launch COMMAND [ARGUMENT]...")
-    die_with_parent()
-    signal.signal(STOP_SIGNAL, signal.SIG_IGN)  # which torchrun and its ranks inherit
-    os.execvp(sys.argv[1], sys.argv[1:])

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before anything that may fail to load
     record_uncaught()
     end_if_mistaken()
 
-from twhin_pipeline.training.launch import die_with_parent
+from twhin_pipeline.training.with_parent import die_with_parent
 
 if __name__ == "__main__":  # before the seconds that imports take, in which a parent may die
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -451,6 +451,9 @@ class Trainer:
             if carried:
                 writer.operator_states(self.config.model.relation_names, state.operator_rows())
                 details["optimizer"] = state.as_details(self.steps_before + details["chosen_step"])
+            untrained = warm_start.untrained_rows(self.config, self.store, self.snapshot, self.started_from)
+            for table, rows in untrained.items():
+                writer.untrained(table, rows)
             writer.relations(self.config.model, unwrapped(self.sharded).scorer.state_rows())
             writer.records("losses", progress.losses, LOSSES_SCHEMA)
             writer.records("metrics", progress.metric_rows(), METRICS_SCHEMA)

@@ -172,6 +172,39 @@ def restore_frozen(
             _fill(weights[table.name], table, store, snapshot, ranks, vectors, PATH, lambda line: None)
 
 
+def untrained_rows(
+    config: TwhinConfig, store: Store, snapshot: str, origins: Sequence[Origin]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return, by entity type, the rows whose vectors are as they were drawn: int64 `[n]`, ascending.
+
+    Those are departed ids that neither this training nor the models behind it had an edge of: of a snapshot whose run
+    ended before it was published, or of one before a training that started at random.
+
+    Args:
+        config: Its tables.
+        store: Has the vocabularies.
+        snapshot: Theirs.
+        origins: As `initialize` returned them. Of a checkpoint all rows count as trained.
+    """
+    earlier = origins[-1] if origins and config.training.initial_checkpoint_dir is not None else None
+    if earlier is not None and earlier.checkpoint is not None:
+        return {}
+    tables = ModelTables(*_with_vocabularies(*earlier.opened(store))) if earlier is not None else None
+    result = {}
+    for name in config.model.table_names:
+        present = present_rows(store, snapshot, name)
+        if present is None:
+            continue
+        ids = store.read(f"vocabulary/{name}", snapshot, ["id"]).column("id").combine_chunks()
+        departed = np.setdiff1d(np.arange(len(ids)), present, assume_unique=True)
+        if tables is not None and name in tables.names:
+            known = _ids_of(tables, name).drop_null().cast(ids.type)
+            seen = pc.index_in(known, value_set=ids.take(pa.array(departed))).drop_null().to_numpy()
+            departed = np.delete(departed, seen)
+        result[name] = departed
+    return result
+
+
 def _store_with_model(store: Store, snapshot: str, ranks: Ranks) -> str | None:
     """Return the root of the store where it has a release to start from, as rank 0 sees it; else None."""
     root: str | None = None
@@ -360,9 +393,10 @@ def _of_states(tables: ModelTables, name: str, state: str) -> Vectors:
 
 
 def _ids_of(tables: ModelTables, name: str) -> pa.Array:
-    """Return the ids of a model's table in the order of rows; null where the model has not trained the id.
+    """Return the ids of a model's table in the order of rows; null where no training has given the id its vector.
 
-    That is one that has never had an edge, or that is evicted: it starts like a new one.
+    That is one that has never had an edge, that had some only in snapshots that no model behind this one was trained
+    on, or that is evicted: it starts like a new one.
     """
     asset, store = f"vocabulary/{name}", tables.store
     files = store.files(asset, tables.manifest.snapshot)
@@ -370,10 +404,12 @@ def _ids_of(tables: ModelTables, name: str) -> pa.Array:
         noted = [column for column in ("last_snapshot", "evicted") if column in file.schema_arrow.names]
     table = store.read(asset, tables.manifest.snapshot, ["id", *noted]).combine_chunks()
     ids = table.column("id").combine_chunks()
-    if len(noted) < 2:  # written by an earlier version of this package
-        return ids
-    untrained = pc.or_(table.column("last_snapshot").is_null(), table.column("evicted")).combine_chunks()
-    return pc.if_else(untrained, pa.scalar(None, ids.type), ids)
+    untrained = np.zeros(len(ids), bool)
+    untrained[tables.untrained(name)] = True
+    if len(noted) == 2:  # not written by an earlier version of this package
+        gone = pc.or_(table.column("last_snapshot").is_null(), table.column("evicted")).combine_chunks()
+        untrained |= gone.to_numpy(zero_copy_only=False)
+    return pc.if_else(pa.array(untrained), pa.scalar(None, ids.type), ids)
 
 
 def _is_text(kind: pa.DataType) -> bool:

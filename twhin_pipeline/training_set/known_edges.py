@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from twhin_pipeline.kernels import radix, sampling_kernels
+from twhin_pipeline.store.array_cache import new_array
 from twhin_pipeline.training_set.mapped_array import mapped_zeros
 
 Array = np.ndarray[Any, Any]
@@ -76,7 +77,7 @@ class KnownEdges:
         np.save(folder / "start.npy", np.concatenate([[0], np.cumsum(degrees)]).astype(np.int64))
         total = sum(len(part) for part in parts)
         # A file of one part's neighbors after another's: all of them need not fit in memory.
-        into = np.lib.format.open_memmap(folder / "neighbors.npy", "w+", dtype, (total,)) if total else None
+        into = new_array(folder / "neighbors.npy", (total,), dtype) if total else None
         if into is None:
             np.save(folder / "neighbors.npy", np.zeros(0, dtype))
             return

@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from twhin_pipeline import scratch
+
 
 def mapped_zeros(path: str, length: int, dtype: type) -> np.ndarray[Any, Any]:
-    """Return zeros `[length]` in a new file mapped into memory (an empty file cannot be mapped)."""
-    return np.asarray(np.memmap(path, dtype=dtype, mode="w+", shape=(length,))) if length else np.zeros(0, dtype)
+    """Return zeros `[length]` in a new file mapped into memory (an empty file cannot be mapped).
+
+    Raises:
+        OSError: The disk has too little room.
+    """
+    if not length:
+        return np.zeros(0, dtype)
+    mapped = np.memmap(path, dtype=dtype, mode="w+", shape=(length,))
+    scratch.reserve(path)
+    return np.asarray(mapped)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.vectors import mapped_edges
@@ -154,7 +154,7 @@ def known_tails(store: Store, snapshot: str, relations: Sequence[str], head: Any
     kind = table.schema.field("lhs").type
     # Where one entity type has texts for ids, the ids of all types are texts there.
     value = pa.scalar(int(head) if pa.types.is_integer(kind) else str(head), kind)
-    chosen = ds.field("rel").isin(list(relations)) & (ds.field("lhs") == value)
+    chosen = pc.field("rel").isin(list(relations)) & (pc.field("lhs") == value)
     return set(table.to_table(columns=["rhs"], filter=chosen)["rhs"].to_pylist())
 
 

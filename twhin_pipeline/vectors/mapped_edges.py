@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from twhin_pipeline.store import Manifest, Store
 from twhin_pipeline.store.array_cache import cached
@@ -90,7 +89,7 @@ def edge_rows(
     """
     known = pa.array(relations, pa.string())
     edges = store.dataset(RAW_EDGES, snapshot)
-    for batch in edges.to_batches(columns=["lhs", "rel", "rhs"], filter=ds.field("rel").isin(list(relations))):
+    for batch in edges.to_batches(columns=["lhs", "rel", "rhs"], filter=pc.field("rel").isin(list(relations))):
         columns = [batch.column(name).dictionary_encode() for name in ("lhs", "rhs", "rel")]
         found = [heads.find(columns[0].dictionary), tails.find(columns[1].dictionary)]
         found.append(pc.index_in(columns[2].dictionary.cast(pa.string()), known).to_numpy(zero_copy_only=False))

@@ -142,6 +142,11 @@ class Writer:
             columns = {state: parameters_array([rows[name] for name in relations]) for state, rows in states.items()}
             self.draft.write(pa.table({"relation": pa.array(relations), **columns}), "optimizer/relations.parquet")
 
+    def untrained(self, name: str, rows: Array) -> None:
+        """Write the rows of a table whose vectors no training has moved, int64 `[n]`; no file where there is none."""
+        if len(rows):
+            self.draft.write(pa.table({"row": pa.array(rows, pa.int64())}), f"untrained/{name}/part-00000.parquet")
+
     def relations(self, model_config: TwhinModelConfig, rows: dict[str, torch.Tensor]) -> None:
         """Write each relation's operator parameters `[P]`."""
         table = {
@@ -230,6 +235,13 @@ class ModelTables:
         table = self.store.read_part(self.manifest, "optimizer/relations")
         states = [name for name in table.column_names if name != "relation"]
         return {state: parameters_of(table.select(["relation", state]).rename_columns(NAMES)) for state in states}
+
+    def untrained(self, name: str) -> Array:
+        """Return the rows of a table whose vectors no training has moved, int64 `[n]`."""
+        part = f"untrained/{name}/part-00000"
+        if part not in self.store.part_files(self.manifest):
+            return np.zeros(0, np.int64)
+        return self.store.read_part(self.manifest, part).column("row").to_numpy()
 
     def rows(self, name: str) -> int:
         """Return the rows of a table (its vocabulary may have fewer)."""

@@ -96,6 +96,7 @@ def as_dict(
     model = store.manifest("twhin_model", snapshot).details
     evaluation = store.manifest("evaluation", snapshot)
     entity, ids = chosen(config, store, snapshot, examples)
+    present, departed = entities(config, store, snapshot)
     tables = [*config.model.table_names, "relations"]
     vectors = {name: store.manifest(f"embeddings/{name}", snapshot) for name in tables}
     return {
@@ -109,7 +110,8 @@ def as_dict(
         "edges_rejected": store.manifest("raw_edges_rejected", snapshot).rows,
         "duplicates_merged": edges.details.get("duplicates_merged", 0),
         "relations": config.model.relation_names,
-        "entities": {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in config.model.table_names},
+        "entities": present,
+        "departed": {name: count for name, count in departed.items() if count},
         "training": {key: model[key] for key in (*TRAINING_FIGURES, *OPTIONAL_FIGURES) if key in model},
         "metrics": store.read("evaluation", snapshot).to_pylist(),
         "warnings": evaluation.details.get("warnings", []),
@@ -182,12 +184,25 @@ def facts(config: TwhinConfig, store: Store, snapshot: str) -> list[tuple[str, s
     merged = edges.details.get("duplicates_merged", 0)
     lines = [("edges", f"{edges.rows:,} of {len(config.model.relations)} relations ({rejected:,} rejected, "
              f"{merged:,} duplicates merged)")]  # fmt: skip
-    vocabularies = {name: store.manifest(f"vocabulary/{name}", snapshot).rows for name in config.model.table_names}
-    kinds = ", ".join(f"{name} {rows:,}" for name, rows in vocabularies.items())
-    lines.append(("entities", f"{sum(vocabularies.values()):,} ({kinds})"))
+    present, departed = entities(config, store, snapshot)
+    text = _by_type(present)
+    if any(departed.values()):
+        text += f"; without an edge in this snapshot: {_by_type({k: n for k, n in departed.items() if n})}"
+    lines.append(("entities", text))
     model = store.manifest("twhin_model", snapshot).details
     lines.append(("training", training_text(model)))
     return lines
+
+
+def entities(config: TwhinConfig, store: Store, snapshot: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Count, by entity type, the ids with an edge in the snapshot, and the departed ones, evicted ones among them."""
+    vocabularies = {name: store.manifest(f"vocabulary/{name}", snapshot) for name in config.model.table_names}
+    departed = {name: int(one.details.get("departed", 0)) for name, one in vocabularies.items()}
+    return {name: one.rows - departed[name] for name, one in vocabularies.items()}, departed
+
+
+def _by_type(counts: Mapping[str, int]) -> str:
+    return f"{sum(counts.values()):,} ({', '.join(f'{name} {count:,}' for name, count in counts.items())})"
 
 
 def training_text(details: dict[str, Any]) -> str:

@@ -134,7 +134,7 @@ DRIFT_BARS = (
     ("neighbors@10", "same neighbors"),
     ("consumer_auc", "consumer AUC, old vectors"),
     ("consumer_auc_new", "new vectors"),
-    ("consumer_auc_mapped", "new vectors, mapped"),
+    ("consumer_auc_mapped", "mapped vectors"),
 )
 """What the picture of drift shows of an entity type: metric and label."""
 DRIFT_TYPES = 3
@@ -143,6 +143,8 @@ DRIFT_TYPES = 3
 def drift(types: Sequence[Mapping[str, Any]]) -> str:
     """Draw bars from 0 to 1 (the whole width) for each of `DRIFT_BARS`, one for each of the largest entity types.
 
+    Behind the label are the bars' values, in the order of the bars.
+
     Args:
         types: By entity type `name`, `kept` and the metrics that were measured.
     """
@@ -150,7 +152,8 @@ def drift(types: Sequence[Mapping[str, Any]]) -> str:
     drawn = ""
     for place, (metric, label) in enumerate(DRIFT_BARS):
         if any(row.get(metric) is not None for row in largest):
-            drawn += f"<text y='{11 * place + 4}'>{label}</text>"
+            values = " ".join(_decimal(row.get(metric)) for row in largest)
+            drawn += f"<text y='{11 * place + 4}'>{label} {values}</text>"
     for number, (row, colour) in enumerate(zip(largest, COLOURS, strict=False)):
         measured = [(place, row[metric]) for place, (metric, _) in enumerate(DRIFT_BARS) if row.get(metric) is not None]
         lines = "".join(
@@ -159,7 +162,12 @@ def drift(types: Sequence[Mapping[str, Any]]) -> str:
         )
         drawn += f"<path d='{lines}' stroke='{colour}'/>"
         drawn += f"<text x='{number * WIDTH // DRIFT_TYPES}' y='59' fill='{colour}'>{_short(row['name'])}</text>"
-    return _svg(f"<g font-size='4' stroke-width='1.5'>{drawn}</g>")
+    return _svg(f"<g stroke-width='1.5'>{drawn}</g>", 4)
+
+
+def _decimal(value: float | None) -> str:
+    """Return a figure of two decimals, without the 0 before them."""
+    return "–" if value is None else f"{float(value):.2f}".replace("0.", ".", 1).replace("1.00", "1")
 
 
 def _short(name: str) -> str:
@@ -170,6 +178,6 @@ def _short(name: str) -> str:
     return escape(name)
 
 
-def _svg(inner: str) -> str:
+def _svg(inner: str, letters: int = 5) -> str:
     size = f"width='{4 * WIDTH}' height='{4 * HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}'"
-    return f"<svg xmlns='http://www.w3.org/2000/svg' {size} font-size='5'>{inner}</svg>"
+    return f"<svg xmlns='http://www.w3.org/2000/svg' {size} font-size='{letters}'>{inner}</svg>"

@@ -1,5 +1,5 @@
 -- The model is not below the baselines in `evaluation.must_beat` (less the tolerance), over all relations and in each relation with enough test edges to tell.
--- Finding: the model is below a baseline of evaluation.must_beat in {n} figures
+-- Finding: the model is below a baseline of evaluation.must_beat in {n} [figure|figures]
 WITH figures AS (
     SELECT e.relation, e.side, e.metric, b.baseline,
         CASE b.baseline WHEN 'popularity' THEN e.value ELSE e.compared END AS model_value,
@@ -18,11 +18,14 @@ WITH figures AS (
         END
 )
 SELECT relation, metric, baseline, model_value, baseline_value, edges,
-    coalesce(model_value >= baseline_value * (1 - getvariable('must_beat_tolerance')), false) AS ok
+    coalesce(model_value >= baseline_value * (1 - getvariable('must_beat_tolerance')), false) AS ok,
+    format('{} of {}: {}, {} {}', metric, CASE relation WHEN 'all' THEN 'all relations' ELSE relation END,
+           coalesce(format('{:.4f}', model_value), 'not measured'), baseline,
+           coalesce(format('{:.4f}', baseline_value), 'not measured')) AS problem
 FROM figures
 WHERE relation = 'all' OR edges >= getvariable('least_edges')
 UNION ALL
-SELECT 'all', getvariable('chief_metric'), baseline, NULL, NULL, 0, false
+SELECT 'all', getvariable('chief_metric'), baseline, NULL, NULL, 0, false, 'nothing was measured'
 FROM must_beat
 WHERE NOT EXISTS (SELECT 1 FROM figures WHERE relation = 'all')
 ORDER BY ok, relation, baseline

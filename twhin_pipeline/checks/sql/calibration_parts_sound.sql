@@ -1,5 +1,5 @@
 -- What is said of a calibration holds shares: thresholds, of which a lower one reaches no fewer edges, and bins of reliability, none of them empty.
--- Finding: {n} thresholds or bins are not sound
+-- Finding: {n} [threshold or bin is|thresholds or bins are] not sound
 SELECT 'thresholds' AS part, relation, probability AS predicted, precision AS observed, recall, edges AS pairs
 FROM (
     SELECT *, lag(recall) OVER higher AS reached, lag(edges) OVER higher AS counted

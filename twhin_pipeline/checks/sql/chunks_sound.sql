@@ -1,5 +1,5 @@
 -- A chunk has one relation, at most `negatives.chunk_size` edges, all in a row; chunks are numbered from 0.
--- Finding: {n} chunks mix relations, are too large, not in a row, or numbered with gaps
+-- Finding: {n} [chunk mixes|chunks mix] relations, [is|are] too large, not in a row, or numbered with gaps
 WITH part AS (
     SELECT chunk, rel, filename, count(*) AS edges, max(position) + 1 AS span FROM chunks GROUP BY chunk, rel, filename
 ),

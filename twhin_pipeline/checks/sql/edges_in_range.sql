@@ -1,5 +1,5 @@
 -- Both ends of an edge are rows of their relation's entity types, and its weight is finite and not negative.
--- Finding: {n} edges have an end outside its table, or a weight that is negative or not finite
+-- Finding: {n} [edge has|edges have] an end outside its table, or a weight that is negative or not finite
 SELECT c.chunk, c.position, c.rel, r.name AS relation, c.lhs, l.size AS lhs_entities, c.rhs, t.size AS rhs_entities,
        c.weight
 FROM chunks c

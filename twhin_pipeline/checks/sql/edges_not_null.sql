@@ -1,5 +1,5 @@
 -- No edge has a null or empty end, a null relation, or a weight that is not a finite number above or equal to 0.
--- Finding: {n} edges have a null or empty end, a null relation, or a weight that is negative or not finite
+-- Finding: {n} [edge has|edges have] a null or empty end, a null relation, or a weight that is negative or not finite
 SELECT lhs, rel, rhs, weight
 FROM raw_edges
 WHERE lhs IS NULL OR rel IS NULL OR rhs IS NULL

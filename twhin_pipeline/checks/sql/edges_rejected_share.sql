@@ -1,6 +1,6 @@
 -- Of each source at most `max_rejected_share` of the rows could not be edges; a failure shows the rejected rows, those
 -- of the most frequent reason first, with the column to blame and its value.
--- Finding: {n} rows were rejected, more than max_rejected_share of a source's
+-- Finding: {n} [row was|rows were] rejected, more than max_rejected_share of a source's
 WITH counted AS (
     SELECT source, reason, "column", count(*) AS rows FROM raw_edges_rejected GROUP BY ALL
 ),

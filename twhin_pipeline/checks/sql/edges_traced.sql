@@ -1,5 +1,5 @@
 -- An edge of each chunk (of 10,000 of them, where there are more), traced back by the vocabularies, is a raw edge.
--- Finding: {n} edges of the sample are no raw edges
+-- Finding: {n} [edge of the sample is no raw edge|edges of the sample are no raw edges]
 WITH one AS (
     SELECT chunk, rel, lhs, rhs FROM chunks WHERE position = 0 ORDER BY hash(chunk), chunk LIMIT 10_000
 ),

@@ -1,5 +1,5 @@
 -- No edge is there twice: duplicates were merged.
--- Finding: {n} edges are there more than once
+-- Finding: {n} [edge is|edges are] there more than once
 WITH suspect AS MATERIALIZED (
     -- Equal edges have equal hashes; edges of a hash that comes once need no comparison.
     SELECT hash(lhs, rel, rhs) AS number FROM raw_edges GROUP BY number HAVING count(*) > 1

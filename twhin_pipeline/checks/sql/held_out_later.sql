@@ -1,5 +1,5 @@
 -- Where the split goes by time, no edge is trained on that is new after an edge that is held out (10,000 are looked at).
--- Finding: {n} edges that are trained on are new after an edge that is held out
+-- Finding: {n} [edge that is trained on is|edges that are trained on are] new after an edge that is held out
 WITH one AS (
     SELECT chunk, rel, lhs, rhs FROM chunks
     WHERE position = 0 AND getvariable('by_time')

@@ -1,5 +1,5 @@
 -- Every entity of a held-out edge has a training edge (a warning: its vector cannot be better than chance).
--- Finding: {n} entities of held-out edges have no training edge
+-- Finding: {n} [entity|entities] of held-out edges [has|have] no training edge
 WITH tested AS MATERIALIZED (
     SELECT r.name AS relation, r.lhs AS entity, c.lhs AS row FROM chunks c JOIN relation r ON c.rel = r.rel
     UNION ALL

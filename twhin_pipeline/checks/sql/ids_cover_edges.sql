@@ -1,5 +1,5 @@
 -- Every entity with at least `vocabulary.min_count` edges has a row.
--- Finding: {n} entities with enough edges have no row
+-- Finding: {n} [entity|entities] with enough edges [has|have] no row
 WITH seen AS (
     SELECT r.lhs AS entity, CAST(e.lhs AS VARCHAR) AS id FROM raw_edges e JOIN relation r ON e.rel = r.name
     UNION ALL

@@ -1,5 +1,5 @@
 -- An id has one row, and a row one id.
--- Finding: {n} ids or rows are there more than once
+-- Finding: {n} [id or row is|ids or rows are] there more than once
 SELECT entity, 'id' AS twice, id AS value, count(*) AS times
 FROM vocabulary GROUP BY entity, id HAVING count(*) > 1
 UNION ALL

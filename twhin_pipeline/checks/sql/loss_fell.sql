@@ -7,5 +7,6 @@ WITH numbered AS (
 SELECT avg(loss) FILTER (i <= greatest(1, n // 10)) AS first_losses,
        avg(loss) FILTER (i > n - greatest(1, n // 10)) AS last_losses,
        coalesce(max(n) = 1 OR getvariable('warm') OR avg(loss) FILTER (i > n - greatest(1, n // 10))
-                              < avg(loss) FILTER (i <= greatest(1, n // 10)), false) AS ok
+                              < avg(loss) FILTER (i <= greatest(1, n // 10)), false)  AS ok,
+       format('{:.4f}, then {:.4f}', first_losses, last_losses) AS problem
 FROM numbered

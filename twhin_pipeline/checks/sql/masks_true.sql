@@ -1,6 +1,6 @@
 -- Every masked pair is a true edge, so that no negative is lost, and stands at the first position of its kept entity
 -- (of large sets an even sample of pools). With `negatives.mask: own` it is an edge of the chunk.
--- Finding: {n} masked pairs are no true edge, or not at the first position of their kept entity
+-- Finding: {n} masked [pair is|pairs are] no true edge, or not at the first position of [its|their] kept entity
 WITH pool AS MATERIALIZED (
     SELECT n.epoch, n.chunk, n.side, least(getvariable('in_batch'), c.edges) AS in_batch, c.edges, n.row,
            n.mask_position, n.mask_candidate

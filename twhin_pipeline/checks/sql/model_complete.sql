@@ -1,5 +1,5 @@
 -- Training reported its results, and every table and relation was written whole.
--- Finding: {n} tables or relations of the model are missing or incomplete
+-- Finding: {n} [table or relation|tables or relations] of the model [is|are] missing or incomplete
 SELECT 'missing in the report: ' || wanted.key AS problem
 FROM (SELECT unnest(['final_loss', 'steps', 'edges_per_second', 'world_size']) AS key) wanted
 ANTI JOIN detail d ON wanted.key = d.key AND d.value IS NOT NULL

@@ -1,6 +1,6 @@
 -- Every epoch, every chunk and every side that the chunk's relation corrupts has exactly one pool of `global_negatives`
 -- candidates, and no other side has one.
--- Finding: {n} pools are missing, there twice, of a wrong size, or for a side that is not corrupted
+-- Finding: {n} [pool is|pools are] missing, there twice, of a wrong size, or for a side that is not corrupted
 WITH wanted AS (
     SELECT epoch.range AS epoch, c.chunk, unnest(r.sides) AS side
     FROM range(getvariable('epochs')) epoch, chunk_size c JOIN relation r ON c.rel = r.rel

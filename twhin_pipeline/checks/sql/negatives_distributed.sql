@@ -1,6 +1,6 @@
 -- The uniform and the degree^alpha part of the pools are drawn as asked: by entity type, in ten bins of degree, within
 -- five standard deviations.
--- Finding: {n} bins of degree have more or fewer negatives than chance explains
+-- Finding: {n} [bin|bins] of degree [has|have] more or fewer negatives than chance explains
 WITH degree AS (
     SELECT entity, row, count(*) AS degree FROM (
         SELECT r.lhs AS entity, p.lhs AS row FROM positives p JOIN relation r ON p.rel = r.rel
@@ -45,6 +45,7 @@ compared AS (
     LEFT JOIN observed o ON t.entity = o.entity AND t.part = o.part AND b.bin = o.bin
 )
 SELECT entity, part, bin AS degree_bin, observed, round(draws * share, 1) AS expected,
+       format('bin {} of {}, {}: {:,}, expected {:,}', bin, entity, part, observed, round(draws * share)::BIGINT) AS problem,
        abs(observed - draws * share) <= 5 * sqrt(draws * share * (1 - share)) + 1 AS ok
 FROM compared
 ORDER BY entity, part, bin

@@ -1,7 +1,7 @@
 -- Each candidate's log_q is the log of its expected number in the list [window | pool]: of uniform draws, of draws by
 -- degree^alpha, and of the window, which has its share of the relation's edges (of large sets an even sample of pools);
 -- null where `loss.log_q` is off.
--- Finding: {n} candidates have a log_q that is not their expected number's
+-- Finding: {n} [candidate has|candidates have] a log_q that is not that of [its|their] expected number
 WITH degree AS (
     SELECT entity, row, power(count(*), getvariable('alpha')) AS mass FROM (
         SELECT r.lhs AS entity, p.lhs AS row FROM positives p JOIN relation r ON p.rel = r.rel

@@ -1,6 +1,6 @@
 -- No unmasked negative of any edge is a true edge, in-batch candidates included (of large sets an even sample of
 -- pools). With `negatives.mask: own` true edges are those of the chunk.
--- Finding: {n} negatives are true edges, and not masked
+-- Finding: {n} [negative is a true edge|negatives are true edges], and not masked
 WITH pool AS MATERIALIZED (
     SELECT n.epoch, n.chunk, n.side, c.rel, least(getvariable('in_batch'), c.edges) AS in_batch, c.edges, n.row,
            n.mask_position, n.mask_candidate

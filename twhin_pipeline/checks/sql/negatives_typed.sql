@@ -1,6 +1,6 @@
 -- Every candidate of a pool is a row of the entity type that its relation has on that side, of an id with an edge in the
 -- snapshot.
--- Finding: {n} pools have negatives that are no row of their relation's entity type, or whose id has no edge
+-- Finding: {n} [pool has|pools have] negatives that are no row of their relation's entity type, or whose id has no edge
 WITH departed AS (
     SELECT entity, row FROM vocabulary QUALIFY degree = 0 AND max(degree) OVER (PARTITION BY entity) > 0
 ),

@@ -7,6 +7,7 @@ WITH sample AS (
     QUALIFY i <= 500
 )
 SELECT a.entity, count(*) AS pairs, avg(list_cosine_similarity(a.embedding, b.embedding)) AS mean_cosine,
+       format('{}: mean cosine {:.3f}', a.entity, mean_cosine) AS problem,
        avg(list_cosine_similarity(a.embedding, b.embedding)) < 0.95 AS ok
 FROM sample a JOIN sample b ON a.entity = b.entity AND a.i < b.i AND b.i - a.i <= 10
 GROUP BY a.entity
