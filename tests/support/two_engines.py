@@ -17,6 +17,8 @@ from twhin_pipeline.store import Store
 ON_SPARK = {"name": "spark", "master": "local[2]"}
 SMALL = {"global_negatives": 12, "in_batch_negatives": 6}
 COLUMNS = ("lhs", "rel", "rhs", "w", "t", "s")
+EMBEDDED = ("log_state", "log_rows")
+"""Details of an event log that only the embedded engine keeps: they cost another pass over it."""
 Row = tuple[Any, ...]
 
 
@@ -77,7 +79,8 @@ class Both:
             first, second = (store.manifest(table, snapshot) for store in self.stores)
             assert first.settings == second.settings, table
             assert first.schema == second.schema, table
-            assert {key: second.details[key] for key in first.details} == first.details, table
+            expected = {key: value for key, value in first.details.items() if key not in EMBEDDED}
+            assert {key: second.details[key] for key in expected} == expected, table
             assert first.parents.keys() == second.parents.keys(), table
 
 
