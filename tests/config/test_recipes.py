@@ -50,6 +50,44 @@ def test_relations_within_one_type_get_the_recipe_of_graphs() -> None:
     assert recipe.config.training.selection_metric == "filtered_mrr"
 
 
+def follows(**sections: Any) -> TwhinConfig:
+    """Users who follow users."""
+    model = {
+        "embeddings": {"tables": [{"name": "user"}]},
+        "relations": [{"name": "follows", "lhs": "user", "rhs": "user"}],
+        **sections.pop("model", {}),
+    }
+    return parse_config({"source": {"path": "edges.csv"}, "model": model, **sections})
+
+
+FOLLOWS = Counts({"follows": 119_670}, {"user": 8_000})
+
+
+def test_one_relation_within_a_type_gets_a_popularity_for_each_side_and_is_judged_by_both() -> None:
+    recipe = recipes.apply(follows(), FOLLOWS)
+    assert recipe.name == "interactions"
+    model, training = recipe.config.model, recipe.config.training
+    assert (model.reciprocal, model.operator_init, model.embedding_dim) == (True, "identity", 64)
+    assert [relation.operator for relation in model.relations] == ["translation"]
+    # The operators have the popularity, so only the entities' vectors are held down.
+    assert (model.regularization.norm, model.regularization.entities, model.regularization.operators) == ("l2", 0.02, 0)
+    assert (training.selection_metric, training.num_epochs) == ("filtered_mrr", 30)
+    assert "one relation says who is near whom" in recipe.reason
+    (reason,) = (value.reason for value in recipe.values if value.path == "model.reciprocal")
+    assert "popular as a tail and not as a head" in reason
+
+
+def test_a_single_relation_within_a_type_is_not_bound_to_its_recipe() -> None:
+    assert recipes.apply(follows(recipe="graph"), FOLLOWS).config.model.relations[0].operator == "complex_diagonal"
+    assert not recipes.apply(follows(model={"reciprocal": False}), FOLLOWS).config.model.reciprocal
+
+
+def test_users_with_items_keep_one_operator_a_relation_and_are_judged_by_tails() -> None:
+    recipe = recipes.apply(shop(), SHOP)
+    assert not recipe.config.model.reciprocal
+    assert recipe.config.training.selection_metric == "recall@20"
+
+
 def test_a_named_recipe_is_taken_whatever_the_counts() -> None:
     assert recipes.apply(shop(recipe="graph"), SHOP).name == "graph"
 

@@ -23,7 +23,7 @@ from twhin_pipeline.training import launch
 
 SNAPSHOT = "2025-01-01"
 SHOP = Counts({"view": 80_000}, {"user": 3_000, "product": 2_000})
-SOCIAL = Counts({"follows": 50_000}, {"user": 5_000})
+SOCIAL = Counts({"follows": 40_000, "blocks": 10_000}, {"user": 5_000})
 
 
 def shop(**sections: Any) -> Any:
@@ -45,7 +45,7 @@ def social() -> Any:
             "source": {"path": "unused.parquet"},
             "model": {
                 "embeddings": {"tables": [{"name": "user"}]},
-                "relations": [{"name": "follows", "lhs": "user", "rhs": "user"}],
+                "relations": [{"name": name, "lhs": "user", "rhs": "user"} for name in ("follows", "blocks")],
             },
         }
     )

@@ -146,6 +146,8 @@ def _name_of(config: TwhinConfig, counts: Counts) -> tuple[str, str]:
     )
     if config.recipe != AUTO:
         return config.recipe, f"the configuration says so ({result})"
+    if same >= 0.5 and len(relations) == 1:
+        return INTERACTIONS, f"the graph has {result}, and one relation says who is near whom and who is popular"
     return (GRAPH if same >= 0.5 else INTERACTIONS), f"the graph has {result}"
 
 
@@ -248,13 +250,22 @@ NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "tr
 
 
 def _interactions(v: _Values) -> None:
-    """Users and what they do with items: compared by a product, in which popularity counts by a vector's length.
+    """Users and what they do with items, or one relation within a type, such as who follows whom.
 
-    Trained by RMSprop with a rate that decays to 0 (`sections/optimizer.py`), against a pool of uniform negatives whose
-    scores `log_q` turns into an estimate of the softmax over all (Bengio and Senécal, 2008), with dropout and a penalty
-    on the vectors, since most entities have few edges.
+    Compared by a product, in which popularity counts by a vector's length. Trained by RMSprop with a rate that decays
+    to 0 (`sections/optimizer.py`), against a pool of uniform negatives whose scores `log_q` turns into an estimate of
+    the softmax over all (Bengio and Senécal, 2008), with dropout and a penalty on the vectors, since most entities have
+    few edges.
+
+    Within a type a head is popular in another way than a tail: reciprocal translations `r`, `r'` score a tail by
+    `h·t + r·t` and a head by `t·h + r'·h`, a symmetric product and a popularity for each side, and as they are not
+    penalized, the penalty takes nothing of it. ComplEx of one relation has no such term, and its operator grows in
+    place of the penalized vectors (docs/quality.md).
     """
     comparator = _scorer(v, dim=64)
+    within = all(item["lhs"] == item["rhs"] for item in v.data["model"]["relations"])
+    if within:
+        v.choose("model.reciprocal", True, "an entity may be popular as a tail and not as a head, or the reverse")
     _loss(v)
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
     # As measured on the shop log, where masks, more dropout and less of `follows` each help. On Gowalla too few epochs
@@ -272,15 +283,16 @@ def _interactions(v: _Values) -> None:
         v.choose("model.embedding_dropout", 0.1, "vectors of few edges overfit")
     else:
         v.choose("model.embedding_dropout", 0.5 if small else 0.3, f"vectors of few edges overfit; {why}")
-        l2 = 0.05 if small else 0.1
+        l2 = 0.02 if within else 0.05 if small else 0.1
         _penalty(v, "l2", l2, l2 if v.alike() else 0.0, "relations that join the same types differ by few edges")
     rate = 0.004 if comparator == "cosine" else 0.01
     _optimizers(v, rate=rate, rows_rate=0.1, algorithm="rmsprop")
-    _loop(v, metric="recall@20", most_epochs=MOST_EPOCHS, batch=_power_of_two(v.counts.total / 400, 1_000, 8_000))
+    metric = "filtered_mrr" if within else "recall@20"
+    _loop(v, metric=metric, most_epochs=MOST_EPOCHS, batch=_power_of_two(v.counts.total / 400, 1_000, 8_000))
 
 
 def _graph(v: _Values) -> None:
-    """Relations within an entity type: ComplEx with reciprocal relations and the N3 penalty (Lacroix et al., 2018).
+    """Several relations within an entity type: ComplEx, reciprocal, with the N3 penalty (Lacroix et al., 2018).
 
     Heads and tails are different questions there, and a relation may be symmetric, inverse to another, or neither.
     Penalty and dropout fall with the mean degree, as they do between the configurations tuned for WN18RR (degree 4),

@@ -60,9 +60,10 @@ class TwhinConfig(Section):
 
     recipe: Literal["auto", "interactions", "graph", "none"] = "auto"
     """Where fields that are left out get their values from. `auto`: from a recipe, chosen by the graph's schema and
-    counts once its edges are ingested. `interactions` (users and items: relations between different types) and `graph`
-    (relations among entities of one type) name the recipe. `none`: the defaults on this page. A value in the file or
-    given by `--set` always wins. Without a source, as in the published system, there is no recipe."""
+    counts once its edges are ingested. `interactions` (users and items: relations between different types; or who
+    follows whom, if that is all) and `graph` (several relations among entities of one type) name the recipe. `none`:
+    the defaults on this page. A value in the file or given by `--set` always wins. Without a source, as in the
+    published system, there is no recipe."""
     model: TwhinModelConfig
     """Tables, relations and the scorer."""
     runtime: RuntimeConfig = RuntimeConfig()

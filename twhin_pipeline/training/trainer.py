@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 
 from twhin_pipeline.config import TwhinConfig
@@ -84,6 +85,8 @@ class Trainer:
         """Steps that the optimizers' state had seen when the tables started from an earlier model."""
         self.anchors: dict[str, Anchor] = {}
         """What holds the known ids of tables with `pull` or `freeze`."""
+        self.untrained: dict[str, np.ndarray[Any, Any]] = {}
+        """By entity type, on rank 0, the rows that keep the vectors that were drawn for them."""
         self.validator: Validator | None = None
 
         tables = UnshardedTables(config.model, table_sizes(config, store, snapshot), ranks.device)
@@ -193,6 +196,8 @@ class Trainer:
             self.config, self.store, self.snapshot, self.started_from, self.reporter.milestone
         )
         unwrapped(self.sharded).anchors = self.anchors
+        if self.ranks.rank == 0:
+            self.untrained = self._untrained_rows()
         self.validator = self._open_validation()
         self.ranks.barrier()  # a rank may read the rows that another has filled (shared_tables)
         if self.ranks.rank == 0:
@@ -215,6 +220,14 @@ class Trainer:
             f"of {self.dataset.steps_per_epoch:,} steps, to step {self.total:,}, {self.ranks.world_size} process(es) "
             f"on {self.ranks.device.type}; ready in {time.monotonic() - self.started:.1f} s"
         )
+
+    def _untrained_rows(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return `warm_start.untrained_rows` while the earlier model is there; that of a resumed run may be gone."""
+        try:
+            return warm_start.untrained_rows(self.config, self.store, self.snapshot, self.started_from)
+        except UserError as error:
+            self.reporter.milestone(f"departed ids count as trained, as the earlier model is gone: {error}")
+            return {}
 
     def _open_validation(self) -> Validator | None:
         """Open the validation set, without edges that a model was trained on which this one started from."""
@@ -451,8 +464,7 @@ class Trainer:
             if carried:
                 writer.operator_states(self.config.model.relation_names, state.operator_rows())
                 details["optimizer"] = state.as_details(self.steps_before + details["chosen_step"])
-            untrained = warm_start.untrained_rows(self.config, self.store, self.snapshot, self.started_from)
-            for table, rows in untrained.items():
+            for table, rows in self.untrained.items():
                 writer.untrained(table, rows)
             writer.relations(self.config.model, unwrapped(self.sharded).scorer.state_rows())
             writer.records("losses", progress.losses, LOSSES_SCHEMA)
