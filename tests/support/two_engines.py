@@ -17,6 +17,8 @@ from twhin_pipeline.store import Store
 ON_SPARK = {"name": "spark", "master": "local[2]"}
 SMALL = {"global_negatives": 12, "in_batch_negatives": 6}
 COLUMNS = ("lhs", "rel", "rhs", "w", "t", "s")
+EMBEDDED = ("log_state", "log_rows")
+"""Details of an event log that only the embedded engine keeps: they cost another pass over it."""
 Row = tuple[Any, ...]
 
 
@@ -43,9 +45,6 @@ BAD: list[Row] = [
     ("u3", "fav", "ï6", 2.0, None, "train"),
 ]
 """No edges, but for the last one, whose time is unknown: no id, an empty one, no relation, a weight, after the day."""
-
-EMBEDDED = {"log_state", "log_rows"}
-"""Details of the embedded engine alone: one machine does not read once more what Spark has read."""
 
 
 class Both:
@@ -80,8 +79,8 @@ class Both:
             first, second = (store.manifest(table, snapshot) for store in self.stores)
             assert first.settings == second.settings, table
             assert first.schema == second.schema, table
-            told = {key: value for key, value in first.details.items() if key not in EMBEDDED}
-            assert {key: second.details[key] for key in told} == told, table
+            expected = {key: value for key, value in first.details.items() if key not in EMBEDDED}
+            assert {key: second.details[key] for key in expected} == expected, table
             assert first.parents.keys() == second.parents.keys(), table
 
 

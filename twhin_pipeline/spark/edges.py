@@ -45,8 +45,8 @@ def ingest(config: TwhinConfig, store: Store, snapshot: str) -> Manifest:
     """Write `raw_edges` and `raw_edges_rejected` of a snapshot, and return the manifest of `raw_edges`.
 
     Edges, their order, rejected rows and details are those of `graph.raw_edges.ingest`, but for these: the table has as
-    many files as tasks wrote, it has no `_numbers/` beside it, and a rejected row of a table of Delta Lake or Iceberg
-    names the data file, and its row there.
+    many files as tasks wrote, it has no `_numbers/` beside it and no `log_state` and `log_rows` in its details, and a
+    rejected row of a table of Delta Lake or Iceberg names the data file, and its row there.
 
     Raises:
         UserError: As `graph.raw_edges.ingest` does.
