@@ -61,6 +61,21 @@ def test_a_field_of_another_stage_refuses_nothing(folder, other):
     one(folder, "sample", **other)
 
 
+@pytest.mark.parametrize("limit", ["max_rejected_share", "min_kept_share", "max_growth", "max_top_gain"])
+def test_another_limit_of_a_check_refuses_no_edges(folder, limit):
+    run(folder, until="ingest", source={limit: 1})
+    one(folder, "vocabulary")
+
+
+def test_a_limit_that_an_earlier_version_did_not_have_refuses_no_edges(folder):
+    config = make_config(folder / "e.parquet", recipe="none")
+    values = stage_settings.settings(config, "ingest")
+    del values["source.max_top_gain"]
+    with store_at(folder).replace("raw_edges", SNAPSHOT, config_hash="c", settings=values):
+        pass
+    _refuse_other_settings(Run(config, "unused", [], store_at(folder), SNAPSHOT), ["raw_edges"])
+
+
 def test_relations_in_another_order_are_refused(folder):
     """Edges of the training set name their relation by its position."""
     run(folder, until="sample")

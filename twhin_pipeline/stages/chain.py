@@ -331,6 +331,7 @@ _COMPARED = {
 def _refuse_other_settings(run: Run, reads: Sequence[str]) -> None:
     """Refuse a table that was made under other values than the configuration has now of the fields that it was made by.
 
+    Limits of checks do not count: they say whether a table is good, not what is in it.
     Of a model only what says how an edge is scored is compared (`stage_settings.SCORING`): how it was trained is no
     matter to who reads it, and the recipe's optimizer depends on the number of ranks.
 
@@ -346,6 +347,7 @@ def _refuse_other_settings(run: Run, reads: Sequence[str]) -> None:
             continue
         fields = stage_settings.differences(manifest.settings, stage_settings.settings(run.config, stage))
         fields.pop("negatives.epochs", None)  # training that runs longer uses them again
+        fields = {path: values for path, values in fields.items() if not stage_settings.LIMITS.fullmatch(path)}
         if stage == "train":
             fields = {path: values for path, values in fields.items() if stage_settings.SCORING.fullmatch(path)}
         if fields:
