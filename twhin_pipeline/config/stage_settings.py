@@ -35,7 +35,7 @@ SCORING = re.compile(
 SNAPSHOTS = re.compile(r"(source|sources\.[^.]+)\.snapshots\b")
 """Paths of the fields that list snapshots; tables that an earlier version made have them among their settings."""
 LIMITS = re.compile(r"(source|sources\.[^.]+)\.(max_rejected_share|min_kept_share|max_growth|max_top_gain)")
-"""Paths of the fields that checks of `raw_edges` judge by: another limit makes no other table, but it is judged anew."""
+"""Paths of the fields that checks of `raw_edges` judge by: another limit makes no other table; it is judged anew."""
 
 ADDED: dict[str, Any] = {
     "time_unit": "s",
