@@ -40,6 +40,7 @@ EXTRA_OF = {
     "deltalake": "delta",
     "pyiceberg": "iceberg",
     "pyspark": "spark",
+    "py4j": "spark",
     "s3fs": "s3",
 }
 """The extra that brings a package, by the name it is imported by."""

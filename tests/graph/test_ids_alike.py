@@ -33,8 +33,13 @@ def test_ids_that_are_alike_are_counted_and_shown(tmp_path):
     result = checks.run("ids_alike", config, store, SNAPSHOT, "vocabulary/item")
     assert result.offending is not None
     assert result.offending.to_pylist() == [
-        {"entity": "item", "ids": 3, "first_ids": [" x", "X ", "x"]},
-        {"entity": "item", "ids": 2, "first_ids": [DECOMPOSED, COMPOSED]},
+        {"entity": "item", "ids": 3, "first_ids": [" x", "X ", "x"], "problem": "item: ' x', 'X ', 'x'"},
+        {
+            "entity": "item",
+            "ids": 2,
+            "first_ids": [DECOMPOSED, COMPOSED],
+            "problem": f"item: '{DECOMPOSED}', '{COMPOSED}'",
+        },
     ]
     assert checks.run("ids_alike", config, store, SNAPSHOT, "vocabulary/user").passed
     assert not checks.CHECKS["ids_alike"].blocking
