@@ -95,8 +95,10 @@ def take_note(instance: dg.DagsterInstance, config: TwhinConfig, store: Store, k
         ended = datetime.fromtimestamp(record.end_time or record.update_timestamp.timestamp(), UTC)
         inputs = run.tags.get(INPUTS) or nights.inputs(config, night.snapshot)
         outcome, reason = how_it_ended(instance, run)
+        since = datetime.fromtimestamp(record.start_time or record.create_timestamp.timestamp(), UTC)
         # Of a run that someone started by hand, the log is taken for what it is now.
-        log = nights.log_of(config, night.snapshot, run.tags.get(LOG) or nights.log_state(config, night.snapshot))
+        began = run.tags.get(LOG) or nights.log_state(config, night.snapshot)
+        log = nights.log_of(config, store, night.snapshot, since, began)
         attempt = Attempt(ended.isoformat(timespec="seconds"), outcome, reason, inputs, run.run_id, log)
         nights.note(store, night.snapshot, attempt)
         news = True

@@ -13,6 +13,7 @@ from edge_files import make_config, store_at, write
 
 from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.errors import UnavailableError, UserError
+from twhin_pipeline.graph import raw_edges
 from twhin_pipeline.lifecycle import nights
 from twhin_pipeline.lifecycle.nights import PAUSE, TRIES, Attempt, Night
 from twhin_pipeline.store import Store, releases
@@ -150,6 +151,17 @@ def test_a_log_that_changed_while_its_day_ran_frees_the_day(store, tmp_path):
         log_of(tmp_path, [FIRST, LATE])
         raise UserError("no")
     assert statuses(config, store)[0] == "not run"
+
+
+@pytest.mark.parametrize(("row", "status"), [(LATE, "held"), (("b", "fav", "y", "2025-01-01"), "not run")])
+def test_of_a_log_that_changed_while_its_day_ran_the_rows_count_that_the_run_has_read(store, tmp_path, row, status):
+    """A log that is always being written would else have each held day run again and again."""
+    config = log_of(tmp_path, [FIRST])
+    with suppress(UserError), nights.noted(config, store, A):
+        raw_edges.ingest(config, store, A)
+        log_of(tmp_path, [FIRST, row])
+        raise UserError("no")
+    assert statuses(config, store)[0] == status
 
 
 def test_a_log_that_could_not_be_read_frees_its_day_once_it_can(store, tmp_path):

@@ -167,7 +167,7 @@ def noted(config: TwhinConfig, store: Store, snapshot: str) -> Iterator[None]:
     """Keep how the run inside ended, where it did not come to its end; a run that someone stopped is not kept."""
     from twhin_pipeline.training.launch import TrainingCancelled
 
-    began = log_state(config, snapshot)
+    since, began = datetime.now(UTC), log_state(config, snapshot)
     try:
         yield
     except TrainingCancelled:
@@ -175,7 +175,7 @@ def noted(config: TwhinConfig, store: Store, snapshot: str) -> Iterator[None]:
     except Exception as error:
         held = isinstance(error, UserError) and not isinstance(error, UnavailableError)
         reason = str(error) or type(error).__name__
-        log = log_of(config, snapshot, began)
+        log = log_of(config, store, snapshot, since, began)
         attempt = Attempt(_now(), "held" if held else "failed", reason, inputs(config, snapshot), log=log)
         with suppress(OSError, UserError):  # a store that cannot be written is what the error is about
             note(store, snapshot, attempt)
@@ -209,18 +209,25 @@ def log_state(config: TwhinConfig, snapshot: str) -> str:
         return ""
 
 
-def log_of(config: TwhinConfig, snapshot: str, began: str) -> Log | None:
+def log_of(config: TwhinConfig, store: Store, snapshot: str, since: datetime, began: str) -> Log | None:
     """Return what an event log was for a run that has ended, None where there is none.
 
     Args:
         config: Names the source.
+        store: Of the run.
         snapshot: The run's.
-        began: `log_state` when the run began. Where it is another by now, nobody knows what the run has read.
+        since: When the run began.
+        began: `log_state` then. Where it is another by now, the edges that the run has made say what it has read.
     """
     state = log_state(config, snapshot)
     if not state:
         return None
-    return Log(state, _rows(config, snapshot, state) if state == began else "")
+    if state == began:
+        return Log(state, _rows(config, snapshot, state))
+    made = store.newest("raw_edges", snapshot)
+    if made is None or datetime.fromisoformat(made.created) < since.replace(microsecond=0):  # nobody knows
+        return Log(began, "")
+    return Log(began, made.details.get("log_rows", ""))
 
 
 _rows_known: dict[tuple[str, str, str], str] = {}

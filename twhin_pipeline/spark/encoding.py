@@ -27,13 +27,11 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 _TOP = np.uint64(1 << 63)
 KINDS = {
-    **{"weight": "float", "time": "bigint", "first_time": "bigint", "split": "tinyint"},
-    **{"file": "int", "bucket": "int", "position": "bigint", "part": "tinyint"},
-}
-ARROW = {
-    **{"weight": pa.float32(), "time": pa.int64(), "first_time": pa.int64(), "split": pa.int8()},
-    **{"file": pa.int32(), "bucket": pa.int32(), "position": pa.int64(), "part": pa.int8()},
-}
+    "weight": "float", "time": "bigint", "first_time": "bigint", "split": "tinyint",
+    "file": "int", "bucket": "int", "position": "bigint", "part": "tinyint",
+}  # fmt: skip
+ARROW = {"float": pa.float32(), "int": pa.int32(), "bigint": pa.int64(), "tinyint": pa.int8()}
+"""Arrow's type of each of these."""
 Add = Callable[[int, Array, dict[str, Array]], dict[str, Array]]
 """Returns what a relation's edges get besides, by their relation, hashes and columns."""
 
@@ -128,7 +126,7 @@ def _hashed(
     schema = pa.schema(
         [(name, pa.int32()) for name in ("rel", "ltype", "rtype")]
         + [(side, pa.string() if text else pa.int64()) for side in ("lhs", "rhs")]
-        + [("h", pa.int64()), *((name, ARROW[name]) for name in (*wanted, *added))]
+        + [("h", pa.int64()), *((name, ARROW[KINDS[name]]) for name in (*wanted, *added))]
     )
 
     def read(item: tuple[str, list[int]]) -> tables.Batches:

@@ -195,9 +195,10 @@ def untrained_rows(
         present = present_rows(store, snapshot, name)
         if present is None:
             continue
-        ids = store.read(f"vocabulary/{name}", snapshot, ["id"]).column("id").combine_chunks()
-        departed = np.setdiff1d(np.arange(len(ids)), present, assume_unique=True)
+        rows = store.manifest(f"vocabulary/{name}", snapshot).rows
+        departed = np.setdiff1d(np.arange(rows), present, assume_unique=True)
         if tables is not None and name in tables.names:
+            ids = store.read(f"vocabulary/{name}", snapshot, ["id"]).column("id").combine_chunks()
             known = _ids_of(tables, name).drop_null().cast(ids.type)
             seen = pc.index_in(known, value_set=ids.take(pa.array(departed))).drop_null().to_numpy()
             departed = np.delete(departed, seen)
