@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import small_store
-from scipy import stats
 from small_store import NUM, SNAPSHOT
 
 from twhin_pipeline.config.promotion import PromotionConfig
@@ -178,19 +177,6 @@ def test_noise_does_not_decide() -> None:
     assert worse.change == pytest.approx(-0.2) and worse.high < -0.15
     same = challenge.compared("all", before, before, 0.95)
     assert (same.change, same.low, same.high) == (0, 0, 0)
-
-
-@pytest.mark.parametrize(("edges", "confidence"), [(2, 0.95), (300, 0.95), (3_001, 0.8)])
-def test_the_interval_is_that_of_scipys_bootstrap(edges: int, confidence: float) -> None:
-    rng = np.random.default_rng(edges)
-    before = rng.random(edges)
-    new = np.clip(before + rng.normal(scale=0.1, size=edges), 0, 1)
-    found = challenge.compared("all", new, before, confidence)
-    expected = stats.bootstrap(
-        (new, before), lambda a, b, axis=-1: a.mean(axis=axis) / b.mean(axis=axis) - 1, paired=True, vectorized=True,
-        n_resamples=challenge.RESAMPLES, method="percentile", confidence_level=confidence, rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    np.testing.assert_allclose([found.low, found.high], list(expected), rtol=1e-12, atol=1e-15)
 
 
 def test_the_interval_covers_the_true_change_as_often_as_it_says() -> None:

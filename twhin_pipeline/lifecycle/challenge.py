@@ -139,20 +139,18 @@ def compared(relation: str, new: Array, current: Array, confidence: float, metri
 
     The interval is the percentiles of `RESAMPLES` resamples of the edges, each resample the same for both.
     """
+    from scipy import stats
 
-    def change(a: Array, b: Array) -> Any:
-        return a.mean(axis=-1) / np.maximum(b.mean(axis=-1), 1e-12) - 1
+    def change(a: Array, b: Array, axis: int = -1) -> Any:
+        return a.mean(axis=axis) / np.maximum(b.mean(axis=axis), 1e-12) - 1
 
     low = high = float(change(new, current))
     if len(new) > 1 and not np.array_equal(new, current):
-        # As scipy.stats.bootstrap does (a test compares them), in half the time, and without a second of imports.
-        rng, at_once = np.random.default_rng(0), max(1, 2_000_000 // len(new))
-        changes = []
-        for first in range(0, RESAMPLES, at_once):
-            chosen = rng.integers(0, len(new), (min(at_once, RESAMPLES - first), len(new)))
-            changes.append(change(new.take(chosen), current.take(chosen)))
-        outside = (1 - confidence) / 2
-        low, high = np.quantile(np.concatenate(changes), [outside, 1 - outside]).tolist()
+        result = stats.bootstrap(
+            (new, current), change, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
+            batch=max(1, 2_000_000 // len(new)), confidence_level=confidence, rng=np.random.default_rng(0),
+        )  # fmt: skip
+        low, high = (float(end) for end in result.confidence_interval)
     return Challenge(
         relation, metric, len(new), float(new.mean()), float(current.mean()), float(change(new, current)), low, high
     )
