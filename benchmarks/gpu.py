@@ -343,7 +343,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 def tests(options: argparse.Namespace) -> dict[str, Any]:
     """Return how many tests of `make test-gpu` passed and failed, and which failed."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-rf", "tests/training/test_cuda.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    # Wide lines: pytest cuts a failure's message off at the width of the terminal.
+    wide = {**os.environ, "COLUMNS": "400"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=wide)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]
     numbers = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|error)", last)}
     named = re.findall(r"^FAILED (\S+)(?: - (.{0,200}))?", done.stdout, re.MULTILINE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -453,7 +454,23 @@ def test_entities_without_training_edges_are_neither_neighbors_nor_recommended_u
     assert {tail for tail, _ in model.recommend("likes", users[3], 100, untrained=True)} == set(items) - known
     with pytest.warns(UserWarning, match=f"user '{users[4]}' has no training edge"):
         model.recommend("likes", users[4])
-    assert len(model.neighbors("user", users[4], 100)) == NUM["user"] - 2
+    with pytest.warns(UserWarning, match=f"user '{users[4]}' has no training edge"):
+        assert len(model.neighbors("user", users[4], 100)) == NUM["user"] - 2
+
+
+def test_the_vector_of_an_entity_without_a_training_edge_comes_with_a_warning(tmp_path):
+    small, _ = make(tmp_path)
+    write_trained_edges(small, {"user": [4, 20], "item": [1]})
+    model = load_model(small.store.root)
+    users = small_store.ids("user")
+    with pytest.warns(UserWarning, match=f"user '{users[4]}' has no training edge, so its vector says nothing$"):
+        assert len(model.get_embedding("user", users[4])) == model.dim
+    with pytest.warns(UserWarning, match=rf"user '{users[20]}' has no training edge.* \(2 such ids\)$"):
+        model.get_embedding("user", [users[20], users[3], users[4]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.get_embedding("user", users[3])
+        assert all(len(batch) for batch in model.neighbors("user"))
 
 
 def test_a_table_that_does_not_tell_training_edges_leaves_nobody_out(tmp_path):

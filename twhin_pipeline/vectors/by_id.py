@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
@@ -83,6 +84,8 @@ class VectorsById:
         """Return the vector of an id, float32 `[D]`, or of n ids, `[n, D]`.
 
         With `load_model(…, compatible_with=…)` it is in that release's space; scores and neighbors stay the model's.
+        Of ids without a training edge it warns: their vectors are the random ones that training began with, or those of
+        an earlier release.
 
         Args:
             entity: The entity type.
@@ -105,6 +108,7 @@ class VectorsById:
         if ids is None:
             raise UserError("get_embedding takes ids; `batches` streams all vectors of an entity type")
         chosen = self._choose(entity, ids, missing, edges)
+        self._warn_untrained(chosen)
         vectors = self._mapped(entity, chosen.vectors(slice(None)))
         if chosen.found is not None:
             return vectors, chosen.found
@@ -137,6 +141,20 @@ class VectorsById:
         self._check_lengths()
         vectors = found.estimate(len(names), self.config.relations, self.tables, self._scores, entity)
         return Chosen(table, rows, New(new, [str(one) for one in names], vectors, found), one=one)
+
+    def _warn_untrained(self, chosen: Chosen) -> None:
+        """Warn of the entities named that no training edge has: with Python's defaults once for each of them."""
+        table = chosen.table
+        if table.trained is None or chosen.every:
+            return
+        rows = chosen.rows[chosen.rows >= 0]
+        without = rows[~table.trained[rows]]
+        if len(without):
+            several = f" ({len(without):,} such ids)" if len(without) > 1 else ""
+            warnings.warn(
+                f"{table.name} {table.ids(without[:1])[0]!r} has no training edge, so its vector says nothing{several}",
+                stacklevel=3,
+            )
 
     def _mapped(self, entity: str, own: np.ndarray) -> np.ndarray:
         """Return vectors in the space of `compatible_with`, where one was given."""

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -26,7 +25,6 @@ from twhin_pipeline.store import Store
 from twhin_pipeline.vectors.answers import HEADS_AT_ONCE, answer, as_pairs
 from twhin_pipeline.vectors.by_id import Missing, VectorsById, is_one
 from twhin_pipeline.vectors.calibration import Calibrations, Threshold, sigmoid
-from twhin_pipeline.vectors.chosen import Chosen
 from twhin_pipeline.vectors.entity_table import EntityTable, UnknownName
 from twhin_pipeline.vectors.interests import Interests
 from twhin_pipeline.vectors.known_tails import KnownTails, rows_of
@@ -251,6 +249,7 @@ class TwhinEmbeddings(VectorsById):
             UserError: As in `get_embedding`, or `search="index"` has no index to use.
         """
         chosen = self._choose(entity, ids, missing, edges)
+        self._warn_untrained(chosen)
         table = chosen.table
         index = self._searchers.index(table, untrained, search, "neighbors")
         if chosen.one and chosen.new is None and index is None:
@@ -382,12 +381,9 @@ class TwhinEmbeddings(VectorsById):
         number, left, right = self._relation(relation)
         chosen, tails = self._choose(left, ids, missing, edges), self._table(right)
         k = min(k, len(tails))
-        trained = chosen.table.trained
-        if chosen.every:
-            if not untrained and trained is not None:
-                chosen = replace(chosen, rows=np.flatnonzero(trained))
-        elif trained is not None:
-            self._warn_untrained(left, chosen, np.asarray(trained))
+        self._warn_untrained(chosen)
+        if chosen.every and not untrained and chosen.table.trained is not None:
+            chosen = replace(chosen, rows=np.flatnonzero(chosen.table.trained))
         each = exclude if isinstance(exclude, Mapping) else None
         searcher, barred = self._searchers.get(tails, untrained, search), np.zeros(0, np.int64)
         if exclude is not None and each is None:
@@ -444,17 +440,6 @@ class TwhinEmbeddings(VectorsById):
                 )
             self._mixtures[key] = Mixture(interests, self._scores, number, heads, tails, engaged)
         return self._mixtures[key]
-
-    def _warn_untrained(self, entity: str, chosen: Chosen, trained: np.ndarray) -> None:
-        rows = chosen.rows[chosen.rows >= 0]
-        without = rows[~trained[rows]]
-        if len(without):
-            first = chosen.table.ids(without[:1])[0]
-            several = f" ({len(without):,} such ids)" if len(without) > 1 else ""
-            warnings.warn(
-                f"{entity} {first!r} has no training edge, so what it is recommended says nothing{several}",
-                stacklevel=3,
-            )
 
     def _relation(self, name: str | None) -> tuple[int, str, str]:
         """Return a relation's number and the entity types of its sides."""
