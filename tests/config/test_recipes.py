@@ -86,10 +86,28 @@ def test_a_single_relation_within_a_type_is_not_bound_to_its_recipe() -> None:
     assert not recipes.apply(follows(model={"reciprocal": False}), FOLLOWS).config.model.reciprocal
 
 
-def test_users_with_items_keep_one_operator_a_relation_and_are_judged_by_tails() -> None:
-    recipe = recipes.apply(shop(), SHOP)
-    assert not recipe.config.model.reciprocal
-    assert recipe.config.training.selection_metric == "recall@20"
+def test_users_with_items_keep_one_operator_a_relation_unless_edges_within_a_type_are_held_out() -> None:
+    asked = recipes.apply(shop(), SHOP).config
+    assert asked.model.reciprocal
+    # The operators have the popularity, so they are not held down.
+    assert (asked.model.regularization.entities, asked.model.regularization.operators) == (0.1, 0)
+    unasked = recipes.apply(shop(split={"relations": ["view", "buy"]}), SHOP).config
+    assert not unasked.model.reciprocal
+    assert (unasked.model.regularization.entities, unasked.model.regularization.operators) == (0.05, 0.05)
+    assert {config.training.selection_metric for config in (asked, unasked)} == {"recall@20"}
+
+
+def test_users_and_items_train_all_their_epochs_and_keep_the_best() -> None:
+    training = recipes.apply(shop(), SHOP).config.training
+    assert (training.num_epochs, training.eval_every_n_epochs, training.early_stopping_patience) == (30, 3, None)
+
+
+def test_dropout_and_mask_follow_from_the_epochs_that_are_affordable() -> None:
+    few = Counts({"view": 20_000, "buy": 4_000, "follows": 17_000}, {"user": 9_000, "item": 4_000})
+    many = Counts({"view": 5_000_000, "buy": 0, "follows": 0}, {"user": 50_000, "item": 20_000})
+    for counts, dropout, mask in ((few, 0.5, "known"), (many, 0.3, "own")):
+        chosen = recipes.apply(shop(), counts).config
+        assert (chosen.model.embedding_dropout, chosen.negatives.mask) == (dropout, mask)
 
 
 def test_a_named_recipe_is_taken_whatever_the_counts() -> None:
@@ -189,7 +207,7 @@ def test_applying_a_recipe_again_changes_nothing() -> None:
 
 
 def test_relations_between_the_same_types_are_held_down_and_a_single_one_is_free() -> None:
-    several = recipes.apply(shop(), SHOP).config.model.regularization
+    several = recipes.apply(shop(split={"relations": ["view", "buy"]}), SHOP).config.model.regularization
     assert several.operators == several.entities > 0
     alone = shop(model={"relations": [{"name": "view", "lhs": "user", "rhs": "item"}]})
     counts = Counts({"view": 60_000}, SHOP.entities)
@@ -204,6 +222,10 @@ def test_a_relation_within_a_type_counts_less_only_where_nothing_of_it_is_held_o
 
     assert weights(split={"relations": ["view", "buy"]}) == {"view": 1, "buy": 1, "follows": 0.3}
     assert weights(split={"relations": ["view", "follows"]}) == weights() == {"view": 1, "buy": 1, "follows": 1}
+    # Of few edges an entity all are needed.
+    few = Counts({"view": 20_000, "buy": 4_000, "follows": 17_000}, {"user": 9_000, "item": 4_000})
+    chosen = recipes.apply(shop(split={"relations": ["view", "buy"]}), few).config
+    assert {relation.weight for relation in chosen.model.relations} == {1}
 
 
 def test_a_contradiction_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,10 +215,19 @@ class _Values:
 
     def choose_in_unasked(self, field_: str, value: Any, reason: str) -> None:
         """Set a field of every relation within one entity type of which the split holds nothing out."""
-        requested = self.get("split.relations")
-        own = [item for item in self.data["model"]["relations"] if item["lhs"] == item["rhs"]]
-        if requested is not None and (unasked := [item for item in own if item["name"] not in requested]):
+        if unasked := [item for item in self._within_a_type() if not self._is_asked(item)]:
             self._choose_in(unasked, "model.relations", field_, value, reason)
+
+    def asks_within_a_type(self) -> bool:
+        """Tell whether the split holds out edges of a relation within one entity type."""
+        return any(self._is_asked(item) for item in self._within_a_type())
+
+    def _within_a_type(self) -> list[dict[str, Any]]:
+        return [item for item in self.data["model"]["relations"] if item["lhs"] == item["rhs"]]
+
+    def _is_asked(self, relation: Mapping[str, Any]) -> bool:
+        requested = self.get("split.relations")
+        return requested is None or relation["name"] in requested
 
     def alike(self) -> bool:
         """Tell whether several relations join the same two entity types."""
@@ -245,7 +254,7 @@ WORK = 1_300_000_000
 on 2 cores."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
 MANY_EDGES = 20
-"""Edges an entity, on average, from which vectors stand the stronger dropout."""
+"""Edges an entity, on average, from which a relation that is not asked for counts less."""
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
 
 
@@ -264,32 +273,34 @@ def _interactions(v: _Values) -> None:
     """
     comparator = _scorer(v, dim=64)
     within = all(item["lhs"] == item["rhs"] for item in v.data["model"]["relations"])
-    if within:
+    if v.asks_within_a_type():
         v.choose("model.reciprocal", True, "an entity may be popular as a tail and not as a head, or the reverse")
     _loss(v)
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
-    # As measured on the shop log, where masks, more dropout and less of `follows` each help. On Gowalla too few epochs
-    # are affordable for them, and on Flickr entities have too few edges (docs/quality.md).
+    # As measured on graphs of 60,000 to 200,000 edges, where masks and more dropout each help. On Gowalla and Flickr
+    # too few epochs are affordable for them (docs/quality.md).
     affordable = v.counts.total * (v.dim or 64) * MOST_EPOCHS <= WORK
-    # Within a type both ends of an edge are of the one table: the stronger dropout is better at 10 edges an entity too.
-    small = affordable and (within or v.counts.degree >= MANY_EDGES)
-    why = f"{v.counts.degree:.0f} edges an entity, {MOST_EPOCHS if affordable else 'fewer'} epochs"
-    if small:
+    why = f"{MOST_EPOCHS if affordable else 'fewer'} epochs"
+    if affordable:
         v.choose("negatives.mask", "known", f"what a user has need not compete for a place; {why}")
-        v.choose_in_unasked("weight", 0.3, "nothing of it is held out: it informs, and is not what is asked for")
+        if v.counts.degree >= MANY_EDGES:
+            v.choose_in_unasked("weight", 0.3, "nothing of it is held out: it informs, and is not what is asked for")
     else:
         v.choose("negatives.mask", "own", f"known items compete with those yet unknown; {why}")
     _pool(v, 1024)
     if comparator == "cosine":
         v.choose("model.embedding_dropout", 0.1, "vectors of few edges overfit")
     else:
-        v.choose("model.embedding_dropout", 0.5 if small else 0.3, f"vectors of few edges overfit; {why}")
-        l2 = 0.02 if within else 0.05 if small else 0.1
-        _penalty(v, "l2", l2, l2 if v.alike() else 0.0, "relations that join the same types differ by few edges")
+        v.choose("model.embedding_dropout", 0.5 if affordable else 0.3, f"vectors of few edges overfit; {why}")
+        # Of reciprocal operators a penalty would take the popularity.
+        reciprocal = bool(v.get("model.reciprocal"))
+        l2 = 0.02 if within else 0.05 if affordable and not reciprocal else 0.1
+        operators = l2 if v.alike() and not reciprocal else 0.0
+        _penalty(v, "l2", l2, operators, "relations that join the same types differ by few edges")
     rate = 0.004 if comparator == "cosine" else 0.01
     _optimizers(v, rate=rate, rows_rate=0.1, algorithm="rmsprop")
     metric = "filtered_mrr" if within else "recall@20"
-    _loop(v, metric=metric, most_epochs=MOST_EPOCHS, batch=_power_of_two(v.counts.total / 400, 1_000, 8_000))
+    _loop(v, metric=metric, most_epochs=MOST_EPOCHS, batch=_power_of_two(v.counts.total / 400, 500, 8_000))
 
 
 def _graph(v: _Values) -> None:
@@ -323,7 +334,7 @@ def _graph(v: _Values) -> None:
     small = many or v.counts.total <= 200_000
     if small and not many:
         v.choose("negatives.chunk_size", 250, "small chunks mix the relations of a step")
-    _loop(v, metric="filtered_mrr", most_epochs=20, batch=500 if small else 2_000)
+    _loop(v, metric="filtered_mrr", most_epochs=20, batch=500 if small else 2_000, patience=4)
 
 
 def _scorer(v: _Values, dim: int) -> str:
@@ -391,7 +402,7 @@ def _optimizers(v: _Values, *, rate: float, rows_rate: float, algorithm: str) ->
     v.choose("model.translation_optimizer", operators, "of the operators")
 
 
-def _loop(v: _Values, *, metric: str, most_epochs: int, batch: int) -> None:
+def _loop(v: _Values, *, metric: str, most_epochs: int, batch: int, patience: int | None = None) -> None:
     """Choose the size of steps, epochs, and what is looked at when, by the number of steps in an epoch."""
     total = max(v.counts.total, 1)
     dim = v.data["model"]["embeddings"]["tables"][0]["embedding_dim"]
@@ -406,7 +417,8 @@ def _loop(v: _Values, *, metric: str, most_epochs: int, batch: int) -> None:
     v.choose("training.num_eval_steps", 0, "sampled candidates would only repeat it")
     v.choose("training.eval_every_n_epochs", max(1, epochs // 10), "ten evaluations, or one an epoch")
     v.choose("training.eval_max_edges", 10_000, "validation edges that are ranked")
-    v.choose("training.early_stopping_patience", 4, "evaluations without a gain")
+    if patience is not None:
+        v.choose("training.early_stopping_patience", patience, "evaluations without a gain")
     v.choose("training.train_log_every_n", max(1, min(1_000, steps * epochs // 40)), "some forty lines")
     v.choose("training.checkpoint_every_n", max(1, min(1_000, steps)), "one an epoch, at least")
     v.choose("training.checkpoint_max_to_keep", 1, "the last one, and the best")
