@@ -125,6 +125,20 @@ def test_a_recipe_that_is_switched_off_is_advised():
     assert "recipe" not in remedies(compared(), config(), recipe("none")), "the published system has none"
 
 
+def test_more_dimensions_are_advised_where_item_knn_is_far_ahead_of_the_model_and_of_als_of_its_dimension():
+    def tried(dim: int = 64, **baselines: float) -> str:
+        one = compared(value=0.45, edges=9_000, baselines=baselines)
+        tables = [{"name": name, "embedding_dim": dim} for name in ("user", "item")]
+        of_dim = config(model={"embeddings": {"tables": tables}})
+        return advice([one], of_dim, {})[-1]
+
+    assert "twice the dimension (embedding_dim: 128 of the tables)" in tried(item_knn=0.505, als=0.425)
+    # ALS is ahead too, or is not known, or had fewer dimensions than the model.
+    assert "twice the dimension" not in tried(item_knn=0.505, als=0.49)
+    assert "twice the dimension" not in tried(item_knn=0.505)
+    assert "twice the dimension" not in tried(128, item_knn=0.505, als=0.425)
+
+
 def test_a_search_is_always_advised_and_more_data_where_a_fitted_baseline_is_better():
     assert "twhin run --tune 10" in remedies(compared(), config(), {})
     assert "more data" not in remedies(compared(), config(), {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from twhin_pipeline.evaluation.results import ALL, Comparison
+from twhin_pipeline.evaluation.results import ALL, MOST_FACTORS, Comparison
 
 if TYPE_CHECKING:
     from twhin_pipeline.config import TwhinConfig
@@ -15,6 +15,8 @@ MOST_LINES = 10
 """Relations with a line of their own."""
 SEARCH = "twhin run --tune 10"
 """A search of ten minutes over the recipe's values."""
+AHEAD = 1.05
+"""So many times ALS's figure is far ahead of it."""
 DECISIVE = ("model.comparator", "model.temperature", "loss.", "negatives.", "train_data.", "model.embeddings.tables")
 """Fields of a recipe that decide how good a model is; the configuration's own values may stand in their way."""
 
@@ -93,6 +95,12 @@ def _remedies(below: Sequence[Comparison], config: TwhinConfig, model: Mapping[s
         remedies.append(
             f"more epochs, such as --set training.num_epochs={2 * epochs}: the last one was the best so far"
         )
+    dim = config.model.embedding_dim
+    if dim <= MOST_FACTORS and any(_needs_dimensions(one) for one in below):
+        remedies.append(
+            f"twice the dimension (embedding_dim: {2 * dim} of the tables): item-kNN, which has none, is ahead of ALS "
+            f"with {dim}, as where entities form more groups than {dim} numbers tell apart"
+        )
     remedies.append(f"other settings, by a search: {SEARCH}")
     if any(name != "popularity" for one in below for name in one.better):
         remedies.append(
@@ -100,6 +108,12 @@ def _remedies(below: Sequence[Comparison], config: TwhinConfig, model: Mapping[s
             "stays ahead, it is the better recommender for that relation"
         )
     return remedies
+
+
+def _needs_dimensions(one: Comparison) -> bool:
+    """Tell whether item-kNN is ahead of the model, and of ALS of the model's dimension by far."""
+    als = one.baselines.get("als")
+    return als is not None and one.better.get("item_knn", 0.0) > AHEAD * als
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -31,7 +31,6 @@ MOST_PAIRS = 300_000_000
 """Pairs of tails of one head, over all heads, that item-kNN compares at most."""
 NEIGHBORS = 400
 """Of each tail, item-kNN keeps the most similar ones."""
-MOST_FACTORS = 64
 EDGES_FOR_THREADS = 200_000
 """Fewer pairs with an edge are fitted by one thread: more would wait for each other longer than they work."""
 TRIAL_ITERATIONS, ITERATIONS = 4, 8

@@ -14,7 +14,6 @@ from twhin_pipeline.config import TwhinConfig
 from twhin_pipeline.evaluation.baselines import (
     MOST_EDGES,
     MOST_ENTITIES,
-    MOST_FACTORS,
     MOST_PAIRS,
     NEIGHBORS,
     NeighborScores,
@@ -37,6 +36,7 @@ from twhin_pipeline.evaluation.held_out import (
 from twhin_pipeline.evaluation.measurements import Compared, Measured, Ranks
 from twhin_pipeline.evaluation.rank_metrics import distinct, joined, rank_metrics, retrieval_metrics
 from twhin_pipeline.evaluation.ranking import CandidateSet, Counts, Scores
+from twhin_pipeline.evaluation.results import MOST_FACTORS
 from twhin_pipeline.training_set.known_edges import KnownEdges
 from twhin_pipeline.words import SIDES
 

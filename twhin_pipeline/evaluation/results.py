@@ -32,6 +32,8 @@ OF_TAILS = ("recall@", "ndcg@", "calibrated_rce", "ece")
 BASELINES = {"popularity": "baseline", "item_knn": "item_knn", "als": "als"}
 """The table's column of each baseline, by the name that the configuration has for it."""
 TITLES = {"popularity": "popular", "item_knn": "item-kNN", "als": "ALS"}
+MOST_FACTORS = 64
+"""Of ALS, which has otherwise as many as the model has dimensions."""
 LEAST_EDGES, LEAST_DIFFERENCE = 200, 0.02
 """A relation with fewer test edges, or a smaller relative difference, does not say who is better."""
 
