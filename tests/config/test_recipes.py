@@ -222,10 +222,6 @@ def test_a_relation_within_a_type_counts_less_only_where_nothing_of_it_is_held_o
 
     assert weights(split={"relations": ["view", "buy"]}) == {"view": 1, "buy": 1, "follows": 0.3}
     assert weights(split={"relations": ["view", "follows"]}) == weights() == {"view": 1, "buy": 1, "follows": 1}
-    # Of few edges an entity all are needed.
-    few = Counts({"view": 20_000, "buy": 4_000, "follows": 17_000}, {"user": 9_000, "item": 4_000})
-    chosen = recipes.apply(shop(split={"relations": ["view", "buy"]}), few).config
-    assert {relation.weight for relation in chosen.model.relations} == {1}
 
 
 def test_a_contradiction_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

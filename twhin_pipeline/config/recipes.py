@@ -253,8 +253,6 @@ WORK = 1_300_000_000
 """Edges that training visits, times the dimension, where that makes fewer epochs than a recipe's most: 2 to 4 minutes
 on 2 cores."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
-MANY_EDGES = 20
-"""Edges an entity, on average, from which a relation that is not asked for counts less."""
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
 
 
@@ -277,14 +275,13 @@ def _interactions(v: _Values) -> None:
         v.choose("model.reciprocal", True, "an entity may be popular as a tail and not as a head, or the reverse")
     _loss(v)
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
-    # As measured on graphs of 60,000 to 200,000 edges, where masks and more dropout each help. On Gowalla and Flickr
-    # too few epochs are affordable for them (docs/quality.md).
+    # As measured on graphs of 60,000 to 200,000 edges, where masks, more dropout and less of `follows` each help. On
+    # Gowalla and Flickr too few epochs are affordable for them (docs/quality.md).
     affordable = v.counts.total * (v.dim or 64) * MOST_EPOCHS <= WORK
     why = f"{MOST_EPOCHS if affordable else 'fewer'} epochs"
     if affordable:
         v.choose("negatives.mask", "known", f"what a user has need not compete for a place; {why}")
-        if v.counts.degree >= MANY_EDGES:
-            v.choose_in_unasked("weight", 0.3, "nothing of it is held out: it informs, and is not what is asked for")
+        v.choose_in_unasked("weight", 0.3, "nothing of it is held out: it informs, and is not what is asked for")
     else:
         v.choose("negatives.mask", "own", f"known items compete with those yet unknown; {why}")
     _pool(v, 1024)
