@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twhin_pipeline.config import TwhinConfig, load_config, parse_config, recipes, relations
 from twhin_pipeline.config.recipes import Counts
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.graph import raw_edges, vocabulary
 from twhin_pipeline.store import Store
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -222,6 +223,34 @@ def test_a_relation_within_a_type_counts_less_only_where_nothing_of_it_is_held_o
 
     assert weights(split={"relations": ["view", "buy"]}) == {"view": 1, "buy": 1, "follows": 0.3}
     assert weights(split={"relations": ["view", "follows"]}) == weights() == {"view": 1, "buy": 1, "follows": 1}
+
+
+def test_a_relation_without_times_is_not_asked_for_where_the_split_goes_by_time() -> None:
+    undated = Counts(SHOP.edges, SHOP.entities, frozenset({"follows"}))
+    timed = {"path": "edges.csv", "columns": {"time": "at"}}
+    by_time = recipes.apply(shop(source=timed, split={"strategy": "temporal"}), undated).config
+    assert not by_time.model.reciprocal
+    assert {relation.name: relation.weight for relation in by_time.model.relations}["follows"] == 0.3
+    at_random = recipes.apply(shop(split={"strategy": "random"}), undated).config
+    assert at_random.model.reciprocal
+    assert {relation.weight for relation in at_random.model.relations} == {1}
+
+
+def test_the_relations_without_times_are_those_of_sources_without_times(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("who,what,which,when\na,view,x,2025-01-01\nb,buy,y,2025-01-02\n")
+    (tmp_path / "follows.csv").write_text("who,whom\na,b\n")
+    columns = {"lhs": "who", "rel": "what", "rhs": "which", "time": "when"}
+    sources = [
+        {"path": str(tmp_path / "events.csv"), "columns": columns},
+        {"path": str(tmp_path / "follows.csv"), "relation": "follows", "columns": {"lhs": "who", "rhs": "whom"}},
+    ]
+    config = parse_config({"sources": sources, "model": shop().model.model_dump(exclude_unset=True)})
+    store = Store(str(tmp_path / "store"))
+    raw_edges.ingest(config, store, SNAPSHOT)
+    vocabulary.build(config, store, SNAPSHOT)
+    counts = Counts.read(config, store, SNAPSHOT)
+    assert counts is not None
+    assert counts.undated == {"follows"}
 
 
 def test_a_contradiction_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

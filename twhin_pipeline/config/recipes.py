@@ -28,10 +28,11 @@ LARGE_TABLE = 2_000_000
 
 @dataclass(frozen=True)
 class Counts:
-    """What a recipe looks at: edges by relation, and entities by type."""
+    """What a recipe looks at: edges by relation, entities by type, and the relations none of whose edges has a time."""
 
     edges: Mapping[str, int]
     entities: Mapping[str, int]
+    undated: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, config: TwhinConfig, store: Store, snapshot: str) -> Counts | None:
@@ -39,9 +40,14 @@ class Counts:
         vocabularies = {name: f"vocabulary/{name}" for name in config.model.table_names}
         if not all(store.exists(table, snapshot) for table in ("raw_edges", *vocabularies.values())):
             return None
-        edges = store.manifest("raw_edges", snapshot).details.get("edges_per_relation", {})
+        details = store.manifest("raw_edges", snapshot).details
+        edges = details.get("edges_per_relation", {})
+        dated: dict[bool, set[str]] = {True: set(), False: set()}
+        for one in details.get("sources", []):
+            dated[one["time_range"] is not None].update(one["edges_per_relation"])
         entities = {name: store.manifest(table, snapshot).rows for name, table in vocabularies.items()}
-        return cls({name: int(edges.get(name, 0)) for name in config.model.relation_names}, entities)
+        of_relations = {name: int(edges.get(name, 0)) for name in config.model.relation_names}
+        return cls(of_relations, entities, frozenset(dated[False] - dated[True]))
 
     @property
     def total(self) -> int:
@@ -226,7 +232,11 @@ class _Values:
         return [item for item in self.data["model"]["relations"] if item["lhs"] == item["rhs"]]
 
     def _is_asked(self, relation: Mapping[str, Any]) -> bool:
+        """Tell whether the split holds edges of a relation out; one by time leaves those without a time in training."""
         requested = self.get("split.relations")
+        by_time = self.get("split.strategy") == "temporal" and self.get("split.later_snapshot") is None
+        if by_time and relation["name"] in self.counts.undated:
+            return False
         return requested is None or relation["name"] in requested
 
     def alike(self) -> bool:
