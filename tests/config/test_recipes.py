@@ -103,16 +103,20 @@ def test_users_and_items_train_all_their_epochs_and_keep_the_best() -> None:
     assert (training.num_epochs, training.eval_every_n_epochs, training.early_stopping_patience) == (30, 3, None)
 
 
-def test_dropout_and_mask_follow_from_the_epochs_that_are_affordable() -> None:
-    few = Counts({"view": 20_000, "buy": 4_000, "follows": 17_000}, {"user": 9_000, "item": 4_000})
-    many = Counts({"view": 5_000_000, "buy": 0, "follows": 0}, {"user": 50_000, "item": 20_000})
-    for counts, dropout, mask in ((few, 0.5, "known"), (many, 0.3, "own")):
-        chosen = recipes.apply(shop(), counts).config
-        assert (chosen.model.embedding_dropout, chosen.negatives.mask) == (dropout, mask)
-
-
-def test_a_named_recipe_is_taken_whatever_the_counts() -> None:
-    assert recipes.apply(shop(recipe="graph"), SHOP).name == "graph"
+@pytest.mark.parametrize(
+    ("counts", "dropout", "mask"),
+    [
+        (Counts({"view": 60_000, "buy": 9_000, "follows": 30_000}, {"user": 9_000, "item": 4_000}), 0.5, "known"),
+        (Counts({"view": 300_000, "buy": 0, "follows": 0}, {"user": 200_000, "item": 3_000}), 0.3, "own"),
+        (Counts({"view": 5_000_000, "buy": 0, "follows": 0}, {"user": 50_000, "item": 20_000}), 0.3, "own"),
+    ],
+    ids=["15 edges an entity", "3 edges an entity", "few epochs"],
+)
+def test_dropout_and_mask_follow_from_edges_an_entity_and_affordable_epochs(
+    counts: Counts, dropout: float, mask: str
+) -> None:
+    chosen = recipes.apply(shop(), counts).config
+    assert (chosen.model.embedding_dropout, chosen.negatives.mask) == (dropout, mask)
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,8 @@ WORK = 1_300_000_000
 """Edges that training visits, times the dimension, where that makes fewer epochs than a recipe's most: 2 to 4 minutes
 on 2 cores."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
+MANY_EDGES = 10
+"""Edges an entity, on average, from which vectors stand masks and the stronger dropout."""
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
 
 
@@ -286,10 +288,12 @@ def _interactions(v: _Values) -> None:
     _loss(v)
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
     # As measured on graphs of 60,000 to 200,000 edges, where masks, more dropout and less of `follows` each help. On
-    # Gowalla and Flickr too few epochs are affordable for them (docs/quality.md).
+    # Gowalla and Flickr too few epochs are affordable for them, and at 3 edges an entity they lose (docs/quality.md).
     affordable = v.counts.total * (v.dim or 64) * MOST_EPOCHS <= WORK
-    why = f"{MOST_EPOCHS if affordable else 'fewer'} epochs"
-    if affordable:
+    # Within a type both ends of an edge are of the one table.
+    strong = affordable and (within or v.counts.degree >= MANY_EDGES)
+    why = f"{v.counts.degree:.0f} edges an entity, {MOST_EPOCHS if affordable else 'fewer'} epochs"
+    if strong:
         v.choose("negatives.mask", "known", f"what a user has need not compete for a place; {why}")
         v.choose_in_unasked("weight", 0.3, "nothing of it is held out: it informs, and is not what is asked for")
     else:
@@ -298,10 +302,10 @@ def _interactions(v: _Values) -> None:
     if comparator == "cosine":
         v.choose("model.embedding_dropout", 0.1, "vectors of few edges overfit")
     else:
-        v.choose("model.embedding_dropout", 0.5 if affordable else 0.3, f"vectors of few edges overfit; {why}")
+        v.choose("model.embedding_dropout", 0.5 if strong else 0.3, f"vectors of few edges overfit; {why}")
         # Of reciprocal operators a penalty would take the popularity.
         reciprocal = bool(v.get("model.reciprocal"))
-        l2 = 0.02 if within else 0.05 if affordable and not reciprocal else 0.1
+        l2 = 0.02 if within else 0.05 if strong and not reciprocal else 0.1
         operators = l2 if v.alike() and not reciprocal else 0.0
         _penalty(v, "l2", l2, operators, "relations that join the same types differ by few edges")
     rate = 0.004 if comparator == "cosine" else 0.01
