@@ -7,7 +7,8 @@ Its settings are the defaults of its `ConfigSchema` (ranking loss with margin .1
 uniform negatives, batches of 1,000 edges, a global vector of each entity type), except for these:
 
 - Dimension: it has no default; our recipe's.
-- Epochs: its default is one, which would be unfair; our recipe's number. It has no validation, so it keeps the last.
+- Epochs: its default is one, which would be unfair; our recipe's number. Nothing chooses an epoch by
+  validation edges, as ours does; the last one counts.
 - Operator: its default moves nothing, so all relations would be one; `translation`.
 - `eval_fraction`: it withholds 5 % of the edges by default; 0, so that it trains on the same edges as ours.
 - Workers: one a core by default; `launch.threads_per_process` where that is set.
