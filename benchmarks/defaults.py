@@ -5,7 +5,8 @@
 Each configuration has sources, names of entity types and relations, and a split; everything else is the recipe's. The
 chain runs by the command line, as a user runs it. Its figures stand beside the baselines that evaluation fits to the
 same training edges (most popular, item-kNN, ALS), and beside an oracle where the graph is generated and its truth is
-known. Exit code 1: a goal is missed. Exit code 2: no graph's data is there, or an argument does not fit.
+known; with `--pbg` beside PyTorch-BigGraph by its own defaults, too (`defaults_pbg.py`). Exit code 1: a goal is missed.
+Exit code 2: no graph's data is there, or an argument does not fit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean, stdev
@@ -28,10 +29,11 @@ import numpy as np
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import defaults_pbg
 from default_graphs import ALL, BASELINES, GENERATED, GRAPHS, MRR, RECALL, Goal, Graph, configuration, read_truth
 from quality import ROOT, _row, git_commit
 
-from twhin_pipeline.config import as_override
+from twhin_pipeline.config import as_override, load_config
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.operations.shop import Truth, oracle_scores
 from twhin_pipeline.store import Store
@@ -41,6 +43,8 @@ Say = Callable[[str], None]
 
 K = 20
 TITLES = {"popularity": "popularity", "item_knn": "item-kNN", "als": "ALS"}
+PBG = "pbg"
+"""PyTorch-BigGraph's key among the baselines of a figure; no goal is of it."""
 LEAST_EDGES = 200
 """Test edges below which a relation has no line and no goal."""
 
@@ -95,6 +99,7 @@ class Line:
     """Ours to each baseline (on the same test edges), and to the oracle."""
     seconds: float
     train_seconds: float
+    pbg: float | None = None
 
     def ratio(self, names: Iterable[str]) -> float | None:
         """Return the ratio to the best of some, or None where none was measured."""
@@ -241,8 +246,18 @@ def _positions(store: Store, snapshot: str, entity: str, ids: Array) -> Array:
     return found
 
 
-def measure(name: str, graph: Graph, folder: Path, home: Path, seed: int, overrides: Sequence[str], say: Say) -> Run:
-    """Write the configuration, run the chain, and return the figures.
+def measure(
+    name: str,
+    graph: Graph,
+    folder: Path,
+    home: Path,
+    seed: int,
+    overrides: Sequence[str],
+    say: Say,
+    pbg: Path | None = None,
+) -> Run:
+    """Write the configuration, run the chain, and return the figures, with those of PyTorch-BigGraph where `pbg` is
+    its interpreter. A failure of that is printed.
 
     Raises:
         UserError: The run failed.
@@ -260,7 +275,20 @@ def measure(name: str, graph: Graph, folder: Path, home: Path, seed: int, overri
         relations = [relation for relation, _, _ in graph.relations]
         oracle = oracle_recall(read_truth(folder / graph.truth), store, snapshot, relations)
         figures = [Figure(**{**vars(figure), "oracle": oracle.get(figure.relation)}) for figure in figures]
+    if pbg is not None:
+        try:
+            settings = load_config(str(config), overrides)
+            rows, metrics = defaults_pbg.measure(pbg, settings, store, snapshot, home / "pbg", say)
+            figures = with_pbg(figures, figures_of(rows, {**evaluation, "metrics": metrics}, graph))
+        except UserError as error:
+            say(f"PBG: left out of {name}, seed {seed}: {error}")
     return Run(seed, seconds, model["seconds"], model.get("chosen_epoch"), figures, store.root)
+
+
+def with_pbg(figures: Sequence[Figure], of_pbg: Sequence[Figure]) -> list[Figure]:
+    """Return the figures with those of PyTorch-BigGraph, of the same relations, beside the baselines'."""
+    values = {figure.relation: figure.value for figure in of_pbg}
+    return [replace(one, baselines={**one.baselines, PBG: values[one.relation]}) for one in figures]
 
 
 def lines_of(name: str, runs: Sequence[Run]) -> list[Line]:
@@ -271,13 +299,13 @@ def lines_of(name: str, runs: Sequence[Run]) -> list[Line]:
         values = [figure.value for figure in here]
         ours = fmean(values)
         ratios = {}
-        baselines: dict[str, float | None] = dict.fromkeys(BASELINES)
-        for key in BASELINES:
+        baselines: dict[str, float | None] = dict.fromkeys((*BASELINES, PBG))
+        for key in baselines:
             measured = [(figure, figure.baselines[key]) for figure in here if key in figure.baselines]
             if measured:
                 baselines[key] = mean = fmean(value for _, value in measured)
                 same = fmean(
-                    figure.value if key == "popularity" or figure.compared is None else figure.compared
+                    figure.value if key in ("popularity", PBG) or figure.compared is None else figure.compared
                     for figure, _ in measured
                 )
                 if mean:
@@ -325,20 +353,27 @@ def outcomes(name: str, goals: Sequence[Goal], lines: Sequence[Line]) -> list[Ou
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Return the lines as a Markdown table."""
-    names = ["graph", "relation", "test edges", "metric", "ours", *TITLES.values(), "oracle", "to the best", "seconds"]
-    rows = [_row(names), _row(["---", "---", "---:", "---", *["---:"] * 7])]
+    """Return the lines as a Markdown table; PyTorch-BigGraph has its columns where it was measured."""
+    more = _has_pbg(lines)
+    names = ["graph", "relation", "test edges", "metric", "ours", *TITLES.values(), *["PBG"] * more, "oracle"]
+    names += ["to the best", *["to PBG"] * more, "seconds"]
+    rows = [_row(names), _row(["---", "---", "---:", "---", *["---:"] * (len(names) - 4)])]
     for line in lines:
         ours = f"{line.ours:.4f}" + ("" if line.spread is None else f" ± {line.spread:.4f}")
-        best = line.ratio(BASELINES)
         cells = [line.graph, line.relation, f"{line.edges:,}", line.metric, ours]
-        cells += [_number(value) for value in (line.popularity, line.item_knn, line.als, line.oracle)]
-        rows.append(_row([*cells, "–" if best is None else f"{best:.3f}", f"{line.seconds:,.0f}"]))
+        beside = (line.popularity, line.item_knn, line.als, *[line.pbg] * more, line.oracle)
+        cells += [_number(value) for value in beside]
+        ratios = (line.ratio(BASELINES), *[line.ratio([PBG])] * more)
+        rows.append(_row([*cells, *(_number(ratio, 3) for ratio in ratios), f"{line.seconds:,.0f}"]))
     return "\n".join(rows)
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def _has_pbg(lines: Sequence[Line]) -> bool:
+    return any(line.pbg is not None for line in lines)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def picture(lines: Sequence[Line], path: Path) -> None:
@@ -347,6 +382,9 @@ def picture(lines: Sequence[Line], path: Path) -> None:
     from matplotlib.figure import Figure as Drawing
 
     series = {"ours": "#0072B2", "popularity": "#B8B8B8", "item_knn": "#E69F00", "als": "#009E73", "oracle": "#CC79A7"}
+    titles = {**TITLES, PBG: "PBG"}
+    if _has_pbg(lines):
+        series[PBG] = "#56B4E9"
     kept = _largest(lines)
     panels = [(metric, [line for line in kept if line.metric == metric]) for metric in (RECALL, MRR)]
     panels = [(metric, some) for metric, some in panels if some]
@@ -361,11 +399,11 @@ def picture(lines: Sequence[Line], path: Path) -> None:
             values = np.array([getattr(line, key) for line in some], dtype=float)
             error = [line.spread or 0 for line in some] if key == "ours" and any(line.spread for line in some) else None
             at = place + (number - (len(series) - 1) / 2) * width
-            axes.barh(at, values, width, xerr=error, color=colour, label=TITLES.get(key, key))
+            axes.barh(at, values, width, xerr=error, color=colour, label=titles.get(key, key))
         for y, line in zip(place, some, strict=True):
             axes.annotate(
-                f"{line.ours:.3f}", (line.ours, y - 2 * width), (3, 0), textcoords="offset points", va="center",
-                fontsize=7, color=series["ours"],
+                f"{line.ours:.3f}", (line.ours, y - (len(series) - 1) / 2 * width), (3, 0),
+                textcoords="offset points", va="center", fontsize=7, color=series["ours"],
             )  # fmt: skip
         axes.set_yticks(
             place, [f"{line.graph}: {_short(line.relation)}" for line in some], fontsize=8, parse_math=False
@@ -490,13 +528,16 @@ def _chosen(options: argparse.Namespace, say: Say) -> dict[str, tuple[Graph, Pat
     return found
 
 
-def run_graphs(graphs: Mapping[str, tuple[Graph, Path]], report: Report, home: Path, say: Say) -> None:
+def run_graphs(
+    graphs: Mapping[str, tuple[Graph, Path]], report: Report, home: Path, say: Say, pbg: Path | None = None
+) -> None:
     """Run each graph with each seed, and add to the report. A graph whose run fails is named there, with its goals."""
     for name, (graph, folder) in graphs.items():
         runs = report.runs[name] = []
         try:
             for seed in range(report.seeds):
-                runs.append(measure(name, graph, folder, home / name / f"seed-{seed}", seed, report.overrides, say))
+                here = home / name / f"seed-{seed}"
+                runs.append(measure(name, graph, folder, here, seed, report.overrides, say, pbg))
         except UserError as error:
             report.failed[name] = str(error)
             say(f"{name}: {error}")
@@ -529,6 +570,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each graph; the table has their mean")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override a field in all runs")
     parser.add_argument("--ablation", action="store_true", help="measure what changes to the recipe do to the shop")
+    parser.add_argument("--pbg", action="store_true", help="train PyTorch-BigGraph too, by its own defaults")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the results, as PNG")
     options = parser.parse_args(arguments)
@@ -548,8 +590,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError("--seeds must be at least 1, and --scale above 0")
         if home.exists() and any(home.iterdir()):
             raise UserError(f"--home {home}: is not empty; a benchmark starts afresh: pass another folder")
-        if options.ablation and (options.graphs or options.generated or options.picture):
-            raise UserError("--ablation: is of the shop; give it without graphs, --generated and --picture")
+        if options.ablation and (options.graphs or options.generated or options.picture or options.pbg):
+            raise UserError("--ablation: is of the shop; give it without graphs, --generated, --picture and --pbg")
         if options.ablation:
             options.graphs = ["shop"]
         graphs = _chosen(options, say)
@@ -562,7 +604,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.ablation:
         code = run_ablation(graphs["shop"], report, home, say)
     else:
-        run_graphs(graphs, report, home, say)
+        run_graphs(graphs, report, home, say, defaults_pbg.interpreter(say) if options.pbg else None)
         show(report, say)
         code = 1 if report.failed or any(goal.reached is not True for goal in report.goals) else 0
     if options.picture is not None and report.lines:

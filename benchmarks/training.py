@@ -286,11 +286,19 @@ def main() -> None:
         "edges": str(home / "edges.npz"),
         "entities": {name: store.manifest(f"vocabulary/{name}", SNAPSHOT).rows for name in ("user", "item")},
         "relations": RELATIONS,
-        "dim": DIM,
-        "lr": LR,
-        "in_batch": options.candidates // 2,
-        "uniform": options.candidates // 2,
-        "workers": options.workers,
+        "settings": {
+            "dimension": DIM,
+            "comparator": "dot",
+            "global_emb": False,
+            "loss_fn": "softmax",
+            "lr": LR,
+            "relation_lr": LR,
+            "num_epochs": 1,
+            "batch_size": 1000,
+            "num_batch_negs": options.candidates // 2,
+            "num_uniform_negs": options.candidates // 2,
+            "workers": options.workers,
+        },
     }
     work.write_text(json.dumps(told))
     trained = store.manifest("training_set/positives", SNAPSHOT).rows

@@ -1,4 +1,7 @@
-"""Trains one epoch with PyTorch-BigGraph. Runs in PyTorch-BigGraph's own environment: `pbg.py work.json`."""
+"""Trains with PyTorch-BigGraph. Runs in PyTorch-BigGraph's own environment: `pbg.py work.json`.
+
+`settings` of the file are fields of its `ConfigSchema`; what they lack has its default there. No edge is withheld.
+"""
 
 import json
 import sys
@@ -31,18 +34,8 @@ def main(path: str) -> None:
         "checkpoint_path": str(home / "model"),
         "entities": {name: {"num_partitions": 1} for name in work["entities"]},
         "relations": relations,
-        "dimension": work["dim"],
-        "comparator": "dot",
-        "global_emb": False,
-        "loss_fn": "softmax",
-        "lr": work["lr"],
-        "relation_lr": work["lr"],
-        "num_epochs": 1,
-        "batch_size": 1000,
-        "num_batch_negs": work["in_batch"],
-        "num_uniform_negs": work["uniform"],
-        "workers": work["workers"],
         "eval_fraction": 0.0,
+        **work["settings"],
     }
     (home / "config.py").write_text(f"def get_torchbiggraph_config():\n    return {config!r}\n")
     setup_logging()
@@ -51,12 +44,16 @@ def main(path: str) -> None:
     initializer = SubprocessInitializer()
     initializer.register(setup_logging, 1)
     train(loaded, subprocess_init=initializer)
+    version = (home / "model" / "checkpoint_version.txt").read_text().strip()
     found = {}
     for name in work["entities"]:
-        with h5py.File(home / "model" / f"embeddings_{name}_0.v1.h5") as file:
+        with h5py.File(home / "model" / f"embeddings_{name}_0.v{version}.h5") as file:
             found[name] = file["embeddings"][...]
-    with h5py.File(home / "model" / "model.v1.h5") as file:
+    with h5py.File(home / "model" / f"model.v{version}.h5") as file:
         shifts = [file[f"model/relations/{i}/operator/rhs/translation"][...] for i in range(len(work["relations"]))]
+        if loaded.global_emb:
+            for name, vectors in found.items():
+                vectors += file[f"model/entities/{name}/global_embedding"][...]
     np.savez(home / "vectors.npz", translation=np.stack(shifts), **found)
 
 
