@@ -44,7 +44,8 @@ class Counts:
         edges = details.get("edges_per_relation", {})
         dated: dict[bool, set[str]] = {True: set(), False: set()}
         for one in details.get("sources", []):
-            dated[one["time_range"] is not None].update(one["edges_per_relation"])
+            # A store of an earlier version may not say it.
+            dated[one.get("time_range", "") is not None].update(one.get("edges_per_relation", {}))
         entities = {name: store.manifest(table, snapshot).rows for name, table in vocabularies.items()}
         of_relations = {name: int(edges.get(name, 0)) for name in config.model.relation_names}
         return cls(of_relations, entities, frozenset(dated[False] - dated[True]))
