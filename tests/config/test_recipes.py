@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twhin_pipeline.config import TwhinConfig, load_config, parse_config, recipes, relations
-from twhin_pipeline.config.recipes import Counts
+from twhin_pipeline.config.recipes import AtFirst, Counts
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph import raw_edges, vocabulary
 from twhin_pipeline.store import Store
@@ -165,6 +166,41 @@ def test_values_that_depend_on_the_files_follow_them() -> None:
     # Who says where negatives come from says all of it.
     sampled = recipes.apply(shop(train_data={"in_batch_negatives": 10}), SHOP).config
     assert (sampled.train_data.global_negatives, sampled.train_data.in_batch_negatives) == (256, 10)
+
+
+@pytest.mark.parametrize(
+    ("directions", "dim"),
+    [
+        ({}, 64),
+        ({"user": {"item": 64, "user": 65}}, 64),  # nothing of `follows` is held out
+        ({"user": {"item": 65}}, 128),
+        ({"item": {"user": 65}}, 64),  # no relation has them
+    ],
+)
+def test_edges_with_more_directions_than_the_dimension_get_twice_as_many(
+    directions: dict[str, dict[str, int]], dim: int
+) -> None:
+    counts = replace(SHOP, first=AtFirst(81_000, directions))
+    recipe = recipes.apply(shop(split={"relations": ["view", "buy"]}), counts)
+    assert recipe.config.model.embedding_dim == dim
+    (why,) = (value.reason for value in recipe.values if value.path.endswith(".embedding_dim"))
+    assert ("more than 64 directions" in why) == (dim == 128)
+    assert recipe.config.training.num_epochs == 30
+    asked = shop(model={"embeddings": {"tables": [{"name": "user", "embedding_dim": 32}, {"name": "item"}]}})
+    assert recipes.apply(asked, counts).config.model.embedding_dim == 32, "the file's"
+
+
+@pytest.mark.parametrize("total", [150_000, 400_000])
+def test_a_growing_graph_keeps_the_dimension_that_it_began_with(total: int) -> None:
+    def dim(first: AtFirst | None, **edges: int) -> int:
+        counts = Counts({"view": 0, "buy": 0, "follows": 0, **edges}, SHOP.entities, first=first)
+        return recipes.apply(shop(), counts).config.model.embedding_dim
+
+    assert dim(None, follows=total) == (512 if total == 150_000 else 256)
+    assert dim(AtFirst(150_000, {}), follows=total) == 512
+    assert dim(AtFirst(3_000_000, {}), follows=total) == 128
+    assert dim(AtFirst(150_000, {"user": {"item": 65}}), view=total) == 128
+    assert dim(AtFirst(150_000, {"user": {"item": 9}}), view=total) == 64
 
 
 @pytest.mark.parametrize("recipe", ["auto", "none"])

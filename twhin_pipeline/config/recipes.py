@@ -22,8 +22,22 @@ if TYPE_CHECKING:
     from twhin_pipeline.store import Store
 
 INTERACTIONS, GRAPH, NONE, AUTO = "interactions", "graph", "none", "auto"
+DIMENSION = 64
+"""Of users and items, unless more directions than that stand out of their edges; then it is twice as much."""
 LARGE_TABLE = 2_000_000
 """Rows above which a table's optimizer keeps one number a row instead of one an element."""
+
+
+@dataclass(frozen=True)
+class AtFirst:
+    """What the graph was when its vocabularies began. The dimension goes by it, and so stays while the graph grows:
+    who reads vectors relies on it, and a training that starts from the previous model does too.
+    """
+
+    edges: int
+    """All of them."""
+    directions: Mapping[str, Mapping[str, int]]
+    """What `graph.directions` counted, by type of heads and then of tails."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,8 @@ class Counts:
     edges: Mapping[str, int]
     entities: Mapping[str, int]
     undated: frozenset[str] = frozenset()
+    first: AtFirst | None = None
+    """None: vocabularies that began with an earlier version do not say it."""
 
     @classmethod
     def read(cls, config: TwhinConfig, store: Store, snapshot: str) -> Counts | None:
@@ -46,14 +62,22 @@ class Counts:
         for one in details.get("sources", []):
             # A store of an earlier version may not say it.
             dated[one.get("time_range", "") is not None].update(one.get("edges_per_relation", {}))
-        entities = {name: store.manifest(table, snapshot).rows for name, table in vocabularies.items()}
+        manifests = {name: store.manifest(table, snapshot) for name, table in vocabularies.items()}
+        entities = {name: manifest.rows for name, manifest in manifests.items()}
         of_relations = {name: int(edges.get(name, 0)) for name in config.model.relation_names}
-        return cls(of_relations, entities, frozenset(dated[False] - dated[True]))
+        began = (manifest.details.get("first") for manifest in manifests.values())
+        first = next((AtFirst(**one) for one in began if one is not None), None)
+        return cls(of_relations, entities, frozenset(dated[False] - dated[True]), first)
 
     @property
     def total(self) -> int:
         """All edges."""
         return sum(self.edges.values())
+
+    @property
+    def total_at_first(self) -> int:
+        """All edges that the graph had when its vocabularies began."""
+        return self.total if self.first is None else self.first.edges
 
     @property
     def degree(self) -> float:
@@ -240,6 +264,12 @@ class _Values:
             return False
         return requested is None or relation["name"] in requested
 
+    def directions(self) -> int:
+        """Return the most directions that the edges of two types have, of whose relations some are held out."""
+        counted = self.counts.first.directions if self.counts.first is not None else {}
+        asked = (item for item in self.data["model"]["relations"] if self._is_asked(item))
+        return max((counted.get(item["lhs"], {}).get(item["rhs"], 0) for item in asked), default=0)
+
     def alike(self) -> bool:
         """Tell whether several relations join the same two entity types."""
         pairs = [(item["lhs"], item["rhs"]) for item in self.data["model"]["relations"]]
@@ -266,6 +296,13 @@ on 2 cores."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
 MANY_EDGES = 10
 """Edges an entity, on average, from which vectors stand masks and the stronger dropout."""
+
+
+def may_need_more(edges: int, entities: int = 0) -> bool:
+    """Tell whether `interactions` would train a graph of this size in twice the dimension, if its edges ask for it."""
+    return 2 * edges >= MANY_EDGES * entities and edges * 2 * DIMENSION * MOST_EPOCHS <= WORK
+
+
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
 
 
@@ -282,7 +319,9 @@ def _interactions(v: _Values) -> None:
     penalized, the penalty takes nothing of it. ComplEx of one relation has no such term, and its operator grows in
     place of the penalized vectors (docs/quality.md).
     """
-    comparator = _scorer(v, dim=64)
+    many = v.directions() > DIMENSION
+    why = f"more than {DIMENSION} directions stand out of its edges" if many else "enough for its edges"
+    comparator = _scorer(v, dim=2 * DIMENSION if many else DIMENSION, why=why)
     within = all(item["lhs"] == item["rhs"] for item in v.data["model"]["relations"])
     if v.asks_within_a_type():
         v.choose("model.reciprocal", True, "an entity may be popular as a tail and not as a head, or the reverse")
@@ -290,7 +329,7 @@ def _interactions(v: _Values) -> None:
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
     # As measured on graphs of 60,000 to 200,000 edges, where masks, more dropout and less of `follows` each help. On
     # Gowalla and Flickr too few epochs are affordable for them, and at 3 edges an entity they lose (docs/quality.md).
-    affordable = v.counts.total * (v.dim or 64) * MOST_EPOCHS <= WORK
+    affordable = v.counts.total * (v.dim or DIMENSION) * MOST_EPOCHS <= WORK
     # Within a type both ends of an edge are of the one table.
     strong = affordable and (within or v.counts.degree >= MANY_EDGES)
     why = f"{v.counts.degree:.0f} edges an entity, {MOST_EPOCHS if affordable else 'fewer'} epochs"
@@ -323,8 +362,9 @@ def _graph(v: _Values) -> None:
     Debian's packages (16) and FB15k-237 (37).
     """
     dense = math.log2(max(v.counts.degree, 1.0)) - 2
-    dim = 512 if v.counts.total <= 200_000 else 256 if v.counts.total <= 2_000_000 else 128
-    comparator = _scorer(v, dim=dim)
+    edges = v.counts.total_at_first
+    dim = 512 if edges <= 200_000 else 256 if edges <= 2_000_000 else 128
+    comparator = _scorer(v, dim=dim, why=f"enough for {edges:,} edges")
     v.choose_in_relations("operator", "complex_diagonal", "it expresses symmetric, antisymmetric and inverse relations")
     v.choose("model.operator_init", "random", "relations begin unlike each other")
     v.choose("model.reciprocal", True, "heads and tails are different questions")
@@ -349,9 +389,9 @@ def _graph(v: _Values) -> None:
     _loop(v, metric="filtered_mrr", most_epochs=20, batch=500 if small else 2_000, patience=4)
 
 
-def _scorer(v: _Values, dim: int) -> str:
+def _scorer(v: _Values, dim: int, why: str) -> str:
     """Choose dimension and comparator, and what goes with it; return the comparator."""
-    v.choose_in_tables("embedding_dim", dim, "enough for its edges")
+    v.choose_in_tables("embedding_dim", dim, why)
     comparator = str(v.choose("model.comparator", "dot", "popularity is part of what is to be learned"))
     if comparator == "cosine":
         v.choose("model.temperature", 0.1, "cosines lie within 1 of 0, too close for a softmax at temperature 1")

@@ -9,7 +9,7 @@ takes evicted rows away.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
+from twhin_pipeline.graph import directions
 from twhin_pipeline.graph.edge_file import Array, IndexedEdges
 from twhin_pipeline.kernels import sampling_kernels
 from twhin_pipeline.store import database
@@ -67,10 +68,11 @@ def build(config: TwhinConfig, store: Store, snapshot: str, *, compact: bool = F
         raise UserError("indexed ids are rows themselves, so their tables cannot be compacted; use named ids")
     parents = store.versions(snapshot, ["raw_edges"])
     edges = IndexedEdges(store, snapshot)
+    first = directions.at_first(config, store, snapshot)
     manifests = {}
     with database.connect(config, store) as con, explained("vocabulary"):
         for entity in config.model.table_names:
-            manifests[entity] = _build_one(con, config, store, snapshot, entity, edges, parents, compact)
+            manifests[entity] = _build_one(con, config, store, snapshot, entity, edges, first, parents, compact)
     return manifests
 
 
@@ -81,6 +83,7 @@ def _build_one(
     snapshot: str,
     entity: str,
     edges: IndexedEdges,
+    first: dict[str, Any] | None,
     parents: dict[str, str],
     compact: bool,
 ) -> Manifest:
@@ -157,6 +160,7 @@ def _build_one(
             "evicted": evicted,
             "grown_through": chain,
             "left_out": left_out,
+            directions.FIRST: first,
             "compacted": snapshot if compact else before.details.get("compacted") if before else None,
         }
     return store.manifest(asset, snapshot)
