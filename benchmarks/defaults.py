@@ -4,9 +4,9 @@
 
 Each configuration has sources, names of entity types and relations, and a split; everything else is the recipe's. The
 chain runs by the command line, as a user runs it. Its figures stand beside the baselines that evaluation fits to the
-same training edges (most popular, item-kNN, ALS), and beside an oracle where the graph is generated and its truth is
-known; with `--pbg` beside PyTorch-BigGraph by its own defaults, too (`defaults_pbg.py`). Exit code 1: a goal is missed.
-Exit code 2: no graph's data is there, or an argument does not fit.
+same training edges (most popular, item-kNN, ALS), and beside two oracles (`default_oracles.py`) where the graph is
+generated and its truth is known; with `--pbg` beside PyTorch-BigGraph by its own defaults, too (`defaults_pbg.py`).
+Exit code 1: a goal is missed. Exit code 2: no graph's data is there, or an argument does not fit.
 """
 
 from __future__ import annotations
@@ -31,25 +31,21 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import defaults_pbg
 from default_graphs import ALL, BASELINES, GENERATED, GRAPHS, MRR, RECALL, Goal, Graph, configuration, read_truth
+from default_oracles import INFERRED, ORACLE, recalls
 from quality import ROOT, _row, git_commit
 
 from twhin_pipeline.config import as_override, load_config
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.operations.shop import Truth, oracle_scores
 from twhin_pipeline.store import Store
 
 Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
 
-K = 20
 TITLES = {"popularity": "popularity", "item_knn": "item-kNN", "als": "ALS"}
 PBG = "pbg"
 """PyTorch-BigGraph's key among the baselines of a figure; no goal is of it."""
 LEAST_EDGES = 200
 """Test edges below which a relation has no line and no goal."""
-
-CELLS = 4_000_000
-"""Elements of the oracle's scores at a time."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,7 @@ class Figure:
     baselines: dict[str, float]
     compared: float | None = None
     oracle: float | None = None
+    inferred: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,9 @@ class Line:
     item_knn: float | None
     als: float | None
     oracle: float | None
+    inferred: float | None
     ratios: dict[str, float]
-    """Ours to each baseline (on the same test edges), and to the oracle."""
+    """Ours to each baseline (on the same test edges), and to the oracles."""
     seconds: float
     train_seconds: float
     pbg: float | None = None
@@ -172,80 +170,6 @@ def _is_known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def expected_recall(scores: Array, known: Array, relevant: Array, k: int) -> Array:
-    """Return each query's Recall@k by the protocol of docs/reference/metrics.md, ties by expectation over their orders.
-
-    Args:
-        scores: float `[Q, N]`.
-        known: int `[M, 2]`: query and candidate, of candidates that are no part of the list.
-        relevant: int `[E, 2]`: query and candidate, each pair once; every query has one or more.
-        k: Length of the list.
-
-    Returns:
-        float64 `[Q]`.
-    """
-    scores = scores.copy()
-    scores[known[:, 0], known[:, 1]] = -np.inf
-    hits, counts = np.zeros(len(scores)), np.bincount(relevant[:, 0], minlength=len(scores))
-    part = max(1, CELLS // scores.shape[1])
-    for start in range(0, len(relevant), part):
-        query, candidate = relevant[start : start + part].T
-        target = scores[query, candidate][:, None]
-        above, tied = (scores[query] > target).sum(1), (scores[query] == target).sum(1)
-        np.add.at(hits, query, np.clip((k - above) / tied, 0, 1))
-    return hits / counts
-
-
-def oracle_recall(truth: Truth, store: Store, snapshot: str, relations: Sequence[str]) -> dict[str, float]:
-    """Return the Recall@20 of scores that know what the log was drawn from, by relation and of all.
-
-    The list is the catalogue (all products of the vocabulary) without the user's training and validation edges of the
-    relation; the mean is over users with a test edge, and in `all` over users and relations.
-    """
-    users, products = (
-        _positions(store, snapshot, *of) for of in (("user", truth.user_ids), ("product", truth.product_ids))
-    )
-    parts = {
-        asset: np.stack([store.read(asset, snapshot)[column].to_numpy() for column in ("rel", "lhs", "rhs")], 1)
-        for asset in ("training_set/positives", "held_out/validation", "held_out/test")
-    }
-    each = {}
-    for number, name in enumerate(relations):
-        train, validation, test = (np.unique(edges[edges[:, 0] == number, 1:], axis=0) for edges in parts.values())
-        if not len(test):
-            continue
-        heads = np.unique(test[:, 0])
-        known = np.concatenate([train, validation])
-        known = known[np.isin(known[:, 0], heads)]
-        recalls = []
-        step = max(1, CELLS // len(products))
-        for start in range(0, len(heads), step):
-            some = heads[start : start + step]
-            scores = oracle_scores(truth, users[some], name)[:, products]
-            recalls.append(expected_recall(scores, _of(known, some), _of(test, some), K))
-        each[name] = np.concatenate(recalls)
-    found = {name: float(values.mean()) for name, values in each.items()}
-    return {**found, ALL: float(np.concatenate(list(each.values())).mean())} if each else {}
-
-
-def _of(edges: Array, heads: Array) -> Array:
-    """Return the edges of sorted `heads`, these as positions among them."""
-    place = np.searchsorted(heads, edges[:, 0]).clip(max=len(heads) - 1)
-    here = heads[place] == edges[:, 0]
-    return np.stack([place[here], edges[here, 1]], 1)
-
-
-def _positions(store: Store, snapshot: str, entity: str, ids: Array) -> Array:
-    """Return where each row of a vocabulary is among the sorted `ids` of a truth, int64 `[rows]`."""
-    table = store.read(f"vocabulary/{entity}", snapshot)
-    wanted = np.array(table["id"].to_pylist(), dtype=np.bytes_)
-    order = np.argsort(ids)
-    place = order[np.searchsorted(ids, wanted, sorter=order)]
-    found = np.empty(len(place), np.int64)
-    found[table["row"].to_numpy()] = place
-    return found
-
-
 def measure(
     name: str,
     graph: Graph,
@@ -273,8 +197,8 @@ def measure(
     figures = figures_of(store.read("evaluation", snapshot).to_pylist(), evaluation, graph)
     if graph.truth is not None:
         relations = [relation for relation, _, _ in graph.relations]
-        oracle = oracle_recall(read_truth(folder / graph.truth), store, snapshot, relations)
-        figures = [Figure(**{**vars(figure), "oracle": oracle.get(figure.relation)}) for figure in figures]
+        found = recalls(read_truth(folder / graph.truth), store, snapshot, relations)
+        figures = [replace(one, **{of: values.get(one.relation) for of, values in found.items()}) for one in figures]
     if pbg is not None:
         try:
             settings = load_config(str(config), overrides)
@@ -310,14 +234,16 @@ def lines_of(name: str, runs: Sequence[Run]) -> list[Line]:
                 )
                 if mean:
                     ratios[key] = same / mean
-        oracles = [figure.oracle for figure in here if figure.oracle is not None]
-        oracle = fmean(oracles) if oracles else None
-        if oracle:
-            ratios["oracle"] = ours / oracle
+        oracles: dict[str, float | None] = {}
+        for key in (ORACLE, INFERRED):
+            known = [getattr(figure, key) for figure in here if getattr(figure, key) is not None]
+            oracles[key] = mean_of = fmean(known) if known else None
+            if mean_of:
+                ratios[key] = ours / mean_of
         lines.append(
             Line(
                 graph=name, relation=relation, metric=here[0].metric, edges=here[0].edges, ours=ours,
-                spread=stdev(values) if len(values) > 1 else None, **baselines, oracle=oracle, ratios=ratios,
+                spread=stdev(values) if len(values) > 1 else None, **baselines, **oracles, ratios=ratios,
                 seconds=fmean(run.seconds for run in runs), train_seconds=fmean(run.train_seconds for run in runs),
             )
         )  # fmt: skip
@@ -335,12 +261,10 @@ def outcomes(name: str, goals: Sequence[Goal], lines: Sequence[Line]) -> list[Ou
             what = f"{line.relation}: {line.metric}"
             if goal.of:
                 ratio = line.ratio(goal.of)
-                best = (
-                    "the oracle" if goal.of == ("oracle",) else "the best of " + ", ".join(TITLES[n] for n in goal.of)
-                )
-                if len(goal.of) == 1 and goal.of != ("oracle",):
+                best = "the oracle" if goal.of == (ORACLE,) else "the best of " + ", ".join(TITLES[n] for n in goal.of)
+                if len(goal.of) == 1 and goal.of != (ORACLE,):
                     best = TITLES[goal.of[0]]
-                if goal.of == ("oracle",) and ratio is None:
+                if goal.of == (ORACLE,) and ratio is None:
                     continue
                 told = "not measured" if ratio is None else f"{ratio:.3f} times"
                 reached = None if ratio is None else ratio >= goal.floor
@@ -355,15 +279,15 @@ def outcomes(name: str, goals: Sequence[Goal], lines: Sequence[Line]) -> list[Ou
 def table(lines: Sequence[Line]) -> str:
     """Return the lines as a Markdown table; PyTorch-BigGraph has its columns where it was measured."""
     more = _has_pbg(lines)
-    names = ["graph", "relation", "test edges", "metric", "ours", *TITLES.values(), *["PBG"] * more, "oracle"]
-    names += ["to the best", *["to PBG"] * more, "seconds"]
+    names = ["graph", "relation", "test edges", "metric", "ours", *TITLES.values(), *["PBG"] * more, ORACLE, INFERRED]
+    names += ["to the best", *["to PBG"] * more, f"to {INFERRED}", "seconds"]
     rows = [_row(names), _row(["---", "---", "---:", "---", *["---:"] * (len(names) - 4)])]
     for line in lines:
         ours = f"{line.ours:.4f}" + ("" if line.spread is None else f" ± {line.spread:.4f}")
         cells = [line.graph, line.relation, f"{line.edges:,}", line.metric, ours]
-        beside = (line.popularity, line.item_knn, line.als, *[line.pbg] * more, line.oracle)
+        beside = (line.popularity, line.item_knn, line.als, *[line.pbg] * more, line.oracle, line.inferred)
         cells += [_number(value) for value in beside]
-        ratios = (line.ratio(BASELINES), *[line.ratio([PBG])] * more)
+        ratios = (line.ratio(BASELINES), *[line.ratio([PBG])] * more, line.ratio([INFERRED]))
         rows.append(_row([*cells, *(_number(ratio, 3) for ratio in ratios), f"{line.seconds:,.0f}"]))
     return "\n".join(rows)
 
