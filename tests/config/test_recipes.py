@@ -190,6 +190,16 @@ def test_edges_with_more_directions_than_the_dimension_get_twice_as_many(
     assert recipes.apply(asked, counts).config.model.embedding_dim == 32, "the file's"
 
 
+@pytest.mark.parametrize(
+    ("users", "penalty"),
+    [(3_000, 0.05), (14_300, 0.1), (38_500, 0.25), (79_000, 0.3), (10**7, 0.3)],  # 32, 9.9, 4, 2 and 0.02 edges each
+)
+def test_the_fewer_edges_an_entity_has_the_more_each_one_penalizes_it(users: int, penalty: float) -> None:
+    config = shop(split={"relations": ["view", "buy"]})
+    chosen = recipes.apply(config, Counts(SHOP.edges, {"user": users, "item": 2_000})).config.model.regularization
+    assert (chosen.norm, chosen.entities, chosen.operators) == ("l2", penalty, penalty)
+
+
 @pytest.mark.parametrize("total", [150_000, 400_000])
 def test_a_growing_graph_keeps_the_dimension_that_it_began_with(total: int) -> None:
     def dim(first: AtFirst | None, **edges: int) -> int:

@@ -74,7 +74,7 @@ def test_interactions_are_searched_around_the_recipe_and_by_cosine_as_a_whole():
     assert trials[2] == {"model.comparator": "cosine", "model.temperature": 0.08, "model.init_scale": 0.065}
     assert paths(trials) == {
         "model.regularization", "model.embedding_dropout", "model.comparator", "model.temperature", "model.init_scale",
-        "loss.name", "loss.positive_temperature", "loss.log_q", "negatives.sides", *OPTIMIZERS, *DIMS,
+        "loss.name", "loss.positive_temperature", "loss.log_q", "negatives.sides", "negatives.mask", *OPTIMIZERS, *DIMS,
     }  # fmt: skip
     own = recipes.apply(shop(), SHOP).config
     for fields in trials:
@@ -271,6 +271,39 @@ def test_the_recipe_is_used_where_nothing_beats_it(tmp_path, fake):
     assert len(seen) == 2 and best.config.tune.outcome["values"] == {}
     assert best.config.model_dump(exclude={"tune"}) == run.config.model_dump(exclude={"tune"})
     assert "none beat the recipe" in said[-1] and not short_search.unused(run)
+
+
+@pytest.mark.parametrize("cosine", [0.5, -0.5])  # better than the recipe, or worse
+def test_a_graph_whose_epochs_the_recipe_cut_short_trains_as_long_as_a_third_of_the_budget(
+    tmp_path, fake, monkeypatch, cosine
+):
+    clock, seen, _ = fake
+    clock.cosine = cosine
+    path = Path(write_config(tmp_path))
+    data = yaml.safe_load(path.read_text())
+    del data["training"]["num_epochs"]
+    path.write_text(yaml.safe_dump(data))
+    edges = sampled_run(tmp_path, str(path)).store.manifest("training_set/positives", SNAPSHOT).rows
+    for affordable in (5, 29, 30):
+        counted = Store(str(tmp_path / "home")).manifest("raw_edges", SNAPSHOT).rows
+        monkeypatch.setattr(recipes, "WORK", (affordable * counted + 1) * 64)
+        run, said = sampled_run(tmp_path, str(path)), []
+        seen.clear()
+        best = short_search.tuned(run, said.append, clock)
+        outcome, trained = best.config.tune.outcome, seen[0]["config"].training.num_epochs
+        assert trained == min(make_plan(edges, 64, affordable, 60).epochs, affordable)
+        if affordable == 30:  # all that a recipe has
+            assert "num_epochs" not in outcome and "training.num_epochs=" not in str(best.overrides)
+            continue
+        dim = outcome["values"].get("model.embeddings.tables.user.embedding_dim", 64)
+        # Of a trial's 9 seconds at least a quarter is training; a third of a minute is 20 seconds.
+        expected = min(120, int(20 * trained * 64 / (9 / 4) / dim))
+        assert outcome["num_epochs"] == best.config.training.num_epochs == expected > affordable
+        assert f"training.num_epochs={expected}" in best.overrides
+        assert f"  --set 'training.num_epochs={expected}'" in said
+        assert outcome["values"] or cosine < 0
+        again = short_search.tuned(run, lambda line: None, clock)
+        assert again.overrides == best.overrides and not short_search.unused(best)
 
 
 def test_trials_of_a_large_graph_train_on_a_part_of_its_edges(tmp_path, fake, monkeypatch):

@@ -303,6 +303,8 @@ def may_need_more(edges: int, entities: int = 0) -> bool:
     return 2 * edges >= MANY_EDGES * entities and edges * 2 * DIMENSION * MOST_EPOCHS <= WORK
 
 
+MOST_PENALTY = 0.3
+"""Twice as much left nothing but popularity (docs/quality.md)."""
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
 
 
@@ -346,6 +348,9 @@ def _interactions(v: _Values) -> None:
         # Of reciprocal operators a penalty would take the popularity.
         reciprocal = bool(v.get("model.reciprocal"))
         l2 = 0.02 if within else 0.05 if strong and not reciprocal else 0.1
+        if not within and v.counts.degree < MANY_EDGES:
+            # Each edge penalizes its ends, so that fewer would hold a vector down less.
+            l2 = round(min(l2 * MANY_EDGES / max(v.counts.degree, 1.0), MOST_PENALTY), 2)
         operators = l2 if v.alike() and not reciprocal else 0.0
         _penalty(v, "l2", l2, operators, "relations that join the same types differ by few edges")
     rate = 0.004 if comparator == "cosine" else 0.01

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 RECIPE = "recipe"
 COSINE = {"model.comparator": "cosine", "model.temperature": 0.08, "model.init_scale": 0.065}
 SCORERS: dict[str, dict[str, Any]] = {
-    "cosine and bsl": {**COSINE, "loss.name": "bsl", "loss.positive_temperature": 1.22, "loss.log_q": False},
+    "cosine and bsl": {
+        **COSINE, "loss.name": "bsl", "loss.positive_temperature": 1.22, "loss.log_q": False, "negatives.mask": "known",
+    },
     "cosine and softmax": COSINE,
-}
+}  # fmt: skip
 """Alternatives to `dot`: as in configs/gowalla.yaml, and the same with the recipe's loss."""
 PENALTY_FACTOR, RATE_FACTOR = 5.0, 3.0
 """The most by which the recipe's value is multiplied or divided."""

@@ -37,6 +37,11 @@ CHANGE = 1.5
 """A plan is made anew after its first trial where that makes trials so many times longer or shorter."""
 RANDOM_TRIALS = 4
 """Trials before the search goes by the earlier ones."""
+LONGER = 1 / 3
+"""Of the budget, how long the training after it may take, where the recipe gave a large graph fewer epochs than it
+would have: whoever waits for the search waits for them, too."""
+MOST_EPOCHS = 120
+"""Of such a training, as in configs/gowalla.yaml."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +157,13 @@ def lines(outcome: dict[str, Any], overrides: list[str]) -> list[str]:
     """Return the outcome of a search in a few lines."""
     made = f"{outcome['trials']} trial(s) in {outcome['minutes']:.1f} min"
     own = outcome["recipe_value"]
-    if not outcome["values"]:
-        return [f"tune       {made}: none beat the recipe ({outcome['metric']} {own:.4f}), which is used"]
     compared = f"{outcome['metric']} {outcome['value']:.4f}" + ("" if own is None else f", the recipe {own:.4f}")
-    return [f"tune       {made}: {compared}; the best values, now used:", *(f"  --set '{one}'" for one in overrides)]
+    result = [f"tune       {made}: {compared}; the best values, now used:"]
+    if not outcome["values"]:
+        result = [f"tune       {made}: none beat the recipe ({outcome['metric']} {own:.4f}), which is used"]
+    if "num_epochs" in outcome:
+        result.append(f"  with {outcome['num_epochs']} epochs, as the time for the search is to spare for them, too:")
+    return [*result, *(f"  --set '{one}'" for one in overrides)]
 
 
 def unused(run: Run) -> list[str]:
@@ -219,8 +227,30 @@ class _ShortSearch:
             "mlflow_run_id": best.mlflow_run_id,
         }
         progress.overrides = best.overrides if better else []
+        if (longer := self._longer(progress)) is not None:
+            progress.outcome["num_epochs"] = longer
+            progress.overrides.append(as_override("training.num_epochs", longer))
         progress.write(self.file)
         return progress
+
+    def _longer(self, progress: Progress) -> int | None:
+        """Return how many epochs the training may have, None where those that it has are enough."""
+        overrides = [*self.base.overrides, *progress.overrides]
+        config = load_config(self.base.config_path, overrides)
+        recipe = relations.recipe(config, self.base.store, self.base.snapshot)
+        epochs = recipe.config.training.num_epochs
+        chosen = any(value.path == "training.num_epochs" and value.chosen for value in recipe.values)
+        if recipe.name != recipes.INTERACTIONS or not chosen or epochs >= recipes.MOST_EPOCHS:
+            return None
+        # The recipe is the first trial of each plan.
+        speed = self._speed(progress.plan, progress.seconds[progress.counted])
+        affordable = int(LONGER * self.budget_s * speed / (self.edges * recipe.config.model.embedding_dim))
+        return min(affordable, MOST_EPOCHS) if affordable > epochs else None
+
+    def _speed(self, plan: Plan, took: float) -> float:
+        """Return edges times dimension that a trial of the recipe trained in a second; it took so many seconds."""
+        work = plan.visits(self.edges) * self.config.model.embedding_dim
+        return work / max(took - STARTUP_S, took / 4)
 
     def _plan(self, work_per_s: float | None = None) -> Plan:
         dim, epochs = self.config.model.embedding_dim, self.config.training.num_epochs
@@ -259,10 +289,8 @@ class _ShortSearch:
     def _measure(self, progress: Progress) -> None:
         """Plan anew by the time that the first trial took, where that changes much."""
         progress.measured = True
-        took, done = progress.seconds[-1], progress.plan.visits(self.edges)
-        work = done * self.config.model.embedding_dim
-        plan = self._plan(work / max(took - STARTUP_S, took / 4))
-        ratio = plan.visits(self.edges) / done
+        plan = self._plan(self._speed(progress.plan, progress.seconds[-1]))
+        ratio = plan.visits(self.edges) / progress.plan.visits(self.edges)
         # A second plan is worth its new start only where time is left for some trials.
         if not 1 / CHANGE < ratio < CHANGE and sum(progress.seconds) < self.budget_s / 2:
             progress.plan, progress.counted = plan, len(progress.seconds)
