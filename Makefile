@@ -22,7 +22,8 @@ export TWHIN_HOME := $(if $(findstring ://,$(TWHIN_HOME)),$(TWHIN_HOME),$(abspat
 export DAGSTER_HOME ?= $(if $(findstring ://,$(TWHIN_HOME)),$(abspath .twhin),$(TWHIN_HOME))/dagster_home
 BIN := .venv/bin
 # A file's tests stay together, since they share what one of them has made. A worker takes some 3 GiB with what it starts.
-SIDE_BY_SIDE ?= --numprocesses logical --maxprocesses 4 --dist loadfile
+# In the order of their names: files of many tests first would leave the few long ones for the end, one worker waiting.
+SIDE_BY_SIDE ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 READY := .venv/ready-$(VARIANT)
 
 help: ## This list
