@@ -348,10 +348,11 @@ def _interactions(v: _Values) -> None:
         # Of reciprocal operators a penalty would take the popularity.
         reciprocal = bool(v.get("model.reciprocal"))
         l2 = 0.02 if within else 0.05 if strong and not reciprocal else 0.1
-        if not within and v.counts.degree < MANY_EDGES:
+        few = not within and v.counts.degree < MANY_EDGES
+        if few:
             # Each edge penalizes its ends, so that fewer would hold a vector down less.
             l2 = round(min(l2 * MANY_EDGES / max(v.counts.degree, 1.0), MOST_PENALTY), 2)
-        operators = l2 if v.alike() and not reciprocal else 0.0
+        operators = l2 if v.alike() and not reciprocal and not few else 0.0
         _penalty(v, "l2", l2, operators, "relations that join the same types differ by few edges")
     rate = 0.004 if comparator == "cosine" else 0.01
     _optimizers(v, rate=rate, rows_rate=0.1, algorithm="rmsprop")
