@@ -467,9 +467,18 @@ def test_the_vector_of_an_entity_without_a_training_edge_comes_with_a_warning(tm
         assert len(model.get_embedding("user", users[4])) == model.dim
     with pytest.warns(UserWarning, match=rf"user '{users[20]}' has no training edge.* \(2 such ids\)$"):
         model.get_embedding("user", [users[20], users[3], users[4]])
+    for ask in (
+        lambda: model.predict_relation(users[3], users[4], "follows"),
+        lambda: model.candidates("likes", users[4]),
+        lambda: model.queries("likes", [users[4]]),
+    ):
+        with pytest.warns(UserWarning, match=f"user '{users[4]}' has no training edge") as seen:
+            ask()
+        assert __file__ in {one.filename for one in seen}, "the caller's line"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.get_embedding("user", users[3])
+        model.candidates("likes", model.get_embedding("user", users[3]))
         assert all(len(batch) for batch in model.neighbors("user"))
 
 

@@ -142,8 +142,11 @@ class VectorsById:
         vectors = found.estimate(len(names), self.config.relations, self.tables, self._scores, entity)
         return Chosen(table, rows, New(new, [str(one) for one in names], vectors, found), one=one)
 
-    def _warn_untrained(self, chosen: Chosen) -> None:
-        """Warn of the entities named that no training edge has: with Python's defaults once for each of them."""
+    def _warn_untrained(self, chosen: Chosen, level: int = 3) -> None:
+        """Warn of the entities named that no training edge has: with Python's defaults once for each of them.
+
+        `level` is how many calls above this one the reader was called.
+        """
         table = chosen.table
         if table.trained is None or chosen.every:
             return
@@ -153,7 +156,7 @@ class VectorsById:
             several = f" ({len(without):,} such ids)" if len(without) > 1 else ""
             warnings.warn(
                 f"{table.name} {table.ids(without[:1])[0]!r} has no training edge, so its vector says nothing{several}",
-                stacklevel=3,
+                stacklevel=level,
             )
 
     def _mapped(self, entity: str, own: np.ndarray) -> np.ndarray:

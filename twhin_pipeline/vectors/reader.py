@@ -467,4 +467,5 @@ class TwhinEmbeddings(VectorsById):
                     )
                 return np.atleast_2d(array).astype(np.float32), array.ndim == 1
         chosen = self._choose(entity, given)
+        self._warn_untrained(chosen, 4)
         return chosen.vectors(slice(None)), chosen.one
