@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from edge_files import SNAPSHOT, make_config, pass_checks, store_at, write
 
-from twhin_pipeline.config import TwhinConfig, recipes
+from twhin_pipeline.config import TwhinConfig, parse_config, recipes, relations
 from twhin_pipeline.graph import directions, raw_edges, vocabulary
 from twhin_pipeline.store import Store
 
@@ -138,6 +138,29 @@ def test_what_the_graph_was_at_first_is_handed_on_from_day_to_day(tmp_path: Path
     assert found[0]["directions"] == {"user": {"item": 4}}
     assert found[0] == found[1] == found[2]
     assert recipes.Counts.read(config, store, DAYS[2]).first == recipes.AtFirst(**found[0])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("groups", "dim"), [(100, 128), (20, 64)])
+def test_what_is_counted_decides_the_dimension_and_the_explanation_says_why(
+    tmp_path: Path, groups: int, dim: int
+) -> None:
+    path = write(tmp_path / "e.parquet", rows(groups, "view", edges=60_000))
+    config = parse_config(
+        {
+            "sources": [{"path": str(path)}],
+            "model": {
+                "embeddings": {"tables": [{"name": "user"}, {"name": "item"}]},
+                "relations": [{"name": "view", "lhs": "user", "rhs": "item"}],
+            },
+            "launch": {"data_threads": 2, "duckdb_memory_limit": "1GB"},
+        }
+    )
+    store = store_at(tmp_path)
+    build(config, store)
+    recipe = relations.recipe(config, store, SNAPSHOT)
+    assert recipe.config.model.embedding_dim == dim
+    (line,) = (line for line in recipe.explanation().splitlines() if ".embedding_dim=" in line)
+    assert ("more than 64 directions stand out of its edges" in line) == (groups == 100)
 
 
 def test_vocabularies_that_grow_from_those_of_an_earlier_version_are_not_counted(
