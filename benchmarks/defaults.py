@@ -307,6 +307,8 @@ def picture(lines: Sequence[Line], path: Path) -> None:
 
     series = {"ours": "#0072B2", "popularity": "#B8B8B8", "item_knn": "#E69F00", "als": "#009E73", "oracle": "#CC79A7"}
     titles = {**TITLES, PBG: "PBG"}
+    if any(line.inferred is not None for line in lines):
+        series[INFERRED] = "#882255"
     if _has_pbg(lines):
         series[PBG] = "#56B4E9"
     kept = _largest(lines)
