@@ -66,7 +66,7 @@ class Counts:
         entities = {name: manifest.rows for name, manifest in manifests.items()}
         of_relations = {name: int(edges.get(name, 0)) for name in config.model.relation_names}
         began = (manifest.details.get("first") for manifest in manifests.values())
-        first = next((AtFirst(**one) for one in began if one is not None), None)
+        first = next((AtFirst(one["edges"], one["directions"]) for one in began if one is not None), None)
         return cls(of_relations, entities, frozenset(dated[False] - dated[True]), first)
 
     @property

@@ -48,7 +48,8 @@ def at_first(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, Any]
 def count(config: TwhinConfig, store: Store, snapshot: str, total: int) -> dict[str, dict[str, int]]:
     """Count the directions of the edges between two types, up to `MOST`, by type of heads and then of tails.
 
-    Edges that the source holds out are left out. Where no recipe goes by it, nothing is counted.
+    Edges that the source holds out are left out. A random split or one by time comes later: of these all edges count,
+    as in a recipe's other counts. Where no recipe goes by it, nothing is counted.
     """
     edges = IndexedEdges(store, snapshot)
     if not recipes.may_need_more(total, edges.size):
