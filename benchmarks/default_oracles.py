@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
+from default_graphs import ALL
 from scipy.special import logsumexp, softmax
 
 from twhin_pipeline.operations.shop import AFTER, CONVERSION, OUTSIDE, Truth, oracle_scores
@@ -77,7 +78,7 @@ def _recall(
             found.append(expected_recall(scores(some, name), _of(known, some), _of(test, some), K))
         each[name] = np.concatenate(found)
     means = {name: float(values.mean()) for name, values in each.items()}
-    return {**means, "all": float(np.concatenate(list(each.values())).mean())} if each else {}
+    return {**means, ALL: float(np.concatenate(list(each.values())).mean())} if each else {}
 
 
 def _others(logs: Array) -> Array:
@@ -110,7 +111,7 @@ class Taste:
             users: Where each row of a user is in `truth.user_ids`.
             products: Likewise of products.
         """
-        self.truth, self.products = truth, products
+        self.truth = truth
         self.communities = communities = int(truth.product_community.max()) + 1
         community = truth.product_community[products]
         within = truth.popularity / np.bincount(truth.product_community, truth.popularity)[truth.product_community]
