@@ -16,7 +16,7 @@ import scipy.stats
 from default_graphs import ALL
 from scipy.special import logsumexp, softmax
 
-from twhin_pipeline.operations.shop import AFTER, CONVERSION, OUTSIDE, Truth, oracle_scores
+from twhin_pipeline.operations.shop import AFTER, CONVERSION, OUTSIDE, Truth, oracle_scores, parents_of
 from twhin_pipeline.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -126,8 +126,8 @@ class Taste:
         self.first = count(truth.first_event)
         self.inside = np.zeros(self.first.shape)
         """The logarithm of how much more likely conversions are if a community is one of the user's."""
-        for name in trained:
-            if name in AFTER and name != truth.first_event and self._follows_the_first(name, trained):
+        for name, parent in parents_of({name: CONVERSION[name] for name in AFTER if name in trained}).items():
+            if parent == truth.first_event:
                 chance = CONVERSION[name]
                 none = np.log((1 - chance) / (1 - OUTSIDE * chance))
                 converted = count(name)
@@ -139,12 +139,6 @@ class Taste:
         follows = trained.get("follows", np.empty((0, 2), np.int64))
         for one, other in (follows.T, follows.T[::-1]):
             np.add.at(self.near, (one, home[users[other]]), closer[home[users[other]]])
-
-    def _follows_the_first(self, name: str, trained: dict[str, Array]) -> bool:
-        parent = AFTER[name]
-        while parent is not None and parent not in trained:
-            parent = AFTER[parent]
-        return parent in (None, self.truth.first_event)
 
     def posterior(self, rows: Array) -> tuple[Array, Array]:
         """Return the probabilities that each community is a user's first, and its second, with each share.

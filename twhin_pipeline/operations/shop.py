@@ -203,7 +203,7 @@ def _event_types(events: Mapping[str, float | None] | None) -> dict[str, float]:
     return types
 
 
-def _parents(types: Mapping[str, float]) -> dict[str, str]:
+def parents_of(types: Mapping[str, float]) -> dict[str, str]:
     """Return the type that each follows, for all but the first: the nearest that is there, else the first."""
     first, *others = types
     parents = {}
@@ -249,7 +249,7 @@ def _draw_events(
     rng: np.random.Generator, truth: Truth, types: Mapping[str, float], days: int, events_per_user: float, sigma: float
 ) -> tuple[Array, Array, Array, Array]:
     """Return each event's time (seconds since the start), type (a number), user and product, in order of time."""
-    parents = _parents(types)
+    parents = parents_of(types)
     communities = int(truth.product_community.max()) + 1
     own = 1 - truth.background * max(0, communities - 2) / communities
     expected = {next(iter(types)): 1.0}  # events of a type for each first event
