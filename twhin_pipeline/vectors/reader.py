@@ -99,6 +99,7 @@ class TwhinEmbeddings(VectorsById):
         It is calibrated: fitted to validation edges, each beside `evaluation.auc_negatives` pairs of the same head with
         a random tail, so it is the probability at that base rate. It grows strictly with the score. Where nothing was
         fitted (no validation edges, or a store of an earlier version) it is sigmoid(score), and a warning says so.
+        Another warns of ids that no training edge has.
 
         Args:
             lhs: An id, a sequence of n ids, or vectors of floats, `[D]` or `[n, D]`.
@@ -149,7 +150,8 @@ class TwhinEmbeddings(VectorsById):
         """Return heads (ids, or vectors `[n, D]`) as the relation's operator makes them, float32 `[n, D]`.
 
         The tails that a head most probably has the relation to are those nearest to it: by the dot product, the cosine
-        or the distance, as the model's comparator is. For search engines that know only vectors.
+        or the distance, as the model's comparator is. For search engines that know only vectors. A warning names heads
+        that no training edge has.
 
         Raises:
             KeyError: The relation or an id is unknown.
@@ -274,8 +276,9 @@ class TwhinEmbeddings(VectorsById):
     ) -> list[tuple[Any, float]]:
         """Return the k tails that `lhs` (an id or a vector `[D]`) most probably has `relation` to, as (id, score).
 
-        The score is the model's. Tails that no training edge has are left out, unless `untrained` is set. `recommend`
-        also leaves out what is known, and takes many heads; its `search` says how tails are found.
+        The score is the model's. Tails that no training edge has are left out, unless `untrained` is set; a warning
+        names a head that none has. `recommend` also leaves out what is known, and takes many heads; its `search` says
+        how tails are found.
 
         Raises:
             KeyError: The relation or the id is unknown.
