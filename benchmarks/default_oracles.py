@@ -16,7 +16,16 @@ import scipy.stats
 from default_graphs import ALL
 from scipy.special import logsumexp, softmax
 
-from twhin_pipeline.operations.shop import AFTER, CONVERSION, OUTSIDE, Truth, oracle_scores, parents_of
+from twhin_pipeline.operations.shop import (
+    AFTER,
+    CONVERSION,
+    NEAR,
+    OUTSIDE,
+    SHARE_OF_FIRST,
+    Truth,
+    oracle_scores,
+    parents_of,
+)
 from twhin_pipeline.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -25,10 +34,8 @@ ORACLE, INFERRED = "oracle", "inferred"
 K = 20
 CELLS = 4_000_000
 """Elements of scores at a time."""
-SHARES = scipy.stats.beta.ppf((np.arange(16) + 0.5) / 16, 5, 2)
+SHARES = scipy.stats.beta.ppf((np.arange(16) + 0.5) / 16, *SHARE_OF_FIRST)
 """The shares of a user's first community, each as likely as the others."""
-NEAR = 5 / 6
-"""Of those whom a user follows, how many are drawn from its first community."""
 
 
 def recalls(truth: Truth, store: Store, snapshot: str, relations: Sequence[str]) -> dict[str, dict[str, float]]:

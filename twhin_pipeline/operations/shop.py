@@ -39,6 +39,10 @@ CONVERSION = {"view": 1.0, "cart": 0.12, "buy": 0.4, "wishlist": 0.05, "share": 
 """The default probability that an event of a type follows one of the type before it."""
 OUTSIDE = 0.25
 """What the first conversion's probability is multiplied by for a product outside the user's two communities."""
+SHARE_OF_FIRST = (5.0, 2.0)
+"""The shares of users' first communities follow the Beta distribution of these."""
+NEAR = 5 / 6
+"""Of those whom a user follows, how many are drawn from its first community."""
 UNKNOWN_EVENT = "impression"
 """The event type of dirty rows, which no configuration expects."""
 DAY = 86_400
@@ -232,7 +236,7 @@ def _draw_truth(
         user_ids=_ids("u_", users, 6),
         product_ids=_ids("SKU-", products, 5),
         user_communities=np.stack([one, other], 1).astype(np.int32),
-        mixture=rng.beta(5, 2, users),
+        mixture=rng.beta(*SHARE_OF_FIRST, users),
         product_community=rng.permutation(of_product).astype(np.int32),
         popularity=(rng.permutation(products) + 1.0) ** -exponent,
         background=background,
@@ -341,7 +345,7 @@ def _draw_follows(rng: np.random.Generator, truth: Truth, follows_per_user: floa
     starts = np.cumsum(sizes) - sizes
     community = home[follower]
     near = order[starts[community] + np.floor(rng.random(len(follower)) * sizes[community]).astype(np.int64)]
-    followee = np.where(rng.random(len(follower)) < 5 / 6, near, rng.integers(0, users, len(follower)))
+    followee = np.where(rng.random(len(follower)) < NEAR, near, rng.integers(0, users, len(follower)))
     pairs = np.unique((follower * users + followee)[follower != followee])
     return pairs // users, pairs % users
 
