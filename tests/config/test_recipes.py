@@ -276,6 +276,16 @@ def test_a_relation_within_a_type_counts_less_only_where_nothing_of_it_is_held_o
     assert weights(split={"relations": ["view", "follows"]}) == weights() == {"view": 1, "buy": 1, "follows": 1}
 
 
+def test_a_relation_within_a_type_counts_in_full_where_entities_have_few_edges_of_those_held_out() -> None:
+    def weight(viewed: int) -> float:
+        counts = Counts({"view": viewed, "buy": 4_000, "follows": 17_000}, SHOP.entities)
+        config = recipes.apply(shop(split={"relations": ["view", "buy"]}), counts).config
+        assert config.negatives.mask == "known"  # by all its edges the graph is no sparse one
+        return config.model.relations[2].weight
+
+    assert [weight(21_000), weight(20_999)] == [0.3, 1]  # 25,000 edges, 5,000 entities
+
+
 def test_a_relation_without_times_is_not_asked_for_where_the_split_goes_by_time() -> None:
     undated = Counts(SHOP.edges, SHOP.entities, frozenset({"follows"}))
     timed = {"path": "edges.csv", "columns": {"time": "at"}}

@@ -264,6 +264,11 @@ class _Values:
             return False
         return requested is None or relation["name"] in requested
 
+    def degree_asked(self) -> float:
+        """Return the mean number of edges an entity has of the relations held out, both ends counted."""
+        asked = sum(self.counts.edges[item["name"]] for item in self.data["model"]["relations"] if self._is_asked(item))
+        return 2 * asked / max(sum(self.counts.entities.values()), 1)
+
     def directions(self) -> int:
         """Return the most directions that the edges of two types have, of whose relations some are held out."""
         counted = self.counts.first.directions if self.counts.first is not None else {}
@@ -329,15 +334,17 @@ def _interactions(v: _Values) -> None:
         v.choose("model.reciprocal", True, "an entity may be popular as a tail and not as a head, or the reverse")
     _loss(v)
     v.choose("negatives.sides", "both", "predicting heads too is a second view of the same few edges")
-    # As measured on graphs of 60,000 to 200,000 edges, where masks, more dropout and less of `follows` each help. On
-    # Gowalla and Flickr too few epochs are affordable for them, and at 3 edges an entity they lose (docs/quality.md).
+    # As measured on graphs of 60,000 to 500,000 edges, where masks, more dropout and less of `follows` each help. On
+    # Gowalla too few epochs are affordable for them, and at 3 edges an entity they lose (docs/quality.md).
     affordable = v.counts.total * (v.dim or DIMENSION) * MOST_EPOCHS <= WORK
     # Within a type both ends of an edge are of the one table.
     strong = affordable and (within or v.counts.degree >= MANY_EDGES)
     why = f"{v.counts.degree:.0f} edges an entity, {MOST_EPOCHS if affordable else 'fewer'} epochs"
     if strong:
         v.choose("negatives.mask", "known", f"what a user has need not compete for a place; {why}")
-        v.choose_in_unasked("weight", 0.3, "nothing of it is held out: it informs, and is not what is asked for")
+        # Where the edges asked for are fewer, the others are what tells most of an entity (docs/quality.md).
+        if v.degree_asked() >= MANY_EDGES:
+            v.choose_in_unasked("weight", 0.3, "nothing of it is held out: it informs, and is not what is asked for")
     else:
         v.choose("negatives.mask", "own", f"known items compete with those yet unknown; {why}")
     _pool(v, 1024)
