@@ -41,6 +41,20 @@ class AtFirst:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """How many edges of a relation join a pair that another relation between the same types joins too."""
+
+    edges: int
+    """All of the relation's."""
+    shared: int
+    """Those of such a pair."""
+    late: int
+    """Those of the latest tenth of all edges between the two types."""
+    known: int
+    """Those of them whose pair another relation joined before that tenth."""
+
+
+@dataclass(frozen=True)
 class Counts:
     """What a recipe looks at: edges by relation, entities by type, and the relations none of whose edges has a time."""
 
@@ -49,6 +63,8 @@ class Counts:
     undated: frozenset[str] = frozenset()
     first: AtFirst | None = None
     """None: vocabularies that began with an earlier version do not say it."""
+    pairs: Mapping[str, Pairs] = field(default_factory=dict)
+    """What `graph.pairs` counted, by relation."""
 
     @classmethod
     def read(cls, config: TwhinConfig, store: Store, snapshot: str) -> Counts | None:
@@ -67,7 +83,9 @@ class Counts:
         of_relations = {name: int(edges.get(name, 0)) for name in config.model.relation_names}
         began = (manifest.details.get("first") for manifest in manifests.values())
         first = next((AtFirst(one["edges"], one["directions"]) for one in began if one is not None), None)
-        return cls(of_relations, entities, frozenset(dated[False] - dated[True]), first)
+        counted: Mapping[str, Mapping[str, int]] = next(iter(manifests.values())).details.get("pairs", {})
+        pairs = {name: Pairs(**one) for name, one in counted.items()}
+        return cls(of_relations, entities, frozenset(dated[False] - dated[True]), first, pairs)
 
     @property
     def total(self) -> int:
@@ -259,15 +277,25 @@ class _Values:
     def _is_asked(self, relation: Mapping[str, Any]) -> bool:
         """Tell whether the split holds edges of a relation out; one by time leaves those without a time in training."""
         requested = self.get("split.relations")
-        by_time = self.get("split.strategy") == "temporal" and self.get("split.later_snapshot") is None
-        if by_time and relation["name"] in self.counts.undated:
+        if self._splits_by_time() and relation["name"] in self.counts.undated:
             return False
         return requested is None or relation["name"] in requested
+
+    def _splits_by_time(self) -> bool:
+        return self.get("split.strategy") == "temporal" and self.get("split.later_snapshot") is None
 
     def degree_asked(self) -> float:
         """Return the mean number of edges an entity has of the relations held out, both ends counted."""
         asked = sum(self.counts.edges[item["name"]] for item in self.data["model"]["relations"] if self._is_asked(item))
         return 2 * asked / max(sum(self.counts.entities.values()), 1)
+
+    def known_share(self) -> float:
+        """Return the share of the edges held out whose pair training knows by another relation, about."""
+        asked = [item["name"] for item in self.data["model"]["relations"] if self._is_asked(item)]
+        counted = [self.counts.pairs[name] for name in asked if name in self.counts.pairs]
+        if self._splits_by_time():
+            return sum(one.known for one in counted) / max(sum(one.late for one in counted), 1)
+        return sum(one.shared for one in counted) / max(sum(one.edges for one in counted), 1)
 
     def directions(self) -> int:
         """Return the most directions that the edges of two types have, of whose relations some are held out."""
@@ -308,6 +336,13 @@ def may_need_more(edges: int, entities: int = 0) -> bool:
     return 2 * edges >= MANY_EDGES * entities and edges * 2 * DIMENSION * MOST_EPOCHS <= WORK
 
 
+def may_need_memory(edges: int) -> bool:
+    """Tell whether `interactions` would train so many edges with the stronger dropout, if their pairs let it."""
+    return edges * DIMENSION * MOST_EPOCHS <= WORK
+
+
+MANY_KNOWN = 0.2
+"""The share of held-out edges known by another relation from which dropout would cost more than it gains."""
 MOST_PENALTY = 0.3
 """Twice as much left nothing but popularity (docs/quality.md)."""
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
@@ -351,7 +386,11 @@ def _interactions(v: _Values) -> None:
     if comparator == "cosine":
         v.choose("model.embedding_dropout", 0.1, "vectors of few edges overfit")
     else:
-        v.choose("model.embedding_dropout", 0.5 if strong else 0.3, f"vectors of few edges overfit; {why}")
+        if strong and (known := v.known_share()) >= MANY_KNOWN:
+            why = f"{known:.0%} of what is held out is known by another relation, which more would blur"
+            v.choose("model.embedding_dropout", 0.2, why)
+        else:
+            v.choose("model.embedding_dropout", 0.5 if strong else 0.3, f"vectors of few edges overfit; {why}")
         # Of reciprocal operators a penalty would take the popularity.
         reciprocal = bool(v.get("model.reciprocal"))
         l2 = 0.02 if within else 0.05 if strong and not reciprocal else 0.1

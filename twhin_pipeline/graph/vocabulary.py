@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.graph import directions
+from twhin_pipeline.graph import directions, pairs
 from twhin_pipeline.graph.edge_file import Array, IndexedEdges
 from twhin_pipeline.kernels import sampling_kernels
 from twhin_pipeline.store import database
@@ -68,11 +68,14 @@ def build(config: TwhinConfig, store: Store, snapshot: str, *, compact: bool = F
         raise UserError("indexed ids are rows themselves, so their tables cannot be compacted; use named ids")
     parents = store.versions(snapshot, ["raw_edges"])
     edges = IndexedEdges(store, snapshot)
-    first = directions.at_first(config, store, snapshot)
+    of_graph = {
+        directions.FIRST: directions.at_first(config, store, snapshot),
+        pairs.PAIRS: pairs.count(config, store, snapshot),
+    }
     manifests = {}
     with database.connect(config, store) as con, explained("vocabulary"):
         for entity in config.model.table_names:
-            manifests[entity] = _build_one(con, config, store, snapshot, entity, edges, first, parents, compact)
+            manifests[entity] = _build_one(con, config, store, snapshot, entity, edges, of_graph, parents, compact)
     return manifests
 
 
@@ -83,7 +86,7 @@ def _build_one(
     snapshot: str,
     entity: str,
     edges: IndexedEdges,
-    first: dict[str, Any] | None,
+    of_graph: dict[str, Any],
     parents: dict[str, str],
     compact: bool,
 ) -> Manifest:
@@ -160,7 +163,7 @@ def _build_one(
             "evicted": evicted,
             "grown_through": chain,
             "left_out": left_out,
-            directions.FIRST: first,
+            **of_graph,
             "compacted": snapshot if compact else before.details.get("compacted") if before else None,
         }
     return store.manifest(asset, snapshot)

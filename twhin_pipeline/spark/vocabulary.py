@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from twhin_pipeline.config.stage_settings import settings
 from twhin_pipeline.errors import UserError
-from twhin_pipeline.graph import directions
+from twhin_pipeline.graph import directions, pairs
 from twhin_pipeline.graph import vocabulary as numbering
 from twhin_pipeline.spark import tables
 from twhin_pipeline.spark.session import ROWS_AT_ONCE, ROWS_PER_TASK, expect, session, tasks
@@ -37,7 +37,10 @@ def build(config: TwhinConfig, store: Store, snapshot: str, *, compact: bool = F
     """
     edges = store.manifest("raw_edges", snapshot)
     parents = store.versions(snapshot, ["raw_edges"])
-    first = directions.at_first(config, store, snapshot)
+    of_graph = {
+        directions.FIRST: directions.at_first(config, store, snapshot),
+        pairs.PAIRS: pairs.count(config, store, snapshot),
+    }
     manifests = {}
     with session(config) as spark:
         from pyspark.sql import functions as f
@@ -50,7 +53,7 @@ def build(config: TwhinConfig, store: Store, snapshot: str, *, compact: bool = F
             for number, entity in enumerate(config.model.table_names):
                 mine, of_type = degrees.where(f"type = {number}").select("id", "degree"), found.get(number, (0, 0))
                 manifests[entity] = _build_one(
-                    spark, config, store, snapshot, entity, mine, of_type, first, parents, compact
+                    spark, config, store, snapshot, entity, mine, of_type, of_graph, parents, compact
                 )
         finally:
             degrees.unpersist()
@@ -129,7 +132,7 @@ def _build_one(
     entity: str,
     degrees: DataFrame,
     of_type: tuple[int, int],
-    first: dict[str, Any] | None,
+    of_graph: dict[str, Any],
     parents: dict[str, str],
     compact: bool,
 ) -> Manifest:
@@ -201,7 +204,7 @@ def _build_one(
                 "evicted": total["evicted"],
                 "grown_through": chain,
                 "left_out": left_out,
-                directions.FIRST: first,
+                **of_graph,
                 "compacted": snapshot if compact else before.details.get("compacted") if before else None,
                 "engine": "spark",
             }
