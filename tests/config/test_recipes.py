@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twhin_pipeline.config import TwhinConfig, load_config, parse_config, recipes, relations
-from twhin_pipeline.config.recipes import AtFirst, Counts
+from twhin_pipeline.config.recipes import AtFirst, Counts, Pairs
 from twhin_pipeline.errors import UserError
 from twhin_pipeline.graph import raw_edges, vocabulary
 from twhin_pipeline.store import Store
@@ -284,6 +284,25 @@ def test_a_relation_within_a_type_counts_in_full_where_entities_have_few_edges_o
         return config.model.relations[2].weight
 
     assert [weight(21_000), weight(20_999)] == [0.3, 1]  # 25,000 edges, 5,000 entities
+
+
+def test_what_is_known_by_another_relation_gets_less_dropout() -> None:
+    def dropout(strategy: str, *, shared: int = 0, known: int = 0) -> float:
+        """Of all 64,000 edges, and of the late 6,400 of them."""
+        pairs = {"view": Pairs(60_000, shared, 6_000, known), "buy": Pairs(4_000, 0, 400, 0)}
+        timed = {"path": "edges.csv", "columns": {"time": "at"}}
+        config = shop(source=timed, split={"strategy": strategy, "relations": ["view", "buy"]})
+        return recipes.apply(config, replace(SHOP, pairs=pairs)).config.model.embedding_dropout
+
+    assert [dropout("random", shared=12_800), dropout("random", shared=12_799, known=6_000)] == [0.2, 0.5]
+    assert [dropout("temporal", known=1_280), dropout("temporal", known=1_279, shared=60_000)] == [0.2, 0.5]
+
+
+def test_only_what_is_held_out_says_whether_it_is_known_by_another_relation() -> None:
+    pairs = {"view": Pairs(60_000, 4_000, 0, 0), "buy": Pairs(4_000, 4_000, 0, 0)}
+    counts = replace(SHOP, pairs=pairs)
+    found = [recipes.apply(shop(split={"relations": [name]}), counts).config.model.embedding_dropout for name in pairs]
+    assert found == [0.5, 0.2]
 
 
 def test_a_relation_without_times_is_not_asked_for_where_the_split_goes_by_time() -> None:
