@@ -191,6 +191,15 @@ def test_edges_with_more_directions_than_the_dimension_get_twice_as_many(
 
 
 @pytest.mark.parametrize(
+    ("edges", "penalty", "epochs"), [(2_000, 0.15, 120), (5_000, 0.15, 60), (15_000, 0.1, 30), (60_000, 0.05, 30)]
+)
+def test_few_edges_in_all_are_penalized_more_and_seen_more_often(edges: int, penalty: float, epochs: int) -> None:
+    counts = Counts({"view": edges, "buy": 0, "follows": 0}, {"user": 200, "item": 100})
+    chosen = recipes.apply(shop(split={"relations": ["view", "buy"]}), counts).config
+    assert (chosen.model.regularization.entities, chosen.training.num_epochs) == (penalty, epochs)
+
+
+@pytest.mark.parametrize(
     ("users", "penalty"),
     [(3_000, 0.05), (14_300, 0.1), (38_500, 0.25), (79_000, 0.3), (10**7, 0.3)],  # 32, 9.9, 4, 2 and 0.02 edges each
 )

@@ -327,6 +327,8 @@ WORK = 1_300_000_000
 """Edges that training visits, times the dimension, where that makes fewer epochs than a recipe's most: 2 to 4 minutes
 on 2 cores."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
+FEWEST_STEPS, MOST_EPOCHS_OF_FEW_STEPS = 600, 120
+"""Where `MOST_EPOCHS` are fewer steps, `interactions` trains more epochs, up to so many."""
 MANY_EDGES = 10
 """Edges an entity, on average, from which vectors stand masks and the stronger dropout."""
 
@@ -343,6 +345,8 @@ def may_need_memory(edges: int) -> bool:
 
 MANY_KNOWN = 0.2
 """The share of held-out edges known by another relation from which dropout would cost more than it gains."""
+FEW_IN_ALL = 60_000
+"""Edges in all below which the penalty grows with the root of how many fewer there are, up to three times."""
 MOST_PENALTY = 0.3
 """Twice as much left nothing but popularity (docs/quality.md)."""
 NEGATIVES = ("train_data.global_negatives", "train_data.in_batch_negatives", "train_data.sampled_per_step")
@@ -394,6 +398,9 @@ def _interactions(v: _Values) -> None:
         # Of reciprocal operators a penalty would take the popularity.
         reciprocal = bool(v.get("model.reciprocal"))
         l2 = 0.02 if within else 0.05 if strong and not reciprocal else 0.1
+        if l2 == 0.05:
+            # What few edges say by chance is a larger share of what they say.
+            l2 = round(min(l2 * max(1.0, (FEW_IN_ALL / max(v.counts.total, 1)) ** 0.5), 0.15), 3)
         few = not within and v.counts.degree < MANY_EDGES
         if few:
             # Each edge penalizes its ends, so that fewer would hold a vector down less.
@@ -403,7 +410,8 @@ def _interactions(v: _Values) -> None:
     rate = 0.004 if comparator == "cosine" else 0.01
     _optimizers(v, rate=rate, rows_rate=0.1, algorithm="rmsprop")
     metric = "filtered_mrr" if within else "recall@20"
-    _loop(v, metric=metric, most_epochs=MOST_EPOCHS, batch=_power_of_two(v.counts.total / 400, 500, 8_000))
+    batch = _power_of_two(v.counts.total / 400, 500, 8_000)
+    _loop(v, metric=metric, most_epochs=MOST_EPOCHS, batch=batch, fewest_steps=FEWEST_STEPS)
 
 
 def _graph(v: _Values) -> None:
@@ -506,16 +514,19 @@ def _optimizers(v: _Values, *, rate: float, rows_rate: float, algorithm: str) ->
     v.choose("model.translation_optimizer", operators, "of the operators")
 
 
-def _loop(v: _Values, *, metric: str, most_epochs: int, batch: int, patience: int | None = None) -> None:
+def _loop(
+    v: _Values, *, metric: str, most_epochs: int, batch: int, patience: int | None = None, fewest_steps: int = 0
+) -> None:
     """Choose the size of steps, epochs, and what is looked at when, by the number of steps in an epoch."""
     total = max(v.counts.total, 1)
     dim = v.data["model"]["embeddings"]["tables"][0]["embedding_dim"]
     fits = max(FEWEST_EPOCHS, min(most_epochs, WORK // (total * dim)))
     batch = int(v.choose("train_data.per_replica_batch_size", batch, f"{total:,} edges"))
     v.choose("negatives.chunk_size", min(batch, 1_000), "edges that share their negatives")
+    steps = max(1, math.ceil(total / batch))
+    fits = max(fits, min(math.ceil(fewest_steps / steps), MOST_EPOCHS_OF_FEW_STEPS)) if fits == most_epochs else fits
     epochs = int(v.choose("training.num_epochs", fits, f"{total:,} edges; the best one is kept"))
     v.choose("negatives.epochs", max(1, min(epochs, 5)), "pools of so many epochs are made and used again")
-    steps = max(1, math.ceil(total / batch))
     v.choose("training.num_train_steps", 2 * (steps + len(v.counts.edges)) * epochs, "num_epochs ends training")
     v.choose("training.selection_metric", metric, "what the vectors are for")
     v.choose("training.num_eval_steps", 0, "sampled candidates would only repeat it")
