@@ -327,7 +327,7 @@ WORK = 1_300_000_000
 """Edges that training visits, times the dimension, where that makes fewer epochs than a recipe's most: 2 to 4 minutes
 on 2 cores."""
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 30
-FEWEST_STEPS, MOST_EPOCHS_OF_FEW_STEPS = 600, 120
+FEWEST_STEPS, MOST_EPOCHS_OF_FEW_STEPS = 1_500, 120
 """Where `MOST_EPOCHS` are fewer steps, `interactions` trains more epochs, up to so many."""
 MANY_EDGES = 10
 """Edges an entity, on average, from which vectors stand masks and the stronger dropout."""
