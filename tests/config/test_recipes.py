@@ -191,7 +191,7 @@ def test_edges_with_more_directions_than_the_dimension_get_twice_as_many(
 
 
 @pytest.mark.parametrize(
-    ("edges", "penalty", "epochs"), [(2_000, 0.15, 120), (6_000, 0.15, 120), (15_000, 0.1, 50), (60_000, 0.05, 30)]
+    ("edges", "penalty", "epochs"), [(2_000, 0.15, 120), (5_000, 0.15, 120), (11_250, 0.1, 66), (45_000, 0.05, 30)]
 )
 def test_few_edges_in_all_are_penalized_more_and_seen_more_often(edges: int, penalty: float, epochs: int) -> None:
     counts = Counts({"view": edges, "buy": 0, "follows": 0}, {"user": 200, "item": 100})

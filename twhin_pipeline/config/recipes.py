@@ -345,7 +345,7 @@ def may_need_memory(edges: int) -> bool:
 
 MANY_KNOWN = 0.2
 """The share of held-out edges known by another relation from which dropout would cost more than it gains."""
-FEW_IN_ALL = 60_000
+FEW_IN_ALL = 45_000
 """Edges in all below which the penalty grows with the root of how many fewer there are, up to three times."""
 MOST_PENALTY = 0.3
 """Twice as much left nothing but popularity (docs/quality.md)."""
