@@ -520,11 +520,12 @@ def _loop(
     """Choose the size of steps, epochs, and what is looked at when, by the number of steps in an epoch."""
     total = max(v.counts.total, 1)
     dim = v.data["model"]["embeddings"]["tables"][0]["embedding_dim"]
-    fits = max(FEWEST_EPOCHS, min(most_epochs, WORK // (total * dim)))
+    affordable = WORK // (total * dim)
     batch = int(v.choose("train_data.per_replica_batch_size", batch, f"{total:,} edges"))
     v.choose("negatives.chunk_size", min(batch, 1_000), "edges that share their negatives")
     steps = max(1, math.ceil(total / batch))
-    fits = max(fits, min(math.ceil(fewest_steps / steps), MOST_EPOCHS_OF_FEW_STEPS)) if fits == most_epochs else fits
+    most = max(most_epochs, min(math.ceil(fewest_steps / steps), MOST_EPOCHS_OF_FEW_STEPS))
+    fits = max(FEWEST_EPOCHS, min(most, affordable))
     epochs = int(v.choose("training.num_epochs", fits, f"{total:,} edges; the best one is kept"))
     v.choose("negatives.epochs", max(1, min(epochs, 5)), "pools of so many epochs are made and used again")
     v.choose("training.num_train_steps", 2 * (steps + len(v.counts.edges)) * epochs, "num_epochs ends training")
