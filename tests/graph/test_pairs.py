@@ -33,7 +33,7 @@ def plain(relation: Array, heads: Array, tails: Array, times: Array) -> list[dic
         count["shared"] += len(seen[head, tail]) > 1
         if start is not None and time > start:
             count["late"] += 1
-            count["known"] += any(NO_TIME < other <= start for _, other in seen[head, tail])
+            count["known"] += any(other <= start for _, other in seen[head, tail])  # or without a time
     return result
 
 

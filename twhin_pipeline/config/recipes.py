@@ -51,7 +51,7 @@ class Pairs:
     late: int
     """Those of the latest tenth of all edges between the two types."""
     known: int
-    """Those of them whose pair another relation joined before that tenth."""
+    """Those of them whose pair another relation joined before that tenth, or without a time."""
 
 
 @dataclass(frozen=True)
@@ -397,10 +397,10 @@ def _interactions(v: _Values) -> None:
             v.choose("model.embedding_dropout", 0.5 if strong else 0.3, f"vectors of few edges overfit; {why}")
         # Of reciprocal operators a penalty would take the popularity.
         reciprocal = bool(v.get("model.reciprocal"))
-        l2 = 0.02 if within else 0.05 if strong and not reciprocal else 0.1
-        if l2 == 0.05:
+        l2 = 0.02 if within else 0.1
+        if strong and not within and not reciprocal:
             # What few edges say by chance is a larger share of what they say.
-            l2 = round(min(l2 * max(1.0, (FEW_IN_ALL / max(v.counts.total, 1)) ** 0.5), 0.15), 3)
+            l2 = round(min(0.05 * max(1.0, (FEW_IN_ALL / max(v.counts.total, 1)) ** 0.5), 0.15), 3)
         few = not within and v.counts.degree < MANY_EDGES
         if few:
             # Each edge penalizes its ends, so that fewer would hold a vector down less.

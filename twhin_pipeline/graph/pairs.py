@@ -27,7 +27,8 @@ LATE = 0.1
 def count(config: TwhinConfig, store: Store, snapshot: str) -> dict[str, dict[str, int]]:
     """Count the edges of pairs that several relations join, as JSON values of `recipes.Pairs`, by relation.
 
-    Relations that alone join their two types are left out, and so is everything where no recipe goes by it.
+    Relations that alone join their two types are left out, and so is everything where no recipe goes by it. All edges
+    count, those that the source or a split holds out too.
     """
     edges_of = store.manifest("raw_edges", snapshot).details["edges_per_relation"]
     total = sum(edges_of.get(name, 0) for name in config.model.relation_names)
@@ -74,7 +75,7 @@ def of_edges(relation: Array, heads: Array, tails: Array, times: Array) -> list[
         start = np.quantile(times[dated], 1 - LATE, method="inverted_cdf")
         late = dated & (times > start)
         earlier = np.zeros(pair.max() + 1, bool)
-        earlier[pair[dated & ~late]] = True
+        earlier[pair[~late]] = True  # a split by time leaves edges without a time in training
         known = late & earlier[pair]
     kinds = {"edges": np.ones(len(pair), bool), "shared": shared, "late": late, "known": known}
     counts = {name: np.bincount(relation[rows], minlength=relation.max() + 1) for name, rows in kinds.items()}
