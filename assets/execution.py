@@ -1,11 +1,13 @@
-"""Execution: the pool that steps share, and what a user's mistake does to a step.
+"""Execution: where steps run, the pool that they share, and what a user's mistake does to a step.
 
 What belongs here: how steps run. What does not: what they run (`steps.py`, `checks.py`, `jobs.py`).
 https://docs.dagster.io/guides/operate/managing-concurrency
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import dagster as dg
 
@@ -15,6 +17,30 @@ POOL = "twhin"
 """Its limit is in `resources/dagster.yaml`."""
 HELD = "held"
 """Metadata of a failure that does not pass by itself."""
+DEFINITIONS = "twhin_pipeline.definitions"
+
+
+def forked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Let a step's process be a fork of one that has loaded the code, so that no step loads it anew.
+
+    That one, a fork server of `multiprocessing`, has opened no instance and has no torch, duckdb or MLflow, whose
+    threads a fork would lose. Elsewhere than on Linux a fork is not safe, and steps start as Dagster starts them.
+
+    Args:
+        config: What the run says of its executor, Dagster's defaults filled in.
+    """
+    of_processes = config.get("multiprocess")
+    if of_processes is None or "start_method" in of_processes or not sys.platform.startswith("linux"):
+        return dict(config)
+    # Another module may have assembled the definitions, in whose place ours may not load.
+    loaded = DEFINITIONS if DEFINITIONS in sys.modules else "dagster"
+    return {"multiprocess": {**of_processes, "start_method": {"forkserver": {"preload_modules": [loaded]}}}}
+
+
+executor = dg.multi_or_in_process_executor.configured(
+    forked, config_schema=dg.multi_or_in_process_executor.config_schema, name="multi_or_in_process_executor"
+)
+"""Dagster's own, which takes the same settings; by default its steps are forks."""
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from twhin_pipeline._dagster.assets import (
     edges,
     embeddings,
     evaluation,
+    execution,
     indexes,
     jobs,
     maps,
@@ -92,6 +93,7 @@ def build_defs(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
+        executor=execution.executor,
         jobs=[jobs.chain, jobs.tune(snapshots), promotion_jobs.promote, promotion_jobs.rollback, retention.job],
         schedules=[schedules.retraining(load, find), retention.schedule()],
         sensors=[

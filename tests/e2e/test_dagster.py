@@ -252,18 +252,25 @@ def later(log: Path, step: int) -> bool:
 
 
 def steps_of(pid: int) -> list[int]:
-    """Return the processes between Dagster's command and torchrun: those that a kernel out of memory would kill."""
-    children: dict[int, list[int]] = {}
+    """Return the processes between Dagster's command and torchrun: those that a kernel out of memory would kill.
+
+    A step is a child of the run's fork server, which is the command's child.
+    """
+    parents: dict[int, int] = {}
+    launchers = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"torch.distributed.run" in (folder / "cmdline").read_bytes():
+                launchers.append(int(folder.name))
         except OSError:
             continue
-        children.setdefault(parent, []).append(int(folder.name))
+    return [step for one in launchers if (step := parents[one]) in parents and pid in ancestors(step, parents)]
+
+
+def ancestors(pid: int, parents: dict[int, int]) -> list[int]:
+    """Return a process's parent, that one's parent, and so on."""
     found = []
-    for child in children.get(pid, []):
-        grandchildren = children.get(child, [])
-        lines = [Path(f"/proc/{g}/cmdline").read_bytes() for g in grandchildren]
-        if any(b"torch.distributed.run" in line for line in lines):
-            found.append(child)
+    while (pid := parents.get(pid, 0)) > 0:
+        found.append(pid)
     return found
