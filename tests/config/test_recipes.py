@@ -52,6 +52,21 @@ def test_relations_within_one_type_get_the_recipe_of_graphs() -> None:
     assert recipe.config.training.selection_metric == "filtered_mrr"
 
 
+def test_what_is_held_out_says_which_recipe_however_many_follows_stand_beside_it() -> None:
+    mostly_follows = Counts({"view": 40_000, "buy": 0, "follows": 90_000}, SHOP.entities)
+    events = shop(split={"relations": ["view", "buy"]})
+    recipe = recipes.apply(events, mostly_follows)
+    assert recipe.name == "interactions"
+    assert recipe.reason.endswith("but 0% of those of relations that are held out")
+    assert recipes.apply(shop(), mostly_follows).name == "graph"
+    assert recipes.apply(shop(split={"relations": ["follows"]}), mostly_follows).name == "graph"
+    assert recipes.apply(shop(split={"relations": ["follows"]}), SHOP).name == "interactions"
+    by_time = shop(split={"strategy": "temporal"}, source={"path": "edges.csv", "columns": {"time": "time"}})
+    assert recipes.apply(by_time, replace(mostly_follows, undated=frozenset({"follows"}))).name == "interactions"
+    nothing_dated = frozenset({"view", "buy", "follows"})
+    assert recipes.apply(by_time, replace(mostly_follows, undated=nothing_dated)).name == "graph"
+
+
 def follows(**sections: Any) -> TwhinConfig:
     """Users who follow users."""
     model = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -376,10 +377,13 @@ def test_the_split_goes_by_a_split_column_or_by_time_or_is_left_to_chance(tmp_pa
 def test_days_of_a_log_are_offered_as_snapshots_in_a_comment_that_loads(tmp_path):
     log = write(tmp_path / "log.csv", "user,item,time", "ann,x,2025-01-01", "bob,y,2025-01-02")
     text = guessed([log], tmp_path).text
-    assert "  # snapshots: {from: 2025-01-01, every: 1d}" in text
+    assert "  # snapshots: {from: 2024-12-31, every: 1d, to: 2025-01-02}" in text, "it ended, so no day since is one"
     (tmp_path / "log.yaml").write_text(text.replace("# snapshots", "snapshots"))
     source = load_config(str(tmp_path / "log.yaml")).source
     assert source is not None and isinstance(source.snapshots, SnapshotDays) and source.snapshots.every == "1d"
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    grows = write(tmp_path / "grows.csv", "user,item,time", "ann,x,2025-01-01", f"bob,y,{today}")
+    assert f"  # snapshots: {{from: {today}, every: 1d}}" in guessed([grows], tmp_path).text, "it begins now"
     for day in ("2025-01-01", "2025-01-02"):
         write(tmp_path / f"e-{day}.csv", "user,item,time", f"ann,x,{day}", "bob,y,2024-12-01")
     assert "# snapshots" not in guessed([str(tmp_path / "e-*.csv")], tmp_path).text

@@ -164,10 +164,10 @@ def apply(config: TwhinConfig, counts: Counts) -> Recipe:
     Raises:
         UserError: The chosen values contradict the configuration's; names the fields.
     """
-    name, reason = _name_of(config, counts)
+    values = _Values(config, counts)
+    name, reason = _name_of(values)
     if name == NONE:
         return Recipe(NONE, reason, config)
-    values = _Values(config, counts)
     (_interactions if name == INTERACTIONS else _graph)(values)
     try:
         # The source stays as it is: it knows the folder that its path is relative to.
@@ -180,8 +180,9 @@ def apply(config: TwhinConfig, counts: Counts) -> Recipe:
         ) from error
 
 
-def _name_of(config: TwhinConfig, counts: Counts) -> tuple[str, str]:
+def _name_of(values: _Values) -> tuple[str, str]:
     """Return which recipe suits the graph, and why."""
+    config, counts = values.config, values.counts
     if config.recipe == NONE:
         return NONE, "the configuration says so"
     if not config.all_sources:
@@ -197,6 +198,8 @@ def _name_of(config: TwhinConfig, counts: Counts) -> tuple[str, str]:
         return config.recipe, f"the configuration says so ({result})"
     if same >= 0.5 and len(relations) == 1:
         return INTERACTIONS, f"the graph has {result}, and one relation says who is near whom and who is popular"
+    if same >= 0.5 and (asked := values.share_asked_within_a_type()) < 0.5:
+        return INTERACTIONS, f"the graph has {result}, but {asked:.0%} of those of relations that are held out"
     return (GRAPH if same >= 0.5 else INTERACTIONS), f"the graph has {result}"
 
 
@@ -288,6 +291,13 @@ class _Values:
         """Return the mean number of edges an entity has of the relations held out, both ends counted."""
         asked = sum(self.counts.edges[item["name"]] for item in self.data["model"]["relations"] if self._is_asked(item))
         return 2 * asked / max(sum(self.counts.entities.values()), 1)
+
+    def share_asked_within_a_type(self) -> float:
+        """Return how much of the edges of relations held out joins entities of one type; 1 where there are none."""
+        asked = [item for item in self.data["model"]["relations"] if self._is_asked(item)]
+        within = sum(self.counts.edges[item["name"]] for item in asked if item["lhs"] == item["rhs"])
+        total = sum(self.counts.edges[item["name"]] for item in asked)
+        return within / total if total else 1.0
 
     def known_share(self) -> float:
         """Return the share of the edges held out whose pair training knows by another relation, about."""

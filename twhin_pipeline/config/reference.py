@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import annotated_types as at
@@ -33,15 +33,21 @@ Sections and names are the published system's; `source`, `vocabulary`, `split`, 
 
 def markdown() -> str:
     """Return the whole page."""
-    parts = [HEAD]
+    alone = {name: field for name, field in TwhinConfig.model_fields.items() if section_of(field.annotation)[0] is None}
+    parts = [HEAD, "\n## Beside the sections\n", *_table(alone, "")]
     for path, section, _ in sections():
         parts.append(f"\n{'##' if '.' not in path else '###'} `{path}`\n\n{_prose(section.__doc__)}\n")
-        parts.append("\n| field | type | default | |\n|---|---|---|---|\n")
-        for name, field in section.model_fields.items():
-            name = field.alias or name
-            cells = (f"`{name}`", type_text(field), default_text(field), _description(f"{path}.{name}", field))
-            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+        parts += _table(section.model_fields, f"{path}.")
     return "".join(parts)
+
+
+def _table(fields: Mapping[str, FieldInfo], path: str) -> Iterator[str]:
+    """Yield the lines of a table of fields whose paths begin with `path`."""
+    yield "\n| field | type | default | |\n|---|---|---|---|\n"
+    for name, field in fields.items():
+        name = field.alias or name
+        cells = (f"`{name}`", type_text(field), default_text(field), _description(f"{path}{name}", field))
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
 def sections(root: type[BaseModel] = TwhinConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel], FieldInfo]]:

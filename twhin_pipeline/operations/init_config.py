@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import duckdb
@@ -27,6 +28,8 @@ FEW = 0.005
 ACCEPTED = 0.01
 """The default of `max_rejected_share`."""
 VALIDATION, TEST = 0.05, 0.1
+ENDED_DAYS = 7
+"""A log whose latest time is older than that is taken for one that does not grow."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class _Table:
     """The relation of all rows, where there is no column for it."""
     rejected: float
     """Share of rows without an id or of a relation that is left out."""
+    newest: date | None
+    """The day (UTC) of the latest time; None where there is none, or the sample may not have it."""
 
     @property
     def file(self) -> str:
@@ -119,7 +124,11 @@ def _table(
     if rejected > ACCEPTED:
         lines.append(f"  {rejected:.1%} of the rows have no id or no listed relation: max_rejected_share accepts them")
     counts = {text: count for text, count in counts.items() if text not in rare}
-    return _Table(sample, roles, counts, relation, rejected)
+    span = None
+    if roles.time is not None and sample.complete:
+        with explained(sample.source.newest):
+            span = init_files.span(con, sample.table, roles.time, roles.time_unit or "s")
+    return _Table(sample, roles, counts, relation, rejected, span[1] if span is not None else None)
 
 
 def _described(sample: Sample, roles: Roles) -> str:
@@ -287,11 +296,11 @@ def _text(data: dict[str, Any], tables: list[_Table]) -> str:
         "# docs/reference/configuration.md explains them. Relative paths are relative to this file's folder.",
     ]
     if "source" in data:
-        lines += ["source:", *(f"  {item}" for item in _items(data["source"]))]
+        lines += ["source:", *(f"  {item}" for item in _items(data["source"], tables[0].newest))]
     else:
         lines.append("sources:")
-        for source in data["sources"]:
-            items = _items(source)
+        for source, table in zip(data["sources"], tables, strict=True):
+            items = _items(source, table.newest)
             lines += [f"  - {items[0]}", *(f"    {item}" for item in items[1:])]
     model = data["model"]
     lines += ["model:", "  embeddings:", "    tables:  # entity types; rename them as you like, here and below"]
@@ -311,11 +320,20 @@ def _text(data: dict[str, Any], tables: list[_Table]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _items(source: dict[str, Any]) -> list[str]:
-    """Return the lines of a source; of an event log with what makes each of its days a snapshot, as a comment."""
+def _items(source: dict[str, Any], newest: date | None) -> list[str]:
+    """Return the lines of a source; of an event log with what makes each of its days a snapshot, as a comment.
+
+    A log that still grows begins with its newest day, since each day's snapshot has all the days before. One that
+    ended long ago would have a snapshot of every day since.
+    """
     items = [f"{key}: {_flow(value)}" for key, value in source.items()]
     if "time" in source["columns"] and "{snapshot}" not in source["path"]:
-        items.append("# snapshots: {from: 2025-01-01, every: 1d}  # if it grows day by day: each day is a snapshot")
+        yesterday = datetime.now(UTC).date() - timedelta(days=1)
+        days, why = f"from: {newest or yesterday}, every: 1d", "if it grows day by day: each day is a snapshot"
+        if newest is not None and yesterday - newest > timedelta(days=ENDED_DAYS):
+            days = f"from: {newest - timedelta(days=2)}, every: 1d, to: {newest}"
+            why = "each day is a snapshot; without `to`, also those since"
+        items.append(f"# snapshots: {{{days}}}  # {why}")
     return items
 
 
