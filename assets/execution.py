@@ -38,7 +38,7 @@ def forked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 executor = dg.multi_or_in_process_executor.configured(
-    forked, config_schema=dg.multi_or_in_process_executor.config_schema, name="multi_or_in_process_executor"
+    forked, config_schema=dg.multi_or_in_process_executor.config_schema.as_field(), name="multi_or_in_process_executor"
 )
 """Dagster's own, which takes the same settings; by default its steps are forks."""
 

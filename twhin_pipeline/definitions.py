@@ -57,13 +57,17 @@ STAGES = (
 
 
 def build_defs(
-    *, config_path: str | None = None, resource_overrides: Mapping[str, Any] | None = None
+    *,
+    config_path: str | None = None,
+    resource_overrides: Mapping[str, Any] | None = None,
+    executor: dg.ExecutorDefinition | None = None,
 ) -> dg.Definitions:
     """Assemble everything for one configuration.
 
     Args:
         config_path: A YAML file; left out, the one TWHIN_CONFIG names, else the bundled example's.
         resource_overrides: Resources by name, in place of the usual ones.
+        executor: What runs the steps; left out, Dagster's default or that of the definitions these are merged with.
 
     Raises:
         UserError: The configuration is wrong; definitions cannot be made without its entity types.
@@ -93,7 +97,7 @@ def build_defs(
         assets=[one for one in made if not isinstance(one, dg.AssetChecksDefinition)],
         asset_checks=[one for one in made if isinstance(one, dg.AssetChecksDefinition)],
         resources=resources,
-        executor=execution.executor,
+        executor=executor,
         jobs=[jobs.chain, jobs.tune(snapshots), promotion_jobs.promote, promotion_jobs.rollback, retention.job],
         schedules=[schedules.retraining(load, find), retention.schedule()],
         sensors=[
@@ -106,4 +110,4 @@ def build_defs(
     )
 
 
-defs = build_defs()
+defs = build_defs(executor=execution.executor)

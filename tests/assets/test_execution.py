@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 
 from twhin_pipeline._dagster.assets import execution
-from twhin_pipeline.definitions import defs
+from twhin_pipeline.definitions import build_defs, defs
 
 ROOT = Path(__file__).resolve().parents[2]
 SPAWN = {"multiprocess": {"start_method": {"spawn": {}}}}
@@ -44,6 +44,12 @@ def chosen(config: dict) -> dict:
 def test_a_run_may_choose_how_its_steps_start(config):
     [(kind, fields)] = chosen(config).items()
     assert kind in config and fields.get("start_method") == config[kind].get("start_method")
+
+
+def test_definitions_that_are_merged_with_ones_own_leave_the_executor_to_these():
+    mine = dg.Definitions(executor=dg.in_process_executor)
+    merged = dg.Definitions.merge(build_defs(), mine)
+    assert merged.resolve_job_def("chain").executor_def is dg.in_process_executor
 
 
 def test_other_settings_of_a_run_stay(monkeypatch):
