@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -381,9 +381,11 @@ def test_days_of_a_log_are_offered_as_snapshots_in_a_comment_that_loads(tmp_path
     (tmp_path / "log.yaml").write_text(text.replace("# snapshots", "snapshots"))
     source = load_config(str(tmp_path / "log.yaml")).source
     assert source is not None and isinstance(source.snapshots, SnapshotDays) and source.snapshots.every == "1d"
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    grows = write(tmp_path / "grows.csv", "user,item,time", "ann,x,2025-01-01", f"bob,y,{today}")
-    assert f"  # snapshots: {{from: {today}, every: 1d}}" in guessed([grows], tmp_path).text, "it begins now"
+    now = datetime.now(UTC)
+    for newest in (now, now + timedelta(days=900)):
+        grows = write(tmp_path / "grows.csv", "user,item,time", "ann,x,2025-01-01", f"bob,y,{newest:%Y-%m-%d}")
+        line = f"  # snapshots: {{from: {now - timedelta(days=1):%Y-%m-%d}, every: 1d}}"
+        assert line in guessed([grows], tmp_path).text, "it begins with the last day that is over"
     for day in ("2025-01-01", "2025-01-02"):
         write(tmp_path / f"e-{day}.csv", "user,item,time", f"ann,x,{day}", "bob,y,2024-12-01")
     assert "# snapshots" not in guessed([str(tmp_path / "e-*.csv")], tmp_path).text

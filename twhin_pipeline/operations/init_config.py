@@ -323,14 +323,15 @@ def _text(data: dict[str, Any], tables: list[_Table]) -> str:
 def _items(source: dict[str, Any], newest: date | None) -> list[str]:
     """Return the lines of a source; of an event log with what makes each of its days a snapshot, as a comment.
 
-    A log that still grows begins with its newest day, since each day's snapshot has all the days before. One that
-    ended long ago would have a snapshot of every day since.
+    A log that still grows begins with the last day that is over, since each day's snapshot has all the days before.
+    One that ended long ago would have a snapshot of every day since.
     """
     items = [f"{key}: {_flow(value)}" for key, value in source.items()]
     if "time" in source["columns"] and "{snapshot}" not in source["path"]:
-        yesterday = datetime.now(UTC).date() - timedelta(days=1)
-        days, why = f"from: {newest or yesterday}, every: 1d", "if it grows day by day: each day is a snapshot"
-        if newest is not None and yesterday - newest > timedelta(days=ENDED_DAYS):
+        today = datetime.now(UTC).date()
+        last_day = min(newest or today, today) - timedelta(days=1)  # a time to come is a mistake
+        days, why = f"from: {last_day}, every: 1d", "if it grows day by day: each day is a snapshot"
+        if newest is not None and today - newest > timedelta(days=ENDED_DAYS):
             days = f"from: {newest - timedelta(days=2)}, every: 1d, to: {newest}"
             why = "each day is a snapshot; without `to`, also those since"
         items.append(f"# snapshots: {{{days}}}  # {why}")
